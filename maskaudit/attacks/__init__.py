@@ -1,0 +1,1 @@
+"""Attacks on a `Target`: plain functions, one file each; `registry` lists them."""

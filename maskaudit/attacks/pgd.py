@@ -1,0 +1,77 @@
+"""FGSM and projected gradient descent on the model's own gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.losses import Loss, build_objective
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel, per_point_norm
+
+#: Step size in units of ε/steps when none is given: 2.5 lets a point cross the ball
+#: and come back (Madry et al. 2018, section 5).
+MADRY_STEP = 2.5
+
+
+def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0) -> Tensor:
+    """An admissible point drawn uniformly from the ball (before clipping to the bounds), shape of `x`."""
+    shape = x.shape[1:]
+    if threat.norm == "Linf":
+        return threat.project(x + threat.eps * (2 * rng.uniform(shape, step=step).to(x) - 1), x)
+    direction = rng.normal(shape, step=step).to(x)
+    radius = rng.uniform((), step=step + 1_000_003).to(x) ** (1 / max(1, x[0].numel()))
+    scale = threat.eps * radius / per_point_norm(direction).clamp_min(1e-12)
+    return threat.project(x + direction * scale.view(-1, *[1] * (x.dim() - 1)), x)
+
+
+def fgsm(target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce") -> Attempt:
+    """One full step from the clean point (Goodfellow et al. 2015); for L2 the step is ε·g/‖g‖₂."""
+    return pgd(
+        target, x, y, threat=threat, rng=rng, loss=loss, steps=1, step_size=threat.eps, start="clean"
+    )
+
+
+def pgd(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    rng: PointRNG,
+    loss: Loss = "ce",
+    steps: int = 40,
+    step_size: float | None = None,
+    relative_step: float | None = None,
+    start: str = "random",
+) -> Attempt:
+    """Projected gradient ascent with a fixed step (Madry et al. 2018).
+
+    Args:
+        x: clean points (N, …) in bounds; y: labels (N,).
+        steps: gradient steps per point; one more evaluation scores the last iterate.
+        step_size: in input units; `relative_step` gives it in units of ε; default 2.5·ε/steps.
+        start: "random" (uniform in the ball) or "clean".
+
+    Returns:
+        The iterate with the largest breaking margin; `first_success` counts gradient steps plus one.
+    """
+    if step_size is None:
+        step_size = threat.eps * relative_step if relative_step is not None else MADRY_STEP * threat.eps / steps
+    objective = build_objective(loss, y, target.scores(x), reject_class=target.reject_class)
+    iterate = random_start(x, threat=threat, rng=rng) if start == "random" else x.clone()
+    best = BestCandidates(x)
+    active = ActiveSet(
+        len(x), limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
+    )
+    while (rows := active.next_rows()) is not None:
+        current, clean = iterate[rows], x[rows]
+        result = target.value_and_grad(current, lambda s, r, rows=rows: objective(s, rows[r]))  # type: ignore[misc]
+        reached = target.margin(result.scores, y[rows])
+        best.offer(rows, current, reached)
+        gradient = torch.nan_to_num(result.grad, nan=0.0, posinf=0.0, neginf=0.0)
+        iterate[rows] = threat.project(current + step_size * threat.step_direction(gradient), clean)
+        active.advance(rows, reached > 0)
+    return Attempt(best.examples, active.first_success, active.step)

@@ -1,0 +1,155 @@
+"""The registry of attacks, and the fixed batteries that each budget runs.
+
+Within a budget the own-gradient attacks are matched: untargeted cross-entropy
+(CE*) gets as many gradient steps as all other losses together, so that a gap
+between the two families cannot come from unequal effort. An attack is one file
+and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.decision import decision_attack
+from maskaudit.attacks.finite_differences import finite_differences
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.attacks.noise import noise
+from maskaudit.attacks.pgd import fgsm, pgd
+from maskaudit.attacks.square import square
+from maskaudit.attacks.transfer import transfer
+from maskaudit.errors import UsageError
+
+__all__ = ["BUDGETS", "Budget", "BudgetName", "battery", "select_attacks"]
+
+BudgetName = Literal["quick", "standard", "thorough"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an audit may spend.
+
+    Attributes:
+        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
+        steps: gradient steps of one Auto-PGD run.
+        targets: wrong classes tried by the targeted attack.
+        queries: forward passes per point of the score-based search.
+        decision_queries: of the decision-based attack.
+        noise_draws: random-sign draws per point.
+        surrogate_rounds: training rounds of the surrogate.
+        probe_points: points that probes measure.
+        second_opinion: points that torchattacks attacks.
+    """
+
+    looks: tuple[int, ...]
+    steps: int
+    targets: int
+    queries: int
+    decision_queries: int
+    noise_draws: int
+    surrogate_rounds: int
+    probe_points: int
+    second_opinion: int
+
+
+BUDGETS: dict[BudgetName, Budget] = {
+    "quick": Budget(
+        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        surrogate_rounds=2, probe_points=64, second_opinion=16,
+    ),
+    "standard": Budget(
+        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        surrogate_rounds=3, probe_points=128, second_opinion=48,
+    ),
+    "thorough": Budget(
+        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        surrogate_rounds=4, probe_points=256, second_opinion=128,
+    ),
+}  # fmt: skip
+
+_MADRY = "Madry et al. 2018, Towards deep learning models resistant to adversarial attacks"
+_CROCE = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of parameter-free attacks"
+
+
+def battery(budget: Budget) -> tuple[AttackSpec, ...]:
+    """The attacks of a budget, in the order they run: cheap first, so that the dear ones meet fewer points."""
+    other_runs = 3 + budget.targets  # margin, DLR, rescaled, one per targeted class
+    return (
+        AttackSpec(
+            "pgd", "PGD on cross-entropy, 40 steps, random start", "gradient", "reference", pgd,
+            {"loss": "ce", "steps": 40}, "ce", (_MADRY,),
+        ),
+        AttackSpec(
+            "fgsm", "FGSM", "gradient", "strong", fgsm, {}, "ce",
+            ("Goodfellow et al. 2015, Explaining and harnessing adversarial examples",),
+        ),
+        AttackSpec(
+            "pgd-coarse", "PGD on cross-entropy, steps of ε/4", "gradient", "strong", pgd,
+            {"loss": "ce", "steps": budget.steps, "relative_step": 0.25}, "ce", (_MADRY,),
+        ),
+        AttackSpec(
+            "apgd-ce", "Auto-PGD on cross-entropy", "gradient", "strong", apgd,
+            {"loss": "ce", "steps": budget.steps, "restarts": other_runs}, "ce", (_CROCE,),
+        ),
+        AttackSpec(
+            "apgd-margin", "Auto-PGD on the logit margin", "gradient", "strong", apgd,
+            {"loss": "margin", "steps": budget.steps}, "", (_CROCE, "Carlini & Wagner 2017, loss f6"),
+        ),
+        AttackSpec(
+            "apgd-dlr", "Auto-PGD on the difference-of-logits ratio", "gradient", "strong", apgd,
+            {"loss": "dlr", "steps": budget.steps}, "", (_CROCE,),
+        ),
+        AttackSpec(
+            "apgd-rescaled", "Auto-PGD on cross-entropy of logits rescaled per point", "gradient", "strong", apgd,
+            {"loss": "rescaled", "steps": budget.steps}, "",
+            ("Yu & Xu 2023, Efficient loss function by minimizing the detrimental effect of floating-point errors",),
+        ),
+        AttackSpec(
+            "apgd-targeted", "Auto-PGD on the targeted difference-of-logits ratio", "gradient", "strong", apgd,
+            {"loss": "targeted-dlr", "steps": budget.steps, "targets": budget.targets}, "", (_CROCE,),
+        ),
+        AttackSpec(
+            "noise", "Random noise of full size", "random", "challenger", noise, {"draws": budget.noise_draws}, "",
+            ("Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1",),
+        ),
+        AttackSpec(
+            "transfer", "Transfer from a surrogate trained on the model's answers", "transfer", "challenger",
+            transfer, {}, "", ("Papernot et al. 2017, Practical black-box attacks against machine learning",),
+        ),
+        AttackSpec(
+            "square", "Square attack", "score", "challenger", square, {"queries": budget.queries}, "",
+            ("Andriushchenko et al. 2020, Square Attack",),
+        ),
+        AttackSpec(
+            "finite-differences", "Gradient ascent on score differences at several scales", "score", "challenger",
+            finite_differences, {"queries": budget.queries}, "",
+            ("Uesato et al. 2018, Adversarial risk and the dangers of evaluating against weak attacks",),
+        ),
+        AttackSpec(
+            "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
+            decision_attack, {"queries": budget.decision_queries}, "",
+            ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"),
+        ),
+    )  # fmt: skip
+
+
+#: PGD with the whole input range as its ball: an attack that cannot fail on a differentiable model.
+UNBOUNDED = AttackSpec(
+    "unbounded", "PGD on cross-entropy with an unbounded ball", "sanity", "reference", pgd,
+    {"loss": "ce", "steps": 40, "relative_step": 0.05}, "",
+    ("Athalye et al. 2018, section 3.1", "Carlini et al. 2019, On evaluating adversarial robustness"),
+)  # fmt: skip
+
+
+def select_attacks(specs: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...]:
+    """The named attacks, plus the reference, which every comparison needs.
+
+    Raises:
+        UsageError: for a name that no attack has.
+    """
+    known = {spec.name for spec in specs}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UsageError(f"There is no attack {unknown[0]!r}; the attacks are {', '.join(sorted(known))}.")
+    return tuple(spec for spec in specs if spec.name in names or spec.role == "reference")

@@ -1,0 +1,307 @@
+"""The command line: options in, calls to the library, exit status out. No logic of its own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from maskaudit import __version__
+from maskaudit.errors import MaskauditError, UsageError
+
+FAIL_ON = ("masked", "suspect", "inconclusive", "never")
+INCONCLUSIVE_STATUS = 3
+MODEL_FAILED_STATUS = 4
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="maskaudit")
+def cli() -> None:
+    """Is this model robust, or do its gradients merely lie? Audit classifiers for gradient masking.
+
+    \b
+    Exit status: 0 nothing at or above --fail-on · 1 a finding at or above it, or a check that failed
+                 2 wrong usage or refused input · 3 inconclusive · 4 the model failed while audited
+    """
+
+
+def main() -> None:
+    """Entry point: every foreseen error becomes one sentence on stderr and its exit status."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and not as_json:
+            error.show()
+        _fail(error.format_message(), 2, as_json, shown=isinstance(error, click.UsageError) and not as_json)
+    except click.Abort:
+        _fail("Interrupted; what was finished is kept. Run the same command with --resume to go on.", 130, as_json)
+    except MaskauditError as error:
+        _fail(str(error), error.exit_code, as_json)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> None:
+    from maskaudit.terminal import printable
+
+    if not shown:
+        click.echo(f"maskaudit: {printable(message)}", err=True)
+    if as_json:
+        click.echo(json.dumps({"schema_version": 1, "error": {"message": message, "exit_status": status}}))
+    sys.exit(status)
+
+
+def _fraction(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """`8/255` or a decimal."""
+    if value is None:
+        return None
+    try:
+        top, slash, bottom = value.partition("/")
+        return float(top) / float(bottom) if slash else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"expected a number such as 0.03 or 8/255, got {value!r}.") from None
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """`0.49,0.48,0.45`."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}.") from None
+
+
+def _two_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    numbers = _numbers(context, parameter, value)
+    if numbers is not None and len(numbers) != 2:
+        raise click.BadParameter(f"expected two numbers such as 0,1, got {value!r}.")
+    return numbers
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """MODEL and what is needed to open it."""
+    for option in (
+        click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to execute its code."),
+        click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, …"),
+        click.option("--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory(width=2)."),
+        click.argument("model"),
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@_model_options
+@click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME.")
+@click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball.")
+@click.option("--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255.")
+@click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value.")
+@click.option("--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel, if not in the model.")
+@click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel.")
+@click.option("--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True)
+@click.option("--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one.")
+@click.option("--claim", callback=_fraction, metavar="FRACTION", help="Robust accuracy that is claimed, e.g. 0.53.")
+@click.option("--samples", type=int, metavar="N", help="Most points to draw.")
+@click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
+@click.option("--surrogate", multiple=True, metavar="MODEL[@SPEC]", help="Another model to transfer attacks from.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--batch-size", type=int, default=256, show_default=True)
+@click.option("--select", multiple=True, metavar="RULE", help="Run only these probes and attacks.")
+@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these probes and attacks out.")
+@click.option("--attack", multiple=True, metavar="NAME", help="Add an attack: torchattacks:NAME.")
+@click.option("--fail-on", type=click.Choice(FAIL_ON), default="masked", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
+@click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
+              help="Write html, json, md, text, sarif, junit or evidence.")  # fmt: skip
+@click.option("--out", metavar="DIR", help="Write report.html, audit.json, summary.md and evidence.safetensors.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted audit in --out DIR.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def check(model: str, **options: Any) -> None:
+    """Audit MODEL for gradient masking.
+
+    MODEL is a file (safetensors, state dict, TorchScript, or a pickled module with --trust-pickle),
+    zoo:NAME, torchvision:NAME, timm:NAME or py:pkg.mod:callable.
+    """
+    from maskaudit import api
+    from maskaudit.output import parse_outputs, write_outputs
+    from maskaudit.report import render
+    from maskaudit.settings import AuditSettings
+    from maskaudit.terminal import Progress, use_colour
+
+    if options["resume"] and options["out"] is None:
+        raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
+    wanted = parse_outputs(options["outputs_to"], options["out"])
+    names = ("budget", "samples", "seed", "claim", "outputs", "mean", "std", "reject_class", "device", "batch_size",
+             "select", "ignore")  # fmt: skip
+    settings = AuditSettings(
+        **{name: options[name] for name in names},
+        extra_attacks=options["attack"],
+        command=shlex.join(["maskaudit", *sys.argv[1:]]),
+    )
+    request = api.Request(
+        model, options["arch"], options["data"], options["norm"], options["eps"], options["bounds"],
+        options["trust_pickle"], options["surrogate"], settings,
+    )  # fmt: skip
+    progress = Progress(quiet=options["quiet"])
+    out = Path(options["out"]) if options["out"] else None
+    audit = api.run(api.prepare(request), out=out, resume=options["resume"], on_event=progress)
+    progress.close()
+    document = audit.report.to_dict()
+    write_outputs(wanted, document, audit.evidence)
+    if options["as_json"]:
+        click.echo(render(document, "json"), nl=False)
+    else:
+        click.echo(render(document, "text", color=use_colour(sys.stdout)), nl=False)
+        for fmt, path in wanted:
+            click.echo(f"{fmt:>9}: {path}")
+    if audit.failure is not None:
+        click.echo(f"maskaudit: {audit.failure}", err=True)
+    sys.exit(exit_status(document, options["fail_on"], failed=audit.failure is not None))
+
+
+def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False) -> int:
+    """The contract's exit status for a report."""
+    label, claim = document["verdict"]["label"], document["claim"]["status"]
+    if failed:
+        return MODEL_FAILED_STATUS
+    if fail_on == "never":
+        return 0
+    if label in FAIL_ON[: FAIL_ON.index(fail_on) + 1] and label != "inconclusive":
+        return 1
+    if claim == "refuted":
+        return 1
+    return INCONCLUSIVE_STATUS if label == "inconclusive" else 0
+
+
+@cli.command()
+@click.argument("method")
+@click.option("--data", default="digits", show_default=True, metavar="SOURCE", help="What to train on.")
+@click.option("--model", "model_spec", metavar="SPEC", help="Built-in architecture, e.g. small_cnn(width=32).")
+@click.option("--epochs", type=int, metavar="N", help="Passes over the data.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball that training defends.")
+@click.option("--eps", callback=_fraction, metavar="NUMBER", help="Its radius.")
+@click.option("--out", required=True, metavar="FILE", help="Where to save; the file opens in `check` as it is.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same FILE.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options: Any) -> None:
+    """Train a model by METHOD: standard, fgsm-at, pgd-at, trades, distill, great, greace or great+ce."""
+    from maskaudit.jobs import train_to_file
+
+    train_to_file(method, data=data, out=Path(out), resume=resume, quiet=quiet, **options)
+    click.echo(f"Saved {out}; audit it with: maskaudit check {shlex.quote(out)}")
+
+
+@cli.command()
+@click.option("--out", default="maskaudit-demo", show_default=True, metavar="DIR")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def demo(out: str, seed: int, quiet: bool) -> None:
+    """Train a GRE(AT+CE) and a PGD-trained network on the embedded digits, audit both, write the reports."""
+    from maskaudit.jobs import run_demo
+
+    for name, label, sentence, report in run_demo(Path(out), seed=seed, quiet=quiet):
+        click.echo(f"{name:<10} {label:<13} {sentence}\n           report: {report}")
+
+
+@cli.command()
+@click.argument("audit", metavar="DIR|AUDIT.JSON")
+@_model_options
+def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str) -> None:
+    """Score every adversarial example of an audit anew against MODEL; status 1 when one does not hold."""
+    from maskaudit.jobs import verify_files
+
+    checks = verify_files(Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device)
+    for one in checks:
+        click.echo(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
+    sys.exit(0 if all(one.holds for one in checks) else 1)
+
+
+@cli.command()
+@click.argument("audit", metavar="AUDIT.JSON")
+@click.option("-o", "outputs_to", multiple=True, required=True, metavar="FORMAT=PATH", help="What to write.")
+def report(audit: str, outputs_to: tuple[str, ...]) -> None:
+    """Render an old audit.json again."""
+    from maskaudit.evidence import read_report
+    from maskaudit.output import parse_outputs, write_outputs
+
+    wanted = parse_outputs(outputs_to, None)
+    write_outputs(wanted, read_report(Path(audit)), None)
+    for fmt, path in wanted:
+        click.echo(f"{fmt:>9}: {path}")
+
+
+@cli.command()
+def probes() -> None:
+    """List the probes and attacks that an audit runs."""
+    from maskaudit.jobs import list_rules
+
+    for kind, name, title in list_rules():
+        click.echo(f"{kind:<7} {name:<30} {title}")
+
+
+@cli.command()
+@click.argument("rule")
+def explain(rule: str) -> None:
+    """Explain a probe or attack: raised when, what it means, what to do, source."""
+    from maskaudit.jobs import explain_rule
+
+    click.echo(explain_rule(rule))
+
+
+@cli.group()
+def zoo() -> None:
+    """Models whose truth is known."""
+
+
+@zoo.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def zoo_list(as_json: bool) -> None:
+    """List the models with their truth."""
+    from maskaudit.zoo import ZOO
+
+    if as_json:
+        click.echo(json.dumps([entry.to_dict() for entry in ZOO.values()], indent=1))
+        return
+    for entry in ZOO.values():
+        click.echo(f"{entry.name:<22} {'masked' if entry.masked else 'not masked':<11} {entry.title}")
+
+
+@zoo.command("train")
+@click.argument("names", nargs=-1)
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
+    """Train (and cache) the networks behind NAMES, or behind the whole zoo."""
+    from maskaudit.terminal import Progress
+    from maskaudit.zoo import ZOO, load
+
+    progress = Progress(quiet=quiet)
+    for name in names or tuple(ZOO):
+        load(name)
+        progress.line(f"{name} ready")
+
+
+@zoo.command("check")
+@click.argument("names", nargs=-1)
+@click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
+    """Audit the zoo and compare every verdict with the truth; status 1 when one is wrong."""
+    from maskaudit.jobs import check_zoo
+
+    wrong = 0
+    for line, right in check_zoo(names, budget=budget, seed=seed):
+        click.echo(line)
+        wrong += not right
+    sys.exit(1 if wrong else 0)

@@ -1,0 +1,153 @@
+"""A folder with one sub-folder of PNG or JPEG images per class.
+
+Classes are numbered in the order of their names, images follow in the order of
+theirs. Where the folder holds `train` and `test` (or `val`) instead, those are the
+splits. Sub-folders are not descended further, so links cannot make a loop; a link to an image
+is followed. Files and folders whose name starts with a dot are left out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+#: Largest image that is decoded, in pixels; a classifier's input is far below, a decompression bomb above.
+MAX_PIXELS = 4096 * 4096
+#: Most memory the decoded float32 images may take, in bytes.
+MAX_BYTES = 4 * 2**30
+GREY_MODES = ("1", "L")
+COLOUR_MODES = ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
+
+
+def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
+    """Images as (N, C, H, W), 0 … 255 scaled to the bounds: C = 1 when all are grey, else 3 (alpha is dropped).
+
+    Raises:
+        InputError: for fewer than two classes, no images, images of several sizes, or an unreadable image.
+    """
+    parts, notes = _parts(path, split)
+    every_part, _ = _parts(path, "all")
+    classes = sorted({folder.name for part in every_part for folder in _folders(part)})
+    if len(classes) < 2:
+        raise InputError(f"{path}: expected one sub-folder per class and at least 2 classes, found {len(classes)}.")
+    files: list[tuple[Path, int]] = []
+    ignored = 0
+    for part in parts:
+        for label, name in enumerate(classes):
+            images, others = _images(part / name)
+            files += [(image, label) for image in images]
+            ignored += others
+    if not files:
+        raise InputError(f"{path}: there are no PNG or JPEG images in its {len(classes)} class folders.")
+    if ignored:
+        notes.append(f"{ignored} files that are not PNG or JPEG were ignored.")
+    pixels = _decode([file for file, _ in files], notes)
+    return Dataset(
+        name=str(path),
+        x=scale_to_bounds(torch.from_numpy(pixels), 255, bounds),
+        y=torch.tensor([label for _, label in files], dtype=torch.int64),
+        num_classes=len(classes),
+        bounds=bounds,
+        class_names=tuple(classes),
+        split=split,
+        notes=tuple(notes),
+    )
+
+
+def _parts(path: Path, split: Split) -> tuple[list[Path], list[str]]:
+    """The folders that hold the class folders of a split, and notes."""
+    by_name = {folder.name: folder for folder in _folders(path)}
+    held_out = by_name.get("test") or by_name.get("val")
+    if set(by_name) <= {"train", "test", "val"} and "train" in by_name and held_out is not None:
+        chosen = {"train": [by_name["train"]], "test": [held_out], "all": [by_name["train"], held_out]}[split]
+        return chosen, []
+    return [path], ["The folder has no train part: its train and test splits are the same points."]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted((item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")), key=_name)
+
+
+def _images(folder: Path) -> tuple[list[Path], int]:
+    """Image files of one class, sorted by name, and how many other files lie beside them."""
+    if not folder.is_dir():
+        return [], 0
+    visible = [item for item in folder.iterdir() if not item.name.startswith(".")]
+    images = sorted((item for item in visible if item.suffix.lower() in SUFFIXES), key=_name)
+    for image in images:
+        if not image.is_file():
+            raise InputError(f"{image} is a broken link or not a regular file; remove it or restore its target.")
+    return images, len(visible) - len(images)
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+def _decode(files: list[Path], notes: list[str]) -> np.ndarray:
+    """All images as uint8 (N, C, H, W); headers are compared before any pixel is decoded."""
+    size, modes = _survey(files)
+    grey = modes <= set(GREY_MODES)
+    channels = 1 if grey else 3
+    width, height = size
+    if 4 * len(files) * channels * width * height > MAX_BYTES:
+        raise InputError(
+            f"{len(files)} images of {width}×{height} pixels need more than {MAX_BYTES // 2**30} GiB; give fewer."
+        )
+    if modes & {"RGBA", "LA"}:
+        notes.append("The alpha channel of the images was dropped.")
+    pixels = np.empty((len(files), channels, height, width), dtype=np.uint8)
+    for row, file in enumerate(files):
+        with _opened(file) as image:
+            decoded = np.asarray(image.convert("L" if grey else "RGB"))
+        pixels[row] = decoded if grey else decoded.transpose(2, 0, 1)
+    return pixels
+
+
+def _survey(files: list[Path]) -> tuple[tuple[int, int], set[str]]:
+    """The one size (width, height) of all images and the set of their Pillow modes."""
+    first: tuple[int, int] | None = None
+    modes: set[str] = set()
+    for file in files:
+        with _opened(file) as image:
+            size, mode = image.size, image.mode
+        if size[0] * size[1] > MAX_PIXELS:
+            raise InputError(f"{file} claims {size[0]}×{size[1]} pixels, above the limit of {MAX_PIXELS}; resize it.")
+        if mode not in GREY_MODES + COLOUR_MODES:
+            raise InputError(f"{file} has the pixel format {mode}; convert it to 8-bit grey or RGB.")
+        first = first or size
+        if size != first:
+            raise InputError(
+                f"All images must have one size: {files[0]} has {first[0]}×{first[1]} pixels, "
+                f"{file} has {size[0]}×{size[1]}; resize them as your model expects."
+            )
+        modes.add(mode)
+    assert first is not None  # the caller passes at least one file
+    return first, modes
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InputError("Image folders need the package Pillow: pip install pillow.") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked by _survey
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{file} claims far more pixels than any classifier's input; remove it.") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InputError(f"{file} cannot be read as PNG or JPEG, it may be truncated or damaged: {error}.") from error

@@ -1,0 +1,170 @@
+"""What every data source becomes: labelled points inside known bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from maskaudit.errors import InputError, UsageError
+from maskaudit.rng import PointRNG
+from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
+
+Split = Literal["train", "test", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled points, checked once so that nobody downstream has to.
+
+    Values that leave the bounds by float32 rounding only are moved onto them;
+    anything further out is refused.
+
+    Attributes:
+        name: what the points are called in reports, usually the source as given.
+        x: float32, images (N, C, H, W) or vectors (N, D), inside `bounds`.
+        y: int64 labels (N,), each in [0, num_classes).
+        num_classes: number of classes, ≥ 2.
+        bounds: smallest and largest admissible coordinate value.
+        class_names: one name per class, if known.
+        split: which part of the source this is.
+        notes: how the source was interpreted (layout, scaling), as sentences for the report.
+
+    Raises:
+        UsageError: for bounds or a split that make no sense.
+        InputError: for arrays of the wrong shape or type, labels out of range, values that are
+            not finite or outside the bounds, fewer than two classes, or no points.
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    num_classes: int
+    bounds: tuple[float, float]
+    class_names: tuple[str, ...] | None = None
+    split: Split = "all"
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check everything that the class promises."""
+        check_bounds(self.bounds)
+        check_split(self.split)
+        self._check_arrays()
+        self._check_labels()
+        self._check_values()
+
+    def __len__(self) -> int:
+        """Number of points N."""
+        return len(self.x)
+
+    @property
+    def point_shape(self) -> tuple[int, ...]:
+        """Shape of one point: (C, H, W) or (D,)."""
+        return tuple(self.x.shape[1:])
+
+    def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw `n` points without replacement; all points, in drawn order, when there are fewer than `n`.
+
+        Draws are nested: the first 100 of `sample(400, s)` are `sample(100, s)`, so a
+        sequential look extends the one before. They depend on the seed and on the number of
+        points only, not on torch's random state or version.
+
+        Returns:
+            Point numbers (n,) int64 into this dataset, with their `x` (n, …) and `y` (n,).
+        """
+        if n < 1:
+            raise UsageError(f"The number of samples must be at least 1, got {n}; try --samples 200.")
+        every = torch.arange(len(self.x))
+        keys = PointRNG.create(seed, "data.sample", every).integers(2**53)
+        index = torch.argsort(keys, stable=True)[:n]
+        return index, self.x[index], self.y[index]
+
+    def _check_arrays(self) -> None:
+        if self.x.dtype != torch.float32 or self.y.dtype != torch.int64:
+            raise InputError(
+                f"{self.name}: expected float32 inputs and int64 labels, got {_dtype(self.x)} and {_dtype(self.y)}."
+            )
+        if self.x.dim() not in (2, 4):
+            raise InputError(
+                f"{self.name}: inputs must be images (N, C, H, W) or vectors (N, D), got shape {tuple(self.x.shape)}."
+            )
+        if self.y.dim() != 1 or len(self.x) != len(self.y):
+            raise InputError(
+                f"{self.name}: there must be one label per input, "
+                f"got inputs {tuple(self.x.shape)} and labels {tuple(self.y.shape)}."
+            )
+        if self.x.numel() == 0:
+            raise InputError(f"{self.name}: there are no points in the {self.split} split; give a source with some.")
+
+    def _check_labels(self) -> None:
+        if self.num_classes < 2:
+            raise InputError(
+                f"{self.name}: a classifier needs at least 2 classes, found {self.num_classes}; "
+                "add points of other classes, or an array num_classes to the .npz."
+            )
+        low, high = int(self.y.min()), int(self.y.max())
+        if low < 0 or high >= self.num_classes:
+            raise InputError(
+                f"{self.name}: labels must lie in 0 … {self.num_classes - 1}, found {low} … {high}; "
+                "number the classes from 0 without gaps."
+            )
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise InputError(
+                f"{self.name}: expected one name for each of {self.num_classes} classes, got {len(self.class_names)}."
+            )
+
+    def _check_values(self) -> None:
+        finite = torch.isfinite(self.x).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            bad = int((~finite).sum())
+            first = int((~finite).nonzero()[0])
+            raise InputError(
+                f"{self.name}: {bad} of {len(self.x)} inputs hold NaN or infinite values, the first is point {first}; "
+                "remove or repair them."
+            )
+        low, high = self.bounds
+        slack = ROUNDING_ULPS * FLOAT32_EPS * max(abs(low), abs(high))
+        smallest, largest = float(self.x.min()), float(self.x.max())
+        if smallest < low - slack or largest > high + slack:
+            raise InputError(
+                f"{self.name}: inputs range over {smallest:g} … {largest:g}, outside the bounds {low:g},{high:g}; "
+                f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}."
+            )
+        if smallest < low or largest > high:
+            object.__setattr__(self, "x", self.x.clamp(low, high))
+
+
+def check_bounds(bounds: tuple[float, float]) -> None:
+    """Raise UsageError unless `bounds` are two finite numbers, smallest first."""
+    low, high = bounds
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"The bounds must be two finite numbers, smallest first, got {low:g},{high:g}.")
+
+
+def check_split(split: str) -> None:
+    """Raise UsageError unless `split` is train, test or all."""
+    if split not in get_args(Split):
+        raise UsageError(f"The split must be train, test or all, got {split!r}.")
+
+
+def scale_to_bounds(raw: Tensor, full: float, bounds: tuple[float, float]) -> Tensor:
+    """Map stored pixels 0 … `full` (any shape) linearly onto `bounds`, float32; onto [0, 1] this is raw / full."""
+    low, high = bounds
+    unit = raw.to(torch.float32).div(full)
+    if (low, high) == (0.0, 1.0):
+        return unit
+    return unit.mul_(high - low).add_(low).clamp_(low, high)
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _suggest(smallest: float, largest: float) -> str:
+    for low, high in ((0, 1), (-1, 1), (0, 255)):
+        if smallest >= low and largest <= high:
+            return f"{low},{high}"
+    return f"{math.floor(smallest)},{math.ceil(largest)}"

@@ -1,0 +1,151 @@
+"""`.npz` files: arrays `x` and `y`, optionally `x_train` and `y_train`.
+
+Read with `allow_pickle=False`, so that opening a data file never runs code.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.errors import InputError
+
+#: Channel counts by which an axis of a 4-D array is recognised: grey, RGB, RGBA.
+CHANNELS = (1, 3, 4)
+#: Names of the test arrays, in order of preference (the second pair is Keras's habit).
+TEST_KEYS = (("x", "y"), ("x_test", "y_test"))
+TRAIN_KEYS = ("x_train", "y_train")
+_KNOWN_KEYS = {"num_classes", "class_names", *TRAIN_KEYS, *(key for keys in TEST_KEYS for key in keys)}
+#: What zipfile, zlib and numpy raise on damaged archives (RuntimeError: a member marked as encrypted).
+DAMAGED = (OSError, EOFError, OverflowError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)
+
+
+def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
+    """Read an .npz file.
+
+    Arrays: `x` float (taken as it is) or uint8 (0 … 255 scaled to the bounds), shape (N, C, H, W),
+    (N, D), (N, H, W) for grey images, or (N, H, W, C) where only the last axis looks like channels;
+    `y` of any integer type, shape (N,). Optional: `x_train`, `y_train` as the train split (without
+    them it is the same points), `num_classes` (one integer), `class_names` (strings).
+
+    Raises:
+        InputError: for a file that is damaged, lacks an array or holds something else.
+    """
+    arrays = _read(path)
+    test = next((keys for keys in TEST_KEYS if keys[0] in arrays and keys[1] in arrays), None)
+    if test is None:
+        held = ", ".join(sorted(arrays)[:6]) or "nothing"
+        raise InputError(f"{path}: expected the arrays x and y, found {held}; save them with numpy.savez(x=…, y=…).")
+    separate = all(key in arrays for key in TRAIN_KEYS)
+    wanted = {"test": [test], "train": [TRAIN_KEYS], "all": [TRAIN_KEYS, test]}[split] if separate else [test]
+    notes: list[str] = []
+    x = torch.cat(_same_shape(path, [_inputs(path, key, arrays[key], bounds, notes) for key, _ in wanted]))
+    y = torch.cat([_labels(path, key, arrays[key]) for _, key in wanted])
+    if not separate:
+        notes.append("The file has no x_train and y_train: its train and test splits are the same points.")
+    names = _class_names(path, arrays)
+    label_arrays = [arrays[keys[1]] for keys in ([test, TRAIN_KEYS] if separate else [test])]
+    return Dataset(
+        name=str(path),
+        x=x,
+        y=y,
+        num_classes=_num_classes(path, arrays, label_arrays, names),
+        bounds=bounds,
+        class_names=names,
+        split=split,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _read(path: Path) -> Mapping[str, np.ndarray]:
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(6)
+        if start == b"\x93NUMPY":
+            raise InputError(f"{path} is a single array (.npy); save inputs and labels with numpy.savez(x=…, y=…).")
+        if not start.startswith(b"PK"):
+            what = "empty" if not start else "not an .npz file"
+            raise InputError(f"{path} is {what}; save inputs and labels with numpy.savez(x=…, y=…).")
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = [key for key in archive.files if key in _KNOWN_KEYS]
+            found = {key: archive[key] for key in wanted}
+            others = {key: np.empty(0) for key in archive.files if key not in found}
+    except MemoryError as error:
+        raise InputError(f"{path} claims arrays that do not fit into memory; save fewer points.") from error
+    except DAMAGED as error:
+        if "Object arrays" in str(error):
+            raise InputError(
+                f"{path} holds object arrays, which would run code when opened; save plain number arrays."
+            ) from error
+        raise InputError(f"{path} cannot be read as .npz, it may be truncated or damaged: {error}.") from error
+    if not all(isinstance(value, np.ndarray) for value in found.values()):
+        raise InputError(f"{path} holds members that are not arrays; save inputs and labels with numpy.savez.")
+    return found | others
+
+
+def _inputs(path: Path, key: str, array: np.ndarray, bounds: tuple[float, float], notes: list[str]) -> Tensor:
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise InputError(
+            f"{path}: {key} must be float (inside the bounds) or uint8 (0 … 255), got {array.dtype}; "
+            "convert it with .astype before saving."
+        )
+    with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, which Dataset refuses
+        raw = torch.from_numpy(np.ascontiguousarray(array, dtype=None if array.dtype == np.uint8 else np.float32))
+    if raw.dim() == 3:
+        raw = raw.unsqueeze(1)
+        notes.append("Inputs of shape (N, H, W) are read as grey images (N, 1, H, W).")
+    elif raw.dim() == 4 and raw.shape[1] not in CHANNELS and raw.shape[3] in CHANNELS:
+        raw = raw.permute(0, 3, 1, 2).contiguous()
+        notes.append("Inputs of shape (N, H, W, C) were transposed to (N, C, H, W).")
+    if array.dtype == np.uint8:
+        notes.append(f"8-bit inputs 0 … 255 were scaled to the bounds {bounds[0]:g} … {bounds[1]:g}.")
+        return scale_to_bounds(raw, 255, bounds)
+    return raw
+
+
+def _labels(path: Path, key: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {key} must be integer class numbers, got {array.dtype}; convert with .astype(int).")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1:
+        raise InputError(f"{path}: {key} must have shape (N,), one class number per input, got {array.shape}.")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _same_shape(path: Path, parts: list[Tensor]) -> list[Tensor]:
+    if len({part.shape[1:] for part in parts}) > 1:
+        shapes = " and ".join(str(tuple(part.shape)) for part in parts)
+        raise InputError(f"{path}: x and x_train must hold points of one shape, got {shapes}.")
+    return parts
+
+
+def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+    if "class_names" not in arrays:
+        return None
+    names = arrays["class_names"]
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise InputError(f"{path}: class_names must be a list of strings, got {names.dtype} of shape {names.shape}.")
+    return tuple(str(name) for name in names)
+
+
+def _num_classes(
+    path: Path, arrays: Mapping[str, np.ndarray], labels: list[np.ndarray], names: tuple[str, ...] | None
+) -> int:
+    if "num_classes" in arrays:
+        declared = arrays["num_classes"]
+        if declared.dtype.kind not in "iu" or declared.size != 1:
+            raise InputError(
+                f"{path}: num_classes must be one integer, got {declared.dtype} of shape {declared.shape}."
+            )
+        return int(declared.reshape(-1)[0])
+    if names is not None:
+        return len(names)
+    return max((int(array.max()) + 1 for array in labels if array.dtype.kind in "iu" and array.size), default=0)

@@ -1,0 +1,93 @@
+"""`torchvision:NAME`: a data set that torchvision knows and that is already on this machine."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.errors import InputError, UsageError
+
+#: Environment variable that names the folder torchvision keeps its data in; `data` if unset.
+ROOT_VARIABLE = "MASKAUDIT_DATA"
+
+
+def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
+    """Images (N, C, H, W) of `torchvision.datasets.NAME`, uint8 pixels scaled to the bounds; never downloads."""
+    kind = _dataset_class(_import(), name)
+    parts: list[Any] = []
+    for part in ("train", "test") if split == "all" else (split,):
+        parts.append(_open(kind, name, part))
+    arrays: list[np.ndarray] = []
+    labels: list[int] = []
+    for part in parts:
+        for image, label in part:
+            arrays.append(np.asarray(image))
+            labels.append(label)
+    source = f"torchvision:{name}"
+    shapes = {array.shape for array in arrays}
+    fits = len(shapes) == 1 and all(array.dtype == np.uint8 and array.ndim in (2, 3) for array in arrays)
+    if not fits or not all(isinstance(label, int) for label in labels):
+        raise InputError(
+            f"{source} does not hold 8-bit images of one size with one integer label each; "
+            "export what you need to an .npz file with arrays x and y."
+        )
+    pixels = torch.from_numpy(np.stack(arrays))
+    pixels = pixels.unsqueeze(1) if pixels.dim() == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    names = getattr(parts[0], "classes", None)
+    y = torch.tensor(labels, dtype=torch.int64)
+    return Dataset(
+        name=source,
+        x=scale_to_bounds(pixels, 255, bounds),
+        y=y,
+        num_classes=len(names) if names else int(y.max()) + 1,
+        bounds=bounds,
+        class_names=tuple(str(item) for item in names) if names else None,
+        split=split,
+    )
+
+
+def _import() -> ModuleType:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise InputError(
+            "torchvision: data need the package torchvision; install it, or export the data to an .npz file."
+        ) from error
+    except Exception as error:  # a torchvision built for another torch fails with RuntimeError
+        raise InputError(
+            f"torchvision is installed but cannot be imported ({type(error).__name__}: {error}); "
+            "install the version that belongs to your torch, or export the data to an .npz file."
+        ) from error
+    return datasets  # type: ignore[no-any-return]
+
+
+def _dataset_class(datasets: ModuleType, name: str) -> Any:
+    kind = getattr(datasets, name, None) if name.isidentifier() else None
+    if not isinstance(kind, type) or name.startswith("_"):
+        raise UsageError(f"torchvision has no data set {name!r}; the names are case-sensitive, for example CIFAR10.")
+    return kind
+
+
+def _open(kind: Any, name: str, part: str) -> Any:
+    root = os.environ.get(ROOT_VARIABLE, "data")
+    accepted = inspect.signature(kind).parameters
+    arguments: dict[str, Any] = {}
+    if "train" in accepted:
+        arguments["train"] = part == "train"
+    elif "split" in accepted:
+        arguments["split"] = part
+    if "download" in accepted:
+        arguments["download"] = False
+    try:
+        return kind(root, **arguments)
+    except Exception as error:  # each data set reports missing files in its own way
+        raise InputError(
+            f"torchvision:{name} cannot be read from the folder {root!r} ({type(error).__name__}: {error}); put the "
+            f"data there or set {ROOT_VARIABLE}, or export them to an .npz file. Nothing is downloaded."
+        ) from error

@@ -1,0 +1,37 @@
+"""Exceptions whose message is a sentence for the person at the keyboard.
+
+Every message says what was expected, what was found and what to do next. The
+command line turns the class into an exit status; the library just raises.
+"""
+
+from __future__ import annotations
+
+
+class MaskauditError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is the process status of the command line."""
+
+    exit_code = 2
+
+
+class UsageError(MaskauditError):
+    """Wrong option or value (exit status 2)."""
+
+
+class InputError(MaskauditError):
+    """A model, data or report file that is missing, unreadable, refused or does not fit (exit status 2)."""
+
+
+class UntrustedInputError(InputError):
+    """A file that would execute code when opened, given without the flag that allows it (exit status 2)."""
+
+
+class InconclusiveError(MaskauditError):
+    """The audit cannot start to answer, for example because no point is classified correctly (exit status 3)."""
+
+    exit_code = 3
+
+
+class ModelError(MaskauditError):
+    """The audited model itself failed: it raised, or returned something that is not class scores (exit status 4)."""
+
+    exit_code = 4

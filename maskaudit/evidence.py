@@ -1,0 +1,223 @@
+"""The evidence file: every adversarial example that the verdict rests on, and its verification.
+
+A safetensors file with the tensors `clean` (P, …), `label` (P,), `index` (P,),
+`examples` (M, …), `example_point` (M,) rows of `clean`, `example_attack` (M,) rows of
+the attack list in the metadata, where everything needed to score them anew is kept:
+threat model, normalisation, output kind, seed and the digest of the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from maskaudit.errors import InputError
+from maskaudit.ledger import Entry, Ledger
+from maskaudit.rescore import rescore
+from maskaudit.results import check_document, dump_json
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+
+EVIDENCE_FILE = "evidence.safetensors"
+_METADATA_KEY = "maskaudit_evidence"
+_TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Parsed evidence; tensors as in the module docstring."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that `verify` checked: what, whether it holds, and the detail."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+def report_digest(document: dict[str, Any]) -> str:
+    """SHA-256 of a report without its evidence section, which names the evidence file in turn."""
+    body = {key: value for key, value in document.items() if key != "evidence"}
+    return hashlib.sha256(dump_json(body).encode()).hexdigest()
+
+
+def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, Any]) -> bytes:
+    """The evidence file's bytes for a finished audit.
+
+    Per broken point it holds the first example of each family that broke it (reference, own
+    gradients on cross-entropy, own gradients on any loss, challengers), and of any other attack
+    where no family did.
+
+    Args:
+        ledger: the audit's ledger.
+        document: the report (`evidence` section ignored).
+        scoring: what `rescore` needs: threat, mean, std, outputs, reject_class, random, seed, sha256 of the model.
+    """
+    kept = _kept_examples(ledger)
+    rows = sorted({row for row, _ in kept})
+    position = {row: i for i, row in enumerate(rows)}
+    names = list(ledger.entries)
+    pick = torch.tensor(rows, dtype=torch.int64)
+    tensors = {
+        "clean": ledger.x[pick],
+        "label": ledger.y[pick],
+        "index": torch.tensor([ledger.index[row] for row in rows], dtype=torch.int64),
+        "examples": torch.stack([ledger.entries[name].examples[row] for row, name in kept])
+        if kept
+        else torch.empty(0, *ledger.x.shape[1:]),
+        "example_point": torch.tensor([position[row] for row, _ in kept], dtype=torch.int64),
+        "example_attack": torch.tensor([names.index(name) for _, name in kept], dtype=torch.int64),
+    }
+    metadata = {"attacks": names, "report_sha256": report_digest(document), **scoring}
+    return save_tensors(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
+    )
+
+
+def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
+    """(row, attack name) pairs that prove every family's union, row by row."""
+    entries = [entry for entry in ledger.entries.values() if entry.spec.kind != "sanity"]
+    families: tuple[list[Entry], ...] = (
+        [e for e in entries if e.spec.role == "reference"],
+        [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.loss_family == "ce"],
+        [e for e in entries if e.spec.role in ("reference", "strong")],
+        [e for e in entries if e.spec.role in ("challenger", "repaired")],
+        entries,
+    )
+    kept: list[tuple[int, str]] = []
+    for row in ledger.best_known().nonzero().squeeze(1).tolist():
+        chosen: list[str] = []
+        for family in families[:-1] if any(_breaks(family, row) for family in families[:-1]) else families:
+            name = next((e.spec.name for e in family if row in e.examples), None)
+            if name is not None and name not in chosen:
+                chosen.append(name)
+        kept += [(row, name) for name in chosen]
+    return kept
+
+
+def _breaks(family: list[Entry], row: int) -> bool:
+    return any(row in entry.examples for entry in family)
+
+
+def read_evidence(data: bytes, source: str) -> Evidence:
+    """Parse an evidence file.
+
+    Raises:
+        InputError: when it is truncated, not an evidence file, or its tensors do not fit together.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+        tensors = load_tensors(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{source} is not a maskaudit evidence file, or it is damaged.") from error
+    if not isinstance(metadata, dict) or any(name not in tensors for name in _TENSORS):
+        raise InputError(f"{source} lacks some of the tensors {', '.join(_TENSORS)}.")
+    points, examples = len(tensors["clean"]), len(tensors["examples"])
+    fits = (
+        len(tensors["label"]) == len(tensors["index"]) == points
+        and len(tensors["example_point"]) == len(tensors["example_attack"]) == examples
+        and tensors["examples"].shape[1:] == tensors["clean"].shape[1:]
+        and bool(((tensors["example_point"] >= 0) & (tensors["example_point"] < points)).all())
+    )
+    if not fits:
+        raise InputError(f"{source} is damaged: its tensors do not fit together.")
+    return Evidence(tensors, metadata, hashlib.sha256(data).hexdigest())
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Parse and check an audit.json.
+
+    Raises:
+        InputError: when it cannot be read or is not a report of this schema.
+    """
+    try:
+        return check_document(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"The report {path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The report {path} is not valid JSON: {error}") from error
+
+
+def verify_audit(document: dict[str, Any], evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
+    """Score every example anew and hold report, evidence and model against each other.
+
+    Args:
+        document: the report; evidence: its evidence file; model: the reviewer's copy of the model
+        and `model_sha256` its digest.
+    """
+    scoring = evidence.metadata
+    declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
+    checks = [
+        Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
+        Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
+        Check("model", bool(model_sha256) and scoring.get("sha256") == model_sha256, "same bytes as audited"),
+        Check("threat", scoring.get("threat") == document.get("threat"), "same in report and evidence"),
+    ]
+    threat = threat_from(scoring.get("threat"))
+    tensors = evidence.tensors
+    point = tensors["example_point"]
+    clean, label = tensors["clean"][point].float(), tensors["label"][point]
+    with Target(
+        model,
+        bounds=threat.bounds,
+        mean=_floats(scoring.get("mean")),
+        std=_floats(scoring.get("std")),
+        device=str(scoring.get("device", "cpu")) if torch.cuda.is_available() else "cpu",
+        seed=int(scoring.get("seed", 0)),
+    ) as target:
+        score = rescore(
+            target.raw, tensors["examples"].float(), clean, label, threat=threat,
+            random=bool(scoring.get("random")), reject_class=scoring.get("reject_class"),
+        )  # fmt: skip
+    n, inside, broken = len(point), int(score.admissible.sum()), int(score.broken.sum())
+    checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
+    checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point"))
+    proven = {int(i) for i in tensors["index"][point[score.broken]]}
+    checks.append(_check_points(document, proven))
+    return checks
+
+
+def _check_points(document: dict[str, Any], proven: set[int]) -> Check:
+    """Every point that the report calls broken must have an example that holds."""
+    points = document.get("points", {})
+    try:
+        claimed = {int(i) for i, by in zip(points["index"], points["broken_by"], strict=True) if by}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("The report's points section is damaged.") from error
+    unproven = claimed - proven
+    return Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven")
+
+
+def threat_from(document: Any) -> ThreatModel:
+    """The threat model of a report's or evidence file's `threat` section.
+
+    Raises:
+        InputError: when the section is missing or malformed.
+    """
+    try:
+        low, high = document["bounds"]
+        return ThreatModel(document["norm"], float(document["eps"]), (float(low), float(high)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError("The threat model in the file is missing or malformed.") from error
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    return tuple(float(v) for v in values) if isinstance(values, (list, tuple)) else None

@@ -1,0 +1,157 @@
+"""The ledger: which attack broke which point, with the examples that prove it.
+
+Families (design, section 1): the reference R₀ is the attack with the role
+`reference`; CE* holds every attack whose `loss_family` is `ce`; G* every attack
+with the role `reference` or `strong`; C every `challenger` or `repaired`
+attack. Best known is the union of all, the second opinion included. Attacks of
+the kind `sanity` leave the ball on purpose and count nowhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.results import AttackRow
+from maskaudit.verdict.statistics import rate
+
+
+@dataclass
+class Entry:
+    """What one attack did; masks over all drawn points (P,), tensors over the points broken."""
+
+    spec: AttackSpec
+    attempted: Tensor
+    broken: Tensor
+    new: int = 0
+    examples: dict[int, Tensor] = field(default_factory=dict)
+    first_success: dict[int, int] = field(default_factory=dict)
+    queries: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    status: str = "ran"
+    reason: str = ""
+
+
+class Ledger:
+    """Points drawn so far (P of them) and every attack's re-scored outcome on them."""
+
+    def __init__(self) -> None:
+        self.index: list[int] = []
+        self.x = torch.empty(0)
+        self.y = torch.empty(0, dtype=torch.int64)
+        self.correct = torch.empty(0, dtype=torch.bool)
+        self.predicted = torch.empty(0, dtype=torch.int64)
+        self.entries: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def add_points(self, index: Tensor, x: Tensor, y: Tensor, correct: Tensor, predicted: Tensor) -> None:
+        """Append drawn points: data set index (n,), inputs (n, …), labels, clean correctness and clean answer."""
+        self.x = x.clone() if not self.index else torch.cat([self.x, x])
+        self.y = torch.cat([self.y, y])
+        self.correct = torch.cat([self.correct, correct])
+        self.predicted = torch.cat([self.predicted, predicted])
+        self.index += index.tolist()
+        for entry in self.entries.values():
+            pad = torch.zeros(len(x), dtype=torch.bool)
+            entry.attempted = torch.cat([entry.attempted, pad])
+            entry.broken = torch.cat([entry.broken, pad])
+
+    def entry(self, spec: AttackSpec) -> Entry:
+        """The attack's entry, opened on first use."""
+        if spec.name not in self.entries:
+            blank = torch.zeros(len(self), dtype=torch.bool)
+            self.entries[spec.name] = Entry(spec, blank.clone(), blank.clone())
+        return self.entries[spec.name]
+
+    def record(
+        self, spec: AttackSpec, rows: Tensor, examples: Tensor, broken: Tensor, first_success: Tensor
+    ) -> None:
+        """Book the re-scored outcome for points `rows` (n,): candidates (n, …), broken and first success (n,)."""
+        before = self.best_known()
+        entry = self.entry(spec)
+        entry.attempted[rows] = True
+        entry.broken[rows] |= broken
+        if spec.kind != "sanity":
+            entry.new += int((broken & ~before[rows]).sum())
+        for position in broken.nonzero().squeeze(1).tolist():
+            row = int(rows[position])
+            entry.examples[row] = examples[position].clone()
+            entry.first_success[row] = int(first_success[position])
+
+    def union(self, *, roles: tuple[str, ...] | None = None, loss_family: str | None = None) -> Tensor:
+        """Points broken by any attack of the given roles and loss family, bool (P,)."""
+        broken = torch.zeros(len(self), dtype=torch.bool)
+        for entry in self.entries.values():
+            spec = entry.spec
+            if spec.kind == "sanity" or (roles is not None and spec.role not in roles):
+                continue
+            if loss_family is not None and spec.loss_family != loss_family:
+                continue
+            broken |= entry.broken
+        return broken
+
+    def reference(self) -> Tensor:
+        """R₀, bool (P,)."""
+        return self.union(roles=("reference",))
+
+    def cross_entropy(self) -> Tensor:
+        """CE*, bool (P,)."""
+        return self.union(roles=("reference", "strong"), loss_family="ce")
+
+    def strong(self) -> Tensor:
+        """G*, bool (P,)."""
+        return self.union(roles=("reference", "strong"))
+
+    def challengers(self) -> Tensor:
+        """C, bool (P,)."""
+        return self.union(roles=("challenger", "repaired"))
+
+    def best_known(self) -> Tensor:
+        """Broken by anything, bool (P,)."""
+        return self.union()
+
+    def rows(self) -> tuple[AttackRow, ...]:
+        """One row per attack, in the order they first ran."""
+        return tuple(self._row(entry) for entry in self.entries.values())
+
+    def _row(self, entry: Entry) -> AttackRow:
+        spec, n = entry.spec, len(self)
+        whole = bool((entry.attempted | ~self.correct).all()) and entry.status == "ran" and n > 0
+        standing = int((self.correct & ~entry.broken).sum())
+        steps = sorted(step for step in entry.first_success.values() if step >= 0)
+        return AttackRow(
+            name=spec.name,
+            title=spec.title,
+            kind=spec.kind,
+            role=spec.role,
+            robust_accuracy=rate(standing, n) if whole else None,
+            broken=int(entry.broken.sum()),
+            attempted=int(entry.attempted.sum()),
+            new=entry.new,
+            queries=entry.queries,
+            forwards=entry.forwards,
+            backwards=entry.backwards,
+            seconds=round(entry.seconds, 3),
+            status=entry.status,  # type: ignore[arg-type]
+            reason=entry.reason,
+            settings={key: value for key, value in spec.settings.items() if isinstance(value, (int, float, str, bool))},
+            sources=spec.sources,
+            curve=tuple(_curve(steps)),
+        )
+
+
+def _curve(steps: list[int]) -> list[tuple[int, int]]:
+    """[(step, points broken by then)], at most 40 support points."""
+    if not steps:
+        return []
+    support = sorted(set(steps))
+    if len(support) > 40:
+        support = [support[round(i * (len(support) - 1) / 39)] for i in range(40)]
+    return [(step, sum(1 for s in steps if s <= step)) for step in support]

@@ -1,0 +1,243 @@
+"""SPEC: how the user names the code that builds a module.
+
+Three forms, each with optional keyword arguments that are Python literals:
+
+    path/to/net.py:make_net(width=2)     a factory in a file
+    package.module:make_net(width=2)     a factory in an importable module
+    small_cnn(width=16)                  a built-in architecture
+
+The first two run the user's own code, named by the user. A file may name only the third
+(see `build_from_file`).
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from maskaudit.errors import InputError, MaskauditError, UsageError
+from maskaudit.loading.interface import count_parameters, describe_error, printable
+
+#: Largest integer argument and largest surplus of parameters that a file may ask for.
+MAX_SIZE = 10_000
+SIZE_SLACK = 1_000_000
+EXAMPLE = "net.py:make_net, package.module:make_net or small_cnn(width=16)"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A parsed SPEC.
+
+    Attributes:
+        spec: the text as given.
+        origin: file ending in .py, or dotted module name; None for a built-in architecture.
+        factory: name of the callable inside the origin (may be dotted), or of the built-in.
+        arguments: keyword arguments for it.
+    """
+
+    spec: str
+    origin: str | None
+    factory: str
+    arguments: dict[str, Any]
+
+
+def parse(spec: str) -> Architecture:
+    """Take a SPEC apart without running anything; raises UsageError for any other form."""
+    origin, call = _split(spec.strip())
+    try:
+        tree = ast.parse(call.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.") from None
+    keywords: list[ast.keyword] = []
+    if isinstance(tree, ast.Call):
+        if tree.args:
+            raise UsageError(f"In {printable(spec)!r}, name the arguments, as in {call.split('(')[0]}(width=2).")
+        keywords = tree.keywords
+        tree = tree.func
+    factory = ast.unparse(tree) if isinstance(tree, ast.Name | ast.Attribute) else ""
+    if not re.fullmatch(r"\w+(\.\w+)*", factory) or (origin is None and "." in factory):
+        raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.")
+    return Architecture(spec.strip(), origin, factory, dict(_argument(spec, keyword) for keyword in keywords))
+
+
+def build(spec: str) -> nn.Module:
+    """Build the module that a SPEC given by the user names.
+
+    Raises:
+        UsageError: for a malformed SPEC or an unknown built-in name.
+        InputError: for a missing file or factory, a factory that raises, or one that returns no `nn.Module`.
+    """
+    architecture = parse(spec)
+    made = _build_builtin(architecture) if architecture.origin is None else make(spec)
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{spec} gave {_kind(made)} where a torch.nn.Module is expected; return the module itself.")
+    return made
+
+
+def build_from_file(name: str, source: str, available: int) -> nn.Module:
+    """Build the architecture that a checkpoint names: built-in names only, so that no code of the file runs.
+
+    Args:
+        name: the `arch` entry of the file's metadata.
+        source: the file, for messages.
+        available: how many scalars the file holds; an architecture that wants many more is
+            refused before its memory is taken.
+
+    Raises:
+        InputError: for a name that is not built-in, or that does not fit the file.
+    """
+    try:
+        architecture = parse(name)
+    except UsageError as error:
+        raise InputError(f"{source} names an architecture that cannot be read: {error}") from error
+    if architecture.origin is not None:
+        raise InputError(
+            f"{source} was made by the code {printable(name)}, and code named by a file is not run; if you trust that "
+            f"code, name it yourself: maskaudit check {shlex.quote(source)} --arch {printable(shlex.quote(name))}"
+        )
+    if any(isinstance(value, int) and abs(value) > MAX_SIZE for value in architecture.arguments.values()):
+        raise InputError(f"{source} names an architecture of absurd size: {printable(name, 80)}.")
+    try:
+        with torch.device("meta"):
+            sketch = _build_builtin(architecture)
+        wanted = count_parameters(sketch) if isinstance(sketch, nn.Module) else 0
+        if wanted > 2 * available + SIZE_SLACK:
+            raise InputError(
+                f"{source} holds {available} numbers but names an architecture with {wanted} parameters; "
+                "it is damaged or was put together wrongly."
+            )
+        return build(name)
+    except UsageError as error:
+        raise InputError(f"{source} names an architecture that this version does not have: {error}") from error
+
+
+def make(spec: str) -> object:
+    """Import the user's `origin:factory` and call it; an `nn.Module` instance found under that name is returned as is.
+
+    Raises:
+        UsageError: for a malformed SPEC, or arguments for something that is not called.
+        InputError: for a missing file or factory, or one that raises.
+    """
+    architecture = parse(spec)
+    if architecture.origin is None:
+        raise UsageError(f"{spec!r} must name code as net.py:make_net or package.module:make_net.")
+    with _import_path(architecture.origin):
+        found = _attribute(_import(architecture.origin), architecture)
+        if isinstance(found, nn.Module):
+            if architecture.arguments:
+                raise UsageError(f"{spec} is a module, not a factory: leave out its arguments.")
+            return found
+        if not callable(found):
+            raise InputError(f"{spec} is {_kind(found)}; name a function or class that returns a torch.nn.Module.")
+        try:
+            return found(**architecture.arguments)
+        except (Exception, SystemExit) as error:  # any failure of the user's code is reported, not a crash
+            raise InputError(f"{spec} failed with {describe_error(error)}; call it in Python to see where.") from error
+
+
+def trusted_code(spec: str | None) -> tuple[str, ...]:
+    """The SPEC as the code that the user vouched for; nothing for a built-in architecture or None."""
+    return (f"--arch {spec}",) if spec is not None and parse(spec).origin is not None else ()
+
+
+def _split(spec: str) -> tuple[str | None, str]:
+    """Origin and call. The first `.py:` ends a file name, unless it stands inside the arguments of a call."""
+    head, mark, call = spec.partition(".py:")
+    if mark and not re.match(r"[\w.]+(:[\w.]+)?\(\s*\w+\s*=", head):
+        return head + ".py", call
+    before, bracket, arguments = spec.partition("(")
+    origin, colon, name = before.rpartition(":")
+    return (origin if colon else None), name + bracket + arguments
+
+
+def _argument(spec: str, keyword: ast.keyword) -> tuple[str, Any]:
+    if keyword.arg is None:
+        raise UsageError(f"In {printable(spec)!r}, name the arguments, as in make_net(width=2).")
+    try:
+        return keyword.arg, ast.literal_eval(keyword.value)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise UsageError(
+            f"In {printable(spec)!r}, the value of {keyword.arg} must be a plain number, text, list or dict."
+        ) from None
+
+
+def _build_builtin(architecture: Architecture) -> object:
+    from maskaudit import models
+
+    try:
+        return models.build(architecture.spec)
+    except MaskauditError:
+        raise
+    except Exception as error:  # wrong arguments reach the constructors of torch
+        raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
+
+
+def _import(origin: str) -> ModuleType:
+    try:
+        if origin.endswith(".py"):
+            return _import_file(Path(origin))
+        return importlib.import_module(origin)
+    except MaskauditError:
+        raise
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
+        raise InputError(f"{origin} cannot be imported: {describe_error(error)}.") from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InputError(f"There is no file {str(path)!r} to take the architecture from.")
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    name = f"maskaudit_arch_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{digest}"
+    location = importlib.util.spec_from_file_location(name, path)
+    if location is None or location.loader is None:
+        raise InputError(f"{str(path)!r} is not a Python file.")
+    module = importlib.util.module_from_spec(location)
+    sys.modules[name] = module  # dataclasses and pickling look a class's module up by name
+    try:
+        location.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _import_path(origin: str) -> Iterator[None]:
+    """Let the user's code import its neighbours: the file's folder, or the working directory."""
+    folder = str(Path(origin).resolve().parent if origin.endswith(".py") else Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _attribute(module: ModuleType, architecture: Architecture) -> object:
+    found: object = module
+    for name in architecture.factory.split("."):
+        if not hasattr(found, name):
+            public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            held = ", ".join(public[:6]) or "no callables"
+            raise InputError(f"{architecture.origin} has no {architecture.factory}; it has {held}.")
+        found = getattr(found, name)
+    return found
+
+
+def _kind(value: object) -> str:
+    return f"an object of type {type(value).__name__}"

@@ -1,0 +1,123 @@
+"""Our own checkpoints: safetensors files that say what they are.
+
+`__metadata__["maskaudit"]` is a JSON object (`arch`, `data`, `threat`, …). Nothing in it is
+ever executed: an architecture is looked up by name among the built-in ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from maskaudit.errors import InputError, UsageError
+from maskaudit.loading.interface import describe_error, printable
+
+#: Key of our JSON inside the metadata of a safetensors file.
+METADATA_KEY = "maskaudit"
+#: Largest header that is parsed, in bytes (the limit of the safetensors format itself).
+MAX_HEADER = 100_000_000
+#: Length of the field in front of the header, in bytes.
+PREFIX = 8
+
+
+def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write the module's state and what `check` needs to know about it.
+
+    The file appears complete or not at all. Tied weights are stored once per name.
+
+    Raises:
+        UsageError: for metadata that are not plain JSON.
+        InputError: for a state that safetensors cannot hold, or a path that cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        text = json.dumps(metadata, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"The metadata of a checkpoint must be plain JSON: {describe_error(error)}.") from error
+    try:
+        blob = safetensors.torch.save(_independent(module), metadata={METADATA_KEY: text})
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"The module's state cannot be stored as safetensors: {describe_error(error)}.") from error
+    _write_atomically(target, blob)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a safetensors file says about itself, reading its header only; empty if it says nothing to us.
+
+    Raises:
+        InputError: for a file that is missing, damaged or not safetensors.
+    """
+    source = os.fspath(path)
+    if not os.path.isfile(source):
+        raise InputError(f"There is no file {source!r}.")
+    try:
+        size = os.stat(source).st_size
+        with open(source, "rb") as stream:
+            return _metadata(source, _header(source, stream, size))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} cannot be read: {describe_error(error)}.") from error
+
+
+def parse_metadata(source: str, stream: BinaryIO, size: int) -> dict[str, Any]:
+    """The same for an open file or buffer of `size` bytes, positioned at its start."""
+    return _metadata(source, _header(source, stream, size))
+
+
+def _header(source: str, stream: BinaryIO, size: int) -> dict[str, Any]:
+    length = int.from_bytes(stream.read(PREFIX), "little")
+    if size < PREFIX + 2 or length > min(size - PREFIX, MAX_HEADER):
+        raise InputError(f"{source} is not a whole safetensors file: its header is cut off or damaged.")
+    try:
+        header = json.loads(stream.read(length))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source} is not a safetensors file: its header is not JSON.") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{source} is not a safetensors file: its header is not a JSON object.")
+    return header
+
+
+def _metadata(source: str, header: dict[str, Any]) -> dict[str, Any]:
+    outer = header.get("__metadata__", {})
+    text = outer.get(METADATA_KEY) if isinstance(outer, dict) else None
+    if text is None:
+        return {}
+    try:
+        metadata = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{source} carries maskaudit metadata that are not JSON; train or export it again.") from error
+    if not isinstance(metadata, dict):
+        raise InputError(f"{source} carries maskaudit metadata that are not a JSON object: {printable(text, 60)}.")
+    return metadata
+
+
+def _independent(module: nn.Module) -> dict[str, Tensor]:
+    """The state with every tensor contiguous, on the CPU and in memory of its own (safetensors refuses sharing)."""
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is not a tensor")
+        state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return state
+
+
+def _write_atomically(target: Path, blob: bytes) -> None:
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            stream.write(blob)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise InputError(f"The checkpoint {str(target)!r} cannot be written: {describe_error(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)

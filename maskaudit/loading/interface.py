@@ -1,0 +1,113 @@
+"""What every model format becomes, and what the formats share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+Model = nn.Module | Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model that is ready to be called, with what is known about where it came from.
+
+    Attributes:
+        module: an `nn.Module`, in evaluation mode unless its author set modes himself, or a plain
+            callable from inputs (N, …) to class scores (N, K).
+        source: the source as the user gave it.
+        format: `safetensors`, `state_dict`, `torchscript`, `pickle`, `python`, `zoo`, `torchvision` or `timm`.
+        sha256: of the file's bytes, the same bytes that were loaded; of the state (see
+            `state_digest`) for models without a file; empty for a plain callable.
+        parameters: number of scalar parameters, 0 for a plain callable.
+        metadata: what the file says about itself, plain JSON: `arch`, `data`, `threat`
+            {norm, eps, bounds}, `outputs`, `method`, `mean`, `std`, `reject_class`, …; claims of
+            the file, unchecked here.
+        trusted_code: code outside this package that was run on the user's word, one entry each.
+        notes: caveats for the report, as sentences.
+    """
+
+    module: Model
+    source: str
+    format: str
+    sha256: str
+    parameters: int
+    metadata: dict[str, Any]
+    trusted_code: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The bytes of a model file, read once: what is hashed and inspected is what is loaded."""
+
+    source: str
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes, in hexadecimal."""
+        return hashlib.sha256(self.data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user allowed: an architecture SPEC, and whether a pickle may run code."""
+
+    arch: str | None = None
+    trust_pickle: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """What one format reader makes of a file."""
+
+    module: Model
+    format: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    trusted_code: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def count_parameters(module: Model) -> int:
+    """Number of scalar parameters; 0 for a plain callable."""
+    if not isinstance(module, nn.Module):
+        return 0
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
+
+
+def state_digest(module: Model) -> str:
+    """SHA-256 over names, types, shapes and values of parameters and buffers.
+
+    Empty for a plain callable, and for a state without plain bytes (lazy, sparse or quantised tensors).
+    """
+    if not isinstance(module, nn.Module):
+        return ""
+    digest = hashlib.sha256()
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            return ""
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def describe_error(error: BaseException, limit: int = 200) -> str:
+    """Type and first line of an exception, printable and shortened, without a full stop."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return printable(text, limit).rstrip(".")
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` from an untrusted file without control characters (which could steer a terminal), shortened."""
+    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

@@ -1,0 +1,79 @@
+"""Models that are named rather than given as a file: `zoo:`, `py:`, `torchvision:`, `timm:` and what is to come."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+from torch import nn
+
+from maskaudit.errors import InputError, UsageError
+from maskaudit.loading import arch
+from maskaudit.loading.interface import Contents, describe_error
+
+#: The package that a prefix needs.
+PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers", "robustbench": "robustbench"}
+
+
+def read_py(name: str) -> Contents:
+    """`py:pkg.mod:callable`: code that the user named, called without arguments (or with those of the SPEC)."""
+    made = arch.make(name)
+    if not callable(made):
+        raise InputError(
+            f"py:{name} gave an object of type {type(made).__name__}; expected a torch.nn.Module or a callable."
+        )
+    return Contents(made, "python", trusted_code=(f"py:{name}",))
+
+
+def read_torchvision(name: str) -> Contents:
+    """`torchvision:NAME` with its default pretrained weights."""
+    package = _import("torchvision", name, "torchvision.models")
+    return _pretrained("torchvision", name, lambda: package.get_model(name, weights="DEFAULT"))
+
+
+def read_timm(name: str) -> Contents:
+    """`timm:NAME` with its pretrained weights."""
+    package = _import("timm", name, "timm")
+    return _pretrained("timm", name, lambda: package.create_model(name, pretrained=True))
+
+
+def refuse(prefix: str) -> Callable[[str], Contents]:
+    """A reader for a prefix that this version does not read: one sentence with the way out."""
+
+    def reader(name: str) -> Contents:
+        _import(prefix, name, PACKAGES[prefix])
+        raise UsageError(
+            f"Models of the kind {prefix}: are not read by this version; write a function that returns the module and "
+            "give it as py:package.module:function."
+        )
+
+    return reader
+
+
+def _import(prefix: str, name: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{prefix}:{name} needs the package {PACKAGES[prefix]}; install it, or give a model file or "
+            "py:package.module:function."
+        ) from error
+    except Exception as error:  # a package built for another torch fails with RuntimeError and others
+        raise InputError(
+            f"{PACKAGES[prefix]} is installed but cannot be imported ({describe_error(error)}); "
+            "install the version that belongs to your torch."
+        ) from error
+
+
+def _pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
+    try:
+        made = make()
+    except Exception as error:  # unknown names and downloads without a network each fail in their own way
+        raise InputError(
+            f"{prefix}:{name} cannot be had ({describe_error(error)}); check the name, and that its weights are on "
+            "this machine or can be downloaded."
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise InputError(f"{prefix}:{name} gave an object of type {type(made).__name__}, not a torch.nn.Module.")
+    return Contents(made, prefix, trusted_code=(f"package {PACKAGES[prefix]}",))

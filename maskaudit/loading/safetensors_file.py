@@ -1,0 +1,43 @@
+"""safetensors: our own checkpoints, and plain weights with `--arch`. Opening one never runs code."""
+
+from __future__ import annotations
+
+import io
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from maskaudit.errors import InputError
+from maskaudit.loading import arch, state
+from maskaudit.loading.checkpoint import parse_metadata
+from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error
+
+
+def read(file: ModelFile, options: Options) -> Contents:
+    """Build the module that the file (built-in names only) or the user names, and fill it with the file's tensors."""
+    metadata = parse_metadata(file.source, io.BytesIO(file.data), len(file.data))
+    tensors = _tensors(file)
+    named = metadata.get("arch")
+    notes: tuple[str, ...] = ()
+    if options.arch is not None:
+        module, spec = arch.build(options.arch), options.arch
+        if named is not None and named != options.arch:
+            notes = (f"--arch {options.arch} was used in place of the architecture that the file names.",)
+    elif isinstance(named, str):
+        module, spec = arch.build_from_file(named, file.source, state.count_numbers(tensors)), named
+    elif named is None:
+        raise state.need_arch(file.source)
+    else:
+        raise InputError(f"{file.source} names an architecture that is not a text; give one with --arch SPEC.")
+    notes += state.fit(module, tensors, file.source, spec)
+    return Contents(module, "safetensors", metadata, arch.trusted_code(options.arch), notes)
+
+
+def _tensors(file: ModelFile) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(file.data)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"{file.source} is a truncated or damaged safetensors file ({describe_error(error)}); export it again."
+        ) from error

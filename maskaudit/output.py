@@ -1,0 +1,89 @@
+"""Write reports to disk; a file is either the old one or whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from maskaudit.errors import InputError, UsageError
+from maskaudit.evidence import EVIDENCE_FILE
+from maskaudit.report import FORMATS, render
+
+#: Files that `--out DIR` writes, by format.
+DIRECTORY_FILES = {"html": "report.html", "json": "audit.json", "md": "summary.md", "evidence": EVIDENCE_FILE}
+
+
+def parse_outputs(outputs: tuple[str, ...], out: str | None) -> list[tuple[str, Path]]:
+    """(format, path) pairs for `-o FORMAT=PATH` options and `--out DIR`, checked before any work is done.
+
+    Raises:
+        UsageError: for an unknown format or a missing path.
+        InputError: when a place cannot be written.
+    """
+    wanted: list[tuple[str, Path]] = []
+    if out is not None:
+        wanted += [(fmt, Path(out) / name) for fmt, name in DIRECTORY_FILES.items()]
+    for item in outputs:
+        fmt, equals, path = item.partition("=")
+        if fmt not in (*FORMATS, "evidence") or not equals or not path:
+            raise UsageError(
+                f"-o takes FORMAT=PATH with a format out of {', '.join((*FORMATS, 'evidence'))}; got {item!r}."
+            )
+        wanted.append((fmt, Path(path)))
+    for _, path in wanted:
+        _check_writable(path)
+    return wanted
+
+
+def write_outputs(wanted: list[tuple[str, Path]], document: dict[str, Any], evidence: bytes | None) -> None:
+    """Render and write every wanted file.
+
+    Raises:
+        UsageError: when evidence is wanted and there is none (re-rendering an old report).
+        InputError: when a file cannot be written.
+    """
+    for fmt, path in wanted:
+        if fmt == "evidence":
+            if evidence is None:
+                raise UsageError("A report alone does not contain the evidence; copy the evidence file instead.")
+            write_file(path, evidence)
+        else:
+            write_file(path, render(document, fmt).encode("utf-8"))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write atomically: a temporary file in the same folder, then a rename."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _check_writable(path: Path) -> None:
+    """Fail before the audit rather than after it."""
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"The folder {folder} cannot be written to; choose another one.")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

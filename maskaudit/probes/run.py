@@ -1,0 +1,88 @@
+"""Run one probe: measure, add the interval, grade, and never crash.
+
+What a probe cannot run on becomes `not_applicable` with its reason; any
+exception, the audited model's included, becomes an `error` result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from torch import nn
+
+from maskaudit.errors import MaskauditError
+from maskaudit.probes.docs import Explanation, explanation
+from maskaudit.probes.interface import Measurement, NotApplicable, Probe, ProbeContext
+from maskaudit.results import ProbeResult, plain
+from maskaudit.verdict.limits import CONFIDENCE, LIMITS, Limit
+from maskaudit.verdict.statistics import clopper_pearson
+
+
+def run_probe(probe: Probe, context: ProbeContext, *, confidence: float = CONFIDENCE) -> ProbeResult:
+    """The graded result of one probe.
+
+    Args:
+        probe: what to measure.
+        context: the open target and the points.
+        confidence: level of the two-sided exact interval of rates.
+    """
+    text = explanation(probe)
+    started = time.perf_counter()
+    try:
+        _check_needs(probe, context)
+        measurement = probe.measure(context)
+        figures = _graded(probe.rule, measurement, LIMITS.get(probe.rule), text, confidence)
+    except NotApplicable as reason:
+        figures = {"status": "not_applicable", "reason": str(reason)}
+    except Exception as error:  # a probe must not end the audit: the reader gets the reason instead
+        figures = {"status": "error", "reason": _sentence(error)}
+    return ProbeResult(
+        rule=probe.rule, title=probe.title, sources=probe.sources, seconds=time.perf_counter() - started, **figures
+    )
+
+
+def _check_needs(probe: Probe, context: ProbeContext) -> None:
+    if len(context.x) == 0:
+        raise NotApplicable("There is no correctly classified point to measure on.")
+    if "attacks" in probe.needs and (not context.attacks or context.strong is None):
+        raise NotApplicable("It compares attacks, and no attack has run.")
+    if "module" in probe.needs and not isinstance(context.target.model, nn.Module):
+        raise NotApplicable("The model is a plain callable, not a torch module, so its layers cannot be observed.")
+
+
+def _graded(
+    rule: str, measurement: Measurement, limit: Limit | None, text: Explanation, confidence: float
+) -> dict[str, Any]:
+    """Status, interval, limit and texts of a measurement as keyword arguments of `ProbeResult`."""
+    low = high = None
+    if measurement.count is not None and measurement.n > 0:
+        low, high = clopper_pearson(measurement.count, measurement.n, confidence)
+    if not measurement.graded:
+        limit = None
+    raised = limit is not None and limit.exceeded(measurement.value, low)
+    details = plain(measurement.details)
+    if measurement.per_point:
+        details["per_point"] = [value if math.isfinite(value) else None for value in measurement.per_point]
+    return {
+        "status": "finding" if raised else "pass",
+        "value": float(measurement.value),
+        "unit": measurement.unit,
+        "low": low,
+        "high": high,
+        "n": measurement.n,
+        "threshold": limit.value if limit is not None else None,
+        "meaning": text.meaning,
+        "remedy": text.remedy,
+        "findings": measurement.findings if raised else (),
+        "details": details,
+    }
+
+
+def _sentence(error: Exception) -> str:
+    """An exception as one line for people; our own errors already are."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, MaskauditError):
+        return first_line
+    return f"{type(error).__name__}: {first_line}".rstrip(": ")

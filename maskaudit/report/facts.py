@@ -1,0 +1,94 @@
+"""What was audited and how to repeat it, as named facts; values that were defaults are marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from maskaudit.report import coerce, words
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One named value; `code` marks what is typed or compared character by character."""
+
+    name: str
+    value: str
+    default: bool = False
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class FactGroup:
+    """Facts under one heading."""
+
+    title: str
+    facts: tuple[Fact, ...]
+
+
+#: Settings that have a place of their own in the report.
+_PLACED = frozenset({"command", "defaults", "data", "samples", "norm", "eps", "bounds", "fail_on", "claim"})
+
+_NAMES = {"alpha": "Error level α", "batch_size": "Batch size", "mean": "Mean", "std": "Standard deviation"}
+
+
+def audited(
+    target: dict[str, Any], threat: dict[str, Any], settings: dict[str, Any], accuracy: dict[str, Any]
+) -> tuple[FactGroup, ...]:
+    """Model, data, threat model and search."""
+    defaults = frozenset(coerce.texts(settings.get("defaults")))
+    clean = coerce.rate(accuracy.get("clean"))
+    parameters = coerce.integer(target.get("parameters"))
+    model = (
+        Fact("Model", coerce.text(target.get("source")), code=True),
+        Fact("Name", coerce.text(target.get("name"))),
+        Fact("Format", coerce.text(target.get("format"))),
+        Fact("Architecture", coerce.text(target.get("arch")), "arch" in defaults, code=True),
+        Fact("Parameters", "" if parameters is None else f"{parameters:,}"),
+        Fact("Outputs", coerce.text(target.get("outputs")), "outputs" in defaults),
+        Fact("Random answers", coerce.text(target.get("random"))),
+        Fact("SHA-256", coerce.text(target.get("sha256")), code=True),
+        Fact("Notes", words.joined(coerce.texts(target.get("notes")), " ")),
+    )
+    bounds = [coerce.number(bound) for bound in coerce.items(threat.get("bounds"))]
+    data = (
+        Fact("Data", coerce.text(settings.get("data")), "data" in defaults, code=True),
+        Fact("Points drawn", f"{clean.n:,}" if clean and clean.n else "", "samples" in defaults),
+        Fact("Clean accuracy", words.rate(clean, missing="")),
+        Fact("Norm", coerce.text(threat.get("norm")), "norm" in defaults),
+        Fact("Radius ε", words.radius(coerce.number(threat.get("eps"))), "eps" in defaults),
+        Fact("Bounds", " to ".join("?" if b is None else words.number(b) for b in bounds), "bounds" in defaults),
+    )
+    search = tuple(
+        Fact(_NAMES.get(key, key.replace("_", " ").capitalize()), _value(value), key in defaults)
+        for key, value in settings.items()
+        if key not in _PLACED
+    )
+    groups = (FactGroup("Model", model), FactGroup("Data and threat model", data), FactGroup("Search", search))
+    return tuple(
+        FactGroup(group.title, shown) for group in groups if (shown := tuple(fact for fact in group.facts if fact.value))
+    )
+
+
+def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:
+    """Versions, seed and hashes that a repetition needs."""
+    tool, target = coerce.mapping(document["tool"]), coerce.mapping(document["target"])
+    settings, evidence = coerce.mapping(document["settings"]), coerce.mapping(document["evidence"])
+    environment = coerce.mapping(document["environment"])
+    facts = [
+        Fact("Seed", coerce.text(settings.get("seed"))),
+        Fact("maskaudit", coerce.text(tool.get("version"))),
+        *(Fact(_NAMES.get(key, key.replace("_", " ")), _value(value)) for key, value in environment.items()),
+        Fact("Model, SHA-256", coerce.text(target.get("sha256")), code=True),
+        Fact("Evidence, SHA-256", coerce.text(evidence.get("sha256")), code=True),
+        Fact("Time", words.seconds(coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")))),
+    ]
+    return tuple(fact for fact in facts if fact.value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return words.joined(map(_value, value))
+    if isinstance(value, dict):
+        return words.joined(f"{coerce.text(key)} {_value(item)}" for key, item in value.items())
+    return coerce.text(value)

@@ -1,0 +1,145 @@
+"""How figures and names are put into words, once for all formats.
+
+Wording follows the design: a verdict is a claim about the search, never about the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from maskaudit.results import Rate
+
+#: Verdict labels, worst first, with the words of the gradient-health axis.
+HEALTH = {
+    "masked": "Masked",
+    "suspect": "Suspect",
+    "inconclusive": "Not decided",
+    "clear": "No masking found",
+}
+
+#: What each label states, for people who meet it for the first time.
+LABEL_MEANING = {
+    "masked": "Attacks that do not rely on this model's gradients, or on the usual loss, "
+    "broke points that the usual attacks left standing.",
+    "suspect": "The gradients are uninformative here, yet no attack proved that robustness is overstated.",
+    "inconclusive": "The audit cannot say; the reasons tell what was missing.",
+    "clear": "No masking was found by what ran. This is a statement about the search, not a guarantee about the model.",
+}
+
+#: Roles in the order of the attack table: heading and explanation.
+ROLES = {
+    "reference": (
+        "Reference",
+        "What a claim is commonly computed with: the model's own gradients of cross-entropy. "
+        "Reported, never judged alone.",
+    ),
+    "strong": (
+        "Strong gradient attacks",
+        "Still the model's own gradients, with other losses, step sizes, restarts and more steps.",
+    ),
+    "challenger": (
+        "Challengers",
+        "Do not trust the model's gradients: score- and decision-based search, transfer from other models, noise.",
+    ),
+    "repaired": (
+        "Repaired",
+        "Gradient attacks through a copy with a repaired backward pass; every example is scored on the original model.",
+    ),
+    "second_opinion": ("Second opinion", "An independent implementation, run on a sample of the points."),
+    "other": ("Other", "Rows whose role this version does not know."),
+}
+
+CLAIM = {"refuted": "refuted", "not_refuted": "not refuted", "no_claim": "no claim"}
+
+#: The rows of the accuracy axis in the order shown: key, name, what it is.
+ACCURACY = (
+    ("clean", "Clean", "without an attack"),
+    ("reference", "Reference attack", "as a claim is commonly computed"),
+    ("strong_reference", "Strong gradient attacks", "the model's own gradients, any loss"),
+    ("best_known", "Best known", "every attack together"),
+    ("certified", "Certified lower bound", "no attack inside the ball can go below"),
+)
+
+#: Units that mark a value as a share of something.
+_SHARES = ("share", "fraction", "rate")
+
+
+def percent(value: float) -> str:
+    """`0.715` → `71.5%`; a share that is small but not zero never reads 0.0 %, nor one below 1 as 100 %."""
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= value < 1:
+        return ">99.9%"
+    return f"{100 * value:.1f}%"
+
+
+def interval(rate: Rate, dash: str = "–") -> str:
+    """The interval of a rate, `68.2–74.6%`; empty where the document gives none."""
+    if not rate.n:
+        return ""
+    return f"{100 * rate.low:.1f}{dash}{100 * rate.high:.1f}%"
+
+
+def rate(rate: Rate | None, dash: str = "–", missing: str = "not measured") -> str:
+    """A rate with its interval, `71.5% [64.9–77.6%]`."""
+    if rate is None:
+        return missing
+    span = interval(rate, dash)
+    return f"{percent(rate.value)} [{span}]" if span else percent(rate.value)
+
+
+def is_share(unit: str) -> bool:
+    """Whether a probe's unit says that its value is a share."""
+    return unit.lower().startswith(_SHARES)
+
+
+def quantity(value: float | None, unit: str, share: bool) -> str:
+    """A probe's figure with its unit: `72.0% of points` for a share, else `0.0213 margin units`; empty for None."""
+    if value is None:
+        return ""
+    if not share:
+        return f"{number(value)} {unit}".strip()
+    rest = unit.partition(" ")[2] if is_share(unit) else unit
+    return f"{percent(value)} {rest}".strip()
+
+
+def number(value: float) -> str:
+    """Three significant digits; whole numbers with thousands separated."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.3g}"
+
+
+def radius(eps: float | None) -> str:
+    """ε as people write it: a short decimal, or a number of grey levels (`8/255`)."""
+    if eps is None:
+        return "unknown"
+    short = f"{eps:.4g}"
+    levels = eps * 255
+    if float(short) != eps and levels >= 0.5 and abs(levels - round(levels)) < 1e-4:
+        return f"{round(levels)}/255 (about {eps:.3g})"
+    return short
+
+
+def seconds(value: float | None) -> str:
+    """A duration: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if value is None or value < 0:
+        return ""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def plural(n: int, one: str, many: str = "") -> str:
+    """`1 probe`, `12 probes`."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def joined(parts: Iterable[str], separator: str = ", ") -> str:
+    """The non-empty parts, joined."""
+    return separator.join(part for part in parts if part)

@@ -1,0 +1,213 @@
+"""The audit as data: frozen dataclasses and the versioned JSON document (schema version 1).
+
+Nothing here knows torch. Field meanings are the contract of the JSON; renderers
+read the dictionary that `AuditReport.to_dict` returns and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from maskaudit.errors import InputError
+
+SCHEMA_VERSION = 1
+
+Label = Literal["masked", "suspect", "clear", "inconclusive"]
+ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
+ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
+Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion"]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of points with its exact interval: `value` in [low, high], out of `n` points."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where in the model; empty strings and None where unknown."""
+
+    module: str = ""
+    op: str = ""
+    file: str | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """How the gradients are blinded."""
+
+    id: str
+    title: str
+    confidence: Literal["low", "medium", "high"]
+    locations: tuple[Location, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProbeFinding:
+    """One thing a probe saw at one place."""
+
+    message: str
+    location: Location = Location()
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What one probe measured and how it was graded.
+
+    `value` with `unit` is the headline figure, `low`/`high` its interval where it is a rate over `n`
+    points; `threshold` is the limit it was graded against. `details` holds further figures (JSON types).
+    """
+
+    rule: str
+    title: str
+    status: ProbeStatus
+    value: float | None = None
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    threshold: float | None = None
+    reason: str = ""
+    meaning: str = ""
+    remedy: str = ""
+    sources: tuple[str, ...] = ()
+    findings: tuple[ProbeFinding, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One attack's outcome over the points it was given, as re-scored by independent code.
+
+    `robust_accuracy` is over all drawn points; `broken` counts correctly classified points broken by
+    this attack, `attempted` those it was run on, `new` those that no earlier row had broken.
+    `curve` lists [step, points broken by then].
+    """
+
+    name: str
+    title: str
+    kind: str
+    role: Role
+    robust_accuracy: Rate | None
+    broken: int
+    attempted: int
+    new: int
+    queries: int
+    forwards: int
+    backwards: int
+    seconds: float
+    status: Literal["ran", "skipped", "error"] = "ran"
+    reason: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    curve: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement: label, one sentence, mechanisms, and the reasons in order of weight."""
+
+    label: Label
+    sentence: str
+    mechanisms: tuple[Mechanism, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claimed robust accuracy and whether the audit refutes it."""
+
+    claimed: float | None
+    status: ClaimStatus
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """Everything an audit found; `to_dict` is the JSON contract."""
+
+    tool: dict[str, Any]
+    environment: dict[str, Any]
+    target: dict[str, Any]
+    threat: dict[str, Any]
+    settings: dict[str, Any]
+    verdict: Verdict
+    claim: Claim
+    accuracy: dict[str, Rate | None]
+    masking: dict[str, Any]
+    power: dict[str, Any]
+    probes: tuple[ProbeResult, ...]
+    attacks: tuple[AttackRow, ...]
+    points: dict[str, Any]
+    evidence: dict[str, Any]
+    figures: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    timing: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document: plain types only, non-finite numbers as null."""
+        return {"schema_version": SCHEMA_VERSION, **plain(dataclasses.asdict(self))}
+
+    def with_evidence(self, file: str, content: bytes) -> AuditReport:
+        """The same report, naming the evidence file that proves it."""
+        digest = hashlib.sha256(content).hexdigest()
+        return dataclasses.replace(self, evidence={"file": file, "sha256": digest})
+
+    def to_json(self) -> str:
+        """The JSON document as text; same report, same bytes."""
+        return dump_json(self.to_dict())
+
+
+def dump_json(document: dict[str, Any]) -> str:
+    """Canonical text of a JSON document."""
+    return json.dumps(document, indent=1, sort_keys=False, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """JSON types only: tuples become lists, non-finite floats become None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    raise TypeError(f"{type(value).__name__} does not belong in a report")
+
+
+def check_document(document: Any) -> dict[str, Any]:
+    """Accept a parsed JSON report of this schema, or say in one sentence why not.
+
+    Raises:
+        InputError: not a maskaudit report, or written by a newer major schema.
+    """
+    if not isinstance(document, dict) or "schema_version" not in document:
+        raise InputError("This is not a maskaudit report: expected a JSON object with a schema_version.")
+    version = document["schema_version"]
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"The report's schema_version must be a whole number from 1, got {version!r}.")
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"The report has schema version {version}, this maskaudit reads up to {SCHEMA_VERSION}: upgrade maskaudit."
+        )
+    missing = [name for name in REQUIRED_SECTIONS if name not in document]
+    if missing:
+        raise InputError(f"The report lacks the section(s) {', '.join(missing)}: it is truncated or was edited.")
+    return document
+
+
+REQUIRED_SECTIONS = tuple(
+    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "timing")
+)

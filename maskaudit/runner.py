@@ -1,0 +1,421 @@
+"""The order of work of one audit: draw points, probe, attack, judge, and go on until the verdict is decided.
+
+The runner knows nothing of terminals or files: it reports progress to a listener,
+keeps finished attacks in a journal if it is given one, and returns an `Audit`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
+from maskaudit.attacks.registry import UNBOUNDED, battery
+from maskaudit.attacks.second_opinion import external_attack, second_opinions
+from maskaudit.attacks.surrogate import train_surrogate
+from maskaudit.data import Dataset
+from maskaudit.document import build_report
+from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
+from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
+from maskaudit.figures import eps_curve, strips, surface
+from maskaudit.journal import Journal
+from maskaudit.ledger import Ledger
+from maskaudit.loading.interface import LoadedModel
+from maskaudit.planted import solve_planted
+from maskaudit.probes import PROBES
+from maskaudit.probes.interface import AttackOutcome, ProbeContext
+from maskaudit.probes.run import run_probe
+from maskaudit.rescore import clean_correct, rescore
+from maskaudit.results import AuditReport, ProbeResult
+from maskaudit.rng import PointRNG
+from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
+from maskaudit.target import Target, detect_outputs
+from maskaudit.threat import ThreatModel
+from maskaudit.verdict.power import MIN_KNOWN, Power, check_power
+from maskaudit.verdict.rules import Judgement, Observations, judge
+
+#: Forward passes averaged per evaluation of a random model.
+RANDOM_DRAWS = 8
+
+#: Points of the pool that the surrogate learns from and decision-based search starts from.
+POOL_POINTS = 2000
+
+#: Points on which a model is asked twice to see whether it answers at random.
+RANDOMNESS_POINTS = 64
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A finished audit, or what one that broke off had found.
+
+    Attributes:
+        report: the document.
+        evidence: bytes of the evidence file that belongs to it.
+        failure: the error of the audited model that ended it early, if any.
+    """
+
+    report: AuditReport
+    evidence: bytes
+    failure: ModelError | None = None
+
+
+def run_audit(
+    loaded: LoadedModel,
+    data: Dataset,
+    threat: ThreatModel,
+    settings: AuditSettings,
+    *,
+    pool: Tensor | None = None,
+    surrogates: Sequence[nn.Module] = (),
+    journal: Journal | None = None,
+    on_event: Listener = ignore_events,
+) -> Audit:
+    """Audit a model on a data set under a threat model.
+
+    Args:
+        pool: further inputs (M, …) of the same kind, for training the surrogate and as starts of
+            decision-based search; the drawn points where there are none.
+        surrogates: modules for transfer attacks, besides the one trained here.
+        journal: keeps finished attacks, so that an interrupted audit can resume.
+
+    Raises:
+        InputError, UsageError: when the data or settings do not fit the model.
+        ModelError: when the model fails before anything was measured.
+    """
+    if isinstance(loaded.module, nn.Module) and settings.device != "cpu":
+        loaded.module.to(settings.device)
+    target = Target(
+        loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=settings.batch_size,
+        reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
+    )  # fmt: skip
+    with target:
+        return _Run(target, loaded, data, threat, settings, pool, surrogates, journal, on_event).finish()
+
+
+class _Run:
+    """State of one audit."""
+
+    def __init__(
+        self,
+        target: Target,
+        loaded: LoadedModel,
+        data: Dataset,
+        threat: ThreatModel,
+        settings: AuditSettings,
+        pool: Tensor | None,
+        surrogates: Sequence[nn.Module],
+        journal: Journal | None,
+        on_event: Listener,
+    ) -> None:
+        self.target, self.loaded, self.data, self.threat, self.settings = target, loaded, data, threat, settings
+        self.pool = data.x[:POOL_POINTS] if pool is None else pool[:POOL_POINTS]
+        self.user_surrogates = surrogates
+        self.surrogates: list[Target] = []
+        self.journal, self.tell = journal, on_event
+        self.looks = settings.looks(len(data))
+        self.ledger = Ledger()
+        self.static_probes: list[ProbeResult] = []
+        self.attack_probes: list[ProbeResult] = []
+        self.power = Power(None, "none", 0, 0)
+        self.judgement: Judgement | None = None
+        self.notes: list[str] = [*loaded.notes, *data.notes]
+        self.specs = self._specs()
+        self.figures: dict[str, Any] = {}
+
+    def finish(self) -> Audit:
+        started = time.perf_counter()
+        failure: ModelError | None = None
+        try:
+            self._check_model()
+            for number, points in enumerate(self.looks):
+                self._look(points)
+                if self._judge(final=number == len(self.looks) - 1).decided:
+                    break
+            self._draw_figures()
+        except ModelError as error:
+            if not len(self.ledger):
+                raise
+            failure = error
+        judgement = self._judge(final=True, failure=failure)
+        report = build_report(
+            loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
+            ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
+            figures=self.figures, notes=tuple(self.notes), seconds=time.perf_counter() - started,
+        )  # fmt: skip
+        document = report.to_dict()
+        scoring = {
+            "sha256": self.loaded.sha256, "threat": document["threat"], "mean": self.settings.mean,
+            "std": self.settings.std, "outputs": self.target.outputs, "reject_class": self.target.reject_class,
+            "random": self.target.random, "seed": self.settings.seed, "device": self.settings.device,
+        }  # fmt: skip
+        evidence = pack_evidence(self.ledger, document, scoring)
+        return Audit(report.with_evidence(EVIDENCE_FILE, evidence), evidence, failure)
+
+    # --- one look ---------------------------------------------------------------------------------
+
+    def _look(self, points: int) -> None:
+        """Bring the number of drawn points up to `points` and run everything on the new ones."""
+        before = len(self.ledger)
+        index, x, y = self.data.sample(points, self.settings.seed)
+        index, x, y = index[before:], x[before:], y[before:]
+        target = self.target
+        correct = clean_correct(target.raw, x, y, random=target.random, reject_class=target.reject_class)
+        predicted = target.raw(x).argmax(dim=1)
+        self.ledger.add_points(index, x, y, correct, predicted)
+        rows = before + correct.nonzero().squeeze(1)
+        self.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
+        if not len(rows):
+            return
+        if not self.static_probes:
+            self._run_static_probes(rows)
+        for spec in self.specs:
+            if spec.kind == "transfer":
+                self._prepare_surrogates()
+            self._attack(spec, rows[: self._limit(spec)])
+        self._attack(UNBOUNDED, rows)
+        self._run_attack_probes()
+
+    def _limit(self, spec: AttackSpec) -> int:
+        """Second opinions attack a sample; everything else attacks every point."""
+        return self.settings.effort.second_opinion if spec.role == "second_opinion" else len(self.data)
+
+    def _attack(self, spec: AttackSpec, rows: Tensor) -> None:
+        """Run one attack on points `rows`, re-score what it brings and book it."""
+        target, ledger = self.target, self.ledger
+        entry = ledger.entry(spec)
+        if spec.role == "second_opinion" and entry.attempted.any():
+            return
+        self.tell(AuditEvent(spec.name, len(rows)))
+        started, before = time.perf_counter(), target.ledger.copy()
+        x, y = ledger.x[rows], ledger.y[rows]
+        threat = self.threat
+        if spec.kind == "sanity":
+            width = threat.bounds[1] - threat.bounds[0]
+            threat = threat.with_eps(width if threat.norm == "Linf" else width * x[0].numel() ** 0.5)
+        rng = self._rng(spec.name, rows)
+        key = f"{len(ledger)}-{spec.name}"
+        attempt = self.journal.read(key, rows) if self.journal else None
+        try:
+            if attempt is None:
+                attempt = spec.run(target, x, y, threat=threat, rng=rng, **self._bound(spec))
+                if self.journal:
+                    self.journal.write(key, rows, attempt)
+            score = rescore(
+                target.raw, attempt.examples, x, y, threat=threat, random=target.random,
+                reject_class=target.reject_class,
+            )  # fmt: skip
+        except AttackUnavailable as reason:
+            entry.status, entry.reason = "skipped", str(reason)
+            self.tell(AuditEvent(spec.name, len(rows), True, f"skipped: {reason}"))
+            return
+        except ModelError:
+            entry.status, entry.reason = "error", "the model failed during this attack"
+            raise
+        except Exception as error:  # one attack's crash must not lose the others: it becomes a row
+            entry.status, entry.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+            self.tell(AuditEvent(spec.name, len(rows), True, "error: " + entry.reason))
+            return
+        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
+        spent = target.ledger.since(before)
+        entry.queries += int(attempt.queries.sum())
+        entry.forwards += spent.forwards
+        entry.backwards += spent.backwards
+        entry.seconds += time.perf_counter() - started
+        outcome = f"broke {int(score.broken.sum())} of {len(rows)}"
+        self.tell(AuditEvent(spec.name, len(rows), True, outcome, time.perf_counter() - started))
+
+    def _bound(self, spec: AttackSpec) -> dict[str, Any]:
+        """The attack's settings with what only a running audit has."""
+        if spec.kind == "transfer":
+            return {**spec.settings, "surrogates": self.surrogates}
+        if spec.kind == "decision":
+            return {**spec.settings, "pool": self.pool}
+        return spec.settings
+
+    def _prepare_surrogates(self) -> None:
+        if self.surrogates:
+            return
+        self.tell(AuditEvent("surrogate", len(self.pool)))
+        started = time.perf_counter()
+        trained = train_surrogate(
+            self.target, self.pool, threat=self.threat, num_classes=self.num_classes, seed=self.settings.seed,
+            rounds=self.settings.effort.surrogate_rounds,
+        )  # fmt: skip
+        for module in (trained, *self.user_surrogates):
+            module.eval()
+            self.surrogates.append(
+                Target(module, bounds=self.threat.bounds, batch_size=self.settings.batch_size, device="cpu")
+            )
+        outcome = f"learnt from {len(self.pool)} points"
+        self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))
+
+    # --- probes, power, verdict -------------------------------------------------------------------
+
+    def _run_static_probes(self, rows: Tensor) -> None:
+        chosen = rows[: self.settings.effort.probe_points]
+        context = ProbeContext(
+            self.target, self.ledger.x[chosen], self.ledger.y[chosen], self.threat, self._rng("probes", chosen)
+        )
+        for probe in PROBES:
+            if self._wanted(probe.rule) and "attacks" not in probe.needs:
+                self.tell(AuditEvent(probe.rule, len(chosen)))
+                result = run_probe(probe, context)
+                self.static_probes.append(result)
+                self.tell(AuditEvent(probe.rule, len(chosen), True, _probe_outcome(result), result.seconds))
+
+    def _run_attack_probes(self) -> None:
+        """Probes that compare attacks, on all correct points so far; booked masks, no pass through the model."""
+        ledger = self.ledger
+        rows = ledger.correct.nonzero().squeeze(1)
+        outcomes = {
+            row.name: AttackOutcome(row, ledger.entries[row.name].broken[rows])
+            for row in ledger.rows()
+            if row.status == "ran" and row.attempted == len(rows)
+        }
+        context = ProbeContext(
+            self.target, ledger.x[rows], ledger.y[rows], self.threat, self._rng("attack probes", rows),
+            outcomes, ledger.strong()[rows],
+        )  # fmt: skip
+        self.attack_probes = [
+            run_probe(probe, context) for probe in PROBES if self._wanted(probe.rule) and "attacks" in probe.needs
+        ]
+
+    def _probes(self) -> tuple[ProbeResult, ...]:
+        order = {probe.rule: number for number, probe in enumerate(PROBES)}
+        return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
+
+    def _judge(self, *, final: bool, failure: ModelError | None = None) -> Judgement:
+        """Judge what has been seen; the power check is made only when nothing else stands against `clear`."""
+        seen = self._observations(final, failure)
+        judgement = judge(seen)
+        if judgement.verdict.label == "inconclusive" and failure is None and self.power.passed is None:
+            if judge(dataclasses.replace(seen, power=check_power("recapture", 1000, 1000))).verdict.label == "clear":
+                self._check_power()
+                judgement = judge(self._observations(final, failure))
+        elif judgement.verdict.label == "clear" and final is False:
+            self._check_power()
+            judgement = judge(self._observations(final, failure))
+        self.judgement = judgement
+        return judgement
+
+    def _check_power(self) -> None:
+        ledger = self.ledger
+        known = ledger.strong()
+        if int(known.sum()) >= MIN_KNOWN:
+            self.power = check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
+            return
+        rows = ledger.correct.nonzero().squeeze(1)
+        specs = tuple(spec for spec in self.specs if spec.role == "challenger" and spec.kind in ("score", "random"))
+        self.tell(AuditEvent("power check", len(rows)))
+        outcome = solve_planted(
+            self.target, ledger.x[rows], specs, threat=self.threat, rng=self._rng("planted", rows)
+        )
+        self.power = check_power("planted", outcome.found, outcome.problems, outcome.random_found)
+        self.tell(AuditEvent("power check", outcome.problems, True, self.power.sentence))
+
+    def _observations(self, final: bool, failure: ModelError | None) -> Observations:
+        ledger, settings = self.ledger, self.settings
+        strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
+        rows = [row for row in ledger.rows() if row.kind != "sanity"]
+        ran = [row for row in rows if row.status == "ran"]
+        return Observations(
+            drawn=len(ledger),
+            correct=int(ledger.correct.sum()),
+            reference=int(ledger.reference().sum()),
+            cross_entropy=int(loss.sum()),
+            strong=int(strong.sum()),
+            challengers=int(challengers.sum()),
+            best=int(ledger.best_known().sum()),
+            hidden_by_gradients=int((challengers & ~strong).sum()),
+            hidden_by_loss=int((strong & ~loss).sum()),
+            probes=self._probes(),
+            power=self.power,
+            looks=len(self.looks),
+            final=final,
+            missing=self._missing(failure),
+            attacks_run=len(ran),
+            attacks_left_out=len(rows) - len(ran),
+            claimed=settings.claim,
+            certified=settings.certified,
+        )
+
+    def _missing(self, failure: ModelError | None) -> tuple[str, ...]:
+        """Why an essential part of the search did not run."""
+        said = [] if failure is None else [f"The model failed while it was audited: {failure}"]
+        ran = [entry.spec for entry in self.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
+        families = {
+            "the reference attack": any(spec.role == "reference" and spec.kind != "sanity" for spec in ran),
+            "own-gradient attacks on other losses": any(s.role == "strong" and not s.loss_family for s in ran),
+            "gradient-free attacks": any(s.role == "challenger" and s.kind in ("score", "decision") for s in ran),
+        }
+        return (*said, *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there))
+
+    # --- what the model is ------------------------------------------------------------------------
+
+    def _check_model(self) -> None:
+        """Ask the model once, learn its output kind, number of classes and whether it answers at random."""
+        _, x, _ = self.data.sample(min(RANDOMNESS_POINTS, len(self.data)), self.settings.seed)
+        first = self.target.raw(x)
+        self.num_classes = first.shape[1]
+        classes = self.num_classes - (self.settings.reject_class is not None)
+        if int(self.data.y.max()) >= classes:
+            raise InputError(
+                f"The data have labels up to {int(self.data.y.max())}, but the model has {classes} classes: "
+                "give the data set that the model was trained for (--data)."
+            )
+        if self.settings.reject_class is not None and not 0 <= self.settings.reject_class < self.num_classes:
+            raise UsageError(f"--reject-class must be an output of the model, 0 to {self.num_classes - 1}.")
+        wanted = self.settings.outputs
+        self.target.outputs = detect_outputs(first) if wanted == "auto" else wanted
+        if not torch.equal(first, self.target.raw(x)):
+            self.target.draws = RANDOM_DRAWS
+            self.notes.append(
+                f"The model answers at random: scores and gradients are means over {RANDOM_DRAWS} draws, and "
+                "every example is judged by the majority of fresh draws."
+            )
+
+    def _specs(self) -> tuple[AttackSpec, ...]:
+        specs = [*battery(self.settings.effort), *second_opinions()]
+        specs += [external_attack(name) for name in self.settings.extra_attacks]
+        known = {spec.name for spec in specs} | {probe.rule for probe in PROBES}
+        for name in (*self.settings.select, *self.settings.ignore):
+            if name not in known:
+                raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
+        return tuple(spec for spec in specs if spec.role == "reference" or self._wanted(spec.name))
+
+    def _wanted(self, name: str) -> bool:
+        selected = not self.settings.select or name in self.settings.select
+        return selected and name not in self.settings.ignore
+
+    def _rng(self, stream: str, rows: Tensor) -> PointRNG:
+        points = torch.tensor([self.ledger.index[row] for row in rows.tolist()], dtype=torch.int64)
+        return PointRNG.create(self.settings.seed, stream, points)
+
+    def _draw_figures(self) -> None:
+        """Figures are extras: what goes wrong here is noted and loses nothing."""
+        if not bool(self.ledger.correct.any()):
+            return
+        self.tell(AuditEvent("figures"))
+        rng = self._rng("figures", torch.arange(len(self.ledger)))
+        try:
+            self.figures = {
+                "eps_curve": eps_curve(self.target, self.ledger, self.threat, rng),
+                "surface": surface(self.target, self.ledger, self.threat),
+                "strips": strips(self.target, self.ledger, self.threat),
+            }
+        except (MaskauditError, RuntimeError) as error:
+            self.notes.append(f"The figures could not be drawn: {error}")
+
+
+def _probe_outcome(result: ProbeResult) -> str:
+    if result.status in ("not_applicable", "error"):
+        return f"{result.status.replace('_', ' ')}: {result.reason}"
+    value = "undefined" if result.value is None else f"{result.value:.3g} {result.unit}"
+    return f"{result.status}: {value}"
+

@@ -1,0 +1,93 @@
+"""What an audit was asked to do, and who is told how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
+from maskaudit.errors import UsageError
+from maskaudit.target import Outputs
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """Settings of one audit.
+
+    Attributes:
+        budget: name of the effort, see `maskaudit.attacks.registry.BUDGETS`.
+        samples: most points to draw; None leaves it to the budget.
+        seed: seed of everything random.
+        claim: claimed robust accuracy in [0, 1], if any.
+        outputs: what the model returns; "auto" looks at its answers to clean inputs.
+        mean, std: normalisation applied before the model, if it is not part of it.
+        reject_class: index of a refusal output, if the model has one.
+        device: where the model runs; batch_size: largest number of points per pass.
+        select: if given, only these probes and attacks run (the reference attack always does).
+        ignore: probes and attacks left out.
+        extra_attacks: attacks added to the battery, `torchattacks:NAME`.
+        certified: certified lower bound of robust accuracy, if known.
+        defaults: names of settings the user did not choose, for the report.
+        command: the command line that asked for the audit, for the report.
+
+    Raises:
+        UsageError: for values out of range.
+    """
+
+    budget: BudgetName = "standard"
+    samples: int | None = None
+    seed: int = 0
+    claim: float | None = None
+    outputs: Outputs | Literal["auto"] = "auto"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    reject_class: int | None = None
+    device: str = "cpu"
+    batch_size: int = 256
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    extra_attacks: tuple[str, ...] = ()
+    certified: float | None = None
+    defaults: tuple[str, ...] = ()
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.budget not in BUDGETS:
+            raise UsageError(f"The budget must be one of {', '.join(BUDGETS)}, got {self.budget!r}.")
+        if self.samples is not None and self.samples < 1:
+            raise UsageError(f"The number of samples must be at least 1, got {self.samples}.")
+        if self.claim is not None and not 0 <= self.claim <= 1:
+            raise UsageError(f"A claimed robust accuracy is a fraction between 0 and 1, got {self.claim:g}.")
+        if self.batch_size < 1:
+            raise UsageError(f"The batch size must be at least 1, got {self.batch_size}.")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
+
+    @property
+    def effort(self) -> Budget:
+        """The figures behind the budget's name."""
+        return BUDGETS[self.budget]
+
+    def looks(self, available: int) -> tuple[int, ...]:
+        """Numbers of points at which the verdict is looked at, given how many the data set has."""
+        most = min(available, self.samples or self.effort.looks[-1])
+        return (*(n for n in self.effort.looks if n < most), most)
+
+
+@dataclass(frozen=True)
+class AuditEvent:
+    """One step of an audit: what, how many points, whether it is done, and how it ended."""
+
+    step: str
+    points: int = 0
+    finished: bool = False
+    outcome: str = ""
+    seconds: float = 0.0
+
+
+Listener = Callable[[AuditEvent], None]
+
+
+def ignore_events(event: AuditEvent) -> None:
+    """The listener for callers who want silence."""

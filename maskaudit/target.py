@@ -1,0 +1,278 @@
+"""The audited model behind one interface.
+
+`Target` turns any module or callable into class scores of shape (N, K), gives
+input gradients of a per-point objective, cuts work into batches, and counts
+every pass. While it is open (`with target:`) the model is in evaluation mode;
+on leaving, also after an exception, the model and the caller's random state are
+put back bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from maskaudit.errors import InputError, ModelError, UsageError
+from maskaudit.preserve import preserved
+
+Outputs = Literal["logits", "probabilities"]
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
+
+#: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
+PROBABILITY_TOLERANCE = 1e-3
+
+
+@dataclass
+class PassLedger:
+    """Passes through the model, counted in points (a batch of 32 counts 32)."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+    def since(self, earlier: PassLedger) -> PassLedger:
+        """What was spent since a copy taken earlier."""
+        return PassLedger(self.forwards - earlier.forwards, self.backwards - earlier.backwards)
+
+    def copy(self) -> PassLedger:
+        """A snapshot."""
+        return replace(self)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Result of `Target.value_and_grad`.
+
+    Attributes:
+        scores: class scores (N, K), averaged over draws for a random model.
+        value: the objective per point (N,).
+        grad: its gradient with respect to the input (N, …); zero where the model gives none.
+        connected: whether the output depended on the input in the autograd graph at all.
+    """
+
+    scores: Tensor
+    value: Tensor
+    grad: Tensor
+    connected: bool
+
+
+class Target:
+    """A classifier under audit.
+
+    Args:
+        model: maps inputs (N, C, H, W) or (N, D) to logits or probabilities (N, K), K ≥ 2.
+        bounds: smallest and largest coordinate; inputs outside are refused.
+        mean, std: per-channel normalisation applied before the model, if it is not part of it.
+        outputs: what the model returns; probabilities are turned into their logarithm, so that
+            every loss sees scores on the scale of logits.
+        draws: forward passes averaged per evaluation; above 1 for random models only.
+        reject_class: index of an output that means "refused to answer", if the model has one.
+            Predicting it counts neither as correct nor as broken.
+        batch_size: largest number of points per pass.
+        seed: seeds the global generators while the target is open, for models that draw from them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        outputs: Outputs = "logits",
+        draws: int = 1,
+        reject_class: int | None = None,
+        batch_size: int = 256,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or draws < 1:
+            raise UsageError(f"Batch size and draws must be at least 1, got {batch_size} and {draws}.")
+        if std is not None and any(s <= 0 for s in std):
+            raise UsageError("Every entry of --std must be positive.")
+        self.model = model
+        self.bounds = bounds
+        self.mean, self.std = mean, std
+        self.outputs: Outputs = outputs
+        self.draws = draws
+        self.reject_class = reject_class
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.seed = seed
+        self.ledger = PassLedger()
+        self._stack: contextlib.ExitStack | None = None
+
+    @property
+    def random(self) -> bool:
+        """Whether answers are averaged over draws; attacks then never stop at a first success."""
+        return self.draws > 1
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether the first misclassification proves the point (deterministic model without a reject class)."""
+        return not self.random and self.reject_class is None
+
+    def __enter__(self) -> Target:
+        stack = contextlib.ExitStack()
+        stack.enter_context(preserved(self.model, seed=self.seed))
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+        self._stack = stack
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._stack is not None
+        self._stack.close()
+        self._stack = None
+
+    def raw(self, x: Tensor) -> Tensor:
+        """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
+        with torch.no_grad():
+            return torch.cat([self._call(x[rows]) for rows in self._batches(len(x))])
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (N, K) without gradient, averaged over `draws` passes."""
+        with torch.no_grad():
+            parts = []
+            for rows in self._batches(len(x)):
+                total = self._scores_once(x[rows])
+                for _ in range(self.draws - 1):
+                    total = total + self._scores_once(x[rows])
+                parts.append(total / self.draws)
+            return torch.cat(parts)
+
+    def value_and_grad(self, x: Tensor, objective: Objective) -> Gradient:
+        """Scores, objective and input gradient at `x` (N, …); draws are averaged for random models.
+
+        Raises:
+            ModelError: when the model raises or returns something that is not class scores.
+        """
+        parts = []
+        for rows in self._batches(len(x)):
+            parts.append(self._gradient_of_batch(x[rows], torch.arange(rows.start, rows.stop), objective))
+        return Gradient(
+            scores=torch.cat([p.scores for p in parts]),
+            value=torch.cat([p.value for p in parts]),
+            grad=torch.cat([p.grad for p in parts]),
+            connected=all(p.connected for p in parts),
+        )
+
+    def differentiable_scores(self, x: Tensor) -> Tensor:
+        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for probes that differentiate twice."""
+        return self._scores_once(x)
+
+    def predict(self, scores: Tensor) -> Tensor:
+        """Predicted class (N,) for scores (N, K)."""
+        return scores.argmax(dim=1)
+
+    def margin(self, scores: Tensor, y: Tensor) -> Tensor:
+        """Largest score of a class that would break the point, less the score that holds it; > 0 means broken. (N,)."""
+        return breaking_margin(scores, y, self.reject_class)
+
+    def count_backward(self, points: int) -> None:
+        """Record backward passes made outside `value_and_grad` (double backward in probes)."""
+        self.ledger.backwards += points
+
+    def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+        scores_sum = value_sum = grad_sum = None
+        connected = True
+        for _ in range(self.draws):
+            leaf = x.detach().clone().requires_grad_(True)
+            with torch.enable_grad():
+                scores = self._scores_once(leaf)
+                value = objective(scores, rows)
+            if value.requires_grad:
+                (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                self.ledger.backwards += len(x)
+            else:
+                grad = None
+            if grad is None:
+                connected = False
+                grad = torch.zeros_like(x)
+            scores, value, grad = scores.detach(), value.detach(), grad.detach()
+            scores_sum = scores if scores_sum is None else scores_sum + scores
+            value_sum = value if value_sum is None else value_sum + value
+            grad_sum = grad if grad_sum is None else grad_sum + grad
+        assert scores_sum is not None and value_sum is not None and grad_sum is not None
+        return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
+
+    def _scores_once(self, x: Tensor) -> Tensor:
+        output = self._call(x)
+        if self.outputs == "probabilities":
+            return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+        return output
+
+    def _call(self, x: Tensor) -> Tensor:
+        """One pass of one batch, checked and counted."""
+        self.ledger.forwards += len(x)
+        inputs = x.to(self.device)
+        if self.mean is not None or self.std is not None:
+            inputs = self._normalise(inputs)
+        try:
+            output = self.model(inputs)
+        except Exception as error:  # whatever the audited code raises is its failure, not ours
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            raise ModelError(
+                f"The model raised {type(error).__name__} on input of shape {tuple(x.shape)}: {first_line}"
+            ) from error
+        return checked_scores(output, len(x)).to(x.device)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        for name, values in (("--mean", self.mean), ("--std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise InputError(f"{name} has {len(values)} entries, but the inputs have {channels} channels.")
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        if self.mean is not None:
+            x = x - torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
+        if self.std is not None:
+            x = x / torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
+        return x
+
+    def _batches(self, n: int) -> Iterator[slice]:
+        for start in range(0, n, self.batch_size):
+            yield slice(start, min(start + self.batch_size, n))
+
+
+def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:
+    """max over wrong classes of the score, minus the score of the true (or the reject) class; shape (N,)."""
+    held = scores.gather(1, y[:, None])
+    wrong = scores.scatter(1, y[:, None], -torch.inf)
+    if reject_class is not None:
+        held = torch.maximum(held, scores[:, reject_class : reject_class + 1])
+        wrong = wrong.index_fill(1, torch.tensor([reject_class], device=scores.device), -torch.inf)
+    return wrong.amax(dim=1) - held.squeeze(1)
+
+
+def checked_scores(output: object, n: int) -> Tensor:
+    """The model's answer as float32 (N, K), or a ModelError that says what is wrong with it."""
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        output = output[0]
+    if hasattr(output, "logits") and isinstance(output.logits, Tensor):
+        output = output.logits
+    if not isinstance(output, Tensor):
+        raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+    if output.dim() != 2 or output.shape[0] != n:
+        raise ModelError(
+            f"The model returned shape {tuple(output.shape)} for {n} inputs; expected one score per class, ({n}, K)."
+        )
+    if output.shape[1] < 2:
+        raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
+    scores = output.float()
+    if torch.isnan(scores).any():
+        bad = int(torch.isnan(scores).any(dim=1).sum())
+        raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; mend the model first.")
+    if torch.isinf(scores).any():
+        scores = scores.clamp(torch.finfo(torch.float32).min / 4, torch.finfo(torch.float32).max / 4)
+    return scores
+
+
+def detect_outputs(raw: Tensor) -> Outputs:
+    """Tell probabilities from logits by the values on clean inputs (N, K): non-negative rows that sum to 1."""
+    sums_to_one = (raw.sum(dim=1) - 1).abs().max() <= PROBABILITY_TOLERANCE
+    return "probabilities" if bool(sums_to_one) and bool((raw >= 0).all()) else "logits"

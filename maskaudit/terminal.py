@@ -1,0 +1,67 @@
+"""Progress on stderr: one plain line per finished step, or one line that is rewritten on a terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from typing import TextIO
+
+from maskaudit.settings import AuditEvent
+
+
+class Progress:
+    """Listener for audits and trainings; never writes to stdout.
+
+    Args:
+        quiet: say nothing.
+        stream: where to write, stderr by default.
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self.stream = stream if stream is not None else sys.stderr
+        self.quiet = quiet
+        self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.started = time.monotonic()
+
+    def __call__(self, event: AuditEvent) -> None:
+        """Show one event."""
+        if event.finished:
+            self.line(f"{event.step:<28} {event.outcome}" + (f"  ({event.seconds:.1f} s)" if event.seconds else ""))
+        else:
+            self.status(f"{event.step} on {event.points} points …" if event.points else f"{event.step} …")
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self.quiet:
+            return
+        elapsed = time.monotonic() - self.started
+        self._write(("\r\x1b[K" if self.live else "") + f"[{elapsed:6.1f} s] {printable(text)}\n")
+
+    def status(self, text: str) -> None:
+        """What is being done right now; shown only where it can be overwritten."""
+        if self.quiet or not self.live:
+            return
+        width = shutil.get_terminal_size().columns
+        self._write("\r\x1b[K" + printable(text)[: max(10, width - 1)])
+
+    def close(self) -> None:
+        """Clear the status line."""
+        if self.live and not self.quiet:
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        self.stream.write(text.encode(encoding, "replace").decode(encoding))
+        self.stream.flush()
+
+
+def printable(text: str) -> str:
+    """Text from files and models without control characters, which could steer the terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def use_colour(stream: TextIO) -> bool:
+    """Whether to emphasise with ANSI sequences: a real terminal, and NO_COLOR not set (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

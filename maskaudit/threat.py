@@ -1,0 +1,114 @@
+"""The threat model: which perturbed inputs count.
+
+An input `x'` is admissible for a clean input `x` when ‖x' − x‖ ≤ ε in the chosen
+norm and every coordinate lies inside the bounds. All inputs of one audit share
+one threat model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from maskaudit.errors import UsageError
+
+Norm = Literal["Linf", "L2"]
+
+#: Slack for float32 rounding when an example is checked against the ball and the
+#: bounds: relative to the largest magnitude involved, 8 units in the last place
+#: of float32 (torchattacks#136 reports −2.98e-08 as an honest pixel value).
+ROUNDING_ULPS = 8
+FLOAT32_EPS = 2.0**-23
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Norm ball of radius `eps` intersected with the box `bounds`.
+
+    Attributes:
+        norm: `"Linf"` or `"L2"`, taken over all coordinates of one input.
+        eps: radius in input units, > 0 and finite.
+        bounds: smallest and largest admissible coordinate value.
+
+    Raises:
+        UsageError: for an unknown norm, an ε that is not positive and finite, or empty bounds.
+    """
+
+    norm: Norm = "Linf"
+    eps: float = 8 / 255
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise UsageError(f"The norm must be Linf or L2, got {self.norm!r}.")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise UsageError(f"ε must be a positive number, got {self.eps:g}; try --eps 8/255.")
+        low, high = self.bounds
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UsageError(f"The bounds must be two finite numbers, smallest first, got {low:g},{high:g}.")
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Clip every coordinate of `x` (any shape) to the bounds."""
+        return x.clamp(*self.bounds)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """Move `x_adv` (N, …) to an admissible point for `x` (N, …).
+
+        Linf: the Euclidean projection (clip to ball, then box). L2: shrink radially
+        onto the sphere, then clip to the box; both keep the result admissible since
+        clipping towards a box that contains `x` never lengthens the perturbation.
+        """
+        if self.norm == "Linf":
+            return self.clamp(torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps))
+        delta = x_adv - x
+        length = per_point_norm(delta)
+        scale = (self.eps / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1.0)
+        return self.clamp(x + delta * _column(scale, delta))
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """‖x_adv − x‖ per point, shape (N,), computed in float64."""
+        delta = (x_adv.double() - x.double()).flatten(1)
+        if self.norm == "Linf":
+            return delta.abs().amax(dim=1)
+        return delta.norm(dim=1)
+
+    def admissible(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """True per point (N,) where `x_adv` lies in ball and box, up to float32 rounding, and is finite."""
+        low, high = self.bounds
+        magnitude = max(abs(low), abs(high), self.eps)
+        slack = ROUNDING_ULPS * FLOAT32_EPS * magnitude
+        flat = x_adv.flatten(1)
+        inside = (flat >= low - slack).all(dim=1) & (flat <= high + slack).all(dim=1)
+        in_ball = self.distance(x_adv, x) <= self.eps + slack
+        return inside & in_ball & torch.isfinite(flat).all(dim=1)
+
+    def step_direction(self, gradient: Tensor) -> Tensor:
+        """Unit steepest-ascent direction for a gradient (N, …): its sign (Linf) or g/‖g‖₂ (L2); zero stays zero."""
+        if self.norm == "Linf":
+            return gradient.sign()
+        length = per_point_norm(gradient)
+        return gradient / _column(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+
+    def dual_norm(self, gradient: Tensor) -> Tensor:
+        """Dual norm of a gradient (N, …), shape (N,): the first-order gain of a unit step (L1 for Linf, L2 for L2)."""
+        flat = gradient.flatten(1)
+        return flat.abs().sum(dim=1) if self.norm == "Linf" else flat.norm(dim=1)
+
+    def with_eps(self, eps: float) -> ThreatModel:
+        """The same norm and bounds with another radius."""
+        return ThreatModel(self.norm, eps, self.bounds)
+
+
+def per_point_norm(delta: Tensor) -> Tensor:
+    """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
+    flat = delta.flatten(1)
+    largest = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
+    return (flat / largest).norm(dim=1) * largest.squeeze(1)
+
+
+def _column(per_point: Tensor, like: Tensor) -> Tensor:
+    return per_point.view(-1, *[1] * (like.dim() - 1))

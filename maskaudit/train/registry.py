@@ -1,0 +1,107 @@
+"""The training methods by name. A new method is one class and one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from maskaudit.errors import UsageError
+from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
+from maskaudit.train.distill import DefensiveDistillation
+from maskaudit.train.great import great, great_and_greace, greace
+from maskaudit.train.interface import Method, Plan
+from maskaudit.train.plain import Standard
+
+_GREAT_PAPER = "Sinha, Chen, Badrinarayanan, Rabinovich 2018, arXiv 1806.08028"
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """A method as `maskaudit train --help` shows it.
+
+    Attributes:
+        title: its name in the literature.
+        citation: authors, year and where.
+        summary: one line on what it does.
+        epochs: default number of passes per phase, chosen on the embedded digits.
+        lr: default initial step size of Adam, chosen likewise.
+        create: makes the method for a plan and an initialised model.
+    """
+
+    title: str
+    citation: str
+    summary: str
+    epochs: int
+    lr: float
+    create: Callable[[Plan, nn.Module], Method]
+
+
+METHODS: Mapping[str, MethodInfo] = {
+    "standard": MethodInfo(
+        "Standard training", "Vapnik 1992", "Cross-entropy on clean inputs; no defence.", 20, 2e-3, Standard
+    ),
+    "fgsm-at": MethodInfo(
+        "FGSM adversarial training",
+        "Goodfellow, Shlens, Szegedy 2015, arXiv 1412.6572",
+        "Cross-entropy on one-step examples; prone to catastrophic overfitting.",
+        30,
+        2e-3,
+        FGSMTraining,
+    ),
+    "pgd-at": MethodInfo(
+        "PGD adversarial training",
+        "Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv 1706.06083",
+        "Cross-entropy on multi-step examples with a random start.",
+        40,
+        2e-3,
+        PGDTraining,
+    ),
+    "trades": MethodInfo(
+        "TRADES",
+        "Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019, arXiv 1901.08573",
+        "Clean cross-entropy plus a weighted divergence between clean and attacked outputs.",
+        40,
+        2e-3,
+        Trades,
+    ),
+    "great": MethodInfo(
+        "GREAT",
+        _GREAT_PAPER,
+        "Input gradients made useless to an auxiliary classifier by gradient reversal.",
+        40,
+        2e-3,
+        great,
+    ),
+    "greace": MethodInfo(
+        "GREACE",
+        _GREAT_PAPER,
+        "Cross-entropy that pushes down the classes its gradient is confused with.",
+        40,
+        2e-3,
+        greace,
+    ),
+    "great+ce": MethodInfo(
+        "GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 40, 2e-3, great_and_greace
+    ),
+    "distill": MethodInfo(
+        "Defensive distillation",
+        "Papernot, McDaniel, Wu, Jha, Swami 2016, arXiv 1511.04508",
+        "Trained on a teacher's soft labels at a high temperature, used at temperature 1.",
+        40,
+        2e-3,
+        DefensiveDistillation,
+    ),
+}
+
+
+def method_info(name: str) -> MethodInfo:
+    """The registered method.
+
+    Raises:
+        UsageError: for an unknown name, listing the known ones.
+    """
+    if name not in METHODS:
+        raise UsageError(f"There is no training method {name!r}; available are {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,83 @@
+"""Limits that turn a probe's measurement into a finding: one named constant each, with unit and source.
+
+A finding says that something looks wrong; whether the model is masked is decided
+by paired attack evidence (`maskaudit.verdict.rules`), never by a probe alone.
+"FACTS" are this project's measurements on models of known truth (digits, ε = 0.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+#: Confidence of the two-sided exact intervals that probes report.
+CONFIDENCE = 0.99
+
+#: Share of points. Largest paired gap between gradient-free and own-gradient attacks seen on 24 honest models.
+HONEST_GAP = 0.035
+#: Share of points. No honest model of the zoo had any; masked ones had 16 % and more.
+ZERO_GRADIENT_SHARE = 0.05
+#: Mean cosine. Honest deterministic models reach .92 to .99 at ε/4, masked ones at most .82.
+AGREEMENT = 0.85
+#: Share of points. PGD that may cross the whole box left none on honest models, 3 to 50 % on masked ones.
+UNBOUNDED_SHARE = 0.02
+#: Share of a layer's activations. Half of the layer passes no gradient.
+FLAT_SHARE = 0.5
+#: Share of a layer's units. A PGD-trained net with 75 % dead units was healthy and robust: only more is worth naming.
+DEAD_SHARE = 0.9
+#: log10. Below 2⁻²⁴ the coefficient 1 − p_y of the cross-entropy gradient is lost next to 1 in float32.
+LOG_RATIO = math.log10(2.0**-24)
+#: Share of points where a step across the gradient beats the step along it.
+CURVATURE_SHARE = 0.10
+#: Share of points whose outputs carry no usable float32 cross-entropy.
+SATURATED_OUTPUT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a measurement becomes a finding.
+
+    Attributes:
+        value: the limit, in the unit of the measurement.
+        direction: the side that raises the finding, strictly.
+        unit: what the limit counts.
+        source: where the number comes from.
+        on: which figure is compared: the estimate, or the lower end of its interval for
+            paired gaps, so that two stray points never accuse a model.
+    """
+
+    value: float
+    direction: Literal["above", "below"]
+    unit: str
+    source: str
+    on: Literal["value", "low"] = "value"
+
+    def exceeded(self, value: float, low: float | None = None) -> bool:
+        """Whether the finding is raised by an estimate and the lower end of its interval; NaN never raises."""
+        figure = low if self.on == "low" and low is not None else value
+        return figure > self.value if self.direction == "above" else figure < self.value
+
+
+_GAP = Limit(HONEST_GAP, "above", "share of points", "largest gap on honest models, FACTS; DESIGN §1", on="low")
+
+LIMITS: Mapping[str, Limit] = {
+    "saturation": Limit(FLAT_SHARE, "above", "share of activations", "half of a layer passes no gradient"),
+    "dead-relu": Limit(DEAD_SHARE, "above", "share of units", "a healthy net had 75 % dead units, FACTS §5"),
+    "loss-decision-gradient-ratio": Limit(LOG_RATIO, "below", "log10", "spacing of float32 below 1, IEEE 754"),
+    "low-gradient-curvature": Limit(CURVATURE_SHARE, "above", "share of points", "slack of DESIGN §1 for rates"),
+    "transfer-gap": _GAP,
+    "gradient-free-gap": _GAP,
+    "random-beats-gradient": _GAP,
+    "one-step-beats-iterative": _GAP,
+    "zero-gradient": Limit(ZERO_GRADIENT_SHARE, "above", "share of points", "13 of 17 masked, 0 of 24 honest, FACTS §5"),
+    "finite-difference-agreement": Limit(AGREEMENT, "below", "mean cosine", "honest .92–.99 at ε/4, FACTS §5"),
+    "unbounded-attack": Limit(UNBOUNDED_SHARE, "above", "share of points", "16 of 17 masked, 0 of 24 honest, FACTS §5"),
+    "output-kind": Limit(SATURATED_OUTPUT_SHARE, "above", "share of points", "as for exactly zero gradients, FACTS §5"),
+}
+
+#: Probes without a limit, and why.
+INFORMATIVE: Mapping[str, str] = {
+    "randomness": "random answers are not masking by themselves; attacks then average over draws",
+}

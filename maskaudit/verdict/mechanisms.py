@@ -1,0 +1,79 @@
+"""Name the mechanism behind a masked gradient from what the probes measured. Pure; knows no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from maskaudit.results import Location, Mechanism, ProbeResult
+
+TITLES: Mapping[str, str] = {
+    "cut": "The gradient is cut: the output does not depend on the input in the autograd graph",
+    "shattered": "The gradient is zero on most points although the output changes",
+    "lying-backward": "The backward pass disagrees with the function it belongs to",
+    "jagged-surface": "The surface is jagged at small scales, so its gradient points nowhere useful",
+    "saturation": "Saturated activations let no gradient through",
+    "logit-scale": "The logits are so large that cross-entropy has gone flat in float32",
+    "stochastic": "Random answers drown the gradient",
+    "flat-loss": "Cross-entropy has gone flat while the margin still has a gradient",
+    "unknown": "The cause could not be told apart by the probes",
+}
+
+_ORDER = tuple(TITLES)
+
+Confidence = Literal["low", "medium", "high"]
+
+
+def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[Mechanism, ...]:
+    """Mechanisms that fit the probe results, most specific first; at least one.
+
+    Args:
+        probes: graded probe results.
+        by_loss: whether masking is proven at loss level.
+    """
+    by_rule = {probe.rule: probe for probe in probes if probe.status in ("pass", "finding")}
+    found: dict[str, tuple[Confidence, tuple[Location, ...]]] = {}
+    zero = by_rule.get("zero-gradient")
+    margin_zero = _figure(zero, "zero_margin_share")
+    if zero is not None and zero.details.get("connected") is False:
+        found["cut"] = ("high", ())
+    elif margin_zero > 0.5:
+        found["shattered"] = ("medium", ())
+    agreement = by_rule.get("finite-difference-agreement")
+    if agreement is not None and agreement.status == "finding" and margin_zero <= 0.5:
+        found[_disagreement(agreement)] = ("medium", ())
+    saturation = by_rule.get("saturation")
+    if saturation is not None and saturation.status == "finding" and saturation.findings:
+        found["saturation"] = ("medium", tuple(item.location for item in saturation.findings))
+    if _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(by_rule.get("output-kind")):
+        found["logit-scale"] = ("high" if by_loss else "medium", ())
+    elif by_loss and "saturation" not in found:
+        found["flat-loss"] = ("medium", ())
+    randomness = by_rule.get("randomness")
+    if randomness is not None and (randomness.value or 0.0) > 0:
+        found["stochastic"] = ("low", ())
+    if not found:
+        found["unknown"] = ("low", ())
+    ranked = sorted(found, key=lambda name: (by_loss and name not in ("logit-scale", "flat-loss"), _ORDER.index(name)))
+    return tuple(Mechanism(name, TITLES[name], *found[name]) for name in ranked)
+
+
+def _disagreement(agreement: ProbeResult) -> str:
+    """Jagged when coarse and fine differences tell different stories, lying when all of them contradict autograd."""
+    scales = agreement.details.get("scales")
+    values = [
+        scale["agreement"]
+        for scale in scales
+        if isinstance(scale, dict) and isinstance(scale.get("agreement"), (int, float))
+    ] if isinstance(scales, list) else []  # fmt: skip
+    limit = agreement.threshold if agreement.threshold is not None else 0.0
+    return "jagged-surface" if any(value >= limit for value in values) else "lying-backward"
+
+
+def _finding(probe: ProbeResult | None) -> bool:
+    return probe is not None and probe.status == "finding"
+
+
+def _figure(probe: ProbeResult | None, name: str) -> float:
+    value = probe.details.get(name) if probe is not None else None
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -1,0 +1,71 @@
+"""The power check: an audit that finds nothing must show that it could have found something.
+
+Two forms, both about the challengers, since they carry the claim that nothing is hidden:
+
+* *recapture*: of the points that own-gradient attacks broke, the share that the
+  challengers, which never saw those examples, broke on their own. Known answers
+  that the model itself provides.
+* *planted*: where too few points are known to be vulnerable, binary problems built on
+  the model's own scores with an example planted inside the ball (Zimmermann et al.
+  2022, "Increasing confidence in adversarial robustness evaluations"); see
+  `maskaudit.planted`.
+
+Failing the check never accuses a model: it turns `clear` into `inconclusive`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskaudit.verdict.statistics import lower_bound, rate
+
+#: Known answers needed before recapture says anything.
+MIN_KNOWN = 15
+
+#: The search must find more than this share of the known answers, by a one-sided lower bound at POWER_ALPHA.
+MIN_POWER = 0.5
+POWER_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Power:
+    """Outcome of the power check; `passed` is None when it could not be made."""
+
+    passed: bool | None
+    method: str
+    found: int
+    known: int
+    random_found: int | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain form for the report."""
+        if self.known == 0:
+            return {"passed": self.passed, "method": self.method, "sentence": self.sentence, "value": None,
+                    "low": None, "high": None, "n": 0}  # fmt: skip
+        share = rate(self.found, self.known)
+        document: dict[str, object] = {
+            "passed": self.passed, "method": self.method, "sentence": self.sentence, "value": share.value,
+            "low": share.low, "high": share.high, "n": share.n,
+        }  # fmt: skip
+        if self.random_found is not None:
+            document["random_search_found"] = self.random_found
+        return document
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in words."""
+        if self.passed is None:
+            return "The power of the search could not be checked: no known answer was at hand."
+        asked = {
+            "recapture": f"broke {self.found} of {self.known} points that are known to be breakable",
+            "planted": f"found {self.found} of {self.known} examples planted inside the ball",
+        }[self.method]
+        verdict = "so it had the power to find masking" if self.passed else "too few to trust that it found nothing"
+        return f"The gradient-free search {asked}, {verdict}."
+
+
+def check_power(method: str, found: int, known: int, random_found: int | None = None) -> Power:
+    """Grade `found` of `known` answers."""
+    if known == 0:
+        return Power(None, method, 0, 0)
+    return Power(lower_bound(found, known, POWER_ALPHA) > MIN_POWER, method, found, known, random_found)

@@ -1,0 +1,236 @@
+"""The judge: pure functions from counts and probe results to the verdict. Knows no torch.
+
+The rule, with every constant of it, is in this module; `docs/verdict.md` explains it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from maskaudit.results import Claim, ClaimStatus, Label, Mechanism, ProbeResult, Rate, Verdict
+from maskaudit.verdict.mechanisms import name_mechanisms
+from maskaudit.verdict.power import Power
+from maskaudit.verdict.statistics import lower_bound, rate, upper_bound
+
+#: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
+ALPHA = 0.01
+
+#: Hidden share of points that healthy models may show from attacks of unequal luck. Measured on the
+#: tuning part of the zoo: at most 0.035 at gradient level; at loss level 0.02 once budgets are matched.
+SLACK = 0.05
+
+#: Hidden share that no luck explains, screen or not (healthy models: at most 0.035).
+GROSS_SLACK = 0.15
+
+#: `clear` needs the hidden share of points to be below this by an upper confidence bound.
+CLEAR_LIMIT = 0.10
+
+#: Fewer correctly classified points than this cannot carry a verdict.
+MIN_POINTS = 20
+
+#: Probes whose finding fires the screen.
+SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
+
+#: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
+NO_GRADIENT_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What the judge sees; counts of points.
+
+    Attributes:
+        drawn: points drawn; `correct`: of these, classified correctly.
+        reference, cross_entropy, strong, challengers, best: correct points broken by R₀, CE*, G*, C and anything.
+        hidden_by_gradients: broken by C, not by G*.
+        hidden_by_loss: broken by G*, not by CE*.
+        probes: graded probe results.
+        power: the power check.
+        looks: sequential looks that the error level is shared among.
+        final: whether no further points will be drawn.
+        missing: reasons why an essential part did not run; empty when all did.
+        attacks_run, attacks_left_out: numbers of attacks, for the wording.
+        claimed: claimed robust accuracy, if any.
+        certified: certified lower bound of robust accuracy, if known.
+    """
+
+    drawn: int
+    correct: int
+    reference: int
+    cross_entropy: int
+    strong: int
+    challengers: int
+    best: int
+    hidden_by_gradients: int
+    hidden_by_loss: int
+    probes: tuple[ProbeResult, ...] = ()
+    power: Power = Power(None, "none", 0, 0)
+    looks: int = 1
+    final: bool = True
+    missing: tuple[str, ...] = ()
+    attacks_run: int = 0
+    attacks_left_out: int = 0
+    claimed: float | None = None
+    certified: float | None = None
+
+    @property
+    def alpha(self) -> float:
+        """One-sided error level of one comparison at one look: two levels share each look's part."""
+        return ALPHA / (2 * self.looks)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict with its figures; `decided` tells the runner whether more points could change it."""
+
+    verdict: Verdict
+    claim: Claim
+    accuracy: dict[str, Rate | None]
+    masking: dict[str, Any]
+    decided: bool
+
+
+def judge(seen: Observations) -> Judgement:
+    """Apply the rule to what was observed."""
+    screen = _screen(seen.probes)
+    label, decided, reasons = _label(seen, bool(screen["fired"]))
+    mechanisms = name_mechanisms(seen.probes, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"])))
+    shown = mechanisms if label in ("masked", "suspect") else ()
+    accuracy = _accuracy(seen)
+    return Judgement(
+        verdict=Verdict(label, _sentence(label, seen, shown), shown, tuple(reasons)),
+        claim=Claim(seen.claimed, _claim_status(seen)),
+        accuracy=accuracy,
+        masking={
+            "gradient_level": _hidden_rate(seen, seen.hidden_by_gradients),
+            "loss_level": _hidden_rate(seen, seen.hidden_by_loss),
+            "screen": screen,
+            "rule": {
+                "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
+                "clear_limit": CLEAR_LIMIT,
+            },
+        },
+        decided=decided,
+    )  # fmt: skip
+
+
+def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
+    """Label, whether it stands whatever further points show, and the reasons."""
+    proofs = _proofs(seen, fired)
+    if proofs:
+        return "masked", True, proofs
+    if seen.correct < MIN_POINTS:
+        return "inconclusive", False, [
+            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
+        ]  # fmt: skip
+    if seen.missing:
+        return "inconclusive", False, list(seen.missing)
+    if _uninformative(seen.probes) and seen.best < seen.correct / 2:
+        return "suspect", False, [
+            "Most points have no usable gradient under any loss, and no attack that does without gradients broke them."
+        ]  # fmt: skip
+    bounds = {
+        "gradient level": upper_bound(seen.hidden_by_gradients, seen.correct, seen.alpha),
+        "loss level": upper_bound(seen.hidden_by_loss, seen.correct, seen.alpha),
+    }
+    open_levels = [f"{level} up to {bound:.1%}" for level, bound in bounds.items() if bound >= CLEAR_LIMIT]
+    if open_levels:
+        return "inconclusive", False, [
+            f"The hidden share of points cannot be bounded below {CLEAR_LIMIT:.0%}: {', '.join(open_levels)}; "
+            "audit more points (--samples)."
+        ]  # fmt: skip
+    if not seen.power.passed:
+        return "inconclusive", False, [seen.power.sentence]
+    return "clear", True, [
+        f"At most {max(bounds.values()):.1%} of the correctly classified points can be hidden by gradients or loss.",
+        seen.power.sentence,
+    ]  # fmt: skip
+
+
+def _proofs(seen: Observations, fired: bool) -> list[str]:
+    """One sentence per level at which masking is proven."""
+    said = []
+    if _proven(seen, seen.hidden_by_gradients, fired):
+        said.append(
+            f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive every attack on the model's "
+            "own gradients and fall to attacks that do not trust them."
+        )
+    if _proven(seen, seen.hidden_by_loss, fired):
+        said.append(
+            f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive every attack on cross-entropy and "
+            "fall to own-gradient attacks on another loss."
+        )
+    return said
+
+
+def _proven(seen: Observations, hidden: int, fired: bool) -> bool:
+    if seen.correct == 0:
+        return False
+    return lower_bound(hidden, seen.correct, seen.alpha) > (SLACK if fired else GROSS_SLACK)
+
+
+def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:
+    """Which indicators fired; a probe that could not run fires nothing."""
+    indicators = {
+        probe.rule: {"value": probe.value, "threshold": probe.threshold, "fired": probe.status == "finding"}
+        for probe in probes
+        if probe.rule in SCREEN and probe.status in ("pass", "finding")
+    }
+    fired = [rule for rule, indicator in indicators.items() if indicator["fired"]]
+    return {"fired": bool(fired), "reasons": fired, "indicators": indicators}
+
+
+def _uninformative(probes: tuple[ProbeResult, ...]) -> bool:
+    """Whether most points have no gradient even of the margin."""
+    for probe in probes:
+        if probe.rule == "zero-gradient" and probe.status in ("pass", "finding"):
+            share = probe.details.get("zero_margin_share", 0.0)
+            return isinstance(share, (int, float)) and share > NO_GRADIENT_SHARE
+    return False
+
+
+def _hidden_rate(seen: Observations, hidden: int) -> Rate:
+    return rate(hidden, seen.correct) if seen.correct else Rate(0.0, 0.0, 1.0, 0)
+
+
+def _accuracy(seen: Observations) -> dict[str, Rate | None]:
+    """Accuracies over all drawn points: a wrong clean answer counts as broken."""
+    if seen.drawn == 0:
+        return dict.fromkeys(("clean", "reference", "strong_reference", "best_known", "certified"))
+    return {
+        "clean": rate(seen.correct, seen.drawn),
+        "reference": rate(seen.correct - seen.reference, seen.drawn),
+        "strong_reference": rate(seen.correct - seen.strong, seen.drawn),
+        "best_known": rate(seen.correct - seen.best, seen.drawn),
+        "certified": None if seen.certified is None else Rate(seen.certified, seen.certified, 1.0, seen.drawn),
+    }
+
+
+def _claim_status(seen: Observations) -> ClaimStatus:
+    if seen.claimed is None:
+        return "no_claim"
+    if seen.drawn == 0:
+        return "not_refuted"
+    standing = seen.correct - seen.best
+    return "refuted" if upper_bound(standing, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
+
+
+def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]) -> str:
+    """The verdict in one sentence: a claim about the search, never about the model's nature."""
+    drawn = max(seen.drawn, 1)
+    usual, best = (seen.correct - seen.reference) / drawn, (seen.correct - seen.best) / drawn
+    ran = [probe for probe in seen.probes if probe.status in ("pass", "finding")]
+    left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
+    search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
+    if label == "masked":
+        cause = f" The likely cause: {mechanisms[0].title[0].lower()}{mechanisms[0].title[1:]}." if mechanisms else ""
+        return (
+            f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
+            f"at most {best:.1%} withstand every attack that was tried.{cause}"
+        )
+    if label == "suspect":
+        return f"The gradients carry no information here, and nothing else broke the points: searched with {search}."
+    if label == "inconclusive":
+        return f"No verdict: the audit cannot say whether gradients mask anything; it ran {search}."
+    return f"No masking found by {search}; {best:.1%} of the points withstand every attack that was tried."

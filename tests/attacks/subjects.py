@@ -1,0 +1,156 @@
+"""Models of known behaviour that the attack tests run against, trained in seconds on the embedded digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskaudit.data import load_data
+from maskaudit.preserve import preserved_random_state
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+
+LINF = ThreatModel("Linf", 0.2)
+L2 = ThreatModel("L2", 1.0)
+
+
+class DigitsCNN(nn.Module):
+    """Two convolutions and a linear readout, (N, 1, 8, 8) → logits (N, 10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        self.hidden = nn.Linear(32 * 16, 64)
+        self.readout = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.conv2(F.relu(self.conv1(x))))
+        return self.readout(F.relu(self.hidden(h.flatten(1))))
+
+
+class Wrapped(nn.Module):
+    """`after(base(before(x)))`."""
+
+    def __init__(
+        self,
+        base: nn.Module,
+        before: Callable[[Tensor], Tensor] = lambda x: x,
+        after: Callable[[Tensor], Tensor] = lambda z: z,
+    ) -> None:
+        super().__init__()
+        self.base, self.before, self.after = base, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.base(self.before(x)))
+
+
+class _ZeroBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> Tensor:
+        return torch.zeros_like(grad)
+
+
+def one_hot(base: nn.Module) -> nn.Module:
+    """Only the predicted class comes out."""
+    return Wrapped(base, after=lambda z: F.one_hot(z.argmax(1), z.shape[1]).float())
+
+
+def saturated(base: nn.Module) -> nn.Module:
+    """softmax(50·z): exactly 0 and 1 on nearly all inputs."""
+    return Wrapped(base, after=lambda z: (50 * z).softmax(1))
+
+
+def quantised(base: nn.Module, levels: int) -> nn.Module:
+    """Pixels rounded to `levels` values."""
+    return Wrapped(base, before=lambda x: (x * (levels - 1)).round() / (levels - 1))
+
+
+def sine(base: nn.Module) -> nn.Module:
+    """A ripple on the input that makes local gradients meaningless."""
+    return Wrapped(base, before=lambda x: x + 0.02 * torch.sin(2000 * x))
+
+
+def zero_backward(base: nn.Module) -> nn.Module:
+    """Right forward, zero backward."""
+    return Wrapped(base, before=_ZeroBackward.apply)
+
+
+def flattened(base: nn.Module) -> nn.Module:
+    """The same classifier on vectors (N, 64)."""
+    return Wrapped(base, before=lambda x: x.view(-1, 1, 8, 8))
+
+
+def binary(base: nn.Module) -> nn.Module:
+    """Two classes: digit below 5 or not."""
+    return Wrapped(base, after=lambda z: torch.stack([z[:, :5].logsumexp(1), z[:, 5:].logsumexp(1)], 1))
+
+
+def train_cnn(*, adversarial: bool, epochs: int, seed: int = 0) -> DigitsCNN:
+    """A CNN on the train split; `adversarial` trains on 7-step PGD examples at ε = 0.2 (Madry et al. 2018)."""
+    data = load_data("digits", split="train")
+    with preserved_random_state():
+        torch.manual_seed(seed)
+        model = DigitsCNN()
+        optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, epochs * (len(data) // 100))
+        for _ in range(epochs):
+            for rows in torch.randperm(len(data)).split(100):
+                x, y = data.x[rows], data.y[rows]
+                x_fit = _pgd_examples(model, x, y) if adversarial else x
+                optimiser.zero_grad()
+                F.cross_entropy(model(x_fit), y).backward()
+                optimiser.step()
+                schedule.step()
+    return model.eval()
+
+
+def _pgd_examples(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    x_adv = LINF.project(x + LINF.eps * (2 * torch.rand_like(x) - 1), x)
+    for _ in range(7):
+        leaf = x_adv.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
+        x_adv = LINF.project(x_adv + 0.06 * gradient.sign(), x)
+    return x_adv.detach()
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The trained models with the test points both classify correctly."""
+
+    standard: nn.Module
+    robust: nn.Module
+    x: Tensor
+    y: Tensor
+    pool: Tensor
+
+
+def build_subjects() -> Subjects:
+    """Train both models and choose the points."""
+    standard = train_cnn(adversarial=False, epochs=20)
+    robust = train_cnn(adversarial=True, epochs=30)
+    test = load_data("digits", split="test")
+    with torch.no_grad():
+        right = (standard(test.x).argmax(1) == test.y) & (robust(test.x).argmax(1) == test.y)
+    return Subjects(standard, robust, test.x[right], test.y[right], load_data("digits", split="train").x)
+
+
+def point_rng(n: int, seed: int = 0, stream: str = "test") -> PointRNG:
+    """A generator for points 0 … n−1."""
+    return PointRNG.create(seed, stream, torch.arange(n))
+
+
+def survivors(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """Points (N,) bool that an attack left unbroken, checked afresh; fails if an example is not admissible."""
+    assert bool(threat.admissible(x_adv, x).all())
+    target = Target(model)
+    return ~(target.margin(target.scores(x_adv), y) > 0)

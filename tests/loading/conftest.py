@@ -1,0 +1,16 @@
+"""Fixtures of this folder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .nets import Net
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(3)
+    module = Net()
+    module(torch.randn(20, 4))  # moves the running statistics away from their start values
+    return module.eval()
