@@ -18,7 +18,7 @@ from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.runner import POOL_POINTS, Audit, run_audit
 from maskaudit.settings import AuditSettings, Listener, ignore_events
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
 
@@ -54,22 +54,6 @@ class Prepared:
     settings: AuditSettings
     pool: Tensor
     surrogates: tuple[nn.Module, ...]
-
-
-def customary_eps(norm: Norm, shape: Sequence[int], bounds: tuple[float, float]) -> float:
-    """The field's usual ε for inputs of `shape` (C, H, W) or (D,), scaled to the width of the bounds.
-
-    Linf: 8/255 for colour images (Madry et al. 2018), 0.3 for 28×28 grey, 0.2 for 8×8 digits.
-    L2: 0.5 for colour (RobustBench), 1.5 for 28×28 grey, 0.8 for 8×8 digits. Vectors get the colour values.
-    """
-    grey = len(shape) == 3 and shape[0] == 1
-    if grey and shape[1] <= 16:
-        eps = {"Linf": 0.2, "L2": 0.8}[norm]
-    elif grey and shape[1] <= 32:
-        eps = {"Linf": 0.3, "L2": 1.5}[norm]
-    else:
-        eps = {"Linf": 8 / 255, "L2": 0.5}[norm]
-    return eps * (bounds[1] - bounds[0])
 
 
 def prepare(request: Request) -> Prepared:

@@ -135,7 +135,7 @@ def check(model: str, **options: Any) -> None:
     """
     from maskaudit import api
     from maskaudit.output import parse_outputs, write_outputs
-    from maskaudit.report import render
+    from maskaudit.report import render, text
     from maskaudit.settings import AuditSettings
     from maskaudit.terminal import Progress, use_colour
 
@@ -162,7 +162,7 @@ def check(model: str, **options: Any) -> None:
     if options["as_json"]:
         click.echo(render(document, "json"), nl=False)
     else:
-        click.echo(render(document, "text", color=use_colour(sys.stdout)), nl=False)
+        click.echo(text.render(document, color=use_colour(sys.stdout)), nl=False)
         for fmt, path in wanted:
             click.echo(f"{fmt:>9}: {path}")
     if audit.failure is not None:
@@ -305,3 +305,7 @@ def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
         click.echo(line)
         wrong += not right
     sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

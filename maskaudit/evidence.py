@@ -126,20 +126,26 @@ def read_evidence(data: bytes, source: str) -> Evidence:
         header = json.loads(data[8 : 8 + length])
         metadata = json.loads(header["__metadata__"][_METADATA_KEY])
         tensors = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{source} is not a maskaudit evidence file, or it is damaged.") from error
     if not isinstance(metadata, dict) or any(name not in tensors for name in _TENSORS):
         raise InputError(f"{source} lacks some of the tensors {', '.join(_TENSORS)}.")
-    points, examples = len(tensors["clean"]), len(tensors["examples"])
-    fits = (
-        len(tensors["label"]) == len(tensors["index"]) == points
-        and len(tensors["example_point"]) == len(tensors["example_attack"]) == examples
-        and tensors["examples"].shape[1:] == tensors["clean"].shape[1:]
-        and bool(((tensors["example_point"] >= 0) & (tensors["example_point"] < points)).all())
-    )
-    if not fits:
+    if not _fit_together(tensors):
         raise InputError(f"{source} is damaged: its tensors do not fit together.")
     return Evidence(tensors, metadata, hashlib.sha256(data).hexdigest())
+
+
+def _fit_together(tensors: dict[str, Tensor]) -> bool:
+    """Whether shapes, types and row numbers are those that the module docstring promises."""
+    clean, examples, point = tensors["clean"], tensors["examples"], tensors["example_point"]
+    if min(clean.dim(), examples.dim()) < 1 or examples.shape[1:] != clean.shape[1:]:
+        return False
+    lengths = {
+        "label": len(clean), "index": len(clean), "example_point": len(examples), "example_attack": len(examples),
+    }  # fmt: skip
+    if any(tensors[n].shape != (length,) or tensors[n].dtype != torch.int64 for n, length in lengths.items()):
+        return False
+    return bool(((point >= 0) & (point < len(clean))).all())
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -173,26 +179,49 @@ def verify_audit(document: dict[str, Any], evidence: Evidence, model: Any, model
     ]
     threat = threat_from(scoring.get("threat"))
     tensors = evidence.tensors
+    clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
     point = tensors["example_point"]
-    clean, label = tensors["clean"][point].float(), tensors["label"][point]
-    with Target(
-        model,
-        bounds=threat.bounds,
-        mean=_floats(scoring.get("mean")),
-        std=_floats(scoring.get("std")),
-        device=str(scoring.get("device", "cpu")) if torch.cuda.is_available() else "cpu",
-        seed=int(scoring.get("seed", 0)),
-    ) as target:
+    with _reviewed(model, scoring, threat) as target:
+        right = _right(target, clean, label, random=bool(scoring.get("random")))
+        rows = right[point].nonzero().squeeze(1)
         score = rescore(
-            target.raw, tensors["examples"].float(), clean, label, threat=threat,
+            target.raw, examples[rows], clean[point[rows]], label[point[rows]], threat=threat,
             random=bool(scoring.get("random")), reject_class=scoring.get("reject_class"),
         )  # fmt: skip
-    n, inside, broken = len(point), int(score.admissible.sum()), int(score.broken.sum())
+    n, inside, broken = len(point), int(threat.admissible(examples, clean[point]).sum()), int(score.broken.sum())
+    checks.append(Check("clean points", bool(right.all()), f"{int(right.sum())} of {len(clean)} bear the right label"))
     checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
     checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point"))
-    proven = {int(i) for i in tensors["index"][point[score.broken]]}
+    proven = {int(i) for i in tensors["index"][point[rows[score.broken]]]}
     checks.append(_check_points(document, proven))
     return checks
+
+
+def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel) -> Target:
+    """The reviewer's copy of the model, set up as it was for the audit."""
+    try:
+        return Target(
+            model,
+            bounds=threat.bounds,
+            mean=_floats(scoring.get("mean")),
+            std=_floats(scoring.get("std")),
+            device=str(scoring.get("device", "cpu")) if torch.cuda.is_available() else "cpu",
+            seed=int(scoring.get("seed", 0)),
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError("The evidence says in a malformed way how the model was scored.") from error
+
+
+def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool) -> Tensor:
+    """Clean points (P,) that the model gives their label: a wrong label would make any input an example.
+
+    A random model may waver on a clean point; there only labels that it has no class for are refused.
+    """
+    if not len(clean):
+        return torch.ones(0, dtype=torch.bool)
+    answers = target.raw(clean)
+    known = (label >= 0) & (label < answers.shape[1])
+    return known if random else known & (answers.argmax(dim=1) == label)
 
 
 def _check_points(document: dict[str, Any], proven: set[int]) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -42,7 +43,7 @@ class Journal:
                     f"The audit in {folder.parent} was started with another model, data or settings: "
                     "run it with the same command, or without --resume to start afresh."
                 )
-            if not resume and folder.is_dir():
+            if folder.is_dir() and not (resume and stamp.is_file()):  # without a stamp, nobody knows whose it is
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             stamp.write_text(digest)
@@ -53,14 +54,17 @@ class Journal:
         """A finished attempt on the same points `rows`, or None."""
         try:
             tensors = load(self._path(key).read_bytes())
-        except (OSError, SafetensorError):
+            if not rows.equal(tensors["rows"]):
+                return None
+            return Attempt(tensors["examples"], tensors["first_success"], tensors["queries"])
+        except (OSError, SafetensorError, KeyError):
             return None
-        if not rows.equal(tensors["rows"]):
-            return None
-        return Attempt(tensors["examples"], tensors["first_success"], tensors["queries"])
 
     def write(self, key: str, rows: Tensor, attempt: Attempt) -> None:
-        """Keep a finished attempt; atomic, so that a crash leaves the old state or the new one."""
+        """Keep a finished attempt; atomic, so that a crash leaves the old state or the new one.
+
+        A disk that is full costs the possibility to resume, never the audit.
+        """
         tensors = {
             "rows": rows.contiguous(),
             "examples": attempt.examples.contiguous(),
@@ -69,8 +73,9 @@ class Journal:
         }
         path = self._path(key)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save(tensors))
-        os.replace(temporary, path)
+        with contextlib.suppress(OSError):
+            temporary.write_bytes(save(tensors))
+            os.replace(temporary, path)
 
     def close(self) -> None:
         """Remove the journal of a finished audit."""

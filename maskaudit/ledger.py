@@ -70,9 +70,7 @@ class Ledger:
             self.entries[spec.name] = Entry(spec, blank.clone(), blank.clone())
         return self.entries[spec.name]
 
-    def record(
-        self, spec: AttackSpec, rows: Tensor, examples: Tensor, broken: Tensor, first_success: Tensor
-    ) -> None:
+    def record(self, spec: AttackSpec, rows: Tensor, examples: Tensor, broken: Tensor, first_success: Tensor) -> None:
         """Book the re-scored outcome for points `rows` (n,): candidates (n, …), broken and first success (n,)."""
         before = self.best_known()
         entry = self.entry(spec)

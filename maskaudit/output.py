@@ -32,8 +32,8 @@ def parse_outputs(outputs: tuple[str, ...], out: str | None) -> list[tuple[str, 
                 f"-o takes FORMAT=PATH with a format out of {', '.join((*FORMATS, 'evidence'))}; got {item!r}."
             )
         wanted.append((fmt, Path(path)))
-    for _, path in wanted:
-        _check_writable(path)
+    for _, place in wanted:
+        _check_writable(place)
     return wanted
 
 
@@ -54,8 +54,11 @@ def write_outputs(wanted: list[tuple[str, Path]], document: dict[str, Any], evid
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write atomically: a temporary file in the same folder, then a rename."""
+    """Write atomically: a temporary file in the same folder, then a rename; a device or pipe is written to as it is."""
     try:
+        if _is_special(path):
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -72,6 +75,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 def _check_writable(path: Path) -> None:
     """Fail before the audit rather than after it."""
+    if _is_special(path):
+        return
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +86,11 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"{path} is a folder; give the name of a file.")
     if not os.access(folder, os.W_OK):
         raise InputError(f"The folder {folder} cannot be written to; choose another one.")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether this is /dev/stdout, a pipe and the like, which a rename would replace by a file."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def _umask() -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.noise import corner
+from maskaudit.attacks.noise import surface_noise
 from maskaudit.rescore import rescore
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -62,16 +62,18 @@ class PlantedModel(nn.Module):
         return torch.stack([torch.zeros_like(value), value], dim=1).float()
 
 
-def plant(target: Target, x: Tensor, *, threat: ThreatModel, rng: PointRNG, problems: int) -> tuple[PlantedModel, Tensor]:
+def plant(
+    target: Target, x: Tensor, *, threat: ThreatModel, rng: PointRNG, problems: int
+) -> tuple[PlantedModel, Tensor]:
     """Build up to `problems` planted problems on points `x` (N, …).
 
     Returns:
         The planted model and the rows of `x` (M,) that serve as anchors; M may be 0 when scores never vary.
     """
-    rows = _far_apart(x, threat)[: 2 * problems]
+    rows = _far_apart(x, threat, most=2 * problems)
     clean = x[rows]
     drawn = torch.stack(
-        [target.scores(corner(clean, threat=threat, rng=rng.select(rows), step=step)) for step in range(CORNERS)]
+        [target.scores(surface_noise(clean, threat=threat, rng=rng.select(rows), step=step)) for step in range(CORNERS)]
     ).double()  # (CORNERS, M, K)
     centred = drawn - drawn.mean(dim=0)
     covariance = torch.einsum("cmi,cmj->mij", centred, centred) / CORNERS
@@ -119,7 +121,9 @@ def solve_planted(
     with Target(model, bounds=target.bounds, batch_size=target.batch_size, seed=target.seed) as planted:
         fresh = torch.zeros(len(rows), dtype=torch.bool)
         for step in range(CORNERS, 2 * CORNERS):
-            fresh |= planted.raw(corner(anchors, threat=threat, rng=stream.fork("fresh"), step=step)).argmax(1) == 1
+            fresh |= (
+                planted.raw(surface_noise(anchors, threat=threat, rng=stream.fork("fresh"), step=step)).argmax(1) == 1
+            )
         found = torch.zeros(len(rows), dtype=torch.bool)
         for spec in specs:
             standing = (~found).nonzero().squeeze(1)
@@ -134,12 +138,12 @@ def solve_planted(
     return PlantedOutcome(len(rows), int(found.sum()), int(fresh.sum()))
 
 
-def _far_apart(x: Tensor, threat: ThreatModel) -> Tensor:
-    """Rows of `x`, greedily chosen, that are pairwise further apart than 2ε in the threat norm."""
-    order = torch.inf if threat.norm == "Linf" else 2.0
-    distance = torch.cdist(x.flatten(1), x.flatten(1), p=order)
+def _far_apart(x: Tensor, threat: ThreatModel, *, most: int) -> Tensor:
+    """At most `most` rows of `x`, greedily chosen, that are pairwise further apart than 2ε in the threat norm."""
     chosen: list[int] = []
     for row in range(len(x)):
-        if all(float(distance[row, other]) > 2 * threat.eps for other in chosen):
+        if len(chosen) == most:
+            break
+        if not chosen or bool((threat.distance(x[chosen], x[row].expand_as(x[chosen])) > 2 * threat.eps).all()):
             chosen.append(row)
     return torch.tensor(chosen, dtype=torch.int64)

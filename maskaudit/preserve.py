@@ -11,7 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_HOOK_TABLES = (
+#: What a forward pass or an observer may add to or replace in a module.
+_TABLES = (
+    "_parameters",
+    "_buffers",
+    "_modules",
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
@@ -68,28 +72,23 @@ class _ModuleSnapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.training = module.training
-        self.scripted = isinstance(module, torch.jit.ScriptModule)
-        self.parameters = dict(module.named_parameters(recurse=False))
-        self.buffers = dict(module.named_buffers(recurse=False))
-        self.values = {name: _Value(tensor) for name, tensor in {**self.parameters, **self.buffers}.items()}
-        self.hooks = {} if self.scripted else {
-            table: dict(getattr(module, table)) for table in _HOOK_TABLES if hasattr(module, table)
-        }
+        self.training = getattr(module, "training", None)  # frozen TorchScript has no mode
+        self.full_backward_hook = getattr(module, "_is_full_backward_hook", None)
+        tables = () if isinstance(module, torch.jit.ScriptModule) else _TABLES
+        self.tables = {table: dict(getattr(module, table)) for table in tables if hasattr(module, table)}
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        self.values = [_Value(tensor) for tensor in tensors]
 
     def restore(self) -> None:
-        if not self.scripted:
-            for table, hooks in self.hooks.items():
-                current = getattr(self.module, table)
-                current.clear()
-                current.update(hooks)
-            for name, parameter in self.parameters.items():
-                self.module._parameters[name] = parameter  # type: ignore[assignment]
-            for name, buffer in self.buffers.items():
-                self.module._buffers[name] = buffer
-        for value in self.values.values():
+        for name, content in self.tables.items():
+            table = getattr(self.module, name)
+            table.clear()
+            table.update(content)
+        if self.tables:
+            self.module._is_full_backward_hook = self.full_backward_hook
+        for value in self.values:
             value.restore()
-        if self.module.training != self.training:
+        if self.training is not None and self.module.training != self.training:
             self.module.training = self.training
 
 
@@ -105,10 +104,17 @@ class _Value:
 
     def restore(self) -> None:
         with torch.no_grad():
-            if not torch.equal(self.tensor, self.content):
-                self.tensor.copy_(self.content)
-            if self.grad is not None and self.grad_content is not None and not torch.equal(self.grad, self.grad_content):
-                self.grad.copy_(self.grad_content)
+            _refill(self.tensor, self.content)
+            if self.grad is not None and self.grad_content is not None:
+                _refill(self.grad, self.grad_content)
         self.tensor.grad = self.grad
         if self.tensor.is_leaf and self.tensor.requires_grad != self.requires_grad:
             self.tensor.requires_grad_(self.requires_grad)
+
+
+def _refill(tensor: Tensor, content: Tensor) -> None:
+    """Give `tensor` its content back, in place unless its shape or type was changed too."""
+    if tensor.shape != content.shape or tensor.dtype != content.dtype:
+        tensor.data = content
+    elif not torch.equal(tensor, content):
+        tensor.copy_(content)

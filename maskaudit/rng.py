@@ -62,7 +62,8 @@ class PointRNG:
         """Standard normal by inversion, float32, shape (N, *shape)."""
         bits = _shift_right(self._bits(math.prod(shape), step), 11)
         p = (bits.to(torch.float64) + 0.5) * 2.0**-53
-        return torch.special.ndtri(p).to(torch.float32).view(len(self.points), *shape)
+        drawn: Tensor = torch.special.ndtri(p)
+        return drawn.to(torch.float32).view(len(self.points), *shape)
 
     def integers(self, high: int | Tensor, shape: Sequence[int] = (), *, step: int | Tensor = 0) -> Tensor:
         """Integers in [0, high), int64, shape (N, *shape); `high` is one int or broadcastable."""

@@ -93,7 +93,7 @@ class Target:
     ) -> None:
         if batch_size < 1 or draws < 1:
             raise UsageError(f"Batch size and draws must be at least 1, got {batch_size} and {draws}.")
-        if std is not None and any(s <= 0 for s in std):
+        if std is not None and not all(s > 0 for s in std):
             raise UsageError("Every entry of --std must be positive.")
         self.model = model
         self.bounds = bounds
@@ -118,11 +118,11 @@ class Target:
         return not self.random and self.reject_class is None
 
     def __enter__(self) -> Target:
-        stack = contextlib.ExitStack()
-        stack.enter_context(preserved(self.model, seed=self.seed))
-        if isinstance(self.model, nn.Module):
-            self.model.eval()
-        self._stack = stack
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preserved(self.model, seed=self.seed))
+            if isinstance(self.model, nn.Module) and hasattr(self.model, "training"):  # frozen TorchScript has no mode
+                self.model.eval()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -163,7 +163,7 @@ class Target:
         )
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
-        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for probes that differentiate twice."""
+        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for whoever differentiates twice."""
         return self._scores_once(x)
 
     def predict(self, scores: Tensor) -> Tensor:
@@ -187,7 +187,10 @@ class Target:
                 scores = self._scores_once(leaf)
                 value = objective(scores, rows)
             if value.requires_grad:
-                (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                try:
+                    (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                except Exception as error:
+                    raise _model_raised("in its backward pass ", x, error) from error
                 self.ledger.backwards += len(x)
             else:
                 grad = None
@@ -198,7 +201,9 @@ class Target:
             scores_sum = scores if scores_sum is None else scores_sum + scores
             value_sum = value if value_sum is None else value_sum + value
             grad_sum = grad if grad_sum is None else grad_sum + grad
-        assert scores_sum is not None and value_sum is not None and grad_sum is not None
+        assert scores_sum is not None
+        assert value_sum is not None
+        assert grad_sum is not None
         return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
 
     def _scores_once(self, x: Tensor) -> Tensor:
@@ -211,15 +216,14 @@ class Target:
         """One pass of one batch, checked and counted."""
         self.ledger.forwards += len(x)
         inputs = x.to(self.device)
+        if inputs is x:
+            inputs = x.clone()  # a model that works in place must not reach the caller's points
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
         try:
             output = self.model(inputs)
         except Exception as error:  # whatever the audited code raises is its failure, not ours
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise ModelError(
-                f"The model raised {type(error).__name__} on input of shape {tuple(x.shape)}: {first_line}"
-            ) from error
+            raise _model_raised("", x, error) from error
         return checked_scores(output, len(x)).to(x.device)
 
     def _normalise(self, x: Tensor) -> Tensor:
@@ -237,6 +241,13 @@ class Target:
     def _batches(self, n: int) -> Iterator[slice]:
         for start in range(0, n, self.batch_size):
             yield slice(start, min(start + self.batch_size, n))
+
+
+def _model_raised(where: str, x: Tensor, error: Exception) -> ModelError:
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return ModelError(
+        f"The model raised {type(error).__name__} {where}on input of shape {tuple(x.shape)}: {first_line}"
+    )
 
 
 def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:

@@ -8,6 +8,7 @@ one threat model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -65,16 +66,15 @@ class ThreatModel:
         if self.norm == "Linf":
             return self.clamp(torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps))
         delta = x_adv - x
-        length = per_point_norm(delta)
-        scale = (self.eps / length.clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1.0)
-        return self.clamp(x + delta * _column(scale, delta))
+        too_long = _column(per_point_norm(delta) > self.eps, delta)
+        return self.clamp(x + torch.where(too_long, self.eps * _unit(delta), delta))
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """‖x_adv − x‖ per point, shape (N,), computed in float64."""
         delta = (x_adv.double() - x.double()).flatten(1)
         if self.norm == "Linf":
             return delta.abs().amax(dim=1)
-        return delta.norm(dim=1)
+        return torch.linalg.vector_norm(delta, dim=1)
 
     def admissible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """True per point (N,) where `x_adv` lies in ball and box, up to float32 rounding, and is finite."""
@@ -90,24 +90,51 @@ class ThreatModel:
         """Unit steepest-ascent direction for a gradient (N, …): its sign (Linf) or g/‖g‖₂ (L2); zero stays zero."""
         if self.norm == "Linf":
             return gradient.sign()
-        length = per_point_norm(gradient)
-        return gradient / _column(length.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
+        return _unit(gradient)
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """Dual norm of a gradient (N, …), shape (N,): the first-order gain of a unit step (L1 for Linf, L2 for L2)."""
         flat = gradient.flatten(1)
-        return flat.abs().sum(dim=1) if self.norm == "Linf" else flat.norm(dim=1)
+        return flat.abs().sum(dim=1) if self.norm == "Linf" else per_point_norm(gradient)
 
     def with_eps(self, eps: float) -> ThreatModel:
         """The same norm and bounds with another radius."""
         return ThreatModel(self.norm, eps, self.bounds)
 
 
+def customary_eps(norm: Norm, shape: Sequence[int], bounds: tuple[float, float]) -> float:
+    """The field's usual ε for inputs of `shape` (C, H, W) or (D,), scaled to the width of the bounds.
+
+    Linf: 8/255 for colour images (Madry et al. 2018), 0.3 for 28×28 grey, 0.2 for 8×8 digits.
+    L2: 0.5 for colour (RobustBench), 1.5 for 28×28 grey, 0.8 for 8×8 digits. Vectors get the colour values.
+    """
+    grey = len(shape) == 3 and shape[0] == 1
+    if grey and shape[1] <= 16:
+        eps = {"Linf": 0.2, "L2": 0.8}[norm]
+    elif grey and shape[1] <= 32:
+        eps = {"Linf": 0.3, "L2": 1.5}[norm]
+    else:
+        eps = {"Linf": 8 / 255, "L2": 0.5}[norm]
+    return eps * (bounds[1] - bounds[0])
+
+
 def per_point_norm(delta: Tensor) -> Tensor:
     """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
-    flat = delta.flatten(1)
-    largest = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(delta.dtype).tiny)
-    return (flat / largest).norm(dim=1) * largest.squeeze(1)
+    largest = _largest(delta)
+    return torch.linalg.vector_norm((delta / largest).flatten(1), dim=1) * largest.flatten()
+
+
+def _unit(delta: Tensor) -> Tensor:
+    """Each row of (N, …) divided by its ‖·‖₂, down to subnormal numbers (nearly saturated losses); zero stays zero."""
+    scaled = delta / _largest(delta)
+    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+    return scaled / _column(length.clamp_min(1.0), scaled)
+
+
+def _largest(delta: Tensor) -> Tensor:
+    """Largest magnitude in each row of (N, …), shape (N, 1, …); 1 for rows of zeros."""
+    largest = delta.flatten(1).abs().amax(dim=1)
+    return _column(torch.where(largest > 0, largest, 1.0), delta)
 
 
 def _column(per_point: Tensor, like: Tensor) -> Tensor:

@@ -137,8 +137,9 @@ def _single_run(
 
 def _observe(state: _State, rows: Tensor, current: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """Book the value of the current iterate: rises since the last checkpoint, best iterate so far."""
-    state.rises[rows] += (value > state.last_value[rows]).long()
-    state.window[rows] += 1
+    stepped = state.last_value[rows] > -torch.inf  # the starting point is not a step
+    state.rises[rows] += (stepped & (value > state.last_value[rows])).long()
+    state.window[rows] += stepped.long()
     state.last_value[rows] = value
     better = value > state.best_value[rows]
     improved = rows[better]

@@ -29,9 +29,7 @@ def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0
 
 def fgsm(target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce") -> Attempt:
     """One full step from the clean point (Goodfellow et al. 2015); for L2 the step is ε·g/‖g‖₂."""
-    return pgd(
-        target, x, y, threat=threat, rng=rng, loss=loss, steps=1, step_size=threat.eps, start="clean"
-    )
+    return pgd(target, x, y, threat=threat, rng=rng, loss=loss, steps=1, step_size=threat.eps, start="clean")
 
 
 def pgd(

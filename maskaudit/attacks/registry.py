@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.decision import decision_attack
+from maskaudit.attacks.decision import decision_based
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.noise import noise
+from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
@@ -110,7 +110,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             {"loss": "targeted-dlr", "steps": budget.steps, "targets": budget.targets}, "", (_CROCE,),
         ),
         AttackSpec(
-            "noise", "Random noise of full size", "random", "challenger", noise, {"draws": budget.noise_draws}, "",
+            "noise", "Random noise of full size", "random", "challenger", random_noise, {"draws": budget.noise_draws}, "",
             ("Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1",),
         ),
         AttackSpec(
@@ -128,7 +128,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
-            decision_attack, {"queries": budget.decision_queries}, "",
+            decision_based, {"queries": budget.decision_queries}, "",
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"),
         ),
     )  # fmt: skip

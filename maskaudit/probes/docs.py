@@ -78,7 +78,7 @@ def explanation(probe: Probe) -> Explanation:
         return Explanation(title=probe.title, sources=probe.sources)
 
 
-def explain(probe: Probe) -> str:
+def full_text(probe: Probe) -> str:
     """The documentation as printed by `maskaudit explain RULE`."""
     docstring = _module_docstring(probe)
     body = inspect.cleandoc(docstring) if docstring else probe.title

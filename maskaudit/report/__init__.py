@@ -17,33 +17,33 @@ Renderer = Callable[[dict[str, Any]], str]
 
 # Formats are imported when they are used: the HTML report needs matplotlib and Jinja2, the others do not.
 def _html(document: dict[str, Any]) -> str:
-    from maskaudit.report import html
+    from maskaudit.report.html import render as rendered
 
-    return html.render(document)
+    return rendered(document)
 
 
 def _markdown(document: dict[str, Any]) -> str:
-    from maskaudit.report import markdown
+    from maskaudit.report.markdown import render as rendered
 
-    return markdown.render(document)
+    return rendered(document)
 
 
 def _text(document: dict[str, Any]) -> str:
-    from maskaudit.report import text
+    from maskaudit.report.text import render as rendered
 
-    return text.render(document)
+    return rendered(document)
 
 
 def _sarif(document: dict[str, Any]) -> str:
-    from maskaudit.report import sarif
+    from maskaudit.report.sarif import render as rendered
 
-    return sarif.render(document)
+    return rendered(document)
 
 
 def _junit(document: dict[str, Any]) -> str:
-    from maskaudit.report import junit
+    from maskaudit.report.junit import render as rendered
 
-    return junit.render(document)
+    return rendered(document)
 
 
 def _json(document: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ class FactGroup:
 #: Settings that have a place of their own in the report.
 _PLACED = frozenset({"command", "defaults", "data", "samples", "norm", "eps", "bounds", "fail_on", "claim"})
 
-_NAMES = {"alpha": "Error level α", "batch_size": "Batch size", "mean": "Mean", "std": "Standard deviation"}
+_NAMES = {"alpha": "Error level α", "std": "Standard deviation", "cpus": "CPUs", "torch": "torch"}
 
 
 def audited(
@@ -60,13 +60,13 @@ def audited(
         Fact("Bounds", " to ".join("?" if b is None else words.number(b) for b in bounds), "bounds" in defaults),
     )
     search = tuple(
-        Fact(_NAMES.get(key, key.replace("_", " ").capitalize()), _value(value), key in defaults)
-        for key, value in settings.items()
-        if key not in _PLACED
+        Fact(_name(key), _value(value), key in defaults) for key, value in settings.items() if key not in _PLACED
     )
     groups = (FactGroup("Model", model), FactGroup("Data and threat model", data), FactGroup("Search", search))
     return tuple(
-        FactGroup(group.title, shown) for group in groups if (shown := tuple(fact for fact in group.facts if fact.value))
+        FactGroup(group.title, shown)
+        for group in groups
+        if (shown := tuple(fact for fact in group.facts if fact.value))
     )
 
 
@@ -78,12 +78,17 @@ def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:
     facts = [
         Fact("Seed", coerce.text(settings.get("seed"))),
         Fact("maskaudit", coerce.text(tool.get("version"))),
-        *(Fact(_NAMES.get(key, key.replace("_", " ")), _value(value)) for key, value in environment.items()),
+        *(Fact(_name(key), _value(value)) for key, value in environment.items()),
         Fact("Model, SHA-256", coerce.text(target.get("sha256")), code=True),
         Fact("Evidence, SHA-256", coerce.text(evidence.get("sha256")), code=True),
         Fact("Time", words.seconds(coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")))),
     ]
     return tuple(fact for fact in facts if fact.value)
+
+
+def _name(key: str) -> str:
+    words_for_it = coerce.text(key).replace("_", " ")
+    return _NAMES.get(key, words_for_it[:1].upper() + words_for_it[1:])
 
 
 def _value(value: Any) -> str:

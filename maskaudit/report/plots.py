@@ -14,15 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from maskaudit.report import surface, words
 from maskaudit.report.coerce import mappings, number
-from maskaudit.report.view import AttackView, View
+from maskaudit.report.records import AttackView, View
 
 #: Drawn colour → CSS variable. The drawn values are placeholders that no other element uses.
 _COLOURS = {
@@ -35,8 +34,9 @@ _COLOURS = {
     "challenger": "#010113",
     "repaired": "#010114",
     "second_opinion": "#010115",
-    "other": "#010116",
-    "best": "#010117",
+    "sanity": "#010116",
+    "other": "#010117",
+    "best": "#010118",
     **{f"band-{i}": f"#0102{i:02x}" for i in range(surface.BANDS)},
 }
 
@@ -47,10 +47,12 @@ _FONT = 11.0
 _MAX_LINES = 6
 #: Bytes beyond which the filled areas of a figure are drawn as an image.
 _VECTOR_LIMIT = 120_000
+#: Largest radius, and number of steps, that are drawn: tick positions overflow far beyond.
+_LARGEST_X = 1e12
 #: Points of a line that are drawn.
 _MAX_POINTS = 400
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "maskaudit",
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -64,32 +66,33 @@ _DASHES = {"reference": "--", "strong": "-", "challenger": "-", "repaired": "-."
 
 
 def eps_curve(view: View, rows: Any) -> Markup | None:
-    """Robust accuracy against ε for the reference, the strong gradient attacks and the best known; None without data."""
+    """Robust accuracy against ε: reference, strong gradient attacks, best known; None without data."""
     lines = (
-        ("reference", "reference", "Reference", "--"),
-        ("strong", "strong", "Strong gradient", "-"),
-        ("best_known", "best", "Best known", "-"),
+        ("best_known", "best", "Best known", "-", 3.2),
+        ("strong", "strong", "Strong gradient", (0, (4, 2)), 1.5),
+        ("reference", "reference", "Reference", (0, (1.5, 1.5)), 1.8),
     )
-    curves = {key: _points(mappings(rows), key) for key, _, _, _ in lines}
+    curves = {key: _points(mappings(rows), key) for key, *_ in lines}
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
+    eps = view.eps if view.eps is not None and 0 <= view.eps <= _LARGEST_X else None
     with _drawing():
         figure, axes = _axes("Radius ε")
         ends = []
-        for key, colour, name, dash in lines:
+        for key, colour, name, dash, width in lines:
             if curve := curves[key]:
                 x, y = zip(*curve, strict=True)
-                width = 2.4 if key == "best_known" else 1.6
-                axes.plot(x, y, dash, color=_COLOURS[colour], lw=width, marker="o", ms=3.5)
+                axes.plot(x, y, ls=dash, color=_COLOURS[colour], lw=width, marker="o", ms=width + 1.2)
                 ends.append((y[-1], name, colour))
-        if view.eps is not None:
-            axes.axvline(view.eps, color=_COLOURS["soft"], lw=0.8, ls=(0, (2, 3)), zorder=0)
-            axes.text(view.eps, 1.03, "audited ε", color=_COLOURS["soft"], ha="center", va="bottom", fontsize=_FONT - 1)
-        if view.claimed is not None and view.eps is not None and 0 <= view.claimed <= 1:
-            axes.plot([view.eps], [view.claimed], "*", ms=11, color=_COLOURS["ink"], zorder=5)
+        if eps is not None:
+            axes.axvline(eps, color=_COLOURS["soft"], lw=0.8, ls=(0, (2, 3)), zorder=0)
+            axes.text(eps, 1.03, "audited ε", color=_COLOURS["soft"], ha="center", va="bottom", fontsize=_FONT - 1)
+        if view.claimed is not None and eps is not None and 0 <= view.claimed <= 1:
+            axes.plot([eps], [view.claimed], "*", ms=11, color=_COLOURS["ink"], zorder=5)
             axes.annotate(
-                "claim", (view.eps, view.claimed), (-7, 4), textcoords="offset points", ha="right", color=_COLOURS["ink"]
-            )
+                "claim", (eps, view.claimed), (-6, -15), textcoords="offset points", ha="right",
+                color=_COLOURS["ink"],
+            )  # fmt: skip
         _label_ends(axes, ends)
         best = ", ".join(f"{words.percent(y)} at ε {words.radius(x)}" for x, y in curves["best_known"])
         return _svg(
@@ -127,30 +130,31 @@ def step_curves(view: View) -> Markup | None:
         return _svg(figure, "steps", "Robust accuracy against attack steps", "; ".join(told) + ".")
 
 
-def surfaces(value: Any) -> list[tuple[str, Markup]]:
-    """The slice of breaking margin and of loss as (caption, figure); empty without usable data."""
-    data = surface.read(value)
+def surfaces(data: surface.Surface | None) -> list[tuple[str, str, str, Markup]]:
+    """The slice of breaking margin and of loss as (name, title, reading, figure); empty without data."""
     if data is None:
         return []
-    panels = []
-    for name, title, grid, reading in surface.panels(data):
-        drawn = None
-        for as_image in (False, True):
-            with _drawing():
-                figure = Figure(figsize=(_WIDTH / 72, 330 / 72))
-                axes = figure.add_axes((0.14, 0.14, 0.82, 0.82))
-                surface.draw(axes, data, name, grid, _COLOURS, as_image)
-                drawn = _svg(figure, f"surface-{name}", title, reading)
-            if len(drawn) <= _VECTOR_LIMIT:
-                break
-        if drawn is not None:
-            panels.append((title, drawn))
-    return panels
+    panels = surface.panels(data)
+    return [(name, title, told, _panel(data, name, title, values, told)) for name, title, values, told in panels]
+
+
+def _panel(data: surface.Surface, name: str, title: str, values: surface.Values, reading: str) -> Markup:
+    """One panel as outlines, or as pixels where outlines would be too large."""
+    drawn = Markup()
+    for as_image in (False, True):
+        with _drawing():
+            figure = Figure(figsize=(_WIDTH / 72, 340 / 72))
+            axes = figure.add_axes((0.145, 0.14, 0.83, 0.84))
+            surface.draw(axes, data, name, values, _COLOURS, as_image=as_image)
+            drawn = _svg(figure, f"surface-{name}", title, reading)
+        if len(drawn) <= _VECTOR_LIMIT:
+            break
+    return drawn
 
 
 def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
     pairs = ((number(row.get("eps")), number(row.get(key))) for row in rows[:_MAX_POINTS])
-    return sorted((x, y) for x, y in pairs if x is not None and y is not None and x >= 0 and 0 <= y <= 1)
+    return sorted((x, y) for x, y in pairs if x is not None and y is not None and 0 <= x <= _LARGEST_X and 0 <= y <= 1)
 
 
 def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
@@ -158,7 +162,12 @@ def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
     ranks: dict[str, int] = {}
     ranked = []
     for attack in attacks:
-        if attack.curve and attack.accuracy is not None:
+        if (
+            attack.curve
+            and attack.accuracy is not None
+            and attack.role != "sanity"
+            and attack.curve[-1][0] <= _LARGEST_X
+        ):
             ranks[attack.role] = ranks.get(attack.role, -1) + 1
             ranked.append((ranks[attack.role], attack))
     return [attack for _, attack in sorted(ranked, key=lambda pair: pair[0])[:_MAX_LINES]]
@@ -195,24 +204,21 @@ def _axes(xlabel: str) -> tuple[Figure, Axes]:
 def _label_ends(axes: Axes, ends: list[tuple[float, str, str]]) -> None:
     """Name each line at its right end, spread so that names do not overlap."""
     gap, height = 0.068, -0.01
-    placed = []
-    for y, name, colour in sorted(ends):
+    heights = []
+    for y, _, _ in sorted(ends):
         height = max(y, height)
-        placed.append([height, name, colour])
+        heights.append(height)
         height += gap
-    overflow = placed[-1][0] - 1.0 if placed else 0
-    for position in placed:
-        y = float(position[0]) - max(0.0, overflow)
-        axes.text(
-            1.03, (y + 0.02) / 1.04, position[1], transform=axes.transAxes, va="center", color=_COLOURS[position[2]],
-            fontsize=_FONT - 0.5,
-        )  # fmt: skip
+    overflow = max(0.0, heights[-1] - 1.0) if heights else 0.0
+    for (_, name, colour), y in zip(sorted(ends), heights, strict=True):
+        at = (y - overflow + 0.02) / 1.04
+        axes.text(1.03, at, name, transform=axes.transAxes, va="center", color=_COLOURS[colour], fontsize=_FONT - 0.5)
 
 
 @contextmanager
 def _drawing() -> Iterator[None]:
     """Our matplotlib settings, undone afterwards; names in scripts that its font lacks are the browser's to draw."""
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+    with matplotlib.style.context(["default", _SETTINGS]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -221,7 +227,7 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     """The figure as an inline `<svg>` with title and description, ids of its own and rounded coordinates."""
     figure.patch.set_visible(False)
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     drawn = buffer.getvalue()
     view_box = re.search(r'viewBox="([-0-9. ]+)"', drawn)
     body = drawn[drawn.index("<svg") :]
@@ -236,11 +242,11 @@ def _svg(figure: Figure, name: str, title: str, description: str) -> Markup:
     body = re.sub(r"\n\s*", "\n", body)
     box = view_box.group(1) if view_box else f"0 0 {_WIDTH} {_HEIGHT}"
     head = Markup('<svg role="img" aria-labelledby="{0}-title {0}-desc" viewBox="{1}">').format(name, box)
-    return Markup("{}<title id='{}-title'>{}</title><desc id='{}-desc'>{}</desc>{}</svg>").format(
-        head, name, escape(title), name, escape(description), Markup(body)
+    return Markup('{0}<title id="{1}-title">{2}</title><desc id="{1}-desc">{3}</desc>{4}</svg>').format(
+        head, name, escape(title), escape(description), Markup(body)
     )
 
 
 def _rounded(match: re.Match[str]) -> str:
     """Coordinates to a hundredth of a point: half the size, no visible change."""
-    return re.sub(r"-?\d+\.\d{3,}", lambda figure: f"{float(figure.group()):.2f}".rstrip("0").rstrip("."), match.group())
+    return re.sub(r"-?\d+\.\d{3,}", lambda value: f"{float(value.group()):.2f}".rstrip("0").rstrip("."), match.group())

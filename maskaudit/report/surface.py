@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,18 @@ from maskaudit.report import coerce
 BANDS = 8
 #: Grid nodes per side that are drawn.
 _MAX_SIDE = 61
+#: Values beyond this are treated as missing: differences of larger ones overflow.
+_LARGEST = 1e100
+#: Coordinates, in units of ε, beyond which a slice is not drawn.
+_FARTHEST = 1e6
 
-Grid = list[list[float]]
+#: Colours of the bands where a figure is drawn as pixels, which cannot follow the page: legible on dark and light.
+PIXEL_BANDS = {
+    "margin": ["#5d87ad", "#86a8c6", "#b1c9dd", "#dbe7f0", "#f6dfd3", "#eab79e", "#dc8d6b", "#c9623d"],
+    "loss": ["#eef1f4", "#dfd9e6", "#cdc0d8", "#b9a6c9", "#a58cba", "#9072aa", "#7b5999", "#664187"],
+}
+
+Values = np.ma.MaskedArray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,8 @@ class Surface:
     v_label: str
     u: list[float]
     v: list[float]
-    margin: Grid
-    loss: Grid | None
+    margin: Values
+    loss: Values | None
     gradient_at: tuple[float, float] | None
     challenger_at: tuple[float, float] | None
 
@@ -55,75 +66,87 @@ def read(value: Any) -> Surface | None:
         v_label=coerce.text(fields.get("v_label"), "second direction"),
         u=u[across],
         v=v[up],
-        margin=[row[across] for row in margin[up]],
-        loss=None if loss is None else [row[across] for row in loss[up]],
+        margin=margin[up, across],
+        loss=None if loss is None else loss[up, across],
         gradient_at=_pair(fields.get("gradient_at")),
         challenger_at=_pair(fields.get("challenger_at")),
     )
 
 
-def panels(data: Surface) -> list[tuple[str, str, Grid, str]]:
+def panels(data: Surface) -> list[tuple[str, str, Values, str]]:
     """(name, title, values, description in words) of each panel."""
-    broken = sum(value > 0 for row in data.margin for value in row)
-    cells = len(data.u) * len(data.v)
-    result = [
-        (
-            "margin",
-            "Breaking margin: what decides",
-            data.margin,
-            f"Above zero the point is misclassified: {100 * broken / cells:.0f}% of this slice. "
-            f"Values from {_low(data.margin):.3g} to {_high(data.margin):.3g}.",
-        )
-    ]
-    if data.loss is not None:
-        low, high = _low(data.loss), _high(data.loss)
-        flat = sum(value - low <= 0.01 * (high - low) for row in data.loss for value in row)
-        reading = f"Values from {low:.3g} to {high:.3g}; {100 * flat / cells:.0f}% of this slice is flat at the lowest."
-        result.append(("loss", "Cross-entropy: what the usual attack sees", data.loss, reading))
+    margin, loss = data.margin, data.loss
+    crossed = f"Above zero the point is misclassified: {float((margin > 0).mean()):.0%} of this slice."
+    result = [("margin", "Breaking margin: what decides", margin, f"{crossed} {_span(margin)}")]
+    if loss is not None:
+        low, height = loss.min(), loss.max() - loss.min()
+        flat = float((loss - low <= 0.01 * height).mean())
+        reading = f"{_span(loss)} {flat:.0%} of this slice lies within 1% of the lowest value."
+        result.append(("loss", "Cross-entropy: what the usual attack sees", loss, reading))
     return result
 
 
+def _span(values: Values) -> str:
+    return f"Values from {values.min():.3g} to {values.max():.3g}."
+
+
 def draw(
-    axes: Axes, data: Surface, name: str, grid: Grid, colours: Mapping[str, str], as_image: bool
+    axes: Axes, data: Surface, name: str, values: Values, colours: Mapping[str, str], *, as_image: bool = False
 ) -> None:
-    """Draw one panel: filled bands, the decision boundary, the clean point and where the two directions lead."""
-    values = np.asarray(grid, dtype=np.float64)
+    """Draw one panel: filled bands, the decision boundary, the clean point and where the two directions lead.
+
+    Args:
+        axes: where to draw.
+        data: the slice.
+        name: "margin" or "loss".
+        values: the panel's values.
+        colours: drawn colour by name: ink, soft, rule, paper and `band-0` … .
+        as_image: draw the areas as pixels in fixed colours, for surfaces so rough that outlines would be too large.
+    """
+    axes.patch.set_visible(False)
+    axes.set_xlim(data.u[0], data.u[-1])
+    axes.set_ylim(data.v[0], data.v[-1])
     if values.max() > values.min():
-        fills = [colours[f"band-{i}"] for i in range(BANDS)]
-        if name == "margin":
-            half = BANDS // 2
-            levels = np.concatenate(
-                [np.linspace(min(values.min(), -1e-9), 0, half + 1), np.linspace(0, max(values.max(), 1e-9), half + 1)[1:]]
-            )
-        else:
-            levels = np.linspace(values.min(), values.max(), BANDS + 1)
-        filled = axes.contourf(data.u, data.v, values, levels=levels, colors=fills)
+        fills = PIXEL_BANDS[name] if as_image else [colours[f"band-{i}"] for i in range(BANDS)]
+        filled = axes.contourf(data.u, data.v, values, levels=_levels(name, values), colors=fills)
         filled.set_rasterized(as_image)
-    margin = np.asarray(data.margin, dtype=np.float64)
-    if margin.min() < 0 < margin.max():
-        boundary = axes.contour(data.u, data.v, margin, levels=[0.0], colors=[colours["ink"]], linewidths=1.6)
+    else:
+        middle = (0.5 * (data.u[0] + data.u[-1]), 0.25 * data.v[0] + 0.75 * data.v[-1])
+        axes.text(*middle, f"{values.min():.3g} everywhere", color=colours["soft"], ha="center")
+    if data.margin.min() < 0 < data.margin.max():
+        ink = "#1d1c1a" if as_image else colours["ink"]
+        boundary = axes.contour(data.u, data.v, data.margin, levels=[0.0], colors=[ink], linewidths=1.6)
         boundary.set_rasterized(as_image)
     _mark(axes, (0.0, 0.0), "o", "clean", colours)
     _mark(axes, data.gradient_at, "s", "gradient step", colours)
-    _mark(axes, data.challenger_at, "D", "challenger", colours)
-    axes.set_xlim(data.u[0], data.u[-1])
-    axes.set_ylim(data.v[0], data.v[-1])
+    _mark(axes, data.challenger_at, "D", "example found", colours)
     axes.set_xlabel(f"{data.u_label[:48]} (ε)", color=colours["soft"])
     axes.set_ylabel(f"{data.v_label[:44]} (ε)", color=colours["soft"])
-    axes.tick_params(length=0, colors=colours["soft"])
+    axes.tick_params(length=0, pad=6, colors=colours["soft"])
+    axes.locator_params(nbins=5)
     for spine in axes.spines.values():
         spine.set_color(colours["rule"])
 
 
+def _levels(name: str, values: Values) -> list[float]:
+    """Band edges: zero is the middle edge of a margin, so that colour tells misclassified from correct."""
+    low, high = float(values.min()), float(values.max())
+    if name != "margin":
+        return [float(edge) for edge in np.linspace(low, high, BANDS + 1)]
+    least, half = 1e-9 * max(abs(low), abs(high)), BANDS // 2
+    below, above = np.linspace(min(low, -least), 0, half + 1), np.linspace(0, max(high, least), half + 1)
+    return [float(edge) for edge in (*below, *above[1:])]
+
+
 def _mark(axes: Axes, at: tuple[float, float] | None, marker: str, name: str, colours: Mapping[str, str]) -> None:
-    if at is None:
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    if at is None or not (left <= at[0] <= right and bottom <= at[1] <= top):
         return
     axes.plot(*at, marker, ms=8, color=colours["paper"], mec=colours["ink"], mew=1.6, clip_on=False, zorder=6)
-    left = at[0] > 0.5 * (axes.get_xlim()[0] + axes.get_xlim()[1])
-    below = at[1] > 0.5
+    flip, below = at[0] > 0.5 * (left + right), at[1] > 0.25 * bottom + 0.75 * top
     axes.annotate(
-        name, at, (-9 if left else 9, -9 if below else 6), textcoords="offset points", color=colours["ink"],
-        ha="right" if left else "left", va="top" if below else "bottom", zorder=7,
+        name, at, (-9 if flip else 9, -9 if below else 6), textcoords="offset points", color=colours["ink"],
+        ha="right" if flip else "left", va="top" if below else "bottom", zorder=7,
     )  # fmt: skip
 
 
@@ -132,10 +155,15 @@ def _numbers(value: Any) -> list[float] | None:
     return [item for item in result if item is not None] if all(item is not None for item in result) else None
 
 
-def _grid(value: Any, rows: int, columns: int) -> Grid | None:
-    result = [_numbers(row) for row in coerce.items(value)]
-    grid = [row for row in result if row is not None and len(row) == columns]
-    return grid if len(grid) == rows == len(result) else None
+def _grid(value: Any, rows: int, columns: int) -> Values | None:
+    """Rows of numbers as an array, masked where the document has none (an infinite loss is null in JSON)."""
+    read = [[coerce.number(item) for item in coerce.items(row)] for row in coerce.items(value)]
+    if len(read) != rows or any(len(row) != columns for row in read):
+        return None
+    grid = np.ma.masked_invalid(
+        np.array([[np.nan if x is None or abs(x) > _LARGEST else x for x in row] for row in read], dtype=np.float64)
+    )
+    return grid if grid.count() > grid.size // 2 else None
 
 
 def _pair(value: Any) -> tuple[float, float] | None:
@@ -144,12 +172,4 @@ def _pair(value: Any) -> tuple[float, float] | None:
 
 
 def _rising(values: list[float]) -> bool:
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
-
-
-def _low(grid: Grid) -> float:
-    return min(min(row) for row in grid)
-
-
-def _high(grid: Grid) -> float:
-    return max(max(row) for row in grid)
+    return max(map(abs, values)) <= _FARTHEST and all(a < b for a, b in pairwise(values))

@@ -1,171 +1,21 @@
-"""What a report says, in the order it says it: the document read once for all formats.
+"""Reading a report once for all formats, so that no fact is worded or sorted twice.
 
-`read` turns the parsed JSON into frozen records whose texts are harmless single
-lines. Formats only lay them out, so that no fact is worded or sorted twice.
+`read` turns the parsed JSON into the records of `maskaudit.report.records`.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import dataclass
 from typing import Any
 
 from maskaudit.errors import InputError
 from maskaudit.report import coerce, words
-from maskaudit.report.facts import Fact, FactGroup, audited, reproduction
-from maskaudit.results import Rate, check_document
+from maskaudit.report.facts import audited, reproduction
+from maskaudit.report.records import AttackView, Indicator, MechanismView, Observation, Place, ProbeView, View
+from maskaudit.results import check_document
 
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in the model; empty strings and None where unknown."""
-
-    module: str = ""
-    op: str = ""
-    file: str = ""
-    line: int | None = None
-
-    def __str__(self) -> str:
-        source = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        spot = words.joined((self.op, self.module and f"in {self.module}"), " ")
-        return f"{spot} ({source})" if spot and source else spot or source
-
-
-@dataclass(frozen=True)
-class MechanismView:
-    """How the gradients are blinded, and where."""
-
-    id: str
-    title: str
-    confidence: str
-    places: tuple[Place, ...]
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One thing a probe saw at one place."""
-
-    message: str
-    place: Place
-
-
-@dataclass(frozen=True)
-class ProbeView:
-    """One probe: `figure` is the headline figure in words, `share` the same as a rate where it is one."""
-
-    rule: str
-    title: str
-    status: str
-    figure: str
-    share: Rate | None
-    limit: str
-    limit_share: float | None
-    n: int
-    reason: str
-    meaning: str
-    remedy: str
-    sources: tuple[str, ...]
-    observations: tuple[Observation, ...]
-    details: tuple[tuple[str, str], ...]
-    seconds: float
-    excess: float
-
-
-@dataclass(frozen=True)
-class AttackView:
-    """One row of the attack table."""
-
-    name: str
-    title: str
-    kind: str
-    role: str
-    accuracy: Rate | None
-    broken: int
-    attempted: int
-    new: int
-    queries: int
-    seconds: float
-    status: str
-    reason: str
-    settings: tuple[tuple[str, str], ...]
-    sources: tuple[str, ...]
-    curve: tuple[tuple[float, int], ...]
-
-
-@dataclass(frozen=True)
-class Indicator:
-    """One indicator of the screen."""
-
-    name: str
-    value: str
-    limit: str
-    fired: bool
-
-
-@dataclass(frozen=True)
-class View:
-    """The whole report."""
-
-    label: str
-    sentence: str
-    mechanisms: tuple[MechanismView, ...]
-    reasons: tuple[str, ...]
-    claimed: float | None
-    claim: str
-    accuracy: dict[str, Rate | None]
-    gradient_level: Rate | None
-    loss_level: Rate | None
-    screen_fired: bool | None
-    screen_reasons: tuple[str, ...]
-    indicators: tuple[Indicator, ...]
-    power: str
-    power_passed: bool | None
-    power_method: str
-    power_rate: Rate | None
-    probes: tuple[ProbeView, ...]
-    attacks: tuple[AttackView, ...]
-    facts: tuple[FactGroup, ...]
-    reproduce: tuple[Fact, ...]
-    command: str
-    verify: str
-    model: str
-    tool: str
-    threat: str
-    eps: float | None
-    evidence_file: str
-    evidence_hash: str
-    evidence_count: int
-    fail_on: str
-    seconds: float | None
-    notes: tuple[str, ...]
-
-    @property
-    def findings(self) -> tuple[ProbeView, ...]:
-        """Findings, worst first."""
-        return self.with_status("finding")
-
-    def with_status(self, *status: str) -> tuple[ProbeView, ...]:
-        """The probes that ended with one of the given statuses."""
-        return tuple(probe for probe in self.probes if probe.status in status)
-
-    @property
-    def failed(self) -> bool:
-        """Whether the verdict is at or above the `--fail-on` of the audit (default: masked)."""
-        order = ("masked", "suspect", "inconclusive")
-        return self.fail_on in order and self.label in order[: order.index(self.fail_on) + 1]
-
-    @property
-    def attacks_run(self) -> tuple[AttackView, ...]:
-        """The attacks that ran."""
-        return tuple(attack for attack in self.attacks if attack.status == "ran")
-
-    @property
-    def attacks_not_run(self) -> tuple[AttackView, ...]:
-        """The attacks that did not run or did not finish."""
-        return tuple(attack for attack in self.attacks if attack.status != "ran")
 
 
 def read(document: Any) -> View:
@@ -188,6 +38,8 @@ def read(document: Any) -> View:
     eps = coerce.number(section["threat"].get("eps"))
     model = coerce.text(target.get("source")) or coerce.text(target.get("name"), "the model")
     claim, screen = section["claim"], coerce.mapping(section["masking"].get("screen"))
+    indicators = tuple(_indicator(k, v) for k, v in coerce.mapping(screen.get("indicators")).items())
+    evidence = section["evidence"]
     return View(
         label=label,
         sentence=coerce.text(verdict.get("sentence")) or words.LABEL_MEANING[label],
@@ -200,24 +52,26 @@ def read(document: Any) -> View:
         loss_level=coerce.rate(section["masking"].get("loss_level")),
         screen_fired=_flag(screen.get("fired")),
         screen_reasons=coerce.texts(screen.get("reasons")),
-        indicators=tuple(_indicator(k, v) for k, v in coerce.mapping(screen.get("indicators")).items()),
+        indicators=indicators,
         power=coerce.text(section["power"].get("sentence")),
         power_passed=_flag(section["power"].get("passed")),
         power_method=coerce.text(section["power"].get("method")),
         power_rate=coerce.rate(section["power"]),
-        probes=tuple(sorted(probes, key=lambda probe: _weight(probe, mechanisms))),
+        probes=tuple(sorted(probes, key=lambda probe: _weight(probe, mechanisms, indicators))),
         attacks=_attacks(document["attacks"]),
         facts=audited(target, section["threat"], settings, section["accuracy"]),
         reproduce=reproduction(document),
         command=coerce.text(settings.get("command")),
-        verify=_verify_command(target, section["evidence"]),
+        verify=_verify_command(target, evidence),
         model=model,
+        source=coerce.text(target.get("source")),
         tool=words.joined(("maskaudit", coerce.text(section["tool"].get("version"))), " "),
         threat=words.joined((coerce.text(section["threat"].get("norm")), f"ε = {words.radius(eps)}"), ", "),
         eps=eps,
-        evidence_file=coerce.text(section["evidence"].get("file")),
-        evidence_hash=coerce.text(section["evidence"].get("sha256")),
-        evidence_count=coerce.count(section["evidence"].get("count")),
+        evidence_file=coerce.text(evidence.get("file")),
+        evidence_hash=coerce.text(evidence.get("sha256")),
+        evidence_count=coerce.count(evidence.get("count")) or _broken(section["points"]),
+        confidence=_confidence(settings, section["masking"]),
         fail_on=coerce.text(settings.get("fail_on"), "masked"),
         seconds=coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")),
         notes=coerce.texts(document.get("notes")),
@@ -234,11 +88,22 @@ def _flag(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def _confidence(settings: dict[str, Any], masking: dict[str, Any]) -> str:
+    """Confidence of the intervals in words, `99%`; empty where the document does not say."""
+    alpha = coerce.number(coerce.mapping(masking.get("rule")).get("alpha"))
+    alpha = coerce.number(settings.get("alpha")) if alpha is None else alpha
+    return f"{100 * (1 - alpha):g}%" if alpha is not None and 0 < alpha < 1 else ""
+
+
 def _place(value: Any) -> Place:
     fields = coerce.mapping(value)
     line = coerce.integer(fields.get("line"))
-    names = (coerce.text(fields.get(key)) for key in ("module", "op", "file"))
-    return Place(*names, line if line and line > 0 else None)
+    return Place(
+        module=coerce.text(fields.get("module")),
+        op=coerce.text(fields.get("op")),
+        file=coerce.text(fields.get("file")),
+        line=line if line and line > 0 else None,
+    )
 
 
 def _mechanism(item: dict[str, Any]) -> MechanismView:
@@ -288,12 +153,19 @@ def _excess(value: float | None, threshold: float | None) -> float:
     return abs(math.log10(max(abs(value), tiny)) - math.log10(max(abs(threshold), tiny)))
 
 
-def _weight(probe: ProbeView, mechanisms: tuple[MechanismView, ...]) -> tuple[int, int, float, str]:
-    """Worst first: findings that explain the verdict, by confidence; then by distance from the limit."""
+def _weight(
+    probe: ProbeView, mechanisms: tuple[MechanismView, ...], indicators: tuple[Indicator, ...]
+) -> tuple[int, int, float, str]:
+    """Worst first: findings at the place of a named mechanism, then those of the screen, then the furthest off."""
     status = ("finding", "error", "not_applicable", "pass")
     rank = status.index(probe.status) if probe.status in status else len(status)
-    named = {mechanism.id: _CONFIDENCE.get(mechanism.confidence, 3) for mechanism in mechanisms}
-    return rank, named.get(probe.rule, len(_CONFIDENCE) + 1), -probe.excess, probe.rule
+    named = {mechanism.id for mechanism in mechanisms}
+    modules = {place.module for mechanism in mechanisms for place in mechanism.places if place.module}
+    if probe.rule in named or modules & {seen.place.module for seen in probe.observations}:
+        weight = 0
+    else:
+        weight = 1 if any(item.fired and item.rule == probe.rule for item in indicators) else 2
+    return rank, weight, -probe.excess, probe.rule
 
 
 def _attacks(value: Any) -> tuple[AttackView, ...]:
@@ -315,7 +187,8 @@ def _attacks(value: Any) -> tuple[AttackView, ...]:
 
 
 def _attack(item: dict[str, Any]) -> AttackView:
-    role, name = coerce.text(item.get("role")), coerce.text(item.get("name"), "unnamed")
+    name, kind = coerce.text(item.get("name"), "unnamed"), coerce.text(item.get("kind"))
+    role = "sanity" if kind == "sanity" else coerce.text(item.get("role"))
     curve = []
     for pair in coerce.items(item.get("curve")):
         step, broken = (*map(coerce.number, coerce.items(pair)[:2]), None, None)[:2]
@@ -324,7 +197,7 @@ def _attack(item: dict[str, Any]) -> AttackView:
     return AttackView(
         name=name,
         title=coerce.text(item.get("title")) or name,
-        kind=coerce.text(item.get("kind")),
+        kind=kind,
         role=role if role in words.ROLES else "other",
         accuracy=coerce.rate(item.get("robust_accuracy")),
         broken=coerce.count(item.get("broken")),
@@ -344,7 +217,7 @@ def _indicator(name: str, value: Any) -> Indicator:
     fields = coerce.mapping(value)
     figures = (coerce.number(fields.get(key)) for key in ("value", "threshold"))
     shown = ["" if figure is None else words.number(figure) for figure in figures]
-    return Indicator(coerce.text(name).replace("_", " "), shown[0], shown[1], fields.get("fired") is True)
+    return Indicator(coerce.text(name), shown[0], shown[1], fields.get("fired") is True)
 
 
 def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
@@ -356,6 +229,11 @@ def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
         if words_for_it:
             shown.append((coerce.text(key).replace("_", " "), words_for_it))
     return tuple(shown)
+
+
+def _broken(points: dict[str, Any]) -> int:
+    """Points that some attack broke, for documents that do not count their examples."""
+    return sum(bool(coerce.items(names)) for names in coerce.items(points.get("broken_by")))
 
 
 def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:

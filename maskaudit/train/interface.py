@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import ThreatModel, customary_eps
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class TrainConfig:
     threat: ThreatModel | None = None
     attack_steps: int = 7
     trades_beta: float = 6.0
-    alpha: float = 1.0
-    beta: float = 1.0
+    alpha: float = 0.01
+    beta: float = 0.003
     temperature: float = 100.0
     threads: int = 1
 
@@ -146,14 +146,5 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 def default_threat(shape: Sequence[int], bounds: tuple[float, float]) -> ThreatModel:
-    """The field's customary Linf ball for inputs of `shape` (C, H, W) or (D,).
-
-    Colour images 8/255, grey images from 28 pixels up 0.3 (both Madry et al. 2018),
-    anything smaller and plain vectors 0.2, each a fraction of the width of `bounds`.
-    """
-    fraction = 0.2
-    if len(shape) == 3 and shape[0] == 3:
-        fraction = 8 / 255
-    elif len(shape) == 3 and min(shape[1:]) >= 28:
-        fraction = 0.3
-    return ThreatModel("Linf", fraction * (bounds[1] - bounds[0]), bounds)
+    """The customary Linf ball for inputs of `shape` (C, H, W) or (D,): the one `check` would assume."""
+    return ThreatModel("Linf", customary_eps("Linf", shape, bounds), bounds)

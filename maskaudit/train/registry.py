@@ -10,7 +10,7 @@ from torch import nn
 from maskaudit.errors import UsageError
 from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
 from maskaudit.train.distill import DefensiveDistillation
-from maskaudit.train.great import great, great_and_greace, greace
+from maskaudit.train.great import greace, great, great_and_greace
 from maskaudit.train.interface import Method, Plan
 from maskaudit.train.plain import Standard
 
@@ -54,36 +54,36 @@ METHODS: Mapping[str, MethodInfo] = {
         "PGD adversarial training",
         "Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv 1706.06083",
         "Cross-entropy on multi-step examples with a random start.",
-        40,
-        2e-3,
+        60,
+        4e-3,
         PGDTraining,
     ),
     "trades": MethodInfo(
         "TRADES",
         "Zhang, Yu, Jiao, Xing, El Ghaoui, Jordan 2019, arXiv 1901.08573",
         "Clean cross-entropy plus a weighted divergence between clean and attacked outputs.",
-        40,
-        2e-3,
+        60,
+        4e-3,
         Trades,
     ),
     "great": MethodInfo(
         "GREAT",
         _GREAT_PAPER,
         "Input gradients made useless to an auxiliary classifier by gradient reversal.",
-        40,
-        2e-3,
+        100,
+        5e-3,
         great,
     ),
     "greace": MethodInfo(
         "GREACE",
         _GREAT_PAPER,
         "Cross-entropy that pushes down the classes its gradient is confused with.",
-        40,
-        2e-3,
+        100,
+        5e-3,
         greace,
     ),
     "great+ce": MethodInfo(
-        "GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 40, 2e-3, great_and_greace
+        "GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 100, 5e-3, great_and_greace
     ),
     "distill": MethodInfo(
         "Defensive distillation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from maskaudit.results import Location, Mechanism, ProbeResult
 
@@ -21,6 +21,10 @@ TITLES: Mapping[str, str] = {
 
 _ORDER = tuple(TITLES)
 
+#: Share of the points that move under the coarsest step which must still move under the finest one for
+#: a function to count as smooth; a quantiser moved 11 %, a zero backward pass left 100 %.
+SMOOTH_SHARE = 0.5
+
 Confidence = Literal["low", "medium", "high"]
 
 
@@ -37,9 +41,9 @@ def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[
     margin_zero = _figure(zero, "zero_margin_share")
     if zero is not None and zero.details.get("connected") is False:
         found["cut"] = ("high", ())
-    elif margin_zero > 0.5:
-        found["shattered"] = ("medium", ())
     agreement = by_rule.get("finite-difference-agreement")
+    if "cut" not in found and margin_zero > 0.5:
+        found["lying-backward" if _changes_at_every_scale(agreement) else "shattered"] = ("medium", ())
     if agreement is not None and agreement.status == "finding" and margin_zero <= 0.5:
         found[_disagreement(agreement)] = ("medium", ())
     saturation = by_rule.get("saturation")
@@ -58,14 +62,20 @@ def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[
     return tuple(Mechanism(name, TITLES[name], *found[name]) for name in ranked)
 
 
+def _scales(agreement: ProbeResult | None) -> list[dict[str, Any]]:
+    scales = agreement.details.get("scales") if agreement is not None else None
+    return [scale for scale in scales if isinstance(scale, dict)] if isinstance(scales, list) else []
+
+
+def _changes_at_every_scale(agreement: ProbeResult | None) -> bool:
+    """Whether the outputs still move at the finest step: a smooth function with a zero backward, not a step function."""
+    points = [scale["points"] for scale in _scales(agreement) if isinstance(scale.get("points"), int)]
+    return bool(points) and points[0] > 0 and points[-1] > SMOOTH_SHARE * points[0]
+
+
 def _disagreement(agreement: ProbeResult) -> str:
     """Jagged when coarse and fine differences tell different stories, lying when all of them contradict autograd."""
-    scales = agreement.details.get("scales")
-    values = [
-        scale["agreement"]
-        for scale in scales
-        if isinstance(scale, dict) and isinstance(scale.get("agreement"), (int, float))
-    ] if isinstance(scales, list) else []  # fmt: skip
+    values = [s["agreement"] for s in _scales(agreement) if isinstance(s.get("agreement"), (int, float))]
     limit = agreement.threshold if agreement.threshold is not None else 0.0
     return "jagged-surface" if any(value >= limit for value in values) else "lying-backward"
 

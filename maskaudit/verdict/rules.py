@@ -224,10 +224,11 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
     left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
     search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
     if label == "masked":
-        cause = f" The likely cause: {mechanisms[0].title[0].lower()}{mechanisms[0].title[1:]}." if mechanisms else ""
+        title = mechanisms[0].title
+        cause = f"The likely cause: {title[0].lower()}{title[1:]}." if mechanisms[0].id != "unknown" else f"{title}."
         return (
             f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
-            f"at most {best:.1%} withstand every attack that was tried.{cause}"
+            f"at most {best:.1%} withstand every attack that was tried. {cause}"
         )
     if label == "suspect":
         return f"The gradients carry no information here, and nothing else broke the points: searched with {search}."

@@ -57,7 +57,7 @@ def masked() -> AuditReport:
             "data": "digits",
             "alpha": 0.01,
             "defaults": ["data", "eps", "norm", "bounds"],
-            "command": "maskaudit check maskaudit-out/gre_at_ce.safetensors --claim 0.70 --seed 0 --out maskaudit-out/gre",
+            "command": "maskaudit check maskaudit-out/gre_at_ce.safetensors --claim 0.70 --seed 0 --out gre",
         },
         verdict=Verdict(
             "masked",
@@ -72,7 +72,7 @@ def masked() -> AuditReport:
                 ),
             ),
             (
-                "The loss-level rate is at least 65.7% (99% lower bound), far above the slack of 10% that honest models show.",
+                "The loss-level rate is at least 65.7% (99% lower bound), far above the 10% that honest models show.",
                 "The cross-entropy gradient is exactly zero on 72.4% of points.",
                 "Margin-loss attacks with the same budget break every one of 196 points.",
             ),
@@ -222,7 +222,7 @@ def _probes() -> tuple[ProbeResult, ...]:
             "robust accuracy.",
             sources=(CARLINI, CROCE),
             findings=(
-                ProbeFinding("gradient of cross-entropy underflows", Location("fc2", "Linear", "maskaudit/zoo/nets.py", 41)),
+                ProbeFinding("gradient of cross-entropy underflows", Location("fc2", "Linear", "net.py", 41)),
                 ProbeFinding("mean logit is −6.6e5", Location("fc2", "Linear", None, None)),
             ),
             details={"non_finite": 0, "median_log10_norm": -41.2}, seconds=0.4,
@@ -264,8 +264,13 @@ def _attacks() -> tuple[AttackRow, ...]:
             if s <= steps
         )
         defaults: dict[str, Any] = {
-            "new": 0, "queries": steps * 196, "forwards": steps * 196, "backwards": steps * 196, "seconds": steps / 40,
-            "settings": {"steps": steps, "restarts": 1}, "sources": (CROCE,),
+            "new": 0,
+            "queries": steps * 196,
+            "forwards": steps * 196,
+            "backwards": steps * 196,
+            "seconds": steps / 40,
+            "settings": {"steps": steps, "restarts": 1},
+            "sources": (CROCE,),
         }
         return AttackRow(
             name, title, kind, role, share(max(standing, 0), 200), broken, 196, curve=curve, **{**defaults, **more}
@@ -308,7 +313,8 @@ def _surface() -> dict[str, Any]:
 def _strip(seed: int, side: int = 8, channels: int = 1) -> dict[str, Any]:
     rng = random.Random(seed)
     size = channels * side * side
-    clean = [max(0, min(255, int(255 * math.exp(-((i % side - 3.5) ** 2 + (i // side - 3.5) ** 2) / 7)))) for i in range(size)]
+    squares = [((i % side - 3.5) ** 2 + (i // side % side - 3.5) ** 2) / 7 for i in range(size)]
+    clean = [int(255 * math.exp(-square)) for square in squares]
     change = [rng.choice((-51, 51)) for _ in range(size)]
     adversarial = [max(0, min(255, c + d)) for c, d in zip(clean, change, strict=True)]
     difference = [max(0, min(255, 128 + a - c)) for a, c in zip(adversarial, clean, strict=True)]

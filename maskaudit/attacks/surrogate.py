@@ -1,0 +1,157 @@
+"""A differentiable stand-in for the target, trained on nothing but the target's own answers.
+
+N. Papernot, P. McDaniel, I. Goodfellow, S. Jha, Z. B. Celik, A. Swami, "Practical black-box
+attacks against machine learning", 2017: answered inputs are the training set, and each round
+adds inputs where the stand-in is about to change its mind. Here these are its own adversarial
+examples inside the ball that will be searched. Only predicted classes are learnt from, so
+saturated, rounded and one-hot outputs teach as much as logits do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from maskaudit.preserve import preserved_random_state
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel, per_point_norm
+
+#: Slope of the leaky ReLUs for negative inputs: no unit of the surrogate is ever dead.
+LEAK = 0.1
+#: Inputs per training step, and steps per round at least.
+BATCH, LEAST_STEPS = 128, 60
+#: A pass of a large image through the network is cut to this many positions by pooling first.
+LARGEST_SIDE = 32
+#: Share of the pool distance that a mixture moves towards the other point, at most.
+LARGEST_MIX = 0.6
+
+
+class Surrogate(nn.Module):
+    """Leaky-ReLU network from inputs of one fixed shape to logits (N, K).
+
+    Images with both sides ≥ 4 get two convolutions, everything else two hidden layers.
+    Inputs are first mapped from `bounds` to [−1, 1].
+    """
+
+    def __init__(self, point_shape: tuple[int, ...], num_classes: int, bounds: tuple[float, float]) -> None:
+        super().__init__()
+        self.low, self.high = bounds
+        act = nn.LeakyReLU(LEAK)
+        if len(point_shape) == 3 and min(point_shape[1:]) >= 4:
+            channels, height, width = point_shape
+            shrink: list[nn.Module] = []
+            if max(height, width) > LARGEST_SIDE:
+                height, width = min(height, LARGEST_SIDE), min(width, LARGEST_SIDE)
+                shrink = [nn.AdaptiveAvgPool2d((height, width))]
+            stride = 1 if max(height, width) <= 8 else 2
+            side = (min(4, height), min(4, width))
+            body: list[nn.Module] = [
+                *shrink,
+                nn.Conv2d(channels, 24, 3, stride=stride, padding=1),
+                act,
+                nn.Conv2d(24, 48, 3, stride=2, padding=1),
+                act,
+                nn.AdaptiveAvgPool2d(side),
+                nn.Flatten(),
+                nn.Linear(48 * side[0] * side[1], 96),
+            ]
+        else:
+            dims = torch.Size(point_shape).numel()
+            body = [nn.Flatten(), nn.Linear(dims, 192), act, nn.Linear(192, 96)]
+        self.body = nn.Sequential(*body, act, nn.Linear(96, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body((2 * x - (self.low + self.high)) / (self.high - self.low))
+
+
+def train_surrogate(
+    target: Target,
+    x_pool: Tensor,
+    *,
+    threat: ThreatModel,
+    num_classes: int,
+    seed: int = 0,
+    rounds: int = 3,
+    epochs: int = 6,
+    pool_limit: int = 2000,
+) -> nn.Module:
+    """Fit a `Surrogate` to the target's predicted classes around the pool.
+
+    The first round asks about the pool, noisy copies and mixtures of two members; every further
+    round adds the surrogate's adversarial examples for the pool and trains on all that was answered.
+
+    Args:
+        target: answers through `target.scores`; each input asked about is counted there.
+        x_pool: inputs (M, …) in the threat's bounds, M ≥ 1; labels are not needed.
+        threat: ball inside which the noise and the adversarial examples lie.
+        num_classes: K of the target; an output for refusals counts as a class.
+        seed: fixes everything; the caller's random state is left as it was.
+        rounds: rounds of asking and training, ≥ 1.
+        epochs: passes over the answered inputs per round.
+        pool_limit: pool members used, the first ones; bounds the work.
+
+    Returns:
+        The surrogate in evaluation mode, parameters without gradient, on the pool's device.
+    """
+    pool = x_pool[:pool_limit]
+    with preserved_random_state(), torch.enable_grad():
+        torch.manual_seed(seed)
+        model = Surrogate(tuple(pool.shape[1:]), num_classes, threat.bounds).to(pool.device)
+        rng = PointRNG.create(seed, "surrogate", torch.arange(len(pool), device=pool.device))
+        asked = torch.cat([pool, _noisy(pool, threat, rng), _mixed(pool, threat, rng)])
+        answers = target.predict(target.scores(asked))
+        _fit(model, asked, answers, epochs=2 * epochs, seed=seed)
+        for turn in range(1, rounds):
+            fooled = _adversarial(model, pool, answers[: len(pool)], threat, rng.fork(f"round {turn}"))
+            asked = torch.cat([asked, fooled])
+            answers = torch.cat([answers, target.predict(target.scores(fooled))])
+            _fit(model, asked, answers, epochs=epochs, seed=seed + turn)
+    return model.eval().requires_grad_(False)
+
+
+def _fit(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int) -> None:
+    """Cross-entropy on the answered inputs; Adam with a one-cycle rate."""
+    per_epoch = -(-len(x) // BATCH)
+    epochs = max(epochs, -(-LEAST_STEPS // per_epoch))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=max(2, epochs * per_epoch))
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
+            optimiser.zero_grad(set_to_none=True)
+            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+            schedule.step()
+
+
+def _noisy(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
+    """Pool members with noise of full strength: signs of ±ε (Linf), directions of length ε (L2)."""
+    if threat.norm == "Linf":
+        noise = threat.eps * rng.signs(pool.shape[1:], step=1).to(pool)
+    else:
+        noise = rng.normal(pool.shape[1:], step=1).to(pool)
+        noise = noise * (threat.eps / per_point_norm(noise)).view(-1, *[1] * (pool.dim() - 1))
+    return threat.clamp(pool + noise)
+
+
+def _mixed(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
+    """Pool members moved part of the way to another one, where classes meet."""
+    partner = pool[rng.integers(len(pool), step=2)]
+    share = LARGEST_MIX * rng.uniform((), step=3).to(pool)
+    return threat.clamp(torch.lerp(pool, partner, share.view(-1, *[1] * (pool.dim() - 1))))
+
+
+def _adversarial(
+    model: nn.Module, pool: Tensor, answers: Tensor, threat: ThreatModel, rng: PointRNG, steps: int = 8
+) -> Tensor:
+    """PGD on the surrogate from noisy starts, shape of the pool."""
+    model.eval()
+    x = threat.project(_noisy(pool, threat, rng), pool)
+    for _ in range(steps):
+        leaf = x.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), answers, reduction="sum"), leaf)
+        x = threat.project(x + 2.5 * threat.eps / steps * threat.step_direction(gradient), pool)
+    return x.detach()

@@ -1,0 +1,86 @@
+"""Paired shares of points for the probes that compare attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from maskaudit.probes.interface import AttackOutcome, Measurement, NotApplicable, ProbeContext
+from maskaudit.results import ProbeFinding
+
+
+def of_kind(context: ProbeContext, kind: str) -> dict[str, AttackOutcome]:
+    """Attacks of one kind that ran on the model as it is.
+
+    Attacks through repaired gradients and second opinions are left out: they answer other questions.
+
+    Raises:
+        NotApplicable: when there is none.
+    """
+    chosen = {
+        name: outcome
+        for name, outcome in context.attacks.items()
+        if outcome.row.kind == kind and outcome.row.status == "ran"
+        and outcome.row.role not in ("repaired", "second_opinion")
+    }  # fmt: skip
+    if not chosen:
+        raise NotApplicable(f"No attack of the kind {kind!r} ran on these points.")
+    return chosen
+
+
+def reference(context: ProbeContext) -> AttackOutcome:
+    """The reference attack (R₀).
+
+    Raises:
+        NotApplicable: when it did not run.
+    """
+    for outcome in context.attacks.values():
+        if outcome.row.role == "reference" and outcome.row.kind != "sanity" and outcome.row.status == "ran":
+            return outcome
+    raise NotApplicable("The reference attack did not run on these points.")
+
+
+def named(context: ProbeContext, name: str) -> AttackOutcome:
+    """One attack by name.
+
+    Raises:
+        NotApplicable: when it did not run.
+    """
+    outcome = context.attacks.get(name)
+    if outcome is None or outcome.row.status != "ran":
+        raise NotApplicable(f"The attack {name!r} did not run on these points.")
+    return outcome
+
+
+def strong_gap(context: ProbeContext, attacks: Mapping[str, AttackOutcome], what: str) -> Measurement:
+    """Share of points that one of `attacks` breaks and no own-gradient attack (G*) does."""
+    if context.strong is None:
+        raise NotApplicable("It compares attacks, and no attack has run.")
+    broken = torch.stack([outcome.broken for outcome in attacks.values()]).any(dim=0)
+    gap = paired_gap(broken, context.strong, f"{what} broke", "no attack on the model's own gradients")
+    gap.details["attacks"] = {name: int(outcome.broken.sum()) for name, outcome in attacks.items()}
+    try:
+        base = reference(context).broken
+    except NotApplicable:
+        return gap
+    gap.details["broken_by_reference"] = int(base.sum())
+    gap.details["raw_gap_to_reference"] = (int(broken.sum()) - int(base.sum())) / len(broken)
+    return gap
+
+
+def paired_gap(broken: Tensor, other: Tensor, subject: str, rival: str) -> Measurement:
+    """Share of points in `broken` and not in `other` (bool (N,) each), with both counts."""
+    only = broken & ~other
+    count, n = int(only.sum()), len(only)
+    return Measurement(
+        count / n, "share of points", n, count=count,
+        findings=(ProbeFinding(f"{subject} {count} of {n} points that {rival} did."),),
+        details={
+            "broken": int(broken.sum()),
+            "broken_by_rival": int(other.sum()),
+            "only_rival": int((other & ~broken).sum()),
+        },
+        per_point=tuple(only.double().tolist()),
+    )  # fmt: skip

@@ -1,0 +1,91 @@
+"""The HTML report: one file that opens from disk, needs no network and no script.
+
+All markup is in the templates; everything that comes from the document passes
+Jinja's autoescaping. The only markup let through are the figures that
+`maskaudit.report.plots` draws, whose text matplotlib escapes, and our own
+stylesheet.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from maskaudit.errors import MaskauditError
+from maskaudit.report import coerce, images, plots, surface, view, words
+
+#: Places of one finding or mechanism that are listed; the JSON has all.
+MAX_PLACES = 12
+
+
+def render(document: dict[str, Any]) -> str:
+    """The report as one HTML document.
+
+    Args:
+        document: the parsed JSON report.
+
+    Raises:
+        InputError: when the document is not a report that this version can read.
+    """
+    report = view.read(document)
+    figures = coerce.mapping(document.get("figures"))
+    environment = _environment()
+    slice_ = surface.read(figures.get("surface"))
+    clean = report.accuracy["clean"]
+    page = environment.get_template("report.html").render(
+        report=report,
+        style=Markup(_asset("report.css")),
+        eps_curve=plots.eps_curve(report, figures.get("eps_curve")),
+        eps_points=max((coerce.count(row.get("n")) for row in coerce.mappings(figures.get("eps_curve"))), default=0),
+        drawn=clean.n if clean else 0,
+        step_curves=plots.step_curves(report),
+        slice=slice_,
+        surfaces=plots.surfaces(slice_),
+        strips=images.strips(figures.get("strips")),
+        words=words,
+        max_places=MAX_PLACES,
+    )
+    return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.filters["percent"] = words.percent
+    environment.filters["along"] = _along
+    environment.tests["some"] = lambda value: value is not None
+    return environment
+
+
+def _along(value: float) -> str:
+    """A share as a CSS percentage of a track, held inside it."""
+    return f"{100 * min(max(value, 0.0), 1.0):.2f}%"
+
+
+def _asset(name: str) -> str:
+    """The text of a template or stylesheet, from the installed package or from the checkout."""
+    for folder in _folders():
+        file = folder.joinpath(name)
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    raise MaskauditError(f"The report template {name} is missing: the installation is incomplete; install again.")
+
+
+def _folders() -> list[Traversable]:
+    """`maskaudit.report.templates` where it is installed, then `templates/` of the checkout."""
+    checkout: Traversable = Path(__file__).resolve().parents[2] / "templates"
+    try:
+        return [resources.files("maskaudit.report.templates"), checkout]
+    except ModuleNotFoundError:
+        return [checkout]

@@ -1,0 +1,170 @@
+"""What a report says, as frozen records that every format lays out.
+
+All texts are harmless single lines (`maskaudit.report.coerce.text`); probes and
+attacks are in the order in which they are shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from maskaudit.report import words
+from maskaudit.report.facts import Fact, FactGroup
+from maskaudit.results import Rate
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the model; empty strings and None where unknown."""
+
+    module: str = ""
+    op: str = ""
+    file: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        source = f"{self.file}:{self.line}" if self.file and self.line else self.file
+        spot = words.joined((self.op, self.module and f"in {self.module}"), " ")
+        return f"{spot} ({source})" if spot and source else spot or source
+
+
+@dataclass(frozen=True)
+class MechanismView:
+    """How the gradients are blinded, and where."""
+
+    id: str
+    title: str
+    confidence: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One thing a probe saw at one place."""
+
+    message: str
+    place: Place
+
+
+@dataclass(frozen=True)
+class ProbeView:
+    """One probe: `figure` is the headline figure in words, `share` the same as a rate where it is one."""
+
+    rule: str
+    title: str
+    status: str
+    figure: str
+    share: Rate | None
+    limit: str
+    limit_share: float | None
+    n: int
+    reason: str
+    meaning: str
+    remedy: str
+    sources: tuple[str, ...]
+    observations: tuple[Observation, ...]
+    details: tuple[tuple[str, str], ...]
+    seconds: float
+    excess: float
+
+
+@dataclass(frozen=True)
+class AttackView:
+    """One row of the attack table."""
+
+    name: str
+    title: str
+    kind: str
+    role: str
+    accuracy: Rate | None
+    broken: int
+    attempted: int
+    new: int
+    queries: int
+    seconds: float
+    status: str
+    reason: str
+    settings: tuple[tuple[str, str], ...]
+    sources: tuple[str, ...]
+    curve: tuple[tuple[float, int], ...]
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """One indicator of the screen."""
+
+    rule: str
+    value: str
+    limit: str
+    fired: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """The whole report."""
+
+    label: str
+    sentence: str
+    mechanisms: tuple[MechanismView, ...]
+    reasons: tuple[str, ...]
+    claimed: float | None
+    claim: str
+    accuracy: dict[str, Rate | None]
+    gradient_level: Rate | None
+    loss_level: Rate | None
+    screen_fired: bool | None
+    screen_reasons: tuple[str, ...]
+    indicators: tuple[Indicator, ...]
+    power: str
+    power_passed: bool | None
+    power_method: str
+    power_rate: Rate | None
+    probes: tuple[ProbeView, ...]
+    attacks: tuple[AttackView, ...]
+    facts: tuple[FactGroup, ...]
+    reproduce: tuple[Fact, ...]
+    command: str
+    verify: str
+    model: str
+    source: str
+    tool: str
+    threat: str
+    eps: float | None
+    evidence_file: str
+    evidence_hash: str
+    evidence_count: int
+    confidence: str
+    fail_on: str
+    seconds: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def findings(self) -> tuple[ProbeView, ...]:
+        """Findings, worst first."""
+        return self.with_status("finding")
+
+    def with_status(self, *status: str) -> tuple[ProbeView, ...]:
+        """The probes that ended with one of the given statuses."""
+        return tuple(probe for probe in self.probes if probe.status in status)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the verdict is at or above the `--fail-on` of the audit (default: masked)."""
+        order = ("masked", "suspect", "inconclusive")
+        return self.fail_on in order and self.label in order[: order.index(self.fail_on) + 1]
+
+    @property
+    def attacks_run(self) -> tuple[AttackView, ...]:
+        """The attacks that ran."""
+        return tuple(attack for attack in self.attacks if attack.status == "ran")
+
+    @property
+    def attack_groups(self) -> list[tuple[str, list[AttackView]]]:
+        """The rows of each role that has any, in the order of the table."""
+        return [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
+
+    @property
+    def attacks_not_run(self) -> tuple[AttackView, ...]:
+        """The attacks that did not run or did not finish."""
+        return tuple(attack for attack in self.attacks if attack.status != "ran")

@@ -1,0 +1,127 @@
+"""Gradient flow per op: what arrives at its output, what leaves towards its input, point by point."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+from maskaudit.trace.observe import Observer
+from maskaudit.trace.records import Flow
+
+#: A unit is blocked when its arriving gradient shrinks by more than this factor; the slope of tanh
+#: falls below it beyond |x| = 3, that of the logistic function beyond |x| = 4.6.
+BLOCKED = 1e-2
+
+
+@dataclass
+class _Tally:
+    """Squared norms per point (N,), summed over the nodes of an op."""
+
+    arriving: Tensor
+    leaving: Tensor
+    nonfinite: Tensor
+    blocked: int = 0
+    units: int = 0
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+def gradient_flow(observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], points: int) -> dict[int, Flow]:
+    """Flow through every op that a backward pass from `roots` reaches, by op index.
+
+    Args:
+        observer: the recorded forward pass, graph still alive.
+        roots: (tensor, cotangent) pairs to start from.
+        points: N, the number of points; tensors whose leading dimension is a multiple of N are told apart by point.
+
+    The graph is kept; hooks on its nodes are removed. A backward pass that raises gives no flow.
+    """
+    live = [(tensor, cotangent) for tensor, cotangent in roots if observer.live(tensor)]
+    if not live:
+        return {}
+    tallies: dict[int, _Tally] = {}
+    with _hooked(observer, tallies, points), contextlib.suppress(RuntimeError, NotImplementedError):
+        torch.autograd.grad(
+            [tensor for tensor, _ in live], observer.leaf, [cotangent for _, cotangent in live],
+            retain_graph=True, allow_unused=True,
+        )  # fmt: skip
+    return {index: _summary(tally, points) for index, tally in tallies.items()}
+
+
+@contextlib.contextmanager
+def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int) -> Iterator[None]:
+    handles: list[RemovableHandle] = []
+    try:
+        for op in observer.ops:
+            nodes = [node for node in op.nodes if observer.reaches.get(node, False)]
+            inner = {n for node in nodes for n, _ in node.next_functions if n is not None}
+            for node in nodes:
+                hook = _hook(observer, tallies, op.index, node, points, exit_node=node not in inner)
+                handles.append(node.register_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    observer: Observer, tallies: dict[int, _Tally], index: int, node: Node, points: int, *, exit_node: bool
+) -> Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]:
+    leaving = [
+        position
+        for position, (below, _) in enumerate(node.next_functions)
+        if below is not None and observer.reaches.get(below, False) and observer.owner.get(below) != index
+    ]
+
+    def record(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
+        zero = torch.zeros(points, dtype=torch.float64)
+        tally = tallies.setdefault(index, _Tally(zero.clone(), zero.clone(), zero.clone()))
+        if exit_node:
+            for grad in grad_outputs:
+                tally.arriving += _squares(grad, points)
+        outgoing = [grad_inputs[position] for position in leaving if position < len(grad_inputs)]
+        for grad in outgoing:
+            tally.leaving += _squares(grad, points)
+            if grad is not None:
+                tally.nonfinite += _squares((~torch.isfinite(grad)).double(), points)
+        if exit_node and len(outgoing) == 1 and len(grad_outputs) == 1:
+            _count_blocked(tally, grad_outputs[0], outgoing[0])
+
+    return record
+
+
+def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | None) -> None:
+    if arriving is None or leaving is None or arriving.shape != leaving.shape:
+        return
+    hit = arriving != 0
+    tally.units += int(hit.sum())
+    tally.blocked += int((hit & (leaving.abs() < BLOCKED * arriving.abs())).sum())
+
+
+def _squares(grad: Tensor | None, points: int) -> Tensor:
+    """The squared norm per point, float64 (N,), on the CPU."""
+    if grad is None or not isinstance(grad, Tensor):
+        return torch.zeros(points, dtype=torch.float64)
+    values = torch.nan_to_num(grad.detach().double(), nan=0.0, posinf=0.0, neginf=0.0).cpu()
+    if values.dim() and values.shape[0] % points == 0 and values.numel():
+        return values.reshape(points, -1).square().sum(dim=1)
+    return values.square().sum().expand(points).clone()
+
+
+def _summary(tally: _Tally, points: int) -> Flow:
+    arrived = tally.arriving > 0
+    count = int(arrived.sum())
+    killed = arrived & (tally.leaving == 0)
+    return Flow(
+        points=count,
+        norm_in=float(tally.arriving.sqrt().median()),
+        norm_out=float(tally.leaving.sqrt().median()),
+        zero_share=float(killed.sum()) / count if count else 0.0,
+        nonfinite_share=float((tally.nonfinite > 0).double().mean()) if points else 0.0,
+        blocked_share=tally.blocked / tally.units if tally.units else None,
+    )

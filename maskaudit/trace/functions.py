@@ -1,0 +1,98 @@
+"""Custom autograd Functions against central differences of their own forward."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskaudit.rng import PointRNG
+from maskaudit.trace.observe import FunctionCall, tensors_of
+from maskaudit.trace.records import FunctionCheck
+
+#: Perturbation sizes in units of the standard deviation of the Function's input. The large ones are for
+#: straight-through estimators, which are honest about the trend of a staircase and wrong about each step.
+SCALES = (1.0, 0.3, 0.01)
+#: A backward is honest when it correlates at least this well with the forward at some scale.
+HONEST = 0.5
+#: The forward is smooth when differences at the finest scale correlate this well with those at twice the scale.
+SMOOTH = 0.9
+DIRECTIONS = 8
+
+
+def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:
+    """Compare ⟨v, f(a+hδ) − f(a−hδ)⟩ with 2h⟨fᵀ'(v), δ⟩ for random v and δ over the scales."""
+    unchecked = FunctionCheck(call.function.__name__, call.location, None, "unchecked", False)
+    arguments = tuple(a.detach() if isinstance(a, Tensor) else a for a in call.arguments)
+    place = next((i for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.is_floating_point()), None)
+    if place is None:
+        return unchecked
+    base = arguments[place]
+    rng = PointRNG.create(seed, "function check", torch.arange(DIRECTIONS))
+    spread = float(base.double().std()) if base.numel() > 1 else 1.0
+    spread = spread if spread > 0 else 1.0
+    with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError):
+        leaf = base.clone().requires_grad_(True)
+        with torch.enable_grad():
+            output = _apply(call, arguments, place, leaf)
+        cotangents = rng.fork("v").normal(output.shape).to(output)
+        directions = rng.fork("d").normal(base.shape).to(base)
+        gradients = [_vjp(output, leaf, v) for v in cotangents]
+        best: float | None = None
+        finest: Tensor | None = None
+        smooth = False
+        for scale in SCALES:
+            step = scale * spread
+            measured = _differences(call, arguments, place, base, directions, cotangents, step)
+            predicted = torch.stack(
+                [2 * step * (g.double() * d.double()).sum() for g, d in zip(gradients, directions, strict=True)]
+            )
+            agreement = _correlation(predicted, measured)
+            best = agreement if best is None or (agreement is not None and agreement > best) else best
+            finest = measured
+        assert finest is not None
+        double = _differences(call, arguments, place, base, directions, cotangents, 2 * SCALES[-1] * spread)
+        smoothness = _correlation(finest, double)
+        smooth = smoothness is not None and smoothness > SMOOTH and float(finest.norm()) > 0
+        if all(float(g.abs().max()) == 0 for g in gradients):
+            return FunctionCheck(call.function.__name__, call.location, best, "zero", smooth)
+        kind = "honest" if best is None or best >= HONEST else "lying"
+        return FunctionCheck(call.function.__name__, call.location, best, kind, smooth)  # type: ignore[arg-type]
+    return unchecked
+
+
+def _apply(call: FunctionCall, arguments: tuple[Any, ...], place: int, value: Tensor) -> Tensor:
+    result = call.function.apply(*arguments[:place], value, *arguments[place + 1 :])  # type: ignore[no-untyped-call]
+    return tensors_of(result)[0]
+
+
+def _vjp(output: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
+    if not output.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaf) if gradient is None else gradient
+
+
+def _differences(
+    call: FunctionCall, arguments: tuple[Any, ...], place: int, base: Tensor, directions: Tensor,
+    cotangents: Tensor, step: float,
+) -> Tensor:  # fmt: skip
+    parts = []
+    with torch.no_grad():
+        for direction, cotangent in zip(directions, cotangents, strict=True):
+            plus = _apply(call, arguments, place, base + step * direction)
+            minus = _apply(call, arguments, place, base - step * direction)
+            parts.append(((plus.double() - minus.double()) * cotangent.double()).sum())
+    return torch.stack(parts)
+
+
+def _correlation(a: Tensor, b: Tensor) -> float | None:
+    """Uncentred correlation; None when both vanish, 0 when one does."""
+    length_a, length_b = float(a.norm()), float(b.norm())
+    if length_a == 0 and length_b == 0:
+        return None
+    if length_a == 0 or length_b == 0:
+        return 0.0
+    return float(a @ b) / (length_a * length_b)

@@ -1,0 +1,153 @@
+"""Training the models that audits are tried on: undefended, adversarially trained, and masked.
+
+`train` returns a trained module, `save_trained` writes it so that `maskaudit check FILE`
+needs no further option. The networks of the GREAT family are subjects of study, not a
+defence; see `maskaudit.train.great` for the patent applications on them.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from maskaudit.data import Dataset, load_data
+from maskaudit.loading import arch, save_checkpoint
+from maskaudit.models import is_built_in, spec_for
+from maskaudit.train import checkpoint
+from maskaudit.train.checkpoint import partial_path
+from maskaudit.train.interface import (
+    Batch,
+    Method,
+    Plan,
+    TrainConfig,
+    TrainEvent,
+    TrainingInterrupted,
+    default_threat,
+)
+from maskaudit.train.loop import Listener, Trainer, accuracy, isolated
+from maskaudit.train.registry import METHODS, MethodInfo, method_info
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Method",
+    "MethodInfo",
+    "Plan",
+    "TrainConfig",
+    "TrainEvent",
+    "TrainingInterrupted",
+    "partial_path",
+    "save_trained",
+    "train",
+]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: Dataset | None = None,
+    out: str | os.PathLike[str] | None = None,
+    on_event: Listener | None = None,
+    resume: bool = False,
+) -> nn.Module:
+    """Train a model from scratch, deterministically; the caller's random state and thread count are kept.
+
+    Args:
+        config: method, data, architecture, seed and so on.
+        data: points to use instead of the train split of `config.data`.
+        out: file the model is meant for. Progress is then kept in `OUT.partial` after every
+            epoch, until `save_trained` has written the file.
+        on_event: called after every epoch.
+        resume: go on from `OUT.partial` if it exists; otherwise, or if not set, start anew.
+
+    Returns:
+        The trained module, in evaluation mode.
+
+    Raises:
+        UsageError: for an unknown method, a bad setting, or a run to resume that had other settings.
+        InputError: for data, architecture or progress file that cannot be used.
+        ModelError: when the loss stops being finite.
+        TrainingInterrupted: on Ctrl-C, a KeyboardInterrupt whose message says how to go on.
+    """
+    dataset = _dataset(config, data)
+    plan = _plan(config, dataset)
+    partial = partial_path(out) if out is not None else None
+    with isolated(config.seed, config.threads):
+        model = arch.build(plan.model)
+        method = method_info(config.method).create(plan, model)
+        trainer = Trainer(
+            plan, model, method, dataset.x, dataset.y, on_event=on_event, partial=partial, settings=_settings(plan)
+        )
+        trainer.run(resume=resume)
+    return model
+
+
+def save_trained(
+    path: str | os.PathLike[str], module: nn.Module, config: TrainConfig, *, data: Dataset | None = None
+) -> dict[str, Any]:
+    """Write a trained module with everything `maskaudit check` needs; then delete the run's progress file.
+
+    Args:
+        path: file to write (safetensors).
+        module: what `train` returned.
+        config: the settings it was trained with.
+        data: the points it was trained on, if not the train split of `config.data`.
+
+    Returns:
+        The metadata as written: arch, data, threat {norm, eps, bounds}, outputs, method, epochs, seed,
+        train_accuracy and the remaining settings under `training`.
+
+    Raises:
+        InputError: when the file cannot be written.
+    """
+    dataset = _dataset(config, data)
+    plan = _plan(config, dataset)
+    metadata = {
+        "arch": plan.model,
+        "data": config.data,
+        "threat": _threat_fields(plan),
+        "outputs": "logits",
+        "method": config.method,
+        "epochs": plan.epochs,
+        "seed": config.seed,
+        "train_accuracy": accuracy(module, dataset.x, dataset.y),
+        "training": _settings(plan),
+    }
+    save_checkpoint(path, module, metadata)
+    checkpoint.remove(partial_path(path))
+    return metadata
+
+
+def _dataset(config: TrainConfig, data: Dataset | None) -> Dataset:
+    if data is not None:
+        return data
+    return load_data(config.data, split="train", bounds=config.threat.bounds if config.threat else None)
+
+
+def _plan(config: TrainConfig, dataset: Dataset) -> Plan:
+    """The configuration with the defaults of its method and data filled in."""
+    info = method_info(config.method)
+    shape = dataset.point_shape
+    built_in = config.model is None or is_built_in(config.model)
+    return Plan(
+        config=config,
+        model=spec_for(shape, dataset.num_classes, config.model) if built_in else str(config.model),
+        epochs=config.epochs if config.epochs is not None else info.epochs,
+        lr=config.lr if config.lr is not None else info.lr,
+        threat=config.threat if config.threat is not None else default_threat(shape, dataset.bounds),
+        num_classes=dataset.num_classes,
+        shape=shape,
+    )
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """What determines the run, as plain JSON types."""
+    resolved = {"model": plan.model, "epochs": plan.epochs, "lr": plan.lr, "threat": _threat_fields(plan)}
+    return {**plan.config.as_dict(), **resolved}
+
+
+def _threat_fields(plan: Plan) -> dict[str, Any]:
+    return {**asdict(plan.threat), "bounds": list(plan.threat.bounds)}

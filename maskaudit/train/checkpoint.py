@@ -1,0 +1,108 @@
+"""`FILE.partial`: a training run that can be taken up again.
+
+Holds tensors and plain values only, so it is read with torch's safe loader. No random
+state is stored: every draw is a function of (seed, epoch, point), see `loop.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskaudit.errors import InputError, UsageError
+from maskaudit.loading.interface import describe_error
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run after some number of whole epochs.
+
+    Attributes:
+        settings: everything that determines the run, as plain JSON types.
+        epoch: epochs completed.
+        model: the model's state dict.
+        auxiliary: the state dict of the method's networks.
+        optimizer: the optimiser's state dict.
+    """
+
+    settings: dict[str, Any]
+    epoch: int
+    model: dict[str, Any]
+    auxiliary: dict[str, Any]
+    optimizer: dict[str, Any]
+
+
+def partial_path(out: str | os.PathLike[str]) -> Path:
+    """Where the run that will write `out` keeps its progress."""
+    return Path(os.fspath(out) + ".partial")
+
+
+def write(path: Path, progress: Progress) -> None:
+    """Replace the progress file; it is complete or absent, whenever the process is stopped.
+
+    Raises:
+        InputError: when the path cannot be written.
+    """
+    content = {
+        "version": VERSION,
+        "settings": progress.settings,
+        "epoch": progress.epoch,
+        "model": progress.model,
+        "auxiliary": progress.auxiliary,
+        "optimizer": progress.optimizer,
+    }
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as stream:
+            torch.save(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"The progress file {str(path)!r} cannot be written: {describe_error(error)}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def read(path: Path, settings: dict[str, Any]) -> Progress | None:
+    """The progress kept in `path`, or None when there is no such file.
+
+    Raises:
+        InputError: for a file that is damaged or not ours.
+        UsageError: for one that was started with other settings than `settings`.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}")
+        progress = Progress(**{key: value for key, value in content.items() if key != "version"})
+    except Exception as error:  # torch.load raises many kinds for damaged bytes
+        raise InputError(
+            f"{path} is not a training run that can be resumed ({describe_error(error)}); "
+            "delete it and start without --resume."
+        ) from error
+    different = [key for key in settings if progress.settings.get(key) != settings[key]]
+    if different:
+        was = ", ".join(f"{key}={progress.settings.get(key)!r}" for key in different)
+        now = ", ".join(f"{key}={settings[key]!r}" for key in different)
+        raise UsageError(
+            f"{path} was started with {was}, not {now}; give the same settings, or start without --resume."
+        )
+    return progress
+
+
+def remove(path: Path) -> None:
+    """Delete the progress file if it is there."""
+    with contextlib.suppress(OSError):
+        path.unlink()

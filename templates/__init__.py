@@ -1,0 +1,1 @@
+"""Templates and stylesheet of the HTML report, installed as `maskaudit.report.templates`."""

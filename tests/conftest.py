@@ -1,0 +1,50 @@
+"""Shared fixtures: small trained networks (once per session) and a quiet, reproducible torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskaudit import zoo
+from maskaudit.loading import LoadedModel
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Workers share the cores; nested threading only slows small networks down."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def zoo_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for trained networks: the one the environment names, else one for this session."""
+    given = os.environ.get("MASKAUDIT_CACHE")
+    folder = Path(given) if given else tmp_path_factory.getbasetemp().parent / "maskaudit-cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKAUDIT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def standard(zoo_cache: Path) -> LoadedModel:
+    """A standard digits network with everything its file brings."""
+    return zoo.network("standard")
+
+
+@pytest.fixture(scope="session")
+def pgd_trained(zoo_cache: Path) -> LoadedModel:
+    """A PGD-trained digits network."""
+    return zoo.network("pgd-at")
+
+
+@pytest.fixture(scope="session")
+def standard_file(standard: LoadedModel) -> Path:
+    """The file of the standard network."""
+    return Path(standard.source)
