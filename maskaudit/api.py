@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from maskaudit.attacker import POOL_POINTS
 from maskaudit.data import Dataset, load_data
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
 from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
-from maskaudit.runner import POOL_POINTS, Audit, run_audit
+from maskaudit.runner import Audit, run_audit
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
@@ -41,7 +42,7 @@ class Request:
     bounds: tuple[float, float] | None = None
     trust_pickle: bool = False
     surrogates: tuple[str, ...] = ()
-    settings: AuditSettings = AuditSettings()
+    settings: AuditSettings = field(default_factory=AuditSettings)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from maskaudit import __version__
 from maskaudit.errors import MaskauditError, UsageError
+
+if TYPE_CHECKING:
+    from maskaudit.attacks.registry import BudgetName
 
 FAIL_ON = ("masked", "suspect", "inconclusive", "never")
 INCONCLUSIVE_STATUS = 3
@@ -94,7 +97,9 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to execute its code."),
         click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, …"),
-        click.option("--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory(width=2)."),
+        click.option(
+            "--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory."
+        ),
         click.argument("model"),
     ):
         command = option(command)
@@ -107,7 +112,9 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball.")
 @click.option("--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255.")
 @click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value.")
-@click.option("--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel, if not in the model.")
+@click.option(
+    "--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel."
+)
 @click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel.")
 @click.option("--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True)
 @click.option("--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one.")
@@ -147,6 +154,8 @@ def check(model: str, **options: Any) -> None:
     settings = AuditSettings(
         **{name: options[name] for name in names},
         extra_attacks=options["attack"],
+        arch=options["arch"] or "",
+        fail_on=options["fail_on"],
         command=shlex.join(["maskaudit", *sys.argv[1:]]),
     )
     request = api.Request(
@@ -296,7 +305,7 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
+def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
     """Audit the zoo and compare every verdict with the truth; status 1 when one is wrong."""
     from maskaudit.jobs import check_zoo
 

@@ -106,7 +106,7 @@ def list_rules() -> Iterator[tuple[str, str, str]]:
     """(kind, name, title) of every probe and attack."""
     for probe in PROBES:
         yield "probe", probe.rule, probe.title
-    for spec in (*battery(BUDGETS["standard"]), *second_opinions()):
+    for spec in (*battery(BUDGETS["standard"]), *second_opinions("Linf")):
         yield "attack", spec.name, spec.title
 
 
@@ -119,11 +119,12 @@ def explain_rule(name: str) -> str:
     for probe in PROBES:
         if probe.rule == name:
             return full_text(probe)
-    for spec in (*battery(BUDGETS["standard"]), *second_opinions()):
+    for spec in (*battery(BUDGETS["standard"]), *second_opinions("Linf")):
         if spec.name == name:
             settings = ", ".join(f"{key} = {value}" for key, value in spec.settings.items())
-            body = (getattr(spec.run, "func", spec.run).__doc__ or "").strip()
-            return f"{spec.title} ({spec.role}; {settings or 'no settings'})\n\n{body}\n\nSource: {'; '.join(spec.sources)}"
+            body = (spec.run.__doc__ or "").strip()
+            head = f"{spec.title} ({spec.role}; {settings or 'no settings'})"
+            return f"{head}\n\n{body}\n\nSource: {'; '.join(spec.sources)}"
     raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
 
 
@@ -140,7 +141,9 @@ def zoo_line(name: str, document: dict[str, Any]) -> tuple[str, bool]:
     """One line on a zoo model's audit, and whether its verdict is the truth."""
     truth = "masked" if ZOO[name].masked else "clear"
     label = document["verdict"]["label"]
-    figures = {key: document["accuracy"][key]["value"] for key in ("clean", "reference", "strong_reference", "best_known")}
+    figures = {
+        key: document["accuracy"][key]["value"] for key in ("clean", "reference", "strong_reference", "best_known")
+    }
     levels = {key: document["masking"][key]["value"] for key in ("gradient_level", "loss_level")}
     numbers = "  ".join(f"{key} {value:.3f}" for key, value in {**figures, **levels}.items())
     mark = "right" if label == truth else "WRONG"

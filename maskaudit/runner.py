@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
+from maskaudit.attacker import Attacker
+from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import UNBOUNDED, battery
 from maskaudit.attacks.second_opinion import external_attack, second_opinions
-from maskaudit.attacks.surrogate import train_surrogate
 from maskaudit.data import Dataset
 from maskaudit.document import build_report
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
@@ -31,20 +31,16 @@ from maskaudit.planted import solve_planted
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.run import run_probe
-from maskaudit.rescore import clean_correct, rescore
+from maskaudit.rescore import clean_correct
 from maskaudit.results import AuditReport, ProbeResult
-from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, detect_outputs
 from maskaudit.threat import ThreatModel
-from maskaudit.verdict.power import MIN_KNOWN, Power, check_power
+from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, judge
 
 #: Forward passes averaged per evaluation of a random model.
 RANDOM_DRAWS = 8
-
-#: Points of the pool that the surrogate learns from and decision-based search starts from.
-POOL_POINTS = 2000
 
 #: Points on which a model is asked twice to see whether it answers at random.
 RANDOMNESS_POINTS = 64
@@ -114,15 +110,16 @@ class _Run:
         on_event: Listener,
     ) -> None:
         self.target, self.loaded, self.data, self.threat, self.settings = target, loaded, data, threat, settings
-        self.pool = data.x[:POOL_POINTS] if pool is None else pool[:POOL_POINTS]
-        self.user_surrogates = surrogates
-        self.surrogates: list[Target] = []
-        self.journal, self.tell = journal, on_event
+        self.tell = on_event
         self.looks = settings.looks(len(data))
         self.ledger = Ledger()
+        self.attacker = Attacker(
+            target, self.ledger, threat, settings,
+            pool=data.x if pool is None else pool, surrogates=surrogates, journal=journal, on_event=on_event,
+        )  # fmt: skip
         self.static_probes: list[ProbeResult] = []
         self.attack_probes: list[ProbeResult] = []
-        self.power = Power(None, "none", 0, 0)
+        self.power = NOT_CHECKED
         self.judgement: Judgement | None = None
         self.notes: list[str] = [*loaded.notes, *data.notes]
         self.specs = self._specs()
@@ -174,93 +171,20 @@ class _Run:
             return
         if not self.static_probes:
             self._run_static_probes(rows)
-        for spec in self.specs:
-            if spec.kind == "transfer":
-                self._prepare_surrogates()
-            self._attack(spec, rows[: self._limit(spec)])
-        self._attack(UNBOUNDED, rows)
+        for spec in (*self.specs, UNBOUNDED):
+            self.attacker.run(spec, rows[: self._limit(spec)])
         self._run_attack_probes()
 
     def _limit(self, spec: AttackSpec) -> int:
         """Second opinions attack a sample; everything else attacks every point."""
         return self.settings.effort.second_opinion if spec.role == "second_opinion" else len(self.data)
 
-    def _attack(self, spec: AttackSpec, rows: Tensor) -> None:
-        """Run one attack on points `rows`, re-score what it brings and book it."""
-        target, ledger = self.target, self.ledger
-        entry = ledger.entry(spec)
-        if spec.role == "second_opinion" and entry.attempted.any():
-            return
-        self.tell(AuditEvent(spec.name, len(rows)))
-        started, before = time.perf_counter(), target.ledger.copy()
-        x, y = ledger.x[rows], ledger.y[rows]
-        threat = self.threat
-        if spec.kind == "sanity":
-            width = threat.bounds[1] - threat.bounds[0]
-            threat = threat.with_eps(width if threat.norm == "Linf" else width * x[0].numel() ** 0.5)
-        rng = self._rng(spec.name, rows)
-        key = f"{len(ledger)}-{spec.name}"
-        attempt = self.journal.read(key, rows) if self.journal else None
-        try:
-            if attempt is None:
-                attempt = spec.run(target, x, y, threat=threat, rng=rng, **self._bound(spec))
-                if self.journal:
-                    self.journal.write(key, rows, attempt)
-            score = rescore(
-                target.raw, attempt.examples, x, y, threat=threat, random=target.random,
-                reject_class=target.reject_class,
-            )  # fmt: skip
-        except AttackUnavailable as reason:
-            entry.status, entry.reason = "skipped", str(reason)
-            self.tell(AuditEvent(spec.name, len(rows), True, f"skipped: {reason}"))
-            return
-        except ModelError:
-            entry.status, entry.reason = "error", "the model failed during this attack"
-            raise
-        except Exception as error:  # one attack's crash must not lose the others: it becomes a row
-            entry.status, entry.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
-            self.tell(AuditEvent(spec.name, len(rows), True, "error: " + entry.reason))
-            return
-        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
-        spent = target.ledger.since(before)
-        entry.queries += int(attempt.queries.sum())
-        entry.forwards += spent.forwards
-        entry.backwards += spent.backwards
-        entry.seconds += time.perf_counter() - started
-        outcome = f"broke {int(score.broken.sum())} of {len(rows)}"
-        self.tell(AuditEvent(spec.name, len(rows), True, outcome, time.perf_counter() - started))
-
-    def _bound(self, spec: AttackSpec) -> dict[str, Any]:
-        """The attack's settings with what only a running audit has."""
-        if spec.kind == "transfer":
-            return {**spec.settings, "surrogates": self.surrogates}
-        if spec.kind == "decision":
-            return {**spec.settings, "pool": self.pool}
-        return spec.settings
-
-    def _prepare_surrogates(self) -> None:
-        if self.surrogates:
-            return
-        self.tell(AuditEvent("surrogate", len(self.pool)))
-        started = time.perf_counter()
-        trained = train_surrogate(
-            self.target, self.pool, threat=self.threat, num_classes=self.num_classes, seed=self.settings.seed,
-            rounds=self.settings.effort.surrogate_rounds,
-        )  # fmt: skip
-        for module in (trained, *self.user_surrogates):
-            module.eval()
-            self.surrogates.append(
-                Target(module, bounds=self.threat.bounds, batch_size=self.settings.batch_size, device="cpu")
-            )
-        outcome = f"learnt from {len(self.pool)} points"
-        self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))
-
     # --- probes, power, verdict -------------------------------------------------------------------
 
     def _run_static_probes(self, rows: Tensor) -> None:
         chosen = rows[: self.settings.effort.probe_points]
         context = ProbeContext(
-            self.target, self.ledger.x[chosen], self.ledger.y[chosen], self.threat, self._rng("probes", chosen)
+            self.target, self.ledger.x[chosen], self.ledger.y[chosen], self.threat, self.attacker.rng("probes", chosen)
         )
         for probe in PROBES:
             if self._wanted(probe.rule) and "attacks" not in probe.needs:
@@ -279,7 +203,7 @@ class _Run:
             if row.status == "ran" and row.attempted == len(rows)
         }
         context = ProbeContext(
-            self.target, ledger.x[rows], ledger.y[rows], self.threat, self._rng("attack probes", rows),
+            self.target, ledger.x[rows], ledger.y[rows], self.threat, self.attacker.rng("attack probes", rows),
             outcomes, ledger.strong()[rows],
         )  # fmt: skip
         self.attack_probes = [
@@ -291,33 +215,28 @@ class _Run:
         return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
 
     def _judge(self, *, final: bool, failure: ModelError | None = None) -> Judgement:
-        """Judge what has been seen; the power check is made only when nothing else stands against `clear`."""
+        """Judge what has been seen; the power of the search is checked only where `clear` hangs on it."""
         seen = self._observations(final, failure)
-        judgement = judge(seen)
-        if judgement.verdict.label == "inconclusive" and failure is None and self.power.passed is None:
-            if judge(dataclasses.replace(seen, power=check_power("recapture", 1000, 1000))).verdict.label == "clear":
-                self._check_power()
-                judgement = judge(self._observations(final, failure))
-        elif judgement.verdict.label == "clear" and final is False:
-            self._check_power()
-            judgement = judge(self._observations(final, failure))
-        self.judgement = judgement
-        return judgement
+        if judge(dataclasses.replace(seen, power=ASSUMED)).verdict.label == "clear":
+            self.power = self._check_power()
+        self.judgement = judge(dataclasses.replace(seen, power=self.power))
+        return self.judgement
 
-    def _check_power(self) -> None:
+    def _check_power(self) -> Power:
+        """Recapture of what own gradients broke; planted problems where that is too little."""
         ledger = self.ledger
         known = ledger.strong()
         if int(known.sum()) >= MIN_KNOWN:
-            self.power = check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
-            return
+            return check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
         rows = ledger.correct.nonzero().squeeze(1)
         specs = tuple(spec for spec in self.specs if spec.role == "challenger" and spec.kind in ("score", "random"))
         self.tell(AuditEvent("power check", len(rows)))
         outcome = solve_planted(
-            self.target, ledger.x[rows], specs, threat=self.threat, rng=self._rng("planted", rows)
+            self.target, ledger.x[rows], specs, threat=self.threat, rng=self.attacker.rng("planted", rows)
         )
-        self.power = check_power("planted", outcome.found, outcome.problems, outcome.random_found)
-        self.tell(AuditEvent("power check", outcome.problems, True, self.power.sentence))
+        power = check_power("planted", outcome.found, outcome.problems, outcome.random_found)
+        self.tell(AuditEvent("power check", outcome.problems, True, power.sentence))
+        return power
 
     def _observations(self, final: bool, failure: ModelError | None) -> Observations:
         ledger, settings = self.ledger, self.settings
@@ -335,7 +254,6 @@ class _Run:
             hidden_by_gradients=int((challengers & ~strong).sum()),
             hidden_by_loss=int((strong & ~loss).sum()),
             probes=self._probes(),
-            power=self.power,
             looks=len(self.looks),
             final=final,
             missing=self._missing(failure),
@@ -354,7 +272,10 @@ class _Run:
             "own-gradient attacks on other losses": any(s.role == "strong" and not s.loss_family for s in ran),
             "gradient-free attacks": any(s.role == "challenger" and s.kind in ("score", "decision") for s in ran),
         }
-        return (*said, *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there))
+        return (
+            *said,
+            *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there),
+        )
 
     # --- what the model is ------------------------------------------------------------------------
 
@@ -381,7 +302,7 @@ class _Run:
             )
 
     def _specs(self) -> tuple[AttackSpec, ...]:
-        specs = [*battery(self.settings.effort), *second_opinions()]
+        specs = [*battery(self.settings.effort), *second_opinions(self.threat.norm)]
         specs += [external_attack(name) for name in self.settings.extra_attacks]
         known = {spec.name for spec in specs} | {probe.rule for probe in PROBES}
         for name in (*self.settings.select, *self.settings.ignore):
@@ -393,16 +314,12 @@ class _Run:
         selected = not self.settings.select or name in self.settings.select
         return selected and name not in self.settings.ignore
 
-    def _rng(self, stream: str, rows: Tensor) -> PointRNG:
-        points = torch.tensor([self.ledger.index[row] for row in rows.tolist()], dtype=torch.int64)
-        return PointRNG.create(self.settings.seed, stream, points)
-
     def _draw_figures(self) -> None:
         """Figures are extras: what goes wrong here is noted and loses nothing."""
         if not bool(self.ledger.correct.any()):
             return
         self.tell(AuditEvent("figures"))
-        rng = self._rng("figures", torch.arange(len(self.ledger)))
+        rng = self.attacker.rng("figures", torch.arange(len(self.ledger)))
         try:
             self.figures = {
                 "eps_curve": eps_curve(self.target, self.ledger, self.threat, rng),
@@ -418,4 +335,3 @@ def _probe_outcome(result: ProbeResult) -> str:
         return f"{result.status.replace('_', ' ')}: {result.reason}"
     value = "undefined" if result.value is None else f"{result.value:.3g} {result.unit}"
     return f"{result.status}: {value}"
-

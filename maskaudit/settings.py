@@ -28,6 +28,8 @@ class AuditSettings:
         ignore: probes and attacks left out.
         extra_attacks: attacks added to the battery, `torchattacks:NAME`.
         certified: certified lower bound of robust accuracy, if known.
+        arch: SPEC of the module that the user gave for a state dict, for the report.
+        fail_on: what fails the build, for the report.
         defaults: names of settings the user did not choose, for the report.
         command: the command line that asked for the audit, for the report.
 
@@ -49,6 +51,8 @@ class AuditSettings:
     ignore: tuple[str, ...] = ()
     extra_attacks: tuple[str, ...] = ()
     certified: float | None = None
+    arch: str = ""
+    fail_on: str = "masked"
     defaults: tuple[str, ...] = ()
     command: str = ""
 

@@ -186,9 +186,10 @@ class Target:
             with torch.enable_grad():
                 scores = self._scores_once(leaf)
                 value = objective(scores, rows)
-            if value.requires_grad:
+                total = value.sum()
+            if total.requires_grad:
                 try:
-                    (grad,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                    (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
                 except Exception as error:
                     raise _model_raised("in its backward pass ", x, error) from error
                 self.ledger.backwards += len(x)

@@ -74,7 +74,8 @@ class ThreatModel:
         delta = (x_adv.double() - x.double()).flatten(1)
         if self.norm == "Linf":
             return delta.abs().amax(dim=1)
-        return torch.linalg.vector_norm(delta, dim=1)
+        length: Tensor = torch.linalg.vector_norm(delta, dim=1)
+        return length
 
     def admissible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """True per point (N,) where `x_adv` lies in ball and box, up to float32 rounding, and is finite."""
@@ -121,7 +122,8 @@ def customary_eps(norm: Norm, shape: Sequence[int], bounds: tuple[float, float])
 def per_point_norm(delta: Tensor) -> Tensor:
     """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
     largest = _largest(delta)
-    return torch.linalg.vector_norm((delta / largest).flatten(1), dim=1) * largest.flatten()
+    length: Tensor = torch.linalg.vector_norm((delta / largest).flatten(1), dim=1)
+    return length * largest.flatten()
 
 
 def _unit(delta: Tensor) -> Tensor:

@@ -44,7 +44,9 @@ def maskaudit(*arguments: str, cwd: Path | None = None) -> Result:
 def audited(standard_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A quick audit of the standard network with all of `--out`'s files, and `--json` on stdout."""
     out = tmp_path_factory.mktemp("audit")
-    return out, maskaudit("check", str(standard_file), "--budget", "quick", "--json", "--out", str(out), "--claim", "0.9")
+    return out, maskaudit(
+        "check", str(standard_file), "--budget", "quick", "--json", "--out", str(out), "--claim", "0.9"
+    )
 
 
 class TestCheck:
@@ -74,7 +76,12 @@ class TestCheck:
 
     def test_out_writes_the_four_files_and_leaves_no_journal(self, audited: tuple[Path, Result]) -> None:
         out, _ = audited
-        assert sorted(p.name for p in out.iterdir()) == ["audit.json", "evidence.safetensors", "report.html", "summary.md"]
+        assert sorted(p.name for p in out.iterdir()) == [
+            "audit.json",
+            "evidence.safetensors",
+            "report.html",
+            "summary.md",
+        ]
         assert (out / "report.html").stat().st_size < 1_000_000
 
     def test_verify_confirms_and_notices_changes(

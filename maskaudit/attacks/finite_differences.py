@@ -218,4 +218,3 @@ class _Blocks:
         signs = torch.where((turn % 2 == 0)[:, None], torch.ones_like(signs), signs)
         number = torch.arange(self.count, device=turn.device).view(1, -1, 1)
         return (block.view(n, 1, dims) == number) * signs.unsqueeze(1)
-

@@ -32,9 +32,7 @@ def random_noise(
     """
     stream = rng.fork("noise")
     best = BestCandidates(x)
-    active = ActiveSet(
-        len(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
-    )
+    active = ActiveSet(len(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device)
     while (rows := active.next_rows()) is not None:
         candidate = surface_noise(x[rows], threat=threat, rng=stream.select(rows), step=active.step[rows])
         reached = target.margin(target.scores(candidate), y[rows])

@@ -110,7 +110,8 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             {"loss": "targeted-dlr", "steps": budget.steps, "targets": budget.targets}, "", (_CROCE,),
         ),
         AttackSpec(
-            "noise", "Random noise of full size", "random", "challenger", random_noise, {"draws": budget.noise_draws}, "",
+            "noise", "Random noise of full size", "random", "challenger",
+            random_noise, {"draws": budget.noise_draws}, "",
             ("Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1",),
         ),
         AttackSpec(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
-from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.torchattacks_adapter import run_torchattacks
+from torch import Tensor
+
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
+from maskaudit.attacks.torchattacks_adapter import attack_names, available, run_torchattacks
 from maskaudit.errors import UsageError
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.threat import Norm, ThreatModel
 
 PREFIX = "torchattacks:"
 
@@ -15,14 +20,15 @@ _SOURCE = "Kim 2020, Torchattacks: a PyTorch repository for adversarial attacks"
 #: torchattacks attacks that ask only for scores; all others follow the model's own gradients.
 _SCORE_BASED = frozenset({"Square", "OnePixel", "Pixle", "SPSA", "GN"})
 
-SECOND_OPINION_QUERIES = 500
+_QUERIES = 500
+_STEPS = 40
 
 
-def second_opinions() -> tuple[AttackSpec, ...]:
+def second_opinions(norm: Norm) -> tuple[AttackSpec, ...]:
     """torchattacks' PGD and Square as independent rows of the report."""
     return (
-        _spec("PGD", "second_opinion", {"steps": 40}),
-        _spec("Square", "second_opinion", {"n_queries": SECOND_OPINION_QUERIES}),
+        _spec("PGD" if norm == "Linf" else "PGDL2", "torchattacks-pgd", "second_opinion", {"steps": _STEPS}),
+        _spec("Square", "torchattacks-square", "second_opinion", {"n_queries": _QUERIES}),
     )
 
 
@@ -30,23 +36,36 @@ def external_attack(name: str) -> AttackSpec:
     """The attack for `--attack torchattacks:NAME`; it counts as own-gradient or challenger, by its kind.
 
     Raises:
-        UsageError: for any other name.
+        UsageError: for any other name, an attack that torchattacks does not have, or without torchattacks.
     """
-    if not name.startswith(PREFIX) or name == PREFIX:
-        raise UsageError(f"--attack adds an attack of torchattacks, written {PREFIX}NAME; got {name!r}.")
     short = name.removeprefix(PREFIX)
-    role = "challenger" if short in _SCORE_BASED else "strong"
-    spec = _spec(short, role, {})
-    return AttackSpec(f"{name}", spec.title, spec.kind, spec.role, spec.run, spec.settings, "", spec.sources)
+    if short == name or not short:
+        raise UsageError(f"--attack adds an attack of torchattacks, written {PREFIX}NAME; got {name!r}.")
+    found, detail = available()
+    if not found:
+        raise UsageError(f"{name} cannot run: {detail}.")
+    if short not in attack_names():
+        raise UsageError(f"torchattacks has no attack {short!r}; it has {', '.join(attack_names())}.")
+    return _spec(short, name, "challenger" if short in _SCORE_BASED else "strong", {})
 
 
-def _spec(name: str, role: str, settings: dict[str, object]) -> AttackSpec:
+def run_if_available(
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, attack: str, **settings: Any
+) -> Attempt:
+    """`run_torchattacks`, or AttackUnavailable that says how to get the library."""
+    found, detail = available()
+    if not found:
+        raise AttackUnavailable(detail)
+    return run_torchattacks(target, x, y, threat=threat, rng=rng, name=attack, **settings)
+
+
+def _spec(attack: str, name: str, role: Any, settings: dict[str, Any]) -> AttackSpec:
     return AttackSpec(
-        name=f"torchattacks-{name.lower()}",
-        title=f"{name} of torchattacks",
-        kind="score" if name in _SCORE_BASED else "gradient",
-        role=role,  # type: ignore[arg-type]
-        run=partial(run_torchattacks, name=name),
-        settings=settings,
+        name=name,
+        title=f"{attack} of torchattacks",
+        kind="score" if attack in _SCORE_BASED else "gradient",
+        role=role,
+        run=run_if_available,
+        settings={"attack": attack, **settings},
         sources=(_SOURCE,),
     )

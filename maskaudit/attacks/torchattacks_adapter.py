@@ -193,7 +193,9 @@ def _arguments(
     }
     wanted = {**{key: value for key, value in defaults.items() if key in accepted}, **settings}
     width = threat.bounds[1] - threat.bounds[0]
-    return {key: value / width if key in LENGTHS and key in settings | defaults else value for key, value in wanted.items()}
+    return {
+        key: value / width if key in LENGTHS and key in settings | defaults else value for key, value in wanted.items()
+    }
 
 
 class _UnitModel(nn.Module):
@@ -240,4 +242,3 @@ def _package() -> ModuleType:
 
 def _column(per_point: Tensor, like: Tensor) -> Tensor:
     return per_point.view(-1, *[1] * (like.dim() - 1))
-

@@ -74,7 +74,9 @@ def transfer(
         restart, turn = active.step[rows] // steps, active.step[rows] % steps
         fresh = rows[turn == 0]
         if len(fresh):
-            iterate[fresh] = _restart_point(x[fresh], restart[turn == 0] < len(surrogates), threat, streams, fresh, active)
+            iterate[fresh] = _restart_point(
+                x[fresh], restart[turn == 0] < len(surrogates), threat, streams, fresh, active
+            )
             direction[fresh] = 0.0
         gradient = torch.zeros_like(x[rows])
         for number, surrogate in enumerate(surrogates):

@@ -146,9 +146,7 @@ def measure(context: ProbeContext) -> Measurement:
         for site, share in layers[:NAMED_LAYERS]
         if share > 0
     )
-    return Measurement(
-        layers[0][1], "share of the worst layer's activations", n, findings=named, details=details
-    )
+    return Measurement(layers[0][1], "share of the worst layer's activations", n, findings=named, details=details)
 
 
 PROBE = documented_probe("saturation", measure, needs=(), docstring=__doc__)

@@ -43,7 +43,7 @@ def audited(
         Fact("Model", coerce.text(target.get("source")), code=True),
         Fact("Name", coerce.text(target.get("name"))),
         Fact("Format", coerce.text(target.get("format"))),
-        Fact("Architecture", coerce.text(target.get("arch")), "arch" in defaults, code=True),
+        Fact("Architecture", coerce.text(target.get("arch")) or coerce.text(target.get("architecture")), code=True),
         Fact("Parameters", "" if parameters is None else f"{parameters:,}"),
         Fact("Outputs", coerce.text(target.get("outputs")), "outputs" in defaults),
         Fact("Random answers", coerce.text(target.get("random"))),

@@ -61,14 +61,10 @@ def gradient_health(target: Target, x: Tensor, y: Tensor, eps: float) -> Gradien
     agreement = tuple(
         (eps * step, _agreement(single, x, y, margin.grad, directions, eps * step)) for step in DIFFERENCE_STEPS
     )
-    return GradientHealth(
-        margin.connected, _zero_share(margin.grad), _zero_share(entropy.grad), agreement
-    )
+    return GradientHealth(margin.connected, _zero_share(margin.grad), _zero_share(entropy.grad), agreement)
 
 
-def _agreement(
-    target: Target, x: Tensor, y: Tensor, grad: Tensor, directions: list[Tensor], step: float
-) -> float:
+def _agreement(target: Target, x: Tensor, y: Tensor, grad: Tensor, directions: list[Tensor], step: float) -> float:
     """Correlation (uncentred) of predicted and measured changes; 1 when nothing changes and nothing was predicted."""
     predicted, measured = [], []
     low, high = target.bounds

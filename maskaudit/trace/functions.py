@@ -19,7 +19,7 @@ SCALES = (1.0, 0.3, 0.01)
 HONEST = 0.5
 #: The forward is smooth when differences at the finest scale correlate this well with those at twice the scale.
 SMOOTH = 0.9
-DIRECTIONS = 8
+DIRECTIONS = 32
 
 
 def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:

@@ -14,7 +14,6 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +62,7 @@ class Seen:
     nodes: list[Node] = field(default_factory=list)
     prints: tuple[Print | None, ...] = ()
     phase: Tensor | None = None
+    no_grad: Location | None = None
 
     @property
     def location(self) -> Location:
@@ -87,7 +87,6 @@ class Observer(TorchFunctionMode):
         model: the audited module or callable.
         leaf: the input (N, …) with `requires_grad`.
         keep_tensors: keep inputs and outputs of every op (needed to walk gradients); fingerprints are always kept.
-        watch_random: note which global generators move while an op runs.
     """
 
     def __init__(self, model: object, leaf: Tensor, *, keep_tensors: bool = True) -> None:
@@ -245,6 +244,7 @@ class Observer(TorchFunctionMode):
     def _open(self, name: str, site: Site, kind: Kind, inputs: tuple[Tensor, ...]) -> Seen:
         op = Seen(len(self.ops), name, self.scope.path, site.file, site.line, kind, torch.is_grad_enabled())
         op.live_in = any(self.live(t) for t in inputs)
+        op.no_grad = None if op.grad_mode else self.no_grad_site
         makers = {self.maker(t) for t in inputs}
         op.parents = tuple(sorted(m for m in makers if m is not None and m >= 0))
         if self.keep_tensors:
@@ -342,7 +342,8 @@ def function_location(function: type[torch.autograd.Function], module: str) -> L
     """Where a custom Function is defined: the line of its backward, else of the class."""
     try:
         file = inspect.getsourcefile(function)
-        line = inspect.getsourcelines(function.backward)[1]
+        source, line = inspect.getsourcelines(function.backward)
+        line += next((i for i, text in enumerate(source) if text.lstrip().startswith("def ")), 0)
     except (OSError, TypeError):
         file, line = None, None
     return Location(module, function.__name__, file, line)
@@ -360,8 +361,3 @@ def random_states() -> dict[str, bytes]:
         "numpy": bytes(np.asarray(keys).tobytes()) + str((kind, position)).encode(),
         "random": repr(hash(random.getstate())).encode(),
     }
-
-
-def source_exists(location: Location) -> bool:
-    """Whether the location names a file that can be opened."""
-    return location.file is not None and Path(location.file).is_file()

@@ -40,7 +40,7 @@ class MethodInfo:
 
 METHODS: Mapping[str, MethodInfo] = {
     "standard": MethodInfo(
-        "Standard training", "Vapnik 1992", "Cross-entropy on clean inputs; no defence.", 20, 2e-3, Standard
+        "Standard training", "Vapnik 1992", "Cross-entropy on clean inputs; no defence.", 40, 6e-3, Standard
     ),
     "fgsm-at": MethodInfo(
         "FGSM adversarial training",
@@ -82,15 +82,13 @@ METHODS: Mapping[str, MethodInfo] = {
         5e-3,
         greace,
     ),
-    "great+ce": MethodInfo(
-        "GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 100, 5e-3, great_and_greace
-    ),
+    "great+ce": MethodInfo("GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 100, 5e-3, great_and_greace),
     "distill": MethodInfo(
         "Defensive distillation",
         "Papernot, McDaniel, Wu, Jha, Swami 2016, arXiv 1511.04508",
         "Trained on a teacher's soft labels at a high temperature, used at temperature 1.",
-        40,
-        2e-3,
+        60,
+        4e-3,
         DefensiveDistillation,
     ),
 }

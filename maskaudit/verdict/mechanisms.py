@@ -9,10 +9,10 @@ from maskaudit.results import Location, Mechanism, ProbeResult
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: the output does not depend on the input in the autograd graph",
+    "saturation": "Saturated activations let no gradient through",
     "shattered": "The gradient is zero on most points although the output changes",
     "lying-backward": "The backward pass disagrees with the function it belongs to",
     "jagged-surface": "The surface is jagged at small scales, so its gradient points nowhere useful",
-    "saturation": "Saturated activations let no gradient through",
     "logit-scale": "The logits are so large that cross-entropy has gone flat in float32",
     "stochastic": "Random answers drown the gradient",
     "flat-loss": "Cross-entropy has gone flat while the margin still has a gradient",
@@ -48,6 +48,7 @@ def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[
         found[_disagreement(agreement)] = ("medium", ())
     saturation = by_rule.get("saturation")
     if saturation is not None and saturation.status == "finding" and saturation.findings:
+        found.pop("lying-backward", None)  # flat activations explain the disagreement
         found["saturation"] = ("medium", tuple(item.location for item in saturation.findings))
     if _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(by_rule.get("output-kind")):
         found["logit-scale"] = ("high" if by_loss else "medium", ())
@@ -68,7 +69,7 @@ def _scales(agreement: ProbeResult | None) -> list[dict[str, Any]]:
 
 
 def _changes_at_every_scale(agreement: ProbeResult | None) -> bool:
-    """Whether the outputs still move at the finest step: a smooth function with a zero backward, not a step function."""
+    """Whether the outputs still move at the finest step: a smooth function, not one of steps."""
     points = [scale["points"] for scale in _scales(agreement) if isinstance(scale.get("points"), int)]
     return bool(points) and points[0] > 0 and points[-1] > SMOOTH_SHARE * points[0]
 

@@ -55,6 +55,8 @@ class Power:
     def sentence(self) -> str:
         """The outcome in words."""
         if self.passed is None:
+            if self.method == "none":
+                return "The power of the search was not checked: the verdict does not rest on it."
             return "The power of the search could not be checked: no known answer was at hand."
         asked = {
             "recapture": f"broke {self.found} of {self.known} points that are known to be breakable",
@@ -62,6 +64,13 @@ class Power:
         }[self.method]
         verdict = "so it had the power to find masking" if self.passed else "too few to trust that it found nothing"
         return f"The gradient-free search {asked}, {verdict}."
+
+
+#: Before the check was made.
+NOT_CHECKED = Power(None, "none", 0, 0)
+
+#: Stands in for a passed check, to ask what the verdict would be if it were made.
+ASSUMED = Power(True, "planted", 0, 0)
 
 
 def check_power(method: str, found: int, known: int, random_found: int | None = None) -> Power:

@@ -10,7 +10,7 @@ from typing import Any
 
 from maskaudit.results import Claim, ClaimStatus, Label, Mechanism, ProbeResult, Rate, Verdict
 from maskaudit.verdict.mechanisms import name_mechanisms
-from maskaudit.verdict.power import Power
+from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.statistics import lower_bound, rate, upper_bound
 
 #: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
@@ -65,7 +65,7 @@ class Observations:
     hidden_by_gradients: int
     hidden_by_loss: int
     probes: tuple[ProbeResult, ...] = ()
-    power: Power = Power(None, "none", 0, 0)
+    power: Power = NOT_CHECKED
     looks: int = 1
     final: bool = True
     missing: tuple[str, ...] = ()

@@ -82,8 +82,8 @@ _ENTRIES = (
     ZooEntry("softmax-x50", "Standard, softmax(50 z) as output", True, "gradient", "standard",
              lambda n: SharpSoftmax(n, 50.0)),
     ZooEntry("zero-backward", "Standard, backward pass replaced by zero", True, "gradient", "standard", ZeroBackward),
-    ZooEntry("saturated-tanh", "Standard, tanh activations 20 times too steep", True, "gradient", "standard-tanh",
-             lambda n: saturate(n, 20.0)),
+    ZooEntry("saturated-tanh", "Standard, tanh activations 100 times too steep", True, "gradient", "standard-tanh",
+             lambda n: saturate(n, 100.0)),
     ZooEntry("sine-input", "Standard, input + 0.02 sin(2000 x)", True, "gradient", "standard", SineInput),
     ZooEntry("hard-labels", "Standard, one-hot answers", True, "gradient", "standard", HardLabels),
     ZooEntry("pgd-at-x100", "PGD-trained, logits × 100", True, "loss", "pgd-at", lambda n: ScaledLogits(n, 100.0)),
@@ -122,7 +122,7 @@ def load(name: str) -> LoadedModel:
         format="zoo",
         sha256=state_digest(module),
         parameters=count_parameters(module),
-        metadata={**inner.metadata, "outputs": "auto", "arch": f"zoo:{name}"},
+        metadata={**inner.metadata, "outputs": "auto"},
         notes=(f"A model of the zoo: {entry.title}.",),
     )
 

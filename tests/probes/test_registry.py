@@ -49,7 +49,9 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
+        self.layers = nn.Sequential(
+            nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+        )
         self.calls = 0
         self.layers[2].register_forward_hook(self._count)
 
@@ -198,7 +200,9 @@ def test_runner_turns_exceptions_into_results_and_grades_nothing_without_a_limit
         raise NotApplicable("It is Tuesday.")
 
     def measures(_: ProbeContext) -> Measurement:
-        return Measurement(0.25, "share of points", 8, count=2, details={"bad": float("nan")}, per_point=(1.0, float("nan")))
+        return Measurement(
+            0.25, "share of points", 8, count=2, details={"bad": float("nan")}, per_point=(1.0, float("nan"))
+        )
 
     with context(Linear(6), points(4, 6), threat=LINF) as ctx:
         error = run_probe(_own(fails), ctx)

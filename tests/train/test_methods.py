@@ -118,9 +118,7 @@ def test_distillation_trains_teacher_then_student_on_soft_labels(model: nn.Modul
         for parameter in teacher.parameters():
             parameter.mul_(3)
     first, second = _batch(epoch=4), _batch(epoch=5)
-    torch.testing.assert_close(
-        made.loss(model, first), F.cross_entropy(teacher(first.x) / temperature, first.y)
-    )
+    torch.testing.assert_close(made.loss(model, first), F.cross_entropy(teacher(first.x) / temperature, first.y))
     loss = made.loss(model, second)
     soft: Tensor = (teacher(second.x) / temperature).softmax(1)
     expected = -(soft * (model(second.x) / temperature).log_softmax(1)).sum(1).mean()
@@ -139,7 +137,14 @@ def test_every_method_trains_a_model_that_classifies(method: str) -> None:
     small = replace(data, x=data.x[:300], y=data.y[:300])
     threat = ThreatModel("Linf", 0.05)
     config = TrainConfig(
-        method, model="small_cnn(width=8)", epochs=8, lr=5e-3, threat=threat, attack_steps=2, temperature=5.0
+        method,
+        model="small_cnn(width=8)",
+        epochs=8,
+        batch_size=16,
+        lr=5e-3,
+        threat=threat,
+        attack_steps=2,
+        temperature=5.0,
     )
     model = train(config, data=small)
     assert accuracy(model, small.x, small.y) > 0.5

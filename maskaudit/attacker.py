@@ -1,0 +1,130 @@
+"""Run one attack inside an audit: bind what it needs, journal what it brings, re-score it and book it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
+from maskaudit.attacks.surrogate import train_surrogate
+from maskaudit.errors import ModelError
+from maskaudit.journal import Journal
+from maskaudit.ledger import Ledger
+from maskaudit.rescore import rescore
+from maskaudit.rng import PointRNG
+from maskaudit.settings import AuditEvent, AuditSettings, Listener
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+
+#: Points of the pool that the surrogate learns from and decision-based search starts from.
+POOL_POINTS = 2000
+
+
+class Attacker:
+    """Attacks on one target, booked in one ledger.
+
+    Args:
+        target: the open target; ledger: where outcomes are booked.
+        pool: inputs (M, …) for training the surrogate and as starts of decision-based search.
+        surrogates: modules for transfer attacks, besides the one trained here.
+        journal: keeps finished attacks, if given.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        ledger: Ledger,
+        threat: ThreatModel,
+        settings: AuditSettings,
+        *,
+        pool: Tensor,
+        surrogates: Sequence[nn.Module],
+        journal: Journal | None,
+        on_event: Listener,
+    ) -> None:
+        self.target, self.ledger, self.threat, self.settings = target, ledger, threat, settings
+        self.pool = pool[:POOL_POINTS]
+        self.user_surrogates = surrogates
+        self.surrogates: list[Target] = []
+        self.journal, self.tell = journal, on_event
+
+    def rng(self, stream: str, rows: Tensor) -> PointRNG:
+        """Random numbers of a stream for points `rows` of the ledger, tied to their place in the data set."""
+        points = torch.tensor([self.ledger.index[row] for row in rows.tolist()], dtype=torch.int64)
+        return PointRNG.create(self.settings.seed, stream, points)
+
+    def run(self, spec: AttackSpec, rows: Tensor) -> None:
+        """Run one attack on points `rows`, re-score what it brings and book it."""
+        target, ledger = self.target, self.ledger
+        entry = ledger.entry(spec)
+        if spec.role == "second_opinion" and entry.attempted.any():
+            return
+        self.tell(AuditEvent(spec.name, len(rows)))
+        started, before = time.perf_counter(), target.ledger.copy()
+        x, y = ledger.x[rows], ledger.y[rows]
+        threat = self.threat
+        if spec.kind == "sanity":
+            width = threat.bounds[1] - threat.bounds[0]
+            threat = threat.with_eps(width if threat.norm == "Linf" else width * x[0].numel() ** 0.5)
+        rng = self.rng(spec.name, rows)
+        key = f"{len(ledger)}-{spec.name}"
+        attempt = self.journal.read(key, rows) if self.journal else None
+        try:
+            if attempt is None:
+                attempt = spec.run(target, x, y, threat=threat, rng=rng, **self._bound(spec))
+                if self.journal:
+                    self.journal.write(key, rows, attempt)
+            score = rescore(
+                target.raw, attempt.examples, x, y, threat=threat, random=target.random,
+                reject_class=target.reject_class,
+            )  # fmt: skip
+        except AttackUnavailable as reason:
+            entry.status, entry.reason = "skipped", str(reason)
+            self.tell(AuditEvent(spec.name, len(rows), True, f"skipped: {reason}"))
+            return
+        except ModelError:
+            entry.status, entry.reason = "error", "the model failed during this attack"
+            raise
+        except Exception as error:  # one attack's crash must not lose the others: it becomes a row
+            entry.status, entry.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
+            self.tell(AuditEvent(spec.name, len(rows), True, "error: " + entry.reason))
+            return
+        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
+        spent = target.ledger.since(before)
+        entry.queries += int(attempt.queries.sum())
+        entry.forwards += spent.forwards
+        entry.backwards += spent.backwards
+        entry.seconds += time.perf_counter() - started
+        outcome = f"broke {int(score.broken.sum())} of {len(rows)}"
+        self.tell(AuditEvent(spec.name, len(rows), True, outcome, time.perf_counter() - started))
+
+    def _bound(self, spec: AttackSpec) -> dict[str, Any]:
+        """The attack's settings with what only a running audit has."""
+        if spec.kind == "transfer":
+            self._prepare_surrogates()
+            return {**spec.settings, "surrogates": self.surrogates}
+        if spec.kind == "decision":
+            return {**spec.settings, "pool": self.pool}
+        return spec.settings
+
+    def _prepare_surrogates(self) -> None:
+        if self.surrogates:
+            return
+        self.tell(AuditEvent("surrogate", len(self.pool)))
+        started = time.perf_counter()
+        trained = train_surrogate(
+            self.target, self.pool, threat=self.threat, seed=self.settings.seed,
+            num_classes=self.target.raw(self.pool[:1]).shape[1],
+            rounds=self.settings.effort.surrogate_rounds,
+        )  # fmt: skip
+        for module in (trained, *self.user_surrogates):
+            module.eval()
+            self.surrogates.append(
+                Target(module, bounds=self.threat.bounds, batch_size=self.settings.batch_size, device="cpu")
+            )
+        outcome = f"learnt from {len(self.pool)} points"
+        self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))
