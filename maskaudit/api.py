@@ -19,6 +19,7 @@ from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.runner import Audit, run_audit
 from maskaudit.settings import AuditSettings, Listener, ignore_events
+from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
@@ -104,8 +105,7 @@ def _resolve(loaded: LoadedModel, request: Request) -> Prepared:
     pool = load_data(str(source), split="train", bounds=bounds).x[:POOL_POINTS]
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
     threat = ThreatModel(norm, float(eps), bounds)
-    if request.data is None:
-        _check_default_data(loaded, data, settings)
+    _check_fit(loaded, data, settings, by_default=request.data is None)
     return Prepared(loaded, data, threat, settings, pool, surrogates)
 
 
@@ -214,26 +214,20 @@ def _surrogate(spec: str, data: Dataset) -> nn.Module:
     return module
 
 
-def _check_default_data(loaded: LoadedModel, data: Dataset, settings: AuditSettings) -> None:
-    """Say which option is needed when the model does not take the default data."""
+def _check_fit(loaded: LoadedModel, data: Dataset, settings: AuditSettings, *, by_default: bool) -> None:
+    """One forward pass of two points: a model that does not take their shape needs other data, and is told so."""
     try:
-        run_once(loaded, data, settings)
+        with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
+            target.raw(data.x[:2])
     except ModelError as error:
-        if not _SHAPE_TROUBLE.search(str(error)):
+        if not _SHAPE_TROUBLE.search(str(error.__cause__ or "")):
             raise
         shape = "×".join(str(n) for n in data.x.shape[1:])
+        kind = "the default data" if by_default else "the given data"
         raise InputError(
-            f"The model does not accept {data.name} ({shape}), the default data: name its data, for example "
-            f"`maskaudit check {loaded.source} --data test.npz`. ({error})"
+            f"The model does not accept {data.name} ({shape}), {kind}: give inputs of the model's own shape, for "
+            f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
-
-
-def run_once(loaded: LoadedModel, data: Dataset, settings: AuditSettings) -> None:
-    """One forward pass of two points, to see whether model and data fit."""
-    from maskaudit.target import Target
-
-    with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
-        target.raw(data.x[:2])
 
 
 def _fingerprint(prepared: Prepared) -> dict[str, Any]:

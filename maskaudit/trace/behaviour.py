@@ -89,8 +89,15 @@ def _zero_share(grad: Tensor) -> float:
     return float((grad.flatten(1) == 0).all(dim=1).double().mean())
 
 
-def output_kind(raw: Tensor, ce_zero_share: float) -> OutputKind:
-    """What the raw output (N, K) is, from its values on the traced points."""
+def flat_share(scores: Tensor, y: Tensor) -> float:
+    """Share of points where the derivative of cross-entropy with respect to the scores (N, K) is exactly zero."""
+    leaf = scores.detach().float().requires_grad_(True)
+    (grad,) = torch.autograd.grad(F.cross_entropy(leaf, y, reduction="sum"), leaf)
+    return _zero_share(grad)
+
+
+def output_kind(raw: Tensor, flat: float) -> OutputKind:
+    """What the raw output (N, K) is, from its values on the traced points; `flat` as `flat_share` gives it."""
     values = raw.detach().double()
     sums = values.sum(dim=1)
     if bool((values >= 0).all()) and bool(((sums - 1).abs() <= PROBABILITY_TOLERANCE).all()):
@@ -103,6 +110,6 @@ def output_kind(raw: Tensor, ce_zero_share: float) -> OutputKind:
     if float(pinned) > 0.5 and values.shape[1] > 2 and len(values) > 2:
         return "clipped"
     gap = values.topk(2, dim=1).values.diff(dim=1).abs().median()
-    if ce_zero_share > 0 or float(gap) > LARGE_LOGIT:
+    if flat > 0 or float(gap) > LARGE_LOGIT:
         return "scaled logits"
     return "logits"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.results import Location
+from maskaudit.trace.behaviour import flat_share
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import ESCAPES, PERIODIC, Observer, Seen
 from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth, Remedy
@@ -49,6 +50,11 @@ GATES = frozenset({"mul", "where", "masked_fill", "masked_fill_", "__setitem__",
 COMPARISONS = frozenset({
     "gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "topk", "kthvalue", "isclose",
     "scatter", "scatter_", "greater", "less",
+})  # fmt: skip
+#: Ops that only move values about; a gradient that ends in one was never there.
+STRUCTURAL = frozenset({
+    "unbind", "__getitem__", "view", "reshape", "flatten", "cat", "stack", "split", "chunk", "select", "permute",
+    "transpose", "squeeze", "unsqueeze", "expand", "contiguous", "to", "clone", "narrow", "index_select", "gather",
 })  # fmt: skip
 
 
@@ -136,6 +142,8 @@ class _Search:
             roots = [(t, _noise(t)) for op in killers for t in self._live_inputs(op)]
 
     def _kills(self, op: Seen, flow: Flow) -> bool:
+        if op.name in STRUCTURAL:
+            return False
         limit = ZERO_SHARE if op.name in SOFTMAX and self._decides(op) else KILLS
         return flow.zero_share > limit and op.index in self.e.changes and op not in self.killers
 
@@ -288,7 +296,7 @@ class _Search:
 
     def _hooks(self) -> list[Culprit]:
         return [
-            Culprit("lying-backward", self.ops[i].location, "medium",
+            Culprit("lying-backward", self.ops[i].location, "high",
                     "A hook on the forward pass rewrites the gradient.", "ignore-hook", i)
             for i in self.e.observer.hooked if i < len(self.ops) and self.ops[i].live_in
         ]  # fmt: skip
@@ -322,10 +330,8 @@ class _Search:
         """Cross-entropy flat in float32: its derivative with respect to the scores is exactly zero."""
         if any(c.remedy == "tap" for c in already):
             return []
-        scores = self.e.scores.detach().float().requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(scores, self.e.y, reduction="sum")
-        (grad,) = torch.autograd.grad(loss, scores)
-        flat = float((grad == 0).all(dim=1).double().mean())
+        scores = self.e.scores
+        flat = flat_share(scores, self.e.y)
         if self.e.health.connected and self.e.health.zero_share <= ZERO_SHARE:
             flat = max(flat, self.e.health.ce_zero_share)
         if flat <= ZERO_SHARE:

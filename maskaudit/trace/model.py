@@ -15,7 +15,7 @@ from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
-from maskaudit.trace.behaviour import gradient_health, output_kind, seeded, twin
+from maskaudit.trace.behaviour import flat_share, gradient_health, output_kind, seeded, twin
 from maskaudit.trace.culprits import Evidence, find_culprits
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.observe import Observer, Seen, random_states, tensors_of
@@ -72,7 +72,7 @@ def _trace(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(raw, health.ce_zero_share),
+        output_kind=output_kind(raw, flat_share(scores, y)),
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),

@@ -129,7 +129,7 @@ class Trainer:
                 f"the loss became {value}. Use fewer epochs, a smaller learning rate or smaller weights."
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         return value
 

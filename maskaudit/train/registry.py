@@ -55,7 +55,7 @@ METHODS: Mapping[str, MethodInfo] = {
         "Madry, Makelov, Schmidt, Tsipras, Vladu 2018, arXiv 1706.06083",
         "Cross-entropy on multi-step examples with a random start.",
         60,
-        4e-3,
+        6e-3,
         PGDTraining,
     ),
     "trades": MethodInfo(

@@ -7,6 +7,8 @@ by default `~/.cache/maskaudit`); training is deterministic.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,10 +17,11 @@ from typing import Any
 
 from torch import nn
 
+from maskaudit import __version__
 from maskaudit.errors import UsageError
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
-from maskaudit.train import TrainConfig, save_trained, train
+from maskaudit.train import METHODS, TrainConfig, save_trained, train
 from maskaudit.zoo.masks import (
     HardLabels,
     QuantisedInput,
@@ -129,8 +132,11 @@ def load(name: str) -> LoadedModel:
 
 def network(name: str) -> LoadedModel:
     """A network of `NETWORKS`, from the cache if it is there, else trained now."""
-    path = cache_folder() / f"digits-{name}.safetensors"
+    config = NETWORKS[name]
+    info = METHODS[config.method]
+    recipe = json.dumps([config.as_dict(), info.epochs, info.lr, __version__], sort_keys=True)
+    path = cache_folder() / f"{config.data}-{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_trained(path, train(NETWORKS[name]), NETWORKS[name])
+        save_trained(path, train(config), config)
     return load_model(str(path))

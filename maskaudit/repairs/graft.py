@@ -1,0 +1,31 @@
+"""The value of one tensor with the gradient of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Graft(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
+        ctx.shape, ctx.dtype = source.shape, source.dtype
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0].to(ctx.dtype).view(ctx.shape)
+
+
+def graft(value: Tensor, source: Tensor) -> Tensor:
+    """`value` bit for bit (signed zeros and infinities included), with the gradient flowing to `source`.
+
+    Both have the same shape; `value` is floating, `source` lives on the graph.
+    """
+    if value.shape != source.shape:
+        raise ValueError(f"Expected equal shapes, got {tuple(value.shape)} and {tuple(source.shape)}.")
+    with torch.enable_grad():
+        grafted: Tensor = _Graft.apply(value.detach(), source)  # type: ignore[no-untyped-call]
+    return grafted

@@ -1,0 +1,50 @@
+"""A target with repaired gradients, for any own-gradient attack."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from maskaudit.repairs.graft import graft
+from maskaudit.repairs.interface import Repair
+from maskaudit.repairs.mode import RepairedModel
+from maskaudit.target import Target, checked_scores
+from maskaudit.trace.behaviour import twin
+
+
+@contextlib.contextmanager
+def repaired_target(target: Target, repairs: Sequence[Repair]) -> Iterator[Target]:
+    """A target that decides like `target` and whose gradients are repaired; passes count in the same ledger.
+
+    Args:
+        target: the open target; its model is not touched.
+        repairs: as `propose` returns them.
+
+    Scores are the model's own, bit for bit, unless a repair taps or rescales them; then they are those of
+    the tapped tensor over its scale, for points where both decide alike, and the model's own elsewhere.
+    """
+    model = RepairedModel(target.model, repairs)
+    tap = next((r for r in repairs if r.remedy == "tap"), None)
+    divisor = next((r.scale for r in repairs if r.remedy == "rescale"), 1.0)
+
+    def scores(inputs: Tensor) -> Tensor:
+        own = checked_scores(model(inputs), len(inputs))
+        tapped = model.tapped
+        if target.outputs == "probabilities":
+            own = own.clamp_min(torch.finfo(own.dtype).tiny).log()
+        if tap is None or tapped is None or tapped.shape != own.shape:
+            return own / divisor if divisor != 1.0 else own
+        before = tapped.float() / tap.scale
+        same = before.argmax(dim=1) == own.argmax(dim=1)
+        if bool(same.all()):
+            return before
+        fallback = graft(own, before) if before.requires_grad else own
+        return torch.where(same[:, None], before, fallback)
+
+    other = twin(target, scores, draws=target.draws)
+    other.outputs = "logits"
+    with model.installed():
+        yield other

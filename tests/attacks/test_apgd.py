@@ -1,0 +1,160 @@
+"""Auto-PGD: the schedule, closed forms, restarts, and strength against torchattacks."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.apgd import apgd, checkpoints
+from maskaudit.attacks.interface import Attempt
+from maskaudit.attacks.losses import Loss
+from maskaudit.attacks.pgd import pgd
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+
+from .test_pgd import N, SHAPES, THREATS, best_margin, broken_by_torchattacks, exact_linear, make_rng
+
+LOSSES: list[Loss] = ["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (100, [22, 41, 57, 70, 80, 87, 93, 99]),  # Croce & Hein 2020: p = .22, .41, .57, .70, .80, .87, .93, .99
+        (50, [11, 21, 29, 35, 40, 44, 47, 50]),
+        (10, [3, 5, 6, 7, 8, 9, 10]),
+        (1, [1]),
+    ],
+)
+def test_checkpoints(steps: int, expected: list[int]) -> None:
+    assert checkpoints(steps) == pytest.approx(expected, abs=1)
+    assert all(0 < mark <= steps for mark in checkpoints(steps))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_two_linear_classes_are_solved_exactly(threat: ThreatModel, shape: tuple[int, ...], loss: Loss) -> None:
+    model, weight, x, y = exact_linear(shape, 2)
+    target = Target(model, bounds=threat.bounds)
+    attempt = apgd(target, x, y, threat=threat, rng=make_rng(), loss=loss, steps=25)
+    best = best_margin(weight, x, y, threat).float()
+    unbroken = attempt.first_success < 0
+    assert bool(threat.admissible(attempt.examples, x).all())
+    assert torch.equal(unbroken, best <= 0)
+    reached = target.margin(target.scores(attempt.examples), y)
+    assert torch.allclose(reached[unbroken], best[unbroken], atol=2e-3)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_targets_find_every_class_that_can_be_reached(threat: ThreatModel) -> None:
+    """A linear model is broken exactly where some class is reachable; the targeted loss tries each in turn."""
+    model, weight, x, y = exact_linear((12,), 5)
+    reachable = best_margin(weight, x, y, threat) > 0
+    assert 0 < int(reachable.sum()) < N
+    target = Target(model, bounds=threat.bounds)
+    for loss in ("targeted-margin", "targeted-dlr"):
+        attempt = apgd(target, x, y, threat=threat, rng=make_rng(), loss=loss, steps=25, targets=4)  # type: ignore[arg-type]
+        assert torch.equal(attempt.first_success >= 0, reachable)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("loss", ["ce", "dlr", "targeted-dlr"])
+def test_results_do_not_depend_on_batch_size_order_or_company(threat: ThreatModel, loss: Loss) -> None:
+    model, _, x, y = exact_linear((3, 2, 2), 5)
+
+    def run(rows: Tensor, batch_size: int) -> Attempt:
+        target = Target(model, bounds=threat.bounds, batch_size=batch_size)
+        rng = make_rng().select(rows)
+        return apgd(target, x[rows], y[rows], threat=threat, rng=rng, loss=loss, steps=12, restarts=2, targets=2)
+
+    everyone = torch.arange(N)
+    whole = run(everyone, 256)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    for rows, batch_size in ((everyone, 7), (order, 256), (order[:11], 4), (order[:1], 1)):
+        part = run(rows, batch_size)
+        for name in ("examples", "first_success", "queries"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), (name, batch_size)
+
+
+@pytest.mark.parametrize(("settings", "runs"), [({"restarts": 3}, 3), ({"restarts": 2, "targets": 5}, 2)])
+def test_an_unbroken_point_gets_every_run_and_a_broken_one_no_more(settings: dict[str, int], runs: int) -> None:
+    model, weight, x, y = exact_linear((12,), 5)
+    threat = THREATS[0]
+    target = Target(model, bounds=threat.bounds)
+    attempt = apgd(target, x, y, threat=threat, rng=make_rng(), loss="margin", steps=8, **settings)
+    standing = attempt.first_success < 0
+    assert 0 < int(standing.sum()) < N
+    assert bool((attempt.queries[standing] == 9 * runs).all())
+    assert torch.equal(attempt.queries[~standing], attempt.first_success[~standing])
+    assert target.ledger.backwards == int(attempt.queries.sum())
+
+
+@pytest.mark.parametrize("settings", [{"draws": 2}, {"reject_class": 4}], ids=["random", "rejecting"])
+def test_without_early_stopping_every_point_gets_the_whole_budget(settings: dict[str, int]) -> None:
+    model, _, x, y = exact_linear((12,), 5)
+    y = y % 4
+    target = Target(model, bounds=(-5.0, 5.0), **settings)  # type: ignore[arg-type]
+    attempt = apgd(target, x, y, threat=THREATS[0], rng=make_rng(), steps=6, restarts=2)
+    assert attempt.queries.tolist() == [14] * N
+    assert bool((attempt.first_success <= 14).all())
+
+
+def test_restarts_begin_elsewhere() -> None:
+    seen: list[Tensor] = []
+
+    def watched(x: Tensor) -> Tensor:
+        seen.append(x.detach().clone())
+        return torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1) + 0 * x.sum(1, keepdim=True)
+
+    x = torch.full((2, 3), 0.5)
+    apgd(Target(watched), x, torch.tensor([0, 0]), threat=ThreatModel("Linf", 0.1), rng=make_rng(2), steps=2, restarts=2)
+    starts = [seen[1], seen[4]]  # after the clean pass: two runs of three evaluations
+    assert len(seen) == 7
+    assert not torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0][0], starts[0][1])
+
+
+def test_a_step_size_too_large_for_the_valley_is_halved() -> None:
+    """A narrow optimum: fixed steps of 2ε jump across it, Auto-PGD's halving settles in it."""
+    target = Target(lambda x: torch.stack([torch.zeros(len(x)), -((x - 0.53).abs()).sum(1) - 1e-3], 1))
+    x, y = torch.full((6, 2), 0.5), torch.zeros(6, dtype=torch.int64)
+    threat = ThreatModel("Linf", 0.1)
+    halved = apgd(target, x, y, threat=threat, rng=make_rng(6), loss="margin", steps=100)
+    fixed = pgd(target, x, y, threat=threat, rng=make_rng(6), loss="margin", steps=100, step_size=0.2)
+    assert float((halved.examples - 0.53).abs().max()) < 0.005
+    assert float((fixed.examples - 0.53).abs().max()) > 0.01
+
+
+def test_no_graph_is_kept() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def model(x: Tensor) -> Tensor:
+        hidden = (x**2).clone()
+        kept.append(weakref.ref(hidden))
+        return hidden[:, :3]
+
+    attempt = apgd(Target(model), torch.rand(5, 4), torch.full((5,), 2), threat=THREATS[1], rng=make_rng(5), steps=5)
+    gc.collect()
+    assert len(kept) > 1
+    assert all(reference() is None for reference in kept)
+    assert not attempt.examples.requires_grad
+
+
+@pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.2), ThreatModel("L2", 1.0)], ids=str)
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_not_weaker_than_torchattacks(subjects: Any, threat: ThreatModel, loss: Loss) -> None:
+    x, y = subjects.x[:300], subjects.y[:300]
+    theirs = broken_by_torchattacks(
+        subjects.robust, x, y, threat, "APGD", norm=threat.norm, steps=25, loss=loss, n_restarts=1
+    )
+    attempt = apgd(Target(subjects.robust), x, y, threat=threat, rng=make_rng(len(x)), loss=loss, steps=25)
+    ours = attempt.first_success >= 0
+    assert len(x) >= 200
+    assert 0.05 < float(theirs.float().mean()) < 0.95
+    assert int(ours.sum()) >= int(theirs.sum()) - 0.02 * len(x)
