@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import train_surrogate
 from maskaudit.errors import ModelError
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
-from maskaudit.rescore import rescore
+from maskaudit.rescore import Score, rescore
 from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
@@ -63,25 +63,11 @@ class Attacker:
         entry = ledger.entry(spec)
         if spec.role == "second_opinion" and entry.attempted.any():
             return
-        self.tell(AuditEvent(spec.name, len(rows)))
-        started, before = time.perf_counter(), target.ledger.copy()
-        x, y = ledger.x[rows], ledger.y[rows]
-        threat = self.threat
-        if spec.kind == "sanity":
-            width = threat.bounds[1] - threat.bounds[0]
-            threat = threat.with_eps(width if threat.norm == "Linf" else width * x[0].numel() ** 0.5)
-        rng = self.rng(spec.name, rows)
-        key = f"{len(ledger)}-{spec.name}"
-        attempt = self.journal.read(key, rows) if self.journal else None
         try:
-            if attempt is None:
-                attempt = spec.run(target, x, y, threat=threat, rng=rng, **self._bound(spec))
-                if self.journal:
-                    self.journal.write(key, rows, attempt)
-            score = rescore(
-                target.raw, attempt.examples, x, y, threat=threat, random=target.random,
-                reject_class=target.reject_class,
-            )  # fmt: skip
+            settings = self._bound(spec)
+            self.tell(AuditEvent(spec.name, len(rows)))
+            started, before = time.perf_counter(), target.ledger.copy()
+            attempt, score = self._attempt(spec, rows, settings)
         except AttackUnavailable as reason:
             entry.status, entry.reason = "skipped", str(reason)
             self.tell(AuditEvent(spec.name, len(rows), True, f"skipped: {reason}"))
@@ -94,13 +80,32 @@ class Attacker:
             self.tell(AuditEvent(spec.name, len(rows), True, "error: " + entry.reason))
             return
         ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
-        spent = target.ledger.since(before)
+        spent, seconds = target.ledger.since(before), time.perf_counter() - started
         entry.queries += int(attempt.queries.sum())
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
-        entry.seconds += time.perf_counter() - started
-        outcome = f"broke {int(score.broken.sum())} of {len(rows)}"
-        self.tell(AuditEvent(spec.name, len(rows), True, outcome, time.perf_counter() - started))
+        entry.seconds += seconds
+        self.tell(AuditEvent(spec.name, len(rows), True, f"broke {int(score.broken.sum())} of {len(rows)}", seconds))
+
+    def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any]) -> tuple[Attempt, Score]:
+        """What the attack brings (from the journal if it is there), and its fresh score."""
+        target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
+        threat = self._unbounded(x) if spec.kind == "sanity" else self.threat
+        key = f"{len(self.ledger)}-{spec.name}"
+        attempt = self.journal.read(key, rows) if self.journal else None
+        if attempt is None:
+            attempt = spec.run(target, x, y, threat=threat, rng=self.rng(spec.name, rows), **settings)
+            if self.journal:
+                self.journal.write(key, rows, attempt)
+        score = rescore(
+            target.raw, attempt.examples, x, y, threat=threat, random=target.random, reject_class=target.reject_class
+        )
+        return attempt, score
+
+    def _unbounded(self, x: Tensor) -> ThreatModel:
+        """A ball that holds the whole box."""
+        width = self.threat.bounds[1] - self.threat.bounds[0]
+        return self.threat.with_eps(width if self.threat.norm == "Linf" else width * x[0].numel() ** 0.5)
 
     def _bound(self, spec: AttackSpec) -> dict[str, Any]:
         """The attack's settings with what only a running audit has."""

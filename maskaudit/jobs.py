@@ -50,10 +50,12 @@ def train_to_file(
     progress = Progress(quiet=quiet)
 
     def show(event: TrainEvent) -> None:
-        progress.line(
+        said = (
             f"{event.method} epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  "
             f"accuracy {event.accuracy:.3f}  {event.eta_seconds:.0f} s left"
         )
+        tenth = max(1, event.epochs // 10)
+        (progress.line if event.epoch % tenth == 0 or event.epoch == event.epochs else progress.status)(said)
 
     module = train(config, on_event=show, resume=resume, out=out)
     save_trained(out, module, config)

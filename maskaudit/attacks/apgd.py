@@ -7,6 +7,7 @@ first.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ def checkpoints(steps: int) -> list[int]:
     p = [0.0, FIRST_CHECKPOINT]
     while p[-1] < 1:
         p.append(p[-1] + max(p[-1] - p[-2] - CHECKPOINT_SHRINK, CHECKPOINT_MIN))
-    marks = sorted({-int(-share * steps // 1) for share in p[1:] if share <= 1})
+    marks = sorted({math.ceil(round(share * steps, 6)) for share in p[1:] if share <= 1})
     return [mark for mark in marks if 0 < mark <= steps]
 
 

@@ -33,7 +33,7 @@ from maskaudit.errors import InputError, MaskauditError, UsageError
 from maskaudit.loading.interface import count_parameters, describe_error, printable
 
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
-MAX_SIZE = 10_000
+MAX_SIZE = 1_000_000
 SIZE_SLACK = 1_000_000
 EXAMPLE = "net.py:make_net, package.module:make_net or small_cnn(width=16)"
 

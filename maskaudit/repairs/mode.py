@@ -9,6 +9,7 @@ repaired Functions, which is put back when the context ends.
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ class _Mode(TorchFunctionMode):
             args = self._tie(args)
         repair = self._match(name)
         if repair is not None and repair.remedy == "ignore-hook":
-            return RemovableHandle({})
+            return RemovableHandle(OrderedDict())
         inputs = tensors_of((args, kwargs))
         live = next((t for t in inputs if t.requires_grad and id(t) not in self.constants), None)
         if self.enable and live is not None and not torch.is_grad_enabled() and self._may_enable():
@@ -282,7 +283,7 @@ class _Mode(TorchFunctionMode):
         return value
 
     def _before(self, module: nn.Module, inputs: Any) -> Any:
-        if not self.entries or self._busy or not self.scope.inside:
+        if not self.entries or self._busy:
             return None
         self._busy = True
         try:

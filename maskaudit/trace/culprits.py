@@ -39,11 +39,13 @@ HARD = frozenset({
     "round_", "floor_", "ceil_", "trunc_", "sign_", "sgn_",
 })  # fmt: skip
 SATURATING = frozenset({
-    "tanh", "sigmoid", "hardtanh", "clamp", "clip", "relu6", "hardsigmoid", "hardswish", "softsign", "erf",
-    "clamp_min", "clamp_max", "tanh_", "sigmoid_", "clamp_", "clip_", "atan", "arctan", "logsigmoid", "threshold",
+    "tanh", "sigmoid", "hardtanh", "clamp", "clip", "hardsigmoid", "softsign", "erf", "clamp_max", "tanh_", "sigmoid_", "clamp_", "clip_", "atan", "arctan", "logsigmoid",
     "hardtanh_", "minimum", "maximum", "softmax",
 })  # fmt: skip
-RELU = frozenset({"relu", "relu_", "threshold_"})
+#: Saturating ops without a flat side in normal use: blocked this far they are suspects whatever the whole says.
+SMOOTH = frozenset({"tanh", "sigmoid", "softsign", "erf", "tanh_", "sigmoid_", "atan", "arctan"})
+ALONE = 0.8
+RELU = frozenset({"relu", "relu_", "threshold", "threshold_", "relu6", "hardswish", "clamp_min"})
 SOFTMAX = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax"})
 SCALING = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "true_divide", "multiply", "mul_", "div_"})
 GATES = frozenset({"mul", "where", "masked_fill", "masked_fill_", "__setitem__", "__mul__", "multiply", "mul_"})
@@ -103,7 +105,7 @@ def find_culprits(evidence: Evidence) -> Suspects:
     """Suspects, the most certain first; empty for a healthy gradient."""
     search = _Search(evidence)
     search.walk()
-    culprits = search.gradient_culprits() if evidence.suspicious else []
+    culprits = search.gradient_culprits() if evidence.suspicious else search.saturation(SMOOTH, ALONE)
     culprits += search.logit_scale(culprits)
     rank = {"high": 0, "medium": 1, "low": 2}
     culprits.sort(key=lambda c: (rank[c.confidence], c.op if c.op >= 0 else 1 << 30))
@@ -217,7 +219,7 @@ class _Search:
         found += [self._killer_culprit(op) for op in self.killers]
         found += self._lying() + self._ripples() + self._hooks()
         named = {c.op for c in found}
-        found += [c for c in self._saturation() if c.op not in named]
+        found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]
         if not found:
             found += self._gates()
         if not found and not self.e.health.connected:
@@ -246,10 +248,12 @@ class _Search:
         share = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
         tap = self._tap_scale(op)
         scale = 1.0 if tap is None else tap
-        if op.name in SOFTMAX and self._decides(op):
+        scripted_output = op.kind == "node" and op.index == self.e.observer.maker(self.e.raw)
+        if op.name in SOFTMAX and (scripted_output or self._decides(op)):
             return Culprit(
-                "logit-scale", op.location, "high", f"The scores are so far apart that {share}.", "tap", op.index, scale
-            )
+                "logit-scale", op.location, "high", f"The scores are so far apart that {share}.",
+                "soften" if scripted_output else "tap", op.index, scale,
+            )  # fmt: skip
         if op.kind == "function":
             check = self.e.functions.get(op.name)
             staircase = check is not None and not check.smooth
@@ -301,14 +305,14 @@ class _Search:
             for i in self.e.observer.hooked if i < len(self.ops) and self.ops[i].live_in
         ]  # fmt: skip
 
-    def _saturation(self) -> list[Culprit]:
+    def saturation(self, names: frozenset[str], limit: float) -> list[Culprit]:
+        """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
         found = []
         for op in self.ops:
             flow = self.flows.get(op.index)
-            limit = DEAD_RELU if op.name in RELU else SATURATED
-            if flow is None or flow.blocked_share is None or op.name not in SATURATING | RELU:
+            if flow is None or flow.blocked_share is None or op.name not in names:
                 continue
-            if flow.blocked_share > limit and op.index in self.e.changes:
+            if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.changes:
                 confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
                 sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
                 found.append(Culprit("saturation", op.location, confidence, sentence, "soften", op.index,

@@ -136,7 +136,8 @@ class Observer(TorchFunctionMode):
                 self.no_grad_site = self._locate("no_grad", user_site())
             return func(*args, **kwargs)
         inputs = tensors_of((args, kwargs))
-        if name in PROPERTIES:
+        optimising = getattr(func, "__name__", "") in OPTIMISES
+        if name in PROPERTIES and not optimising:
             return func(*args, **kwargs)
         site = user_site()
         if site.function is not None and not _is_torch(site.function):
@@ -149,7 +150,7 @@ class Observer(TorchFunctionMode):
         op = self._open(name, site, "torch", inputs)
         if name in PERIODIC and inputs:
             op.phase = inputs[0].detach().clone()
-        if name in OPTIMISES and not name.startswith("__"):
+        if optimising:
             self.optimises.append(op.location)
         if name == "register_hook":
             self.hooked.append(len(self.ops))

@@ -1,0 +1,72 @@
+"""Naming the mechanism from probe results: the firing and the silent case of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maskaudit.results import Location, ProbeFinding, ProbeResult, ProbeStatus
+from maskaudit.verdict.mechanisms import TITLES, name_mechanisms
+
+
+def probe(rule: str, status: ProbeStatus = "finding", **changes: Any) -> ProbeResult:
+    return ProbeResult(rule, rule, status, **changes)
+
+
+def agreement(*values: float | None, status: ProbeStatus = "finding", points: int = 100) -> ProbeResult:
+    scales = [{"scale": f"ε/{4**i}", "agreement": value, "points": points} for i, value in enumerate(values)]
+    return probe("finite-difference-agreement", status, threshold=0.85, details={"scales": scales})
+
+
+def zero(share: float, connected: bool = True, status: ProbeStatus = "finding") -> ProbeResult:
+    return probe("zero-gradient", status, details={"zero_margin_share": share, "connected": connected})
+
+
+SATURATED = probe("saturation", findings=(ProbeFinding("flat", Location("layer.3", "tanh")),))
+CASES: list[tuple[str, tuple[ProbeResult, ...], bool, set[str]]] = [
+    ("nothing", (), False, {"unknown"}),
+    ("all pass", (zero(0.0, status="pass"), agreement(0.99, status="pass")), False, {"unknown"}),
+    ("cut", (zero(1.0, connected=False),), False, {"cut"}),
+    ("zero gradient", (zero(0.9),), False, {"shattered"}),
+    ("half is not most", (zero(0.5),), False, {"unknown"}),
+    ("jagged", (zero(0.0), agreement(0.95, 0.1)), False, {"jagged-surface"}),
+    ("lying", (zero(0.0), agreement(0.2, 0.1)), False, {"lying-backward"}),
+    ("unmeasured scale", (agreement(None, 0.9),), False, {"jagged-surface"}),
+    ("no scales", (probe("finite-difference-agreement", threshold=0.85),), False, {"lying-backward"}),
+    ("saturated", (SATURATED,), False, {"saturation"}),
+    ("saturation without place", (probe("saturation"),), False, {"unknown"}),
+    ("large logits", (probe("loss-decision-gradient-ratio"),), True, {"logit-scale"}),
+    ("saturated softmax", (probe("output-kind"),), True, {"logit-scale"}),
+    ("flat loss", (), True, {"flat-loss"}),
+    ("saturation explains the loss", (SATURATED,), True, {"saturation"}),
+    ("random", (probe("randomness", "pass", value=0.02),), False, {"stochastic"}),
+    ("not random", (probe("randomness", "pass", value=0.0),), False, {"unknown"}),
+    ("undefined", (probe("randomness", "pass"),), False, {"unknown"}),
+    ("errors say nothing", (zero(1.0, connected=False, status="error"), agreement(0.1, status="error")), False, {"unknown"}),
+    ("not applicable", (zero(0.9, status="not_applicable"),), False, {"unknown"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("probes", "by_loss", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_names(probes: tuple[ProbeResult, ...], by_loss: bool, expected: set[str]) -> None:
+    mechanisms = name_mechanisms(probes, by_loss=by_loss)
+    assert {mechanism.id for mechanism in mechanisms} == expected
+    assert all(mechanism.title == TITLES[mechanism.id] for mechanism in mechanisms)
+
+
+def test_the_place_is_named() -> None:
+    (mechanism,) = name_mechanisms((SATURATED,), by_loss=False)
+    assert mechanism.locations == (Location("layer.3", "tanh"),)
+
+
+@pytest.mark.parametrize(("by_loss", "first"), [(True, "logit-scale"), (False, "saturation")])
+def test_the_proven_level_comes_first(by_loss: bool, first: str) -> None:
+    mechanisms = name_mechanisms((SATURATED, probe("loss-decision-gradient-ratio")), by_loss=by_loss)
+    assert [m.id for m in mechanisms][0] == first
+    assert {m.confidence for m in mechanisms if m.id == "logit-scale"} == {"high" if by_loss else "medium"}
+
+
+def test_the_order_of_probes_does_not_matter() -> None:
+    probes = (zero(0.0), agreement(0.95, 0.1), SATURATED, probe("randomness", "pass", value=0.1))
+    assert name_mechanisms(probes, by_loss=False) == name_mechanisms(probes[::-1], by_loss=False)

@@ -1,0 +1,258 @@
+"""The judge on synthetic ledgers: every label, every boundary, and how often it errs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from maskaudit.results import Label, ProbeResult, ProbeStatus
+from maskaudit.verdict.power import NOT_CHECKED, check_power
+from maskaudit.verdict.rules import (
+    ALPHA,
+    CLEAR_LIMIT,
+    GROSS_SLACK,
+    MIN_POINTS,
+    SCREEN,
+    SLACK,
+    Judgement,
+    Observations,
+    judge,
+)
+from maskaudit.verdict.statistics import lower_bound, upper_bound
+
+LOOKS = (200, 400, 800)
+POWERFUL = check_power("recapture", 100, 100)
+
+
+def probe(rule: str, status: ProbeStatus, **details: Any) -> ProbeResult:
+    return ProbeResult(rule, rule, status, value=0.5, threshold=0.05, details=details)
+
+
+FIRED = (probe("zero-gradient", "finding", zero_margin_share=0.0, connected=True),)
+QUIET = (probe("zero-gradient", "pass", zero_margin_share=0.0, connected=True),)
+USELESS = (probe("zero-gradient", "finding", zero_margin_share=0.9, connected=True),)
+
+
+def seen(
+    correct: int = 200, hidden_gradients: int = 0, hidden_loss: int = 0, *, drawn: int | None = None, **changes: Any
+) -> Observations:
+    """Observations in which cross-entropy breaks a tenth of the points."""
+    base = correct // 10
+    drawn = correct if drawn is None else drawn
+    values: dict[str, Any] = {
+        "drawn": drawn, "correct": correct, "reference": base, "cross_entropy": base, "strong": base + hidden_loss,
+        "challengers": base + hidden_gradients, "best": base + hidden_loss + hidden_gradients,
+        "hidden_by_gradients": hidden_gradients, "hidden_by_loss": hidden_loss, "probes": QUIET, "power": POWERFUL,
+        "looks": 3, "attacks_run": 9,
+    }  # fmt: skip
+    return Observations(**{**values, **changes})
+
+
+def least_proof(n: int, slack: float, alpha: float) -> int:
+    """The smallest hidden count whose lower bound exceeds the slack."""
+    return next(k for k in range(n + 1) if lower_bound(k, n, alpha) > slack)
+
+
+LABELS: list[tuple[str, Observations, Label]] = [
+    ("nothing found", seen(), "clear"),
+    ("not robust, and not masked", seen(reference=200, cross_entropy=200, strong=200, challengers=190, best=200), "clear"),
+    ("no attack succeeds", seen(reference=0, cross_entropy=0, strong=0, challengers=0, best=0), "clear"),
+    ("screen without proof", seen(probes=FIRED), "clear"),
+    ("gradient level, screened", seen(200, 40, probes=FIRED), "masked"),
+    ("loss level, screened", seen(200, 0, 40, probes=FIRED), "masked"),
+    ("gradient level, gross", seen(200, 80), "masked"),
+    ("loss level, gross", seen(200, 0, 80), "masked"),
+    ("a gap for which there is slack", seen(200, 30), "inconclusive"),
+    ("masked whatever else is missing", seen(200, 80, missing=("No score attack.",), power=NOT_CHECKED), "masked"),
+    ("masked on few points", seen(15, 14), "masked"),
+    ("uninformative gradients", seen(probes=USELESS), "suspect"),
+    ("uninformative, yet broken", seen(probes=USELESS, best=120), "clear"),
+    ("uninformative, and essential part missing", seen(probes=USELESS, missing=("x",)), "inconclusive"),
+    ("too few points", seen(MIN_POINTS - 1), "inconclusive"),
+    ("just enough points to speak, not to be clear", seen(MIN_POINTS), "inconclusive"),
+    ("no correct point", seen(0, drawn=50), "inconclusive"),
+    ("no point at all", seen(0, drawn=0), "inconclusive"),
+    ("power failed", seen(power=check_power("recapture", 5, 20)), "inconclusive"),
+    ("power not checked", seen(power=NOT_CHECKED), "inconclusive"),
+    ("essential part missing", seen(missing=("The reference attack did not run.",)), "inconclusive"),
+]  # fmt: skip
+BY_NAME = {name: observed for name, observed, _ in LABELS}
+
+
+@pytest.mark.parametrize(("observed", "label"), [case[1:] for case in LABELS], ids=[case[0] for case in LABELS])
+def test_labels(observed: Observations, label: Label) -> None:
+    judgement = judge(observed)
+    assert judgement.verdict.label == label
+    assert judgement.decided is (label in ("masked", "clear"))
+    assert judgement.verdict.reasons
+    assert bool(judgement.verdict.mechanisms) is (label in ("masked", "suspect"))
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+@pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
+@pytest.mark.parametrize("level", ["gradients", "loss"])
+@pytest.mark.parametrize("n", [60, 200, 800])
+def test_the_boundary_of_masked(n: int, level: str, probes: tuple[ProbeResult, ...], slack: float, looks: int) -> None:
+    """One point less than the least proof is not masked; half the level goes to each comparison, shared by looks."""
+    least = least_proof(n, slack, ALPHA / (2 * looks))
+    for count, proven in ((least, True), (least - 1, False)):
+        counts = (count, 0) if level == "gradients" else (0, count)
+        assert (judge(seen(n, *counts, probes=probes, looks=looks)).verdict.label == "masked") is proven
+
+
+@pytest.mark.parametrize("level", ["gradients", "loss"])
+@pytest.mark.parametrize("n", [100, 200, 800])
+def test_the_boundary_of_clear(n: int, level: str) -> None:
+    most = max(k for k in range(n) if upper_bound(k, n, ALPHA / 6) < CLEAR_LIMIT)
+    for count, label in ((most, "clear"), (most + 1, "inconclusive")):
+        counts = (count, 0) if level == "gradients" else (0, count)
+        assert judge(seen(n, *counts)).verdict.label == label
+
+
+def test_screen_indicators() -> None:
+    for rule in SCREEN:
+        screen = judge(seen(probes=(probe(rule, "finding"),))).masking["screen"]
+        assert (screen["fired"], screen["reasons"]) == (True, [rule])
+    for other in (probe("saturation", "finding"), probe("zero-gradient", "error"), probe("zero-gradient", "not_applicable")):
+        screen = judge(seen(probes=(other,))).masking["screen"]
+        assert (screen["fired"], screen["indicators"]) == (False, {})
+
+
+# --- how often the rule errs ----------------------------------------------------------------------
+
+
+@functools.cache
+def outcome(n: int, by_gradients: int, by_loss: int, fired: bool) -> Label:
+    """The verdict at a look; cached, since simulated audits repeat the same few counts."""
+    judgement = judge(seen(n, by_gradients, by_loss, probes=FIRED if fired else QUIET, looks=len(LOOKS)))
+    return judgement.verdict.label
+
+
+def audit_label(by_gradients: np.ndarray, by_loss: np.ndarray, fired: bool) -> Label:
+    """One audit: judged at each look, stopped when decided."""
+    label: Label = "inconclusive"
+    for n in LOOKS:
+        label = outcome(n, int(by_gradients[:n].sum()), int(by_loss[:n].sum()), fired)
+        if label in ("masked", "clear"):
+            break
+    return label
+
+
+def share_of(label: Label, rates: tuple[float, float], fired: bool, audits: int) -> float:
+    """Share of simulated audits with this label, for true hidden rates at the two levels."""
+    generator = np.random.default_rng(0)
+    count = 0
+    for _ in range(audits):
+        draws = generator.random((2, LOOKS[-1]))
+        count += audit_label(draws[0] < rates[0], draws[1] < rates[1], fired) == label
+    return count / audits
+
+
+@pytest.mark.parametrize(("fired", "slack"), [(True, SLACK), (False, GROSS_SLACK)], ids=["screened", "unscreened"])
+def test_false_alarms_stay_below_the_declared_level(fired: bool, slack: float) -> None:
+    """The worst honest model: both levels hide exactly what slack allows. Upper limit: 99.9 % Monte-Carlo error."""
+    audits = 3000
+    limit = stats.binom.ppf(0.999, audits, ALPHA) / audits
+    assert share_of("masked", (slack, slack), fired, audits) <= limit
+    assert limit < 0.02
+
+
+def test_honest_models_are_almost_never_accused_and_mostly_clear() -> None:
+    """Gaps that healthy models of FACTS show: at most .035 and .02."""
+    assert share_of("masked", (0.035, 0.02), True, 1000) == 0
+    assert share_of("clear", (0.035, 0.02), True, 1000) > 0.95
+
+
+@pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)], ids=["gradient level", "loss level"])
+def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> None:
+    assert share_of("masked", rates, True, 500) > 0.99
+
+
+def test_clear_is_seldom_said_where_the_limit_is_hidden() -> None:
+    assert share_of("clear", (CLEAR_LIMIT, 0.0), False, 2000) <= 0.02
+
+
+# --- figures, claim, wording ----------------------------------------------------------------------
+
+
+def test_accuracy_is_over_all_drawn_points() -> None:
+    accuracy = judge(seen(80, 4, 2, drawn=100, certified=0.1)).accuracy
+    values = {name: share and (round(share.value, 6), share.n) for name, share in accuracy.items()}
+    assert values == {
+        "clean": (0.8, 100), "reference": (0.72, 100), "strong_reference": (0.7, 100), "best_known": (0.66, 100),
+        "certified": (0.1, 100),
+    }  # fmt: skip
+    assert judge(seen(80)).accuracy["certified"] is None
+    assert set(judge(seen(0, drawn=0)).accuracy.values()) == {None}
+
+
+def test_masking_rates_are_over_correct_points() -> None:
+    masking = judge(seen(80, 4, 2, drawn=100)).masking
+    assert (masking["gradient_level"].value, masking["gradient_level"].n) == (0.05, 80)
+    assert (masking["loss_level"].value, masking["loss_level"].n) == (0.025, 80)
+    assert judge(seen(0, drawn=10)).masking["gradient_level"].n == 0
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_the_claim_is_judged_by_the_upper_bound_of_what_stands(looks: int) -> None:
+    observed = seen(200, looks=looks)  # 180 of 200 stand
+    bound = upper_bound(180, 200, ALPHA / looks)
+    for claimed, status in ((None, "no_claim"), (bound - 1e-9, "not_refuted"), (bound + 1e-9, "refuted"), (0.9, "not_refuted")):
+        claim = judge(dataclasses.replace(observed, claimed=claimed)).claim
+        assert (claim.claimed, claim.status) == (claimed, status)
+
+
+def test_the_claim_does_not_touch_the_verdict() -> None:
+    for observed in BY_NAME.values():
+        assert judge(dataclasses.replace(observed, claimed=1.0)).verdict == judge(observed).verdict
+    assert judge(seen(0, drawn=0, claimed=0.5)).claim.status == "not_refuted"
+    assert judge(seen(0, drawn=50, claimed=0.5)).claim.status == "refuted"
+
+
+def test_a_false_claim_is_refuted_and_a_true_one_seldom() -> None:
+    """True accuracy .5 at every look: claiming .5 is refuted with probability at most ALPHA in all."""
+    generator = np.random.default_rng(1)
+    audits, refuted = 2000, 0
+    standing = [{n: generator.binomial(n, 0.5) for n in LOOKS} for _ in range(audits)]
+    for audit in standing:
+        refuted += any(claim_status(n, k, 0.5) == "refuted" for n, k in audit.items())
+    assert refuted / audits <= 0.017
+    assert claim_status(800, 400, 0.6) == "refuted"
+
+
+@functools.cache
+def claim_status(n: int, standing: int, claimed: float) -> str:
+    return judge(seen(n, best=n - standing, claimed=claimed)).claim.status
+
+
+def sentences(judgement: Judgement) -> list[str]:
+    return [judgement.verdict.sentence, *judgement.verdict.reasons]
+
+
+@pytest.mark.parametrize("observed", BY_NAME.values(), ids=BY_NAME)
+def test_a_verdict_speaks_of_the_search_never_of_the_models_nature(observed: Observations) -> None:
+    for sentence in sentences(judge(observed)):
+        assert not re.search(r"\b(robust|safe|secure|certified|guarantee\w*)\b", sentence, re.IGNORECASE)
+        assert re.match(r"[A-Z].*\.$", sentence)
+        assert ".." not in sentence
+
+
+def test_the_sentence_of_a_clear_verdict_names_the_search() -> None:
+    observed = seen(attacks_run=9, attacks_left_out=1, probes=(*QUIET, probe("saturation", "not_applicable")))
+    sentence = judge(observed).verdict.sentence
+    assert sentence.startswith("No masking found by 1 probes and 9 attacks; 2 not applicable; 90.0% of the points")
+
+
+def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> None:
+    sentence = judge(seen(200, 0, 60, probes=FIRED)).verdict.sentence
+    assert "90.0% of the points withstand the usual attack" in sentence
+    assert "at most 60.0%" in sentence
+    assert "The likely cause: cross-entropy has gone flat" in sentence
+    unknown = judge(seen(200, 60, probes=FIRED)).verdict.sentence
+    assert unknown.endswith("tried. The cause could not be told apart by the probes.")
