@@ -14,7 +14,7 @@ from maskaudit.attacks.surrogate import train_surrogate
 from maskaudit.errors import ModelError
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
-from maskaudit.rescore import Score, rescore
+from maskaudit.rescore import AUDIT_QUORUM, Score, rescore
 from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
@@ -87,6 +87,11 @@ class Attacker:
         entry.seconds += seconds
         self.tell(AuditEvent(spec.name, len(rows), True, f"broke {int(score.broken.sum())} of {len(rows)}", seconds))
 
+    def skip(self, spec: AttackSpec, reason: str) -> None:
+        """Book that an attack had nothing to do."""
+        entry = self.ledger.entry(spec)
+        entry.status, entry.reason = "skipped", reason
+
     def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any]) -> tuple[Attempt, Score]:
         """What the attack brings (from the journal if it is there), and its fresh score."""
         target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
@@ -98,8 +103,9 @@ class Attacker:
             if self.journal:
                 self.journal.write(key, rows, attempt)
         score = rescore(
-            target.raw, attempt.examples, x, y, threat=threat, random=target.random, reject_class=target.reject_class
-        )
+            target.raw, attempt.examples, x, y, threat=threat, random=target.random,
+            reject_class=target.reject_class, quorum=AUDIT_QUORUM,
+        )  # fmt: skip
         return attempt, score
 
     def _unbounded(self, x: Tensor) -> ThreatModel:

@@ -35,6 +35,7 @@ def build_report(
     looks: tuple[int, ...],
     figures: dict[str, Any],
     notes: tuple[str, ...],
+    trace: dict[str, Any],
     seconds: float,
 ) -> AuditReport:
     """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
@@ -86,6 +87,7 @@ def build_report(
         evidence={"file": None, "sha256": None},
         figures=figures,
         notes=notes,
+        trace=trace,
         timing={
             "total_seconds": round(seconds, 2),
             "forwards": target.ledger.forwards,

@@ -21,6 +21,10 @@ from maskaudit.threat import ThreatModel
 #: Fresh draws whose majority decides for a random model; odd, so that there is one.
 MAJORITY_DRAWS = 31
 
+#: Share of draws that an example must win in an audit: a share of ⅔ seen in 31 draws is at most half in truth
+#: with a chance below 4 %, and then fails a later majority about as rarely.
+AUDIT_QUORUM = 0.65
+
 #: Points of the second, differently cut batch.
 SECOND_BATCH = 16
 
@@ -42,12 +46,15 @@ def rescore(
     threat: ThreatModel,
     random: bool = False,
     reject_class: int | None = None,
+    quorum: float = 0.5,
 ) -> Score:
     """Score `examples` (N, …) made for clean points `x` (N, …) with labels `y` (N,).
 
     Args:
         raw: one fresh forward pass: inputs (N, …) → what the model returns (N, K), without gradient.
         random: whether to take the majority over `MAJORITY_DRAWS` fresh draws instead of two passes.
+        quorum: share of those draws that must be exceeded; an audit asks for `AUDIT_QUORUM`, so that what
+            it keeps as evidence still holds when it is verified by a bare majority.
 
     Returns:
         `Score`; inadmissible examples are never shown to the model.
@@ -63,7 +70,7 @@ def rescore(
         votes = torch.zeros(len(rows), dtype=torch.int64, device=x.device)
         for _ in range(MAJORITY_DRAWS):
             votes += _wrong(raw(candidates), labels, reject_class)
-        broken[rows] = votes * 2 > MAJORITY_DRAWS
+        broken[rows] = votes > quorum * MAJORITY_DRAWS
     else:
         whole = _wrong(raw(candidates), labels, reject_class)
         pieces = torch.cat(

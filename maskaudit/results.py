@@ -153,6 +153,7 @@ class AuditReport:
     evidence: dict[str, Any]
     figures: dict[str, Any]
     notes: tuple[str, ...] = ()
+    trace: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,5 +210,5 @@ def check_document(document: Any) -> dict[str, Any]:
 
 
 REQUIRED_SECTIONS = tuple(
-    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "timing")
+    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "trace", "timing")
 )

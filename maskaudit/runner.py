@@ -21,7 +21,7 @@ from maskaudit.attacks.registry import UNBOUNDED, battery
 from maskaudit.attacks.second_opinion import external_attack, second_opinions
 from maskaudit.data import Dataset
 from maskaudit.document import build_report
-from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
+from maskaudit.errors import MaskauditError, ModelError, UsageError
 from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
 from maskaudit.figures import eps_curve, strips, surface
 from maskaudit.journal import Journal
@@ -31,19 +31,17 @@ from maskaudit.planted import solve_planted
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.run import run_probe
+from maskaudit.recognise import recognise
+from maskaudit.repairs.attack import per_coordinate
 from maskaudit.rescore import clean_correct
-from maskaudit.results import AuditReport, ProbeResult
+from maskaudit.results import AuditReport, Location, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
-from maskaudit.target import Target, detect_outputs
+from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
+from maskaudit.trace.inspect import inspect_model
+from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, judge
-
-#: Forward passes averaged per evaluation of a random model.
-RANDOM_DRAWS = 8
-
-#: Points on which a model is asked twice to see whether it answers at random.
-RANDOMNESS_POINTS = 64
 
 
 @dataclass(frozen=True)
@@ -123,13 +121,14 @@ class _Run:
         self.judgement: Judgement | None = None
         self.notes: list[str] = [*loaded.notes, *data.notes]
         self.specs = self._specs()
+        self.trace: dict[str, Any] = {}
         self.figures: dict[str, Any] = {}
 
     def finish(self) -> Audit:
         started = time.perf_counter()
         failure: ModelError | None = None
         try:
-            self._check_model()
+            self.notes += recognise(self.target, self.data, self.settings)
             for number, points in enumerate(self.looks):
                 self._look(points)
                 if self._judge(final=number == len(self.looks) - 1).decided:
@@ -143,7 +142,7 @@ class _Run:
         report = build_report(
             loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
             ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
-            figures=self.figures, notes=tuple(self.notes), seconds=time.perf_counter() - started,
+            figures=self.figures, notes=tuple(self.notes), trace=self.trace, seconds=time.perf_counter() - started,
         )  # fmt: skip
         document = report.to_dict()
         scoring = {
@@ -171,7 +170,11 @@ class _Run:
             return
         if not self.static_probes:
             self._run_static_probes(rows)
+            self._trace(rows)
         for spec in (*self.specs, UNBOUNDED):
+            if spec.role == "repaired" and not self.trace.get("repairs"):
+                self.attacker.skip(spec, "the trace of the model found nothing to repair")
+                continue
             self.attacker.run(spec, rows[: self._limit(spec)])
         self._run_attack_probes()
 
@@ -192,6 +195,18 @@ class _Run:
                 result = run_probe(probe, context)
                 self.static_probes.append(result)
                 self.tell(AuditEvent(probe.rule, len(chosen), True, _probe_outcome(result), result.seconds))
+
+    def _trace(self, rows: Tensor) -> None:
+        """Look inside the model; where that fails, the reason is noted and the audit goes on without."""
+        self.tell(AuditEvent("trace", len(rows)))
+        started = time.perf_counter()
+        x, y = self.ledger.x[rows], self.ledger.y[rows]
+        try:
+            self.trace = inspect_model(self.target, x, y, eps=per_coordinate(self.threat, x))
+        except Exception as error:  # foreign code under observation: anything may come up
+            self.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
+        outcome = self.trace.get("sentence", "not possible")
+        self.tell(AuditEvent("trace", len(rows), True, outcome, time.perf_counter() - started))
 
     def _run_attack_probes(self) -> None:
         """Probes that compare attacks, on all correct points so far; booked masks, no pass through the model."""
@@ -254,6 +269,8 @@ class _Run:
             hidden_by_gradients=int((challengers & ~strong).sum()),
             hidden_by_loss=int((strong & ~loss).sum()),
             probes=self._probes(),
+            traced=self._located(),
+            repaired=self._repaired(strong),
             looks=len(self.looks),
             final=final,
             missing=self._missing(failure),
@@ -262,6 +279,11 @@ class _Run:
             claimed=settings.claim,
             certified=settings.certified,
         )
+
+    def _repaired(self, strong: Tensor) -> int | None:
+        """Points that fall through the repaired gradient and stood against the model's own."""
+        entry = self.ledger.entries.get("repaired")
+        return None if entry is None or entry.status != "ran" else int((entry.broken & ~strong).sum())
 
     def _missing(self, failure: ModelError | None) -> tuple[str, ...]:
         """Why an essential part of the search did not run."""
@@ -277,29 +299,13 @@ class _Run:
             *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there),
         )
 
-    # --- what the model is ------------------------------------------------------------------------
-
-    def _check_model(self) -> None:
-        """Ask the model once, learn its output kind, number of classes and whether it answers at random."""
-        _, x, _ = self.data.sample(min(RANDOMNESS_POINTS, len(self.data)), self.settings.seed)
-        first = self.target.raw(x)
-        self.num_classes = first.shape[1]
-        classes = self.num_classes - (self.settings.reject_class is not None)
-        if int(self.data.y.max()) >= classes:
-            raise InputError(
-                f"The data have labels up to {int(self.data.y.max())}, but the model has {classes} classes: "
-                "give the data set that the model was trained for (--data)."
-            )
-        if self.settings.reject_class is not None and not 0 <= self.settings.reject_class < self.num_classes:
-            raise UsageError(f"--reject-class must be an output of the model, 0 to {self.num_classes - 1}.")
-        wanted = self.settings.outputs
-        self.target.outputs = detect_outputs(first) if wanted == "auto" else wanted
-        if not torch.equal(first, self.target.raw(x)):
-            self.target.draws = RANDOM_DRAWS
-            self.notes.append(
-                f"The model answers at random: scores and gradients are means over {RANDOM_DRAWS} draws, and "
-                "every example is judged by the majority of fresh draws."
-            )
+    def _located(self) -> tuple[Mechanism, ...]:
+        """Mechanisms that the trace located."""
+        return tuple(
+            Mechanism(c["mechanism"], TITLES.get(c["mechanism"], c["mechanism"]), c["confidence"],
+                      (Location(**c["location"]),))
+            for c in self.trace.get("culprits", ())
+        )  # fmt: skip
 
     def _specs(self) -> tuple[AttackSpec, ...]:
         specs = [*battery(self.settings.effort), *second_opinions(self.threat.norm)]

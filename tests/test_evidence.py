@@ -81,8 +81,6 @@ class Files:
         return json.loads(header["__metadata__"]["maskaudit_evidence"])  # type: ignore[no-any-return]
 
     def write(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        import hashlib
-
         self.evidence = save(tensors, {"maskaudit_evidence": json.dumps(metadata)})
         self.document["evidence"] = {"file": EVIDENCE_FILE, "sha256": hashlib.sha256(self.evidence).hexdigest()}
 
@@ -117,7 +115,14 @@ def test_round_trip() -> None:
         (int(evidence.tensors["index"][point]), names[attack])
         for point, attack in zip(evidence.tensors["example_point"], evidence.tensors["example_attack"], strict=True)
     }
-    assert kept == {(50, "pgd"), (50, "square"), (51, "apgd-margin"), (51, "square"), (52, "square"), (53, OPINION.name)}
+    assert kept == {
+        (50, "pgd"),
+        (50, "square"),
+        (51, "apgd-margin"),
+        (51, "square"),
+        (52, "square"),
+        (53, OPINION.name),
+    }
     assert failures(files) == set()
 
 
@@ -228,7 +233,7 @@ def test_altered_weights_are_noticed_with_and_without_the_digest() -> None:
 @pytest.mark.parametrize("size", [0, 4, 8, 60, -1, -40])
 def test_a_truncated_file_is_refused(size: int) -> None:
     content = audit().evidence
-    with pytest.raises(InputError, match="evidence.safetensors is not a maskaudit evidence file, or it is damaged"):
+    with pytest.raises(InputError, match=r"evidence\.safetensors is not a maskaudit evidence file, or it is damaged"):
         read_evidence(content[:size], "evidence.safetensors")
 
 
@@ -285,7 +290,9 @@ def test_malformed_scoring_is_refused(changes: dict[str, Any]) -> None:
         failures(files)
 
 
-@pytest.mark.parametrize("points", [{}, [], {"index": [1, 2], "broken_by": [[]]}, {"index": ["x"], "broken_by": [["a"]]}])
+@pytest.mark.parametrize(
+    "points", [{}, [], {"index": [1, 2], "broken_by": [[]]}, {"index": ["x"], "broken_by": [["a"]]}]
+)
 def test_a_damaged_points_section_is_refused(points: object) -> None:
     files = audit()
     files.document["points"] = points

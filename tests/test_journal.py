@@ -40,7 +40,7 @@ def test_other_points_or_another_attack_are_not_reused(tmp_path: Path) -> None:
 
 def test_resuming_another_audit_is_refused_and_loses_nothing(tmp_path: Path) -> None:
     journal(tmp_path).write("a", ROWS, ATTEMPT)
-    with pytest.raises(InputError, match="another model, data or settings.*--resume"):
+    with pytest.raises(InputError, match=r"another model, data or settings.*--resume"):
         journal(tmp_path, eps=0.2)
     assert journal(tmp_path).read("a", ROWS) is not None
 

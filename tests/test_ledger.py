@@ -33,7 +33,9 @@ def ledger_of(n: int, correct: list[int]) -> Ledger:
     ledger = Ledger()
     mask = torch.zeros(n, dtype=torch.bool)
     mask[correct] = True
-    ledger.add_points(torch.arange(100, 100 + n), torch.rand(n, 2), torch.zeros(n, dtype=torch.int64), mask, (~mask).long())
+    ledger.add_points(
+        torch.arange(100, 100 + n), torch.rand(n, 2), torch.zeros(n, dtype=torch.int64), mask, (~mask).long()
+    )
     return ledger
 
 

@@ -52,7 +52,7 @@ def test_step_as_a_tensor_gives_each_point_its_own_step() -> None:
     rng = PointRNG.create(0, "a", POINTS)
     mixed = rng.normal((6,), step=POINTS % 3)
     for step in range(3):
-        rows = POINTS % 3 == step
+        rows = step == POINTS % 3
         assert torch.equal(mixed[rows], rng.select(rows).normal((6,), step=step))
 
 

@@ -306,7 +306,7 @@ def test_a_failing_model_is_described_in_one_sentence(model: Callable[[Tensor], 
 
 
 def test_a_failing_backward_pass_is_the_models_failure() -> None:
-    with pytest.raises(ModelError, match="raised ValueError in its backward pass .* no way back"):
+    with pytest.raises(ModelError, match=r"raised ValueError in its backward pass .* no way back"):
         Target(lambda x: linear(_Frozen.apply(x))).value_and_grad(X, picked)
 
 

@@ -20,6 +20,7 @@ from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
 from maskaudit.errors import UsageError
+from maskaudit.repairs.attack import repaired_attacks
 
 __all__ = ["BUDGETS", "Budget", "BudgetName", "battery", "select_attacks"]
 
@@ -131,6 +132,11 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
             decision_based, {"queries": budget.decision_queries}, "",
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"),
+        ),
+        AttackSpec(
+            "repaired", "Auto-PGD through the repaired gradient", "repaired", "repaired", repaired_attacks,
+            {"steps": budget.steps, "targets": budget.targets}, "",
+            ("Athalye et al. 2018, section 4.1, Backward pass differentiable approximation",),
         ),
     )  # fmt: skip
 

@@ -64,7 +64,7 @@ def _import() -> ModuleType:
             f"torchvision is installed but cannot be imported ({type(error).__name__}: {error}); "
             "install the version that belongs to your torch, or export the data to an .npz file."
         ) from error
-    return datasets  # type: ignore[no-any-return]
+    return datasets
 
 
 def _dataset_class(datasets: ModuleType, name: str) -> Any:

@@ -24,7 +24,7 @@ def read(file: ModelFile, options: Options) -> Contents:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.load is deprecated; the file format is not ours to choose
-            module = torch.jit.load(io.BytesIO(file.data), map_location="cpu")  # type: ignore[no-untyped-call]
+            module = torch.jit.load(io.BytesIO(file.data), map_location="cpu")
     except Exception as error:  # damaged archives make torch's C++ reader raise almost anything
         raise InputError(
             f"{file.source} is a TorchScript archive that cannot be opened, it may be truncated, damaged or in need of "

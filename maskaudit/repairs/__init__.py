@@ -3,7 +3,7 @@
 from maskaudit.repairs.attack import repair_sets, repaired_attacks
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairedModel
-from maskaudit.repairs.propose import propose
+from maskaudit.repairs.propose import fallbacks, propose
 from maskaudit.repairs.target import repaired_target
 
-__all__ = ["Repair", "RepairedModel", "propose", "repair_sets", "repaired_attacks", "repaired_target"]
+__all__ = ["Repair", "RepairedModel", "fallbacks", "propose", "repair_sets", "repaired_attacks", "repaired_target"]

@@ -11,7 +11,7 @@ from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss
 from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.propose import propose
+from maskaudit.repairs.propose import fallbacks, propose
 from maskaudit.repairs.target import repaired_target
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -34,7 +34,8 @@ def repaired_attacks(
     losses: Sequence[Loss] = LOSSES,
     repairs: Sequence[Repair] | None = None,
 ) -> Attempt:
-    """Auto-PGD through the repaired model, all repairs together and then each alone.
+    """Auto-PGD through the repaired model: all repairs together, then each alone, then the identity
+    across whole modules, each on the points still standing.
 
     Args:
         x: clean points (N, …) in bounds; y: labels (N,).
@@ -45,13 +46,15 @@ def repaired_attacks(
         The best candidate per point by the margin of the original model. Without any repair to make, the
         clean points at no cost beyond the trace.
     """
-    if repairs is None:
-        repairs = propose(trace_model(target, x, y, eps=_per_coordinate(threat, x))) if len(x) else ()
+    last_resorts: tuple[Repair, ...] = ()
+    if repairs is None and len(x):
+        trace = trace_model(target, x, y, eps=per_coordinate(threat, x))
+        repairs, last_resorts = propose(trace), fallbacks(trace)
     best = BestCandidates(x)
     queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     first = torch.full_like(queries, -1)
     standing = torch.arange(len(x), device=x.device)
-    for number, chosen in enumerate(repair_sets(repairs)):
+    for number, chosen in enumerate(repair_sets(repairs or (), last_resorts)):
         for loss in losses:
             if not len(standing):
                 return Attempt(best.examples, first, queries)
@@ -70,14 +73,16 @@ def repaired_attacks(
     return Attempt(best.examples, first, queries)
 
 
-def repair_sets(repairs: Sequence[Repair]) -> tuple[tuple[Repair, ...], ...]:
-    """All repairs together, then each alone; nothing for nothing."""
+def repair_sets(repairs: Sequence[Repair], last_resorts: Sequence[Repair] = ()) -> tuple[tuple[Repair, ...], ...]:
+    """All repairs together, then each alone, then whole modules with the output repairs; nothing for nothing."""
     if not repairs:
         return ()
     alone = tuple((repair,) for repair in repairs) if len(repairs) > 1 else ()
-    return (tuple(repairs), *alone)
+    output = tuple(repair for repair in repairs if repair.changes_scores)
+    modules = ((*last_resorts, *output),) if last_resorts else ()
+    return (tuple(repairs), *alone, *modules)
 
 
-def _per_coordinate(threat: ThreatModel, x: Tensor) -> float:
+def per_coordinate(threat: ThreatModel, x: Tensor) -> float:
     """Radius per coordinate at which the gradient ought to be useful: ε, or ε/√d for L2."""
     return threat.eps if threat.norm == "Linf" else threat.eps / float(x[0].numel()) ** 0.5

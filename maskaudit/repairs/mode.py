@@ -23,7 +23,7 @@ from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.surrogates import on_stand_ins, soft_choice, soft_comparison, softened
 from maskaudit.trace.observe import ESCAPES, PROPERTIES, node_op_name, op_name, tensors_of
-from maskaudit.trace.scope import ModuleScope, user_site
+from maskaudit.trace.scope import ModuleScope, graph_visible, user_site
 
 
 class RepairedModel:
@@ -37,14 +37,17 @@ class RepairedModel:
     def __init__(self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair]) -> None:
         self.model, self.repairs = model, tuple(repairs)
         self.tapped: Tensor | None = None
+        self._taps = any(r.remedy == "tap" for r in self.repairs)
         self._patches: dict[type, Any] = {}
         self._functions = {r.location.op for r in self.repairs if r.remedy == "function-identity"}
         self._nodes = {r.location.op.rstrip("_") for r in self.repairs if r.by_node}
 
     def __call__(self, inputs: Tensor) -> Any:
         """The model's own output, bit for bit, on a repaired graph."""
+        if not (torch.is_grad_enabled() and inputs.requires_grad) and not self._taps:
+            return self.model(inputs)
         mode = _Mode(self.model, self.repairs, inputs)
-        with torch.jit.optimized_execution(False), mode.watching():  # type: ignore[no-untyped-call]
+        with graph_visible(), mode.watching():
             output = self.model(inputs)
         self.tapped = mode.tapped
         if self._functions or self._nodes:
@@ -127,12 +130,14 @@ class _Mode(TorchFunctionMode):
         self.by_op: dict[str, list[Repair]] = {}
         self.enable: list[str] = []
         self.entries: set[str] = set()
+        self.boundaries = {r.location.module for r in repairs if r.remedy == "boundary"}
+        self._at_boundary: list[Tensor] = []
         for repair in repairs:
             if repair.remedy == "enable-grad":
                 self.enable.append(repair.location.module)
             elif repair.remedy == "entry":
                 self.entries.add(repair.location.module)
-            elif not repair.by_node:
+            elif not repair.by_node and repair.remedy != "boundary":
                 self.by_op.setdefault(repair.location.op, []).append(repair)
         self.scope = ModuleScope(model, before=self._before, after=self._after)
         self.constants: set[int] = set()
@@ -282,20 +287,30 @@ class _Mode(TorchFunctionMode):
             return type(value)(self._tie(item) for item in value)
         return value
 
+    # --- modules ----------------------------------------------------------------------------------
+
     def _before(self, module: nn.Module, inputs: Any) -> Any:
-        if not self.entries or self._busy:
+        if self._busy:
             return None
         self._busy = True
         try:
-            return self._tie(inputs)
+            if self.entries:
+                inputs = self._tie(inputs)
+            if self.scope.names.get(id(module)) in self.boundaries:
+                self._at_boundary.append(next(iter(tensors_of(inputs)), self.inputs))
+            return inputs if self.entries else None
         finally:
             self._busy = False
 
     def _after(self, module: nn.Module, output: Any) -> Any:
-        if not self.entries or self._busy:
+        if self._busy:
             return None
         self._busy = True
         try:
-            return self._tie(output)
+            if self.scope.names.get(id(module)) in self.boundaries and self._at_boundary:
+                source = self._at_boundary.pop()
+                if isinstance(output, Tensor) and source.requires_grad and source.shape == output.shape:
+                    return graft(output, source) if output.is_floating_point() else None
+            return self._tie(output) if self.entries else None
         finally:
             self._busy = False

@@ -17,6 +17,7 @@ _SENTENCES: dict[Remedy, str] = {
     "gate-identity": "Let the gradient pass {op} as if its mask were open.",
     "ignore-hook": "Do not register the hook that rewrites the gradient.",
     "tap": "Read the scores before {op}.",
+    "boundary": "Let the gradient pass the whole module {module} as if it were the identity.",
     "rescale": "Divide the logits by {scale:.3g}.",
 }
 
@@ -47,4 +48,19 @@ def _repair(culprit: Culprit, op: Op | None) -> Repair:
         sentence=_SENTENCES[culprit.remedy].format(op=where.op, scale=culprit.scale),
         scale=culprit.scale,
         by_node=by_node,
+    )
+
+
+def fallbacks(trace: Trace) -> tuple[Repair, ...]:
+    """For each culprit, the identity across the smallest enclosing module of equal input and output shape."""
+    paths: list[str] = []
+    for culprit in trace.culprits:
+        if culprit.remedy == "none":
+            continue
+        module = trace.ops[culprit.op].location.module if culprit.op >= 0 else culprit.location.module
+        around = [p for p in trace.identities if module == p or module.startswith(f"{p}.")]
+        if around and max(around, key=len) not in paths:
+            paths.append(max(around, key=len))
+    return tuple(
+        Repair("boundary", Location(path, "module"), "", _SENTENCES["boundary"].format(module=path)) for path in paths
     )

@@ -13,8 +13,8 @@ LEAK = 0.2
 
 RECTIFIERS = frozenset({"relu", "relu_", "threshold", "threshold_"})
 CLAMPS = frozenset({
-    "clamp", "clip", "hardtanh", "relu6", "clamp_min", "clamp_max", "minimum", "maximum", "hardtanh_", "clamp_", "clip_",
-    "hardsigmoid", "hardswish",
+    "clamp", "clip", "hardtanh", "relu6", "clamp_min", "clamp_max", "minimum", "maximum", "hardtanh_", "clamp_",
+    "clip_", "hardsigmoid", "hardswish",
 })  # fmt: skip
 BELOW = frozenset({"lt", "le", "__lt__", "__le__", "less", "less_equal"})
 ABOVE = frozenset({"gt", "ge", "__gt__", "__ge__", "greater", "greater_equal"})

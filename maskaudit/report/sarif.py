@@ -166,8 +166,12 @@ def _artifact(path: str) -> dict[str, str]:
 
 def _fingerprint(rule: str, place: records.Place, cause: str) -> str:
     """Stable over runs: rule, module, op and cause, with figures taken out of the cause."""
-    steady = " ".join(_FIGURES.sub("#", cause).split())
-    return hashlib.sha256("\0".join((rule, place.module, place.op, steady)).encode("utf-8")).hexdigest()[:32]
+    return hashlib.sha256("\0".join((rule, place.module, place.op, steady(cause))).encode("utf-8")).hexdigest()[:32]
+
+
+def steady(cause: str) -> str:
+    """A cause without its figures, which vary between runs: `54 of 62 points` becomes `# of # points`."""
+    return " ".join(_FIGURES.sub("#", cause).split())
 
 
 def _notifications(report: records.View) -> list[dict[str, Any]]:

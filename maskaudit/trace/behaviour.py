@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskaudit.errors import ModelError
 from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
 from maskaudit.target import PROBABILITY_TOLERANCE, Target
@@ -52,10 +53,13 @@ def gradient_health(target: Target, x: Tensor, y: Tensor, eps: float) -> Gradien
     Points (N, …); every evaluation uses the same random numbers, so a random model is judged as one draw.
     """
     single = twin(target)
-    with seeded(target.seed):
-        margin = single.value_and_grad(x, lambda s, rows: single.margin(s, y[rows]))
-    with seeded(target.seed):
-        entropy = single.value_and_grad(x, lambda s, rows: F.cross_entropy(s, y[rows], reduction="none"))
+    try:
+        with seeded(target.seed):
+            margin = single.value_and_grad(x, lambda s, rows: single.margin(s, y[rows]))
+        with seeded(target.seed):
+            entropy = single.value_and_grad(x, lambda s, rows: F.cross_entropy(s, y[rows], reduction="none"))
+    except (ModelError, RuntimeError):  # an op without derivative: forward works, backward raises
+        return GradientHealth(False, 1.0, 1.0, tuple((eps * step, 0.0) for step in DIFFERENCE_STEPS))
     rng = PointRNG.create(target.seed, "trace directions", torch.arange(len(x)))
     directions = [rng.signs(x.shape[1:], step=k).to(x) for k in range(DIRECTIONS)]
     agreement = tuple(

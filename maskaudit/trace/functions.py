@@ -64,7 +64,7 @@ def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:
 
 
 def _apply(call: FunctionCall, arguments: tuple[Any, ...], place: int, value: Tensor) -> Tensor:
-    result = call.function.apply(*arguments[:place], value, *arguments[place + 1 :])  # type: ignore[no-untyped-call]
+    result = call.function.apply(*arguments[:place], value, *arguments[place + 1 :])
     return tensors_of(result)[0]
 
 

@@ -16,11 +16,12 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import flat_share, gradient_health, output_kind, seeded, twin
-from maskaudit.trace.culprits import Evidence, find_culprits
+from maskaudit.trace.culprits import find_culprits
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.observe import Observer, Seen, random_states, tensors_of
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, Op, Randomness, Trace
-from maskaudit.trace.scope import Site
+from maskaudit.trace.scope import Site, graph_visible
+from maskaudit.trace.walk import Evidence
 
 #: Points that a trace looks at; more cost memory and change nothing.
 MAX_POINTS = 16
@@ -44,7 +45,7 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
     if eps is None:
         eps = customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
-    with preserved(target.model), torch.jit.optimized_execution(False):  # type: ignore[no-untyped-call]
+    with preserved(target.model), graph_visible():
         return _trace(target, x, y, eps)
 
 
@@ -76,6 +77,7 @@ def _trace(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
+        identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
     )
 
 
@@ -172,7 +174,8 @@ def _stochastic(randomness: Randomness | None) -> list[Culprit]:
         return []
     flips = randomness.flips
     confidence: Literal["high", "medium", "low"] = "high" if flips > 0.2 else "medium" if flips > 0.02 else "low"
-    sentence = f"Answers are random ({', '.join(randomness.sources) or 'unknown source'}): {flips:.0%} of decisions flip."
+    sources = ", ".join(randomness.sources) or "unknown source"
+    sentence = f"Answers are random ({sources}): {flips:.0%} of decisions flip."
     return [Culprit("stochastic", randomness.location, confidence, sentence)]
 
 

@@ -101,11 +101,13 @@ class Observer(TorchFunctionMode):
         self.optimises: list[Location] = []
         self.hooked: list[int] = []
         self.raw: Tensor | None = None
+        self.modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.scope = ModuleScope(model, before=self._before_module, after=self._after_module)
         self._known: dict[int, tuple[Tensor, int]] = {id(leaf): (leaf, -1)}
         self._constants: set[int] = set()
         if isinstance(model, nn.Module):
             self._constants = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self._entered: list[tuple[int, ...]] = []
         self._busy = False
 
     @contextlib.contextmanager
@@ -215,6 +217,7 @@ class Observer(TorchFunctionMode):
             self._busy = True
             try:
                 self.adopt(tensors_of(inputs), user_site())
+                self._entered.append(tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ())
             finally:
                 self._busy = False
 
@@ -223,6 +226,9 @@ class Observer(TorchFunctionMode):
             self._busy = True
             try:
                 self.adopt(tensors_of(output), Site(None, None))
+                before = self._entered.pop() if self._entered else ()
+                if isinstance(output, Tensor):
+                    self.modules[self.scope.path] = (before, tuple(output.shape))
             finally:
                 self._busy = False
 

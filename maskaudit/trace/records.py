@@ -20,6 +20,7 @@ Remedy = Literal[
     "gate-identity",  # mask computed from the data: gradient passes as if the gate were open
     "ignore-hook",  # tensor hooks on the forward pass are not registered
     "tap",  # scores are read before the op that destroys them
+    "boundary",  # a whole module of equal input and output shape passes the gradient as the identity
     "rescale",  # scores are divided by a constant
     "none",
 ]
@@ -62,8 +63,8 @@ class Op:
         live_out: whether its output is.
         changes: whether its output's data change when the input is perturbed.
         parents: indices of the ops that made its inputs.
-        kind: "torch" for an observed call, "function" for a custom autograd Function, "node" for an
-            autograd node without a visible call, "entry" for a tensor that came from outside torch, "escape" for data that leave torch.
+        kind: "torch" for an observed call, "function" for a custom autograd Function, "node" for an autograd
+            node without a visible call, "entry" for a tensor from outside torch, "escape" for data that leave it.
         grad_mode: whether gradients were recorded when it ran.
         flow: gradient flow; None where no gradient was traced through it.
     """
@@ -162,7 +163,10 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything a trace found; `to_dict` has JSON types only."""
+    """Everything a trace found; `to_dict` has JSON types only.
+
+    `identities` are the paths of modules (the root excepted) whose input and output have equal shapes.
+    """
 
     kind: Literal["module", "torchscript", "callable"]
     points: int
@@ -174,6 +178,7 @@ class Trace:
     health: GradientHealth
     optimises: tuple[Location, ...]
     culprits: tuple[Culprit, ...]
+    identities: tuple[str, ...] = ()
 
     @property
     def healthy(self) -> bool:

@@ -81,6 +81,13 @@ def _called_by_target_itself() -> bool:
     return False
 
 
+@contextlib.contextmanager
+def graph_visible() -> Iterator[None]:
+    """TorchScript runs without its optimiser, so that every op leaves an autograd node of its own."""
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        yield
+
+
 class ModuleScope:
     """The stack of modules being executed, by path; two global forward hooks keep it.
 

@@ -25,14 +25,22 @@ _ORDER = tuple(TITLES)
 #: a function to count as smooth; a quantiser moved 11 %, a zero backward pass left 100 %.
 SMOOTH_SHARE = 0.5
 
+#: What probes may add to a traced mechanism: properties of the outputs, not of an op.
+_BESIDE_TRACE = ("logit-scale", "stochastic")
+
 Confidence = Literal["low", "medium", "high"]
 
 
-def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[Mechanism, ...]:
-    """Mechanisms that fit the probe results, most specific first; at least one.
+def name_mechanisms(
+    probes: tuple[ProbeResult, ...], traced: tuple[Mechanism, ...] = (), *, by_loss: bool
+) -> tuple[Mechanism, ...]:
+    """Mechanisms that fit the evidence, most specific first; at least one.
+
+    What the trace located leads; the probes add what a trace cannot see in single ops.
 
     Args:
         probes: graded probe results.
+        traced: what the trace of the model located, most certain first.
         by_loss: whether masking is proven at loss level.
     """
     by_rule = {probe.rule: probe for probe in probes if probe.status in ("pass", "finding")}
@@ -57,10 +65,13 @@ def name_mechanisms(probes: tuple[ProbeResult, ...], *, by_loss: bool) -> tuple[
     randomness = by_rule.get("randomness")
     if randomness is not None and (randomness.value or 0.0) > 0:
         found["stochastic"] = ("low", ())
-    if not found:
+    if traced:
+        known = {mechanism.id for mechanism in traced}
+        found = {name: found[name] for name in _BESIDE_TRACE if name in found and name not in known}
+    elif not found:
         found["unknown"] = ("low", ())
     ranked = sorted(found, key=lambda name: (by_loss and name not in ("logit-scale", "flat-loss"), _ORDER.index(name)))
-    return tuple(Mechanism(name, TITLES[name], *found[name]) for name in ranked)
+    return (*traced, *(Mechanism(name, TITLES[name], *found[name]) for name in ranked))
 
 
 def _scales(agreement: ProbeResult | None) -> list[dict[str, Any]]:

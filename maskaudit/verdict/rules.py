@@ -49,6 +49,9 @@ class Observations:
         power: the power check.
         looks: sequential looks that the error level is shared among.
         final: whether no further points will be drawn.
+        traced: mechanisms that the trace of the model located.
+        repaired: points broken through the repaired gradient of those that own gradients left; None if nothing
+            was repaired.
         missing: reasons why an essential part did not run; empty when all did.
         attacks_run, attacks_left_out: numbers of attacks, for the wording.
         claimed: claimed robust accuracy, if any.
@@ -68,6 +71,8 @@ class Observations:
     power: Power = NOT_CHECKED
     looks: int = 1
     final: bool = True
+    traced: tuple[Mechanism, ...] = ()
+    repaired: int | None = None
     missing: tuple[str, ...] = ()
     attacks_run: int = 0
     attacks_left_out: int = 0
@@ -95,7 +100,9 @@ def judge(seen: Observations) -> Judgement:
     """Apply the rule to what was observed."""
     screen = _screen(seen.probes)
     label, decided, reasons = _label(seen, bool(screen["fired"]))
-    mechanisms = name_mechanisms(seen.probes, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"])))
+    mechanisms = name_mechanisms(
+        seen.probes, seen.traced, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"]))
+    )
     shown = mechanisms if label in ("masked", "suspect") else ()
     accuracy = _accuracy(seen)
     return Judgement(
@@ -160,6 +167,11 @@ def _proofs(seen: Observations, fired: bool) -> list[str]:
         said.append(
             f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive every attack on cross-entropy and "
             "fall to own-gradient attacks on another loss."
+        )
+    if said and seen.repaired:
+        said.append(
+            f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
+            f"{seen.correct - seen.strong} points that own gradients left standing fall."
         )
     return said
 

@@ -17,7 +17,7 @@ from maskaudit.attacks.pgd import pgd
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
-from .test_pgd import N, SHAPES, THREATS, best_margin, broken_by_torchattacks, exact_linear, make_rng
+from .test_pgd import SHAPES, THREATS, N, best_margin, broken_by_torchattacks, exact_linear, make_rng
 
 LOSSES: list[Loss] = ["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr"]
 
@@ -63,6 +63,26 @@ def test_targets_find_every_class_that_can_be_reached(threat: ThreatModel) -> No
         assert torch.equal(attempt.first_success >= 0, reachable)
 
 
+@pytest.mark.parametrize(("targets", "broken"), [(1, False), (2, True)])
+def test_the_runner_up_may_be_out_of_reach_and_the_next_class_not(targets: int, broken: bool) -> None:
+    def model(x: Tensor) -> Tensor:
+        reachable = 10 * (x.mean(1) - 0.5) - 0.8
+        return torch.stack([0 * reachable, 0 * reachable - 0.1, reachable], 1)
+
+    x, y = torch.full((9, 8), 0.5), torch.zeros(9, dtype=torch.int64)
+    attempt = apgd(
+        Target(model),
+        x,
+        y,
+        threat=ThreatModel("Linf", 0.1),
+        rng=make_rng(9),
+        loss="targeted-margin",
+        steps=20,
+        targets=targets,
+    )
+    assert (attempt.first_success >= 0).tolist() == [broken] * 9
+
+
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr", "targeted-dlr"])
 def test_results_do_not_depend_on_batch_size_order_or_company(threat: ThreatModel, loss: Loss) -> None:
@@ -84,7 +104,7 @@ def test_results_do_not_depend_on_batch_size_order_or_company(threat: ThreatMode
 
 @pytest.mark.parametrize(("settings", "runs"), [({"restarts": 3}, 3), ({"restarts": 2, "targets": 5}, 2)])
 def test_an_unbroken_point_gets_every_run_and_a_broken_one_no_more(settings: dict[str, int], runs: int) -> None:
-    model, weight, x, y = exact_linear((12,), 5)
+    model, _, x, y = exact_linear((12,), 5)
     threat = THREATS[0]
     target = Target(model, bounds=threat.bounds)
     attempt = apgd(target, x, y, threat=threat, rng=make_rng(), loss="margin", steps=8, **settings)
@@ -113,7 +133,9 @@ def test_restarts_begin_elsewhere() -> None:
         return torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1) + 0 * x.sum(1, keepdim=True)
 
     x = torch.full((2, 3), 0.5)
-    apgd(Target(watched), x, torch.tensor([0, 0]), threat=ThreatModel("Linf", 0.1), rng=make_rng(2), steps=2, restarts=2)
+    apgd(
+        Target(watched), x, torch.tensor([0, 0]), threat=ThreatModel("Linf", 0.1), rng=make_rng(2), steps=2, restarts=2
+    )
     starts = [seen[1], seen[4]]  # after the clean pass: two runs of three evaluations
     assert len(seen) == 7
     assert not torch.equal(starts[0], starts[1])

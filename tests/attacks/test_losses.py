@@ -56,7 +56,9 @@ def naive_targeted_dlr(z: list[float], y: int, t: int) -> float:
 
 @pytest.mark.parametrize("k", [2, 3, 4, 10])
 @pytest.mark.parametrize(
-    ("loss", "naive"), [(cross_entropy, naive_ce), (margin, naive_margin), (dlr, naive_dlr)], ids=["ce", "margin", "dlr"]
+    ("loss", "naive"),
+    [(cross_entropy, naive_ce), (margin, naive_margin), (dlr, naive_dlr)],
+    ids=["ce", "margin", "dlr"],
 )
 def test_untargeted(
     loss: Callable[[Tensor, Tensor], Tensor], naive: Callable[[list[float], int], float], k: int

@@ -226,7 +226,9 @@ def test_best_candidates_keep_the_largest_margin() -> None:
 # --- strength -------------------------------------------------------------------------------------
 
 
-def broken_by_torchattacks(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, name: str, **settings: Any) -> Tensor:
+def broken_by_torchattacks(
+    model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, name: str, **settings: Any
+) -> Tensor:
     """Points (N,) that an attack of torchattacks breaks, scored here."""
     torchattacks = pytest.importorskip("torchattacks")
     with preserved(model, seed=0):

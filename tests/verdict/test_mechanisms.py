@@ -43,12 +43,14 @@ CASES: list[tuple[str, tuple[ProbeResult, ...], bool, set[str]]] = [
     ("random", (probe("randomness", "pass", value=0.02),), False, {"stochastic"}),
     ("not random", (probe("randomness", "pass", value=0.0),), False, {"unknown"}),
     ("undefined", (probe("randomness", "pass"),), False, {"unknown"}),
-    ("errors say nothing", (zero(1.0, connected=False, status="error"), agreement(0.1, status="error")), False, {"unknown"}),
+    ("errors say nothing", (zero(0.9, status="error"), agreement(0.1, status="error")), False, {"unknown"}),
     ("not applicable", (zero(0.9, status="not_applicable"),), False, {"unknown"}),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("probes", "by_loss", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("probes", "by_loss", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_names(probes: tuple[ProbeResult, ...], by_loss: bool, expected: set[str]) -> None:
     mechanisms = name_mechanisms(probes, by_loss=by_loss)
     assert {mechanism.id for mechanism in mechanisms} == expected
@@ -63,7 +65,7 @@ def test_the_place_is_named() -> None:
 @pytest.mark.parametrize(("by_loss", "first"), [(True, "logit-scale"), (False, "saturation")])
 def test_the_proven_level_comes_first(by_loss: bool, first: str) -> None:
     mechanisms = name_mechanisms((SATURATED, probe("loss-decision-gradient-ratio")), by_loss=by_loss)
-    assert [m.id for m in mechanisms][0] == first
+    assert mechanisms[0].id == first
     assert {m.confidence for m in mechanisms if m.id == "logit-scale"} == {"high" if by_loss else "medium"}
 
 

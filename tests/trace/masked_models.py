@@ -183,7 +183,7 @@ class HookedGradient(nn.Module):
 
 @dataclass(frozen=True)
 class Masked:
-    """A masked model: mechanism, module path, and a fragment of the source line to be named ("" where there is none)."""
+    """A masked model: mechanism, module path, and a fragment of the source line to be named."""
 
     name: str
     build: Callable[[nn.Module], nn.Module]

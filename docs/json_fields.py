@@ -1,0 +1,174 @@
+"""What every field of the JSON report means, in the words of `formats.md`.
+
+Kept beside the generator: it refuses to run when a field of a dataclass has no entry here, and the
+tests look for every field of a real report.
+"""
+
+from __future__ import annotations
+
+#: Dataclasses of `maskaudit.results`, by class name.
+CLASSES: dict[str, dict[str, str]] = {
+    "Rate": {
+        "value": "the share itself, a fraction",
+        "low": "lower end of its exact (Clopper–Pearson) interval at 99 %",
+        "high": "upper end of that interval",
+        "n": "number of points it was counted on",
+    },
+    "Location": {
+        "module": "path of the module inside the model",
+        "op": "operation, if known",
+        "file": "source file, if known",
+        "line": "line in it, if known",
+    },
+    "Mechanism": {
+        "id": "stable identifier",
+        "title": "one sentence",
+        "confidence": "how sure the naming is; independent of the verdict",
+        "locations": "where it was seen, worst first",
+    },
+    "ProbeFinding": {
+        "message": "what was seen",
+        "location": "where",
+    },
+    "ProbeResult": {
+        "rule": "stable identifier, see [probes](probes.md)",
+        "title": "one line",
+        "status": "`finding` means above (or below) its limit, nothing more",
+        "value": "headline figure",
+        "unit": "what it counts",
+        "low": "lower end of the interval, where the figure is a rate",
+        "high": "upper end of the interval",
+        "n": "points (or units) it was measured on",
+        "threshold": "limit that it was graded against, if it has one",
+        "reason": "why it did not run, for `not_applicable` and `error`",
+        "meaning": "what such a finding means",
+        "remedy": "what to do about it",
+        "sources": "citations",
+        "findings": "what was seen at which place",
+        "details": "further figures of this probe; its keys may grow",
+        "seconds": "time spent",
+    },
+    "AttackRow": {
+        "name": "stable identifier, see [attacks](attacks.md)",
+        "title": "one line",
+        "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random` or `sanity`",
+        "role": "the family that it counts for",
+        "robust_accuracy": "share of all drawn points that it left standing; null when it attacked a sample only",
+        "broken": "correctly classified points that it broke, by fresh scoring",
+        "attempted": "points that it was run on",
+        "new": "points that nothing before it had broken",
+        "queries": "evaluations that the attack itself asked for, over all points",
+        "forwards": "forward passes, counted in points, fresh scoring included",
+        "backwards": "backward passes, counted in points",
+        "seconds": "time spent",
+        "status": "whether it ran",
+        "reason": "why not",
+        "settings": "its settings",
+        "sources": "citations",
+        "curve": "pairs of step and points broken by then",
+    },
+    "Verdict": {
+        "label": "the verdict, see [the rule](verdict.md)",
+        "sentence": "the verdict in one sentence",
+        "mechanisms": "likely causes, for `masked` and `suspect`",
+        "reasons": "what the label rests on, weightiest first",
+    },
+    "Claim": {
+        "claimed": "robust accuracy given with `--claim`",
+        "status": "`refuted` when the upper confidence bound of the best known accuracy is below the claim",
+    },
+}
+
+#: Sections of the report that are plain objects.
+SECTIONS: dict[str, dict[str, str]] = {
+    "tool": {"name": "always `maskaudit`", "version": "its version"},
+    "environment": {
+        "python": "version",
+        "torch": "version",
+        "torchattacks": "version, or null when it is not installed",
+        "platform": "operating system",
+        "cpus": "processors of the machine",
+        "threads": "threads that torch used",
+        "device": "device that the model ran on",
+    },
+    "target": {
+        "source": "the model as the user named it",
+        "format": "what kind of source it was",
+        "sha256": "digest of the file, or of the state where there is no file; empty for a plain callable",
+        "parameters": "number of scalar parameters",
+        "arch": "`--arch` as given",
+        "architecture": "architecture that the file names",
+        "method": "training method that the file names",
+        "outputs": "`logits` or `probabilities`, as detected or given",
+        "random": "whether the model answers at random",
+        "reject_class": "index of the refusal output, or null",
+        "trusted_code": "code that ran because the user named it",
+    },
+    "threat": {"norm": "`Linf` or `L2`", "eps": "radius in input units", "bounds": "smallest and largest input value"},
+    "settings": {
+        "seed": "seed of everything random",
+        "budget": "name of the budget",
+        "samples": "points drawn",
+        "looks": "numbers of points at which the verdict could be looked at",
+        "data": "data source",
+        "split": "part of it",
+        "input_shape": "shape of one input",
+        "mean": "normalisation given, or null",
+        "std": "normalisation given, or null",
+        "batch_size": "largest number of points per pass",
+        "select": "`--select` as given",
+        "ignore": "`--ignore` as given",
+        "extra_attacks": "`--attack` as given",
+        "draws": "forward passes averaged per evaluation; above 1 for random models only",
+        "fail_on": "`--fail-on` as given",
+        "defaults": "settings that the user did not choose, and where their values came from",
+        "command": "the command line",
+    },
+    "accuracy": {
+        "clean": "without an attack",
+        "reference": "under the reference attack, as a claim is usually computed",
+        "strong_reference": "under every attack on the model's own gradients, any loss",
+        "best_known": "under every attack; the upper end of what the model can claim",
+        "certified": "a certified lower bound, if one was given; else null",
+    },
+    "masking": {
+        "gradient_level": "share of points that only challengers broke",
+        "loss_level": "share of points that own gradients broke on another loss than cross-entropy only",
+        "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
+        "rule": "the constants of the verdict as used",
+    },
+    "power": {
+        "passed": "whether the search found enough known answers; null when it was not checked",
+        "method": "`recapture`, `planted` or `none`",
+        "sentence": "the outcome in words",
+        "value": "share of known answers found",
+        "low": "lower end of its interval",
+        "high": "upper end of its interval",
+        "n": "known answers",
+        "random_search_found": "how many of the planted answers blind search found, for `planted`",
+    },
+    "points": {
+        "index": "number of each drawn point in its data set",
+        "label": "its label",
+        "predicted": "the model's clean answer",
+        "correct": "whether that is the label",
+        "broken_by": "names of the attacks that broke it",
+    },
+    "evidence": {"file": "name of the evidence file", "sha256": "its digest"},
+    "figures": {
+        "eps_curve": "accuracies over a range of radii, on a sample",
+        "surface": "the margin on a plane through one point",
+        "strips": "clean inputs and their adversarial examples",
+    },
+    "timing": {
+        "total_seconds": "duration of the audit",
+        "forwards": "forward passes in all, counted in points",
+        "backwards": "backward passes in all",
+    },
+}
+
+#: The rest of the top level.
+TOP: dict[str, str] = {
+    "schema_version": "1. A reader refuses a higher number, and ignores keys that it does not know",
+    "notes": "caveats, as sentences",
+}

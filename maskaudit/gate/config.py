@@ -1,0 +1,277 @@
+"""The gate's configuration: `[tool.maskaudit]` of pyproject.toml, or `maskaudit.toml` with the same keys.
+
+    [tool.maskaudit]                 # defaults of every model
+    data = "test.npz"
+    eps = "8/255"
+
+    [[tool.maskaudit.models]]
+    model = "model.safetensors"
+    claim = 0.53
+
+    [[tool.maskaudit.baseline]]      # a known finding that is accepted for a while
+    rule = "zero-gradient"
+    reason = "quantised on purpose, see issue 12"
+    expires = 2027-01-31
+
+Everything is read and checked before anything is audited. Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskaudit.api import Request
+from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.second_opinion import external_attack, second_opinions
+from maskaudit.cli import FAIL_ON
+from maskaudit.errors import InputError, MaskauditError, UsageError
+from maskaudit.gate import fields
+from maskaudit.gate.baselines import Baseline
+from maskaudit.probes import PROBES
+from maskaudit.settings import AuditSettings
+from maskaudit.threat import ThreatModel
+
+CONFIG_FILE = "maskaudit.toml"
+PYPROJECT = "pyproject.toml"
+
+#: Settings of an audit that may be said once for all models.
+DEFAULTS: dict[str, fields.Reader] = {
+    "arch": fields.text,
+    "data": fields.text,
+    "norm": fields.one_of("Linf", "L2"),
+    "eps": fields.fraction,
+    "bounds": fields.pair,
+    "mean": fields.numbers,
+    "std": fields.numbers,
+    "outputs": fields.one_of("logits", "probabilities", "auto"),
+    "reject_class": fields.whole,
+    "budget": fields.one_of(*BUDGETS),
+    "samples": fields.whole,
+    "seed": fields.whole,
+    "surrogates": fields.texts,
+    "select": fields.texts,
+    "ignore": fields.texts,
+    "attacks": fields.texts,
+    "device": fields.text,
+    "batch_size": fields.whole,
+    "fail_on": fields.one_of(*FAIL_ON),
+}
+
+#: What belongs to one model only; `trust_pickle` executes a file's code and is therefore said per model.
+MODEL: dict[str, fields.Reader] = {
+    "name": fields.text,
+    "model": fields.text,
+    "claim": fields.share,
+    "certified": fields.share,
+    "trust_pickle": fields.flag,
+    **DEFAULTS,
+}
+
+BASELINE: dict[str, fields.Reader] = {
+    "rule": fields.text,
+    "module": fields.text,
+    "op": fields.text,
+    "cause": fields.text,
+    "model": fields.text,
+    "reason": fields.text,
+    "expires": fields.day,
+    "accept_masked": fields.flag,
+}
+
+#: Keys of a model that go into `AuditSettings` under the same name.
+_SETTINGS = (
+    "budget", "samples", "seed", "claim", "certified", "outputs", "mean", "std", "reject_class", "device", "batch_size",
+    "select", "ignore", "fail_on",
+)  # fmt: skip
+
+_EXAMPLE = '[[models]] with model = "model.safetensors" and claim = 0.53'
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the configuration: its name, its sub-folder of `--out`, and what is to be audited."""
+
+    name: str
+    folder: str
+    request: Request
+
+    @property
+    def fail_on(self) -> str:
+        """What fails the build."""
+        return self.request.settings.fail_on
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A checked configuration; paths in it are relative to `file`'s folder."""
+
+    file: Path
+    entries: tuple[Entry, ...]
+    baselines: tuple[Baseline, ...]
+
+
+def find_config(start: Path) -> Path:
+    """The nearest configuration from `start` upwards; in one folder maskaudit.toml goes before pyproject.toml.
+
+    Raises:
+        UsageError: when there is none.
+        InputError: when a pyproject.toml on the way cannot be read.
+    """
+    for folder in (start, *start.parents):
+        if (folder / CONFIG_FILE).is_file():
+            return folder / CONFIG_FILE
+        project = folder / PYPROJECT
+        if project.is_file() and _section(project) is not None:
+            return project
+    raise UsageError(
+        f"There is no {CONFIG_FILE} and no pyproject.toml with [tool.maskaudit] in {start} or above: "
+        f"write a {CONFIG_FILE} with {_EXAMPLE}, or name a file with --config."
+    )
+
+
+def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
+    """Read and check a configuration.
+
+    Args:
+        file: maskaudit.toml, a pyproject.toml, or a file of any other name with the keys of either.
+        fail_on: overrides the `fail_on` of every model.
+
+    Raises:
+        InputError: when the file cannot be read or is not TOML.
+        UsageError: for unknown keys, values of the wrong type or out of range, or names that clash.
+    """
+    table = _section(file)
+    if table is None:
+        raise UsageError(f"{file} has no section [tool.maskaudit]: add it, with [[tool.maskaudit.models]].")
+    where = file.name
+    lists = {key: table.get(key, []) for key in ("models", "baseline")}
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise UsageError(f"{key} in {where} must be a list of tables, [[{_prefix(file)}{key}]].")
+    defaults = {key: value for key, value in table.items() if key not in lists}
+    if "trust_pickle" in defaults or "claim" in defaults:
+        key = "trust_pickle" if "trust_pickle" in defaults else "claim"
+        raise UsageError(f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]].")
+    common = fields.read_table(defaults, {**DEFAULTS, "models": list, "baseline": list}, where)
+    if not lists["models"]:
+        raise UsageError(f"{where} lists no models to check: add {_EXAMPLE.replace('[[', '[[' + _prefix(file))}.")
+    entries = tuple(
+        _entry(item, common, f"models[{number}] of {where}", fail_on)
+        for number, item in enumerate(lists["models"], start=1)
+    )
+    _check_names(entries, where)
+    names = {entry.name for entry in entries}
+    baselines = tuple(
+        _baseline(item, number, f"baseline[{number}] of {where}", names)
+        for number, item in enumerate(lists["baseline"], start=1)
+    )
+    return GateConfig(file, entries, baselines)
+
+
+def check_command(entry: Entry) -> str:
+    """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
+    request, settings = entry.request, entry.request.settings
+    words = ["maskaudit", "check", request.model]
+    options: tuple[tuple[str, Any], ...] = (
+        ("arch", request.arch), ("data", request.data), ("norm", request.norm), ("eps", request.eps),
+        ("bounds", request.bounds), ("mean", settings.mean), ("std", settings.std), ("claim", settings.claim),
+        ("reject-class", settings.reject_class), ("samples", settings.samples),
+    )  # fmt: skip
+    for name, value in options:
+        if value is not None:
+            words += [f"--{name}", ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)]
+    for name, said in (
+        ("outputs", settings.outputs), ("budget", settings.budget), ("seed", settings.seed),
+        ("device", settings.device), ("batch-size", settings.batch_size), ("fail-on", settings.fail_on),
+    ):  # fmt: skip
+        if said != getattr(AuditSettings, name.replace("-", "_")):
+            words += [f"--{name}", str(said)]
+    for name, several in (
+        ("surrogate", request.surrogates), ("select", settings.select), ("ignore", settings.ignore),
+        ("attack", settings.extra_attacks),
+    ):  # fmt: skip
+        for item in several:
+            words += [f"--{name}", item]
+    return shlex.join([*words, "--trust-pickle"] if request.trust_pickle else words)
+
+
+def _section(file: Path) -> dict[str, Any] | None:
+    """The gate's part of a TOML file; None for a pyproject.toml without one."""
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"The configuration {file} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file} is not valid TOML: {error}.") from error
+    tool = document.get("tool")
+    section = tool.get("maskaudit") if isinstance(tool, dict) else None
+    if file.name == PYPROJECT or section is not None:
+        if section is not None and not isinstance(section, dict):
+            raise UsageError(f"tool.maskaudit in {file} must be a table, [tool.maskaudit].")
+        return section
+    return document
+
+
+def _prefix(file: Path) -> str:
+    return "tool.maskaudit." if file.name == PYPROJECT else ""
+
+
+def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None) -> Entry:
+    said = {**common, **fields.read_table(item, MODEL, place, required=("model",))}
+    if fail_on is not None:
+        said["fail_on"] = fail_on
+    name = said.get("name") or _default_name(said["model"])
+    try:
+        settings = AuditSettings(
+            **{key: said[key] for key in _SETTINGS if key in said},
+            extra_attacks=said.get("attacks", ()),
+            arch=said.get("arch", ""),
+        )
+        ThreatModel(said.get("norm", "Linf"), said.get("eps", 0.1), said.get("bounds", (0.0, 1.0)))
+        _check_rules(settings, said.get("norm", "Linf"))
+    except MaskauditError as error:
+        raise UsageError(f"In {place}: {error}") from error
+    request = Request(
+        said["model"], said.get("arch"), said.get("data"), said.get("norm"), said.get("eps"), said.get("bounds"),
+        said.get("trust_pickle", False), said.get("surrogates", ()), settings,
+    )  # fmt: skip
+    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request)
+
+
+def _default_name(model: str) -> str:
+    """`runs/net.safetensors` → `net`, `zoo:standard` → `standard`, `py:pkg.mod:make` → `make`."""
+    return Path(model.rpartition(":")[2]).stem if ":" not in model else model.rpartition(":")[2]
+
+
+def _check_rules(settings: AuditSettings, norm: Any) -> None:
+    """Unknown names in `select`, `ignore` and `attacks` are found before the audit starts."""
+    extra = [external_attack(name) for name in settings.extra_attacks]
+    known = {spec.name for spec in (*battery(settings.effort), *second_opinions(norm), *extra)}
+    known |= {probe.rule for probe in PROBES}
+    for name in (*settings.select, *settings.ignore):
+        if name not in known:
+            raise UsageError(f"there is no probe or attack {name!r}; `maskaudit probes` lists them.")
+
+
+def _check_names(entries: tuple[Entry, ...], where: str) -> None:
+    """Names and folders tell models apart; summary files of the gate itself have the rest of the folder."""
+    seen: dict[str, str] = {}
+    for entry in entries:
+        folder = entry.folder.lower()
+        if folder in seen:
+            raise UsageError(
+                f"Two models of {where} are called {entry.name!r} and {seen[folder]!r}: give each a name of its own."
+            )
+        seen[folder] = entry.name
+
+
+def _baseline(item: Any, number: int, place: str, names: set[str]) -> Baseline:
+    said = fields.read_table(item, BASELINE, place, required=("rule", "reason", "expires"))
+    if "model" in said and said["model"] not in names:
+        raise UsageError(f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {said['model']!r}.")
+    return Baseline(number=number, **said)

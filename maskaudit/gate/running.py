@@ -1,0 +1,146 @@
+"""Run the gate: audit every model of a configuration, hold the baselines against it, keep its report.
+
+One model that cannot be loaded, or that fails, costs its own entry and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import chdir
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from maskaudit import api
+from maskaudit.cli import exit_status
+from maskaudit.errors import MaskauditError
+from maskaudit.gate.baselines import Baseline, Ruling, rule_on
+from maskaudit.gate.config import Entry, GateConfig, check_command
+from maskaudit.output import DIRECTORY_FILES, write_outputs
+from maskaudit.runner import Audit
+from maskaudit.settings import AuditEvent, Listener, ignore_events
+
+#: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
+WORST_FIRST = (4, 2, 1, 3, 0)
+
+#: Audits one entry; with a folder, its journal and reports are kept there.
+Auditor = Callable[[Entry, Path | None, Listener], Audit]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one entry.
+
+    Attributes:
+        entry: the entry.
+        status: its exit status by the contract, after the baselines.
+        document: its report; None when it could not be audited at all.
+        ruling: what the baselines made of the report.
+        error: why it could not be audited, or not to the end.
+        folder: name of the sub-folder that holds its files, if they were kept.
+    """
+
+    entry: Entry
+    status: int
+    document: dict[str, Any] | None = None
+    ruling: Ruling | None = None
+    error: str = ""
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """All outcomes in the order of the configuration, and what is to be said about its baselines."""
+
+    config: GateConfig
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def status(self) -> int:
+        """The worst exit status of all models."""
+        return worst(outcome.status for outcome in self.outcomes)
+
+
+def worst(statuses: Iterable[int]) -> int:
+    """The worst of several exit statuses: 4 (failed), 2 (refused), 1 (a finding), 3 (inconclusive), 0."""
+    return min(statuses, key=WORST_FIRST.index, default=0)
+
+
+def run_gate(
+    config: GateConfig,
+    *,
+    out: Path | None = None,
+    today: date | None = None,
+    audit: Auditor | None = None,
+    on_event: Listener = ignore_events,
+) -> GateResult:
+    """Audit every entry, one after the other.
+
+    Args:
+        config: a checked configuration.
+        out: absolute folder that gets a sub-folder with the usual files for each model.
+        today: the day against which baselines are held.
+        audit: what audits an entry; `audit_entry` if not given.
+        on_event: told how it goes.
+    """
+    day = today or date.today()
+    outcomes = []
+    with chdir(config.file.resolve().parent):
+        for number, entry in enumerate(config.entries, start=1):
+            on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
+            outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event)
+            said = outcome.document["verdict"]["label"] if outcome.document else outcome.error
+            on_event(AuditEvent(entry.name, 0, True, f"{said}, status {outcome.status}"))
+            outcomes.append(outcome)
+    return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
+
+
+def audit_entry(entry: Entry, folder: Path | None, on_event: Listener) -> Audit:
+    """Audit one entry for real."""
+    settings = replace(entry.request.settings, command=check_command(entry))
+    return api.run(api.prepare(replace(entry.request, settings=settings)), out=folder, on_event=on_event)
+
+
+def _outcome(
+    entry: Entry, baselines: tuple[Baseline, ...], out: Path | None, today: date, audit: Auditor, on_event: Listener
+) -> Outcome:
+    folder = out / entry.folder if out is not None else None
+    try:
+        done = audit(entry, folder, on_event)
+    except MaskauditError as error:
+        return Outcome(entry, error.exit_code, error=str(error))
+    document = done.report.to_dict()
+    if folder is not None:
+        wanted = [(fmt, folder / name) for fmt, name in DIRECTORY_FILES.items()]
+        write_outputs(wanted, document, done.evidence)
+    ruling = rule_on(document, baselines, model=entry.name, today=today)
+    return Outcome(
+        entry,
+        _status(ruling, entry.fail_on, failed=done.failure is not None),
+        document,
+        ruling,
+        str(done.failure or ""),
+        entry.folder if folder is not None else None,
+    )
+
+
+def _status(ruling: Ruling, fail_on: str, *, failed: bool) -> int:
+    judged = {"verdict": {"label": ruling.label}, "claim": {"status": ruling.claim}}
+    return exit_status(judged, fail_on, failed=failed)
+
+
+def _notes(baselines: tuple[Baseline, ...], outcomes: list[Outcome], today: date) -> tuple[str, ...]:
+    """What the user should change about the baselines."""
+    rulings = [outcome.ruling for outcome in outcomes if outcome.ruling is not None]
+    notes = [f"{outcome.entry.name}: {note}" for outcome in outcomes if outcome.ruling for note in outcome.ruling.notes]
+    used = frozenset[int]().union(*(ruling.used for ruling in rulings))
+    for baseline in baselines:
+        if baseline.number in used:
+            continue
+        if baseline.expired(today):
+            notes.append(f"{baseline} expired on {baseline.expires} and matches nothing: remove it.")
+        elif len(rulings) == len(outcomes):
+            notes.append(f"{baseline} matches nothing that was found: remove it.")
+    return tuple(notes)

@@ -1,0 +1,189 @@
+"""The summary of a gate as data, and as text and Markdown; both read the data and nothing else."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from maskaudit import __version__
+from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.report import coerce, view, words
+from maskaudit.report.markdown import code, escape
+from maskaudit.results import plain
+
+SCHEMA_VERSION = 1
+
+#: What a status says about a model's build.
+STATUS_WORDS = {0: "pass", 1: "FAIL", 2: "NOT AUDITED", 3: "INCONCLUSIVE", 4: "MODEL FAILED"}
+
+#: Columns of the text, and the longest name shown in its table.
+WIDTH = 100
+_NAME = 28
+
+#: Verdicts, worst first.
+_LABELS = ("masked", "suspect", "inconclusive", "clear")
+
+_HEADER = ("model", "threat model", "verdict", "robust accuracy", "claim", "gate")
+
+
+def build(result: GateResult) -> dict[str, Any]:
+    """The summary as a JSON document (schema version 1)."""
+    models = [_model(outcome) for outcome in result.outcomes]
+    labels = [model["verdict"] for model in models]
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "gate",
+        "tool": {"name": "maskaudit", "version": __version__},
+        "config": str(result.config.file),
+        "status": result.status,
+        "verdict": next((label for label in _LABELS if label in labels), None),
+        "models": models,
+        "notes": list(result.notes),
+    }
+    return dict(plain(document))
+
+
+def _model(outcome: Outcome) -> dict[str, Any]:
+    entry, document = outcome.entry, outcome.document
+    head = {
+        "name": entry.name,
+        "model": entry.request.model,
+        "status": outcome.status,
+        "fail_on": entry.fail_on,
+        "error": outcome.error,
+        "report": f"{outcome.folder}/audit.json" if outcome.folder else None,
+    }
+    empty = {"verdict": None, "sentence": "", "reasons": [], "threat": "", "accuracy": {}, "findings": []}
+    if document is None or outcome.ruling is None:
+        return {**head, **empty, "claim": {"claimed": entry.request.settings.claim, "status": None}}
+    report = view.read(document)
+    return {
+        **head,
+        "verdict": report.label,
+        "sentence": report.sentence,
+        "reasons": list(report.reasons),
+        "threat": report.threat,
+        "claim": document["claim"],
+        "accuracy": document["accuracy"],
+        "findings": [
+            {
+                "kind": finding.kind, "rule": finding.rule, "module": finding.module, "op": finding.op,
+                "cause": finding.cause, "message": finding.message,
+                "accepted": None if baseline is None else {
+                    "baseline": baseline.number, "reason": baseline.reason, "expires": baseline.expires.isoformat(),
+                },
+            }
+            for finding, baseline in outcome.ruling.findings
+        ],
+    }  # fmt: skip
+
+
+def text(summary: dict[str, Any], *, color: bool = False) -> str:
+    """The table, then what is wrong with each model that does not pass, in at most 100 columns."""
+    rows = [_row(model) for model in summary["models"]]
+    if all(not row[1] for row in rows):
+        rows = [(row[0], "-", *row[2:]) for row in rows]
+    widths = [max(len(row[i]) for row in (_HEADER, *rows)) for i in range(len(_HEADER))]
+    lines = [_line(_HEADER, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
+    lines += [_toned(_line(row, widths), model["status"], color) for row, model in zip(rows, summary["models"], strict=True)]
+    for model in summary["models"]:
+        lines += _details(model)
+    if summary["notes"]:
+        lines += ["", *(line for note in summary["notes"] for line in _wrapped(f"note: {_flat(note)}", "", "      "))]
+    passed = sum(model["status"] == 0 for model in summary["models"])
+    lines += ["", f"{passed} of {words.plural(len(rows), 'model')} pass; exit status {summary['status']}"]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as GitHub-flavoured Markdown, for a step summary or a comment."""
+    state = "passed" if summary["status"] == 0 else "did not pass"
+    lines = [
+        f"## maskaudit gate {state}",
+        "",
+        "| " + " | ".join(name.capitalize() for name in _HEADER) + " |",
+        "|" + " --- |" * len(_HEADER),
+    ]
+    for model in summary["models"]:
+        name, *cells, gate = _row(model)
+        marked = escape(gate) if model["status"] == 0 else f"**{escape(gate)}**"
+        lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
+    for model in summary["models"]:
+        if body := _told(model):
+            lines += ["", f"### {code(model['name'])}", "", *(f"- {escape(line)}" for line in body)]
+    if summary["notes"]:
+        lines += ["", "### Baselines", "", *(f"- {escape(_flat(note))}" for note in summary["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _row(model: dict[str, Any]) -> tuple[str, ...]:
+    """Cells of the table."""
+    accepted = {finding["kind"] for finding in model["findings"] if finding["accepted"]}
+    open_ = {finding["kind"] for finding in model["findings"] if not finding["accepted"]}
+
+    def mark(kind: str) -> str:
+        return " (accepted)" if kind in accepted - open_ else ""
+
+    claim, best = model["claim"], coerce.rate(model["accuracy"].get("best_known"))
+    claimed = coerce.number(claim.get("claimed"))
+    name = _flat(model["name"])
+    return (
+        name if len(name) <= _NAME else name[: _NAME - 3] + "...",
+        _flat(model["threat"]).replace("ε", "eps") or "-",
+        (model["verdict"] or "-") + mark("verdict"),
+        words.rate(best, "-", missing="-"),
+        "-" if claimed is None else words.joined(
+            (words.percent(claimed), words.CLAIM.get(str(claim.get("status")), "") + mark("claim")), " "
+        ),
+        STATUS_WORDS[model["status"]],
+    )  # fmt: skip
+
+
+def _told(model: dict[str, Any]) -> list[str]:
+    """Why a model does not pass, and what was accepted for it."""
+    lines = []
+    if model["error"]:
+        lines.append(_flat(model["error"]))
+    if model["status"] != 0 and model["verdict"] is not None:
+        lines += [model["sentence"], *model["reasons"]]
+        claim = model["claim"]
+        if claim.get("status") == "refuted":
+            best = words.rate(coerce.rate(model["accuracy"].get("best_known")), "-")
+            lines.append(f"Claimed robust accuracy {words.percent(claim['claimed'])}, at most {best} found: refuted.")
+    seen: dict[int, list[str]] = {}
+    for finding in model["findings"]:
+        if finding["accepted"]:
+            seen.setdefault(finding["accepted"]["baseline"], []).append(finding["rule"])
+            until = f"until {finding['accepted']['expires']}: {_flat(finding['accepted']['reason'])}"
+            line = f"accepted by baseline {finding['accepted']['baseline']} {until}"
+            if line not in lines:
+                lines.append(line)
+    return lines
+
+
+def _details(model: dict[str, Any]) -> list[str]:
+    told = _told(model)
+    if not told:
+        return []
+    head = _wrapped(f"{_flat(model['name'])}: {told[0]}", "", "  ")
+    return ["", *head, *(line for item in told[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _toned(line: str, status: int, color: bool) -> str:
+    tone = {0: "32", 3: "36"}.get(status, "31")
+    return f"\x1b[{tone}m{line}\x1b[0m" if color else line
+
+
+def _wrapped(line: str, first: str, rest: str) -> list[str]:
+    return textwrap.wrap(
+        line, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _flat(value: str) -> str:
+    """One harmless line: names and messages come from files."""
+    return coerce.text(value)

@@ -1,0 +1,178 @@
+"""Where the gradient stops: cuts and ops that kill it, found by walking back from the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskaudit.trace.flow import gradient_flow
+from maskaudit.trace.observe import ESCAPES, Observer, Seen
+from maskaudit.trace.records import Cut, Flow, FunctionCheck, GradientHealth
+from maskaudit.trace.vocabulary import AGREEMENT, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
+
+
+@dataclass
+class Evidence:
+    """What the search looks at.
+
+    Attributes:
+        observer: the recorded pass, graph alive.
+        raw: the model's output (N, K).
+        scores: the target's scores (N, K).
+        y: labels (N,).
+        changes: indices of ops whose output moved when the input was perturbed.
+        phases: median phase change of periodic ops, by index.
+        health: the gradient as a whole.
+        functions: checks of custom Functions, by class name.
+    """
+
+    observer: Observer
+    raw: Tensor
+    scores: Tensor
+    y: Tensor
+    changes: set[int]
+    phases: dict[int, float]
+    health: GradientHealth
+    functions: dict[str, FunctionCheck]
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the gradient as a whole is unhealthy."""
+        health = self.health
+        poor = min(value for _, value in health.agreement) < AGREEMENT
+        return not health.connected or health.zero_share > ZERO_SHARE or poor
+
+
+class Walk:
+    """Follows the gradient back from the output, and past whatever stops it."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.e = evidence
+        self.ops = evidence.observer.ops
+        self.n = len(evidence.y)
+        self.flows: dict[int, Flow] = {}
+        self.cuts: list[Cut] = []
+        self.killers: list[Seen] = []
+        self.severed: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
+        self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
+
+    # --- walking ----------------------------------------------------------------------------------
+
+    def walk(self) -> None:
+        """Trace the gradient from the output; where it stops, go on from the input of what stopped it."""
+        observer = self.e.observer
+        alive = observer.live(self.e.raw)
+        self._find_cuts(alive)
+        roots = [(self.e.raw, self._margin_cotangent())] if alive else []
+        for cut, _ in self.severed:
+            roots += [(t, _noise(t)) for t in self._live_inputs(cut)]
+        for op in self._without_derivative():
+            self.killers.append(op)
+            self.flows[op.index] = Flow(self.n, 0.0, 0.0, 1.0, 0.0, None)
+            roots += [(t, _noise(t)) for t in self._live_inputs(op)]
+        for _ in range(MASKS_IN_SERIES):
+            flows: dict[int, Flow] = {}
+            for tensor, cotangent in roots:
+                flows = {**gradient_flow(observer, [(tensor, cotangent)], self.n), **flows}
+            fresh = {i: f for i, f in flows.items() if i not in self.flows or self.flows[i].points == 0}
+            self.flows.update(fresh)
+            killers = [self.ops[i] for i, f in fresh.items() if f.points and self._kills(self.ops[i], f)]
+            if not killers:
+                return
+            self.killers += killers
+            roots = [(t, _noise(t)) for op in killers for t in self._live_inputs(op)]
+
+    def _kills(self, op: Seen, flow: Flow) -> bool:
+        if op.name in STRUCTURAL:
+            return False
+        limit = ZERO_SHARE if op.name in SOFTMAX and self.decides(op) else KILLS
+        return flow.zero_share > limit and op.index in self.e.changes and op not in self.killers
+
+    def _without_derivative(self) -> list[Seen]:
+        """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
+        return [
+            op for op in self.ops
+            if op.index in self.ancestors and any("NotImplemented" in node.name() for node in op.nodes)
+        ]  # fmt: skip
+
+    def _find_cuts(self, alive: bool) -> None:
+        for op in self.ops:
+            if op.index not in self.e.changes or op.live_out:
+                continue
+            relevant = op.index in self.ancestors
+            back = op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in)
+            if back and relevant:
+                escape = self._escape_before(op)
+                where = escape if escape is not None else op
+                self._add_cut(where, op, alive, f"the data leave torch in {where.name} and come back without gradient")
+            elif op.live_in and op.kind == "torch" and relevant:
+                self._add_cut(op, op, alive, f"{op.name} passes the data on and drops the gradient")
+
+    def _add_cut(self, op: Seen, back: Seen, alive: bool, sentence: str) -> None:
+        location = op.no_grad if op.no_grad is not None and op.kind == "torch" else op.location
+        if any(cut.location == location for cut in self.cuts):
+            return
+        self.cuts.append(Cut(location, op.index, alive, sentence))
+        if not alive:
+            self.severed.append((op, back))
+
+    def _escape_before(self, entry: Seen) -> Seen | None:
+        earlier = [op for op in self.ops[: entry.index] if op.kind == "escape" and op.name in ESCAPES]
+        here = [op for op in earlier if op.module == entry.module]
+        found = here or earlier
+        return found[-1] if found else None
+
+    def ancestors_of(self, start: int | None) -> set[int]:
+        """`start` and everything its data come from, as far as torch saw it."""
+        found: set[int] = set()
+        stack = [start] if start is not None and start >= 0 else []
+        while stack:
+            index = stack.pop()
+            if index not in found:
+                found.add(index)
+                stack.extend(self.ops[index].parents)
+        return found
+
+    def _live_inputs(self, op: Seen) -> list[Tensor]:
+        """Inputs of `op` that are on the graph, or those of what made its inputs."""
+        observer = self.e.observer
+        pending, seen = [op], set()
+        while pending:
+            current = pending.pop()
+            live = [t for t in current.inputs if observer.live(t) and t is not observer.leaf]
+            if live:
+                return live
+            if not current.inputs and current.nodes:
+                parents = [t for p in current.parents for t in self.ops[p].outputs if observer.live(t)]
+                if parents:
+                    return parents
+            seen.add(current.index)
+            pending += [self.ops[p] for p in current.parents if p not in seen]
+        return []
+
+    def _margin_cotangent(self) -> Tensor:
+        """Derivative of the margin with respect to the raw output: +1 at the runner-up, −1 at the label."""
+        raw = self.e.raw.detach()
+        y = self.e.y.to(raw.device)
+        wrong = raw.float().scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+        cotangent, rows = torch.zeros_like(raw), torch.arange(len(y), device=raw.device)
+        cotangent[rows, wrong] = 1
+        cotangent[rows, y] = -1
+        return cotangent
+
+    def decides(self, op: Seen) -> bool:
+        """Whether the op's first input is (N, K) and already holds the model's decision."""
+        if not op.inputs or op.index not in self.ancestors:
+            return False
+        before = op.inputs[0].detach()
+        if before.shape != self.e.raw.shape or not before.is_floating_point():
+            return False
+        return torch.equal(before.argmax(dim=1), self.e.raw.detach().argmax(dim=1))
+
+
+def _noise(tensor: Tensor) -> Tensor:
+    """A fixed random cotangent."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
