@@ -163,7 +163,10 @@ def _title(name: str) -> str:
 
 def _see(kind: Any) -> str:
     arguments = [one for one in typing.get_args(kind) if dataclasses.is_dataclass(one)]
-    name = _title(getattr(arguments[0] if arguments else kind, "__name__", ""))
+    found = arguments[0] if arguments else kind
+    if not dataclasses.is_dataclass(found):
+        raise ValueError("a section of the report is not described in docs/json_fields.py")
+    name = _title(getattr(found, "__name__", ""))
     return f"see [{name}](#{name.replace(' ', '-')})"
 
 

@@ -312,5 +312,5 @@ def markdown(content: str) -> str:
     """Text with the signs escaped that Markdown would read as its own, outside `code`."""
     pieces = content.split("`")
     for i in range(0, len(pieces), 2):
-        pieces[i] = re.sub(r"([\\*<\[\]|])", r"\\\1", pieces[i])
+        pieces[i] = re.sub(r"[\\*<|]|\](?=\()", r"\\\g<0>", pieces[i])
     return "`".join(pieces)

@@ -106,18 +106,25 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the model is shown and how its answers are read."""
+    for option in (
+        click.option("--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one."),
+        click.option("--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True),
+        click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel."),
+        click.option( "--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel." ),
+        click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value."),
+        click.option("--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255."),
+        click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball."),
+        click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME."),
+    ):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @_model_options
-@click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME.")
-@click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball.")
-@click.option("--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255.")
-@click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value.")
-@click.option(
-    "--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel."
-)
-@click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel.")
-@click.option("--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True)
-@click.option("--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one.")
+@_data_options
 @click.option("--claim", callback=_fraction, metavar="FRACTION", help="Robust accuracy that is claimed, e.g. 0.53.")
 @click.option("--samples", type=int, metavar="N", help="Most points to draw.")
 @click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
@@ -191,6 +198,24 @@ def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False)
     if claim == "refuted":
         return 1
     return INCONCLUSIVE_STATUS if label == "inconclusive" else 0
+
+
+@cli.command()
+@_model_options
+@_data_options
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the inspection as one JSON document.")
+def inspect(model: str, as_json: bool, seed: int, **options: Any) -> None:
+    """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
+    from maskaudit.api import Request
+    from maskaudit.jobs import inspect_source
+    from maskaudit.settings import AuditSettings
+    from maskaudit.trace.inspect import format_inspection
+
+    names = ("outputs", "mean", "std", "reject_class", "device")
+    settings = AuditSettings(seed=seed, **{name: options.pop(name) for name in names})
+    inspection = inspect_source(Request(model, settings=settings, **options))
+    click.echo(json.dumps(inspection, indent=1) if as_json else format_inspection(inspection))
 
 
 @cli.command()

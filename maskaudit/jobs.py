@@ -16,10 +16,15 @@ from maskaudit.loading import load_model
 from maskaudit.output import parse_outputs, write_outputs
 from maskaudit.probes import PROBES
 from maskaudit.probes.docs import full_text
+from maskaudit.recognise import recognise
+from maskaudit.repairs.attack import per_coordinate
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
+from maskaudit.target import Target
 from maskaudit.terminal import Progress
 from maskaudit.threat import Norm, ThreatModel, customary_eps
+from maskaudit.trace import MAX_POINTS
+from maskaudit.trace.inspect import inspect_model
 from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 from maskaudit.zoo import ZOO
 
@@ -80,6 +85,19 @@ def audit_source(source: str, settings: AuditSettings, *, quiet: bool = True) ->
     audit = api.run(api.prepare(api.Request(source, settings=settings)), on_event=progress)
     progress.close()
     return audit
+
+
+def inspect_source(request: api.Request) -> dict[str, Any]:
+    """Trace a model on a few points of its data: gradient flow, cuts, randomness, what would be repaired; no attack."""
+    prepared = api.prepare(request)
+    settings, threat = prepared.settings, prepared.threat
+    with Target(
+        prepared.loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, device=settings.device,
+        reject_class=settings.reject_class, seed=settings.seed,
+    ) as target:  # fmt: skip
+        recognise(target, prepared.data, settings)
+        _, x, y = prepared.data.sample(MAX_POINTS, settings.seed)
+        return inspect_model(target, x, y, eps=per_coordinate(threat, x))
 
 
 def verify_files(

@@ -236,7 +236,7 @@ def test_resuming_another_audit_is_refused(standard_file: Path, tmp_path: Path) 
 def test_a_crippled_search_is_not_clear(pgd_trained: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     weak = dataclasses.replace(registry.BUDGETS["quick"], queries=1, decision_queries=1, noise_draws=1)
     monkeypatch.setitem(registry.BUDGETS, "quick", weak)
-    audit = api.audit(pgd_trained.module, settings=dataclasses.replace(QUICK, ignore=("transfer",)))
+    audit = api.audit(pgd_trained.module, settings=dataclasses.replace(QUICK, ignore=("transfer", "finite-differences")))
     assert audit.report.verdict.label == "inconclusive", audit.report.verdict
     assert audit.report.power["passed"] is False
 

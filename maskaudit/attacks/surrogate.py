@@ -22,9 +22,9 @@ from maskaudit.threat import ThreatModel, per_point_norm
 LEAK = 0.1
 #: Inputs per training step, and steps per round at least.
 BATCH, LEAST_STEPS = 128, 60
-#: A pass of a large image through the network is cut to this many positions by pooling first.
+#: Larger images are first averaged down to this side, which bounds the cost of a pass.
 LARGEST_SIDE = 32
-#: Share of the pool distance that a mixture moves towards the other point, at most.
+#: A mixture moves at most this share of the way to the other point.
 LARGEST_MIX = 0.6
 
 
@@ -74,7 +74,7 @@ def train_surrogate(
     num_classes: int,
     seed: int = 0,
     rounds: int = 3,
-    epochs: int = 6,
+    epochs: int = 3,
     pool_limit: int = 2000,
 ) -> nn.Module:
     """Fit a `Surrogate` to the target's predicted classes around the pool.

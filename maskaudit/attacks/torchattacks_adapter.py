@@ -48,7 +48,7 @@ DEFAULT_STEPS, DEFAULT_QUERIES = 40, 500
 #: Attacks of a fixed norm without `norm` in their signature; all others that take ε are Linf.
 L2_ATTACKS = ("PGDL2", "PGDRSL2")
 #: Settings that are lengths in input units and must shrink with the range of the bounds.
-LENGTHS = ("eps", "alpha", "max_epsilon", "std", "noise_sd", "delta", "lr")
+LENGTHS = ("eps", "alpha", "max_epsilon", "noise_sd", "delta")
 
 
 class ExternalAttackError(MaskauditError):
@@ -149,9 +149,8 @@ def _run_batch(
         if isinstance(target.model, nn.Module):
             target.model.eval()
         try:
-            for key in ("n_classes",):
-                if key in inspect.signature(attack_class.__init__).parameters and key not in arguments:
-                    arguments = {**arguments, key: module.classes(unit[:1])}
+            if "n_classes" in inspect.signature(attack_class.__init__).parameters:
+                arguments = {"n_classes": module.classes(unit[:1]), **arguments}
             attack = attack_class(module, **arguments)
             attack.set_device(x.device)
             found = attack(unit, y)
@@ -217,9 +216,11 @@ class _UnitModel(nn.Module):
             return int(self(unit).shape[1])
 
     def forward(self, unit: Tensor) -> Tensor:
-        inputs = (unit * self.width + self.low).view(len(unit), *self.point_shape)
+        if not bool(torch.isfinite(unit).all()):
+            raise ArithmeticError("the attack itself produced inputs that are not finite")
         target: Target = self.__dict__["target"]
-        inputs = inputs.clamp(*target.bounds)
+        inputs = (unit * self.width + self.low).view(len(unit), *self.point_shape)
+        inputs = inputs + (inputs.clamp(*target.bounds) - inputs).detach()  # rounding must not cut the gradient
         scores = target.differentiable_scores(inputs)
         for _ in range(target.draws - 1):
             scores = scores + target.differentiable_scores(inputs)
@@ -228,8 +229,10 @@ class _UnitModel(nn.Module):
         if missing > 0:
             floor = scores.detach().amin(dim=1, keepdim=True) - ADDED_CLASS_GAP
             scores = torch.cat([scores, floor.expand(-1, missing)], dim=1)
-        if unit.requires_grad and torch.is_grad_enabled() and not scores.requires_grad:
-            scores = scores + 0.0 * unit.flatten(1).sum(dim=1, keepdim=True)  # hard outputs: a zero gradient, no crash
+        if unit.requires_grad and torch.is_grad_enabled():
+            target.count_backward(len(unit) * target.draws)
+            if not scores.requires_grad:  # hard outputs: a zero gradient instead of a crash
+                scores = scores + 0.0 * unit.flatten(1).sum(dim=1, keepdim=True)
         return scores
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from xml.etree import ElementTree
 
-from maskaudit.gate.baselines import visible
+from maskaudit.gate.baselines import Kind, visible
 from maskaudit.gate.running import GateResult, Outcome
 from maskaudit.report import coerce, junit, sarif
+
+#: What a baseline can only accept explicitly, with its rule in SARIF.
+_PROVEN: tuple[tuple[Kind, str], ...] = (("verdict", sarif.VERDICT_RULE), ("claim", sarif.CLAIM_RULE))
 
 
 def merged_sarif(result: GateResult) -> str:
@@ -31,11 +34,7 @@ def _run(outcome: Outcome) -> dict[str, object]:
         }
     else:
         run = json.loads(sarif.render(visible(outcome.document, outcome.ruling)))["runs"][0]
-        left_out = {
-            rule
-            for kind, rule in (("verdict", sarif.VERDICT_RULE), ("claim", sarif.CLAIM_RULE))
-            if outcome.ruling.accepted("verdict" if kind == "verdict" else "claim")
-        }
+        left_out = {rule for kind, rule in _PROVEN if outcome.ruling.accepted(kind)}
         results = run["results"]
         assert isinstance(results, list)
         run["results"] = [item for item in results if item["ruleId"] not in left_out]
@@ -64,8 +63,8 @@ def _suite(outcome: Outcome) -> ElementTree.Element:
         return suite
     document = visible(outcome.document, outcome.ruling)
     suite = next(iter(ElementTree.fromstring(junit.render(document))))
-    for name in ("verdict", "claim"):
-        baselines = outcome.ruling.accepted("verdict" if name == "verdict" else "claim")
+    for name, _ in _PROVEN:
+        baselines = outcome.ruling.accepted(name)
         for case in suite.findall("testcase") if baselines else ():
             # With an accepted verdict the findings of probes fail nothing either.
             if case.get("classname") == f"maskaudit.{name}":

@@ -16,14 +16,15 @@ SCHEMA_VERSION = 1
 #: What a status says about a model's build.
 STATUS_WORDS = {0: "pass", 1: "FAIL", 2: "NOT AUDITED", 3: "INCONCLUSIVE", 4: "MODEL FAILED"}
 
-#: Columns of the text, and the longest name shown in its table.
+#: Columns of the text, and the fewest that a name in its table is cut to.
 WIDTH = 100
-_NAME = 28
+_NAME = 12
 
 #: Verdicts, worst first.
 _LABELS = ("masked", "suspect", "inconclusive", "clear")
 
-_HEADER = ("model", "threat model", "verdict", "robust accuracy", "claim", "gate")
+#: Columns of the table in every format.
+HEADER = ("model", "threat", "verdict", "robust accuracy", "claim", "gate")
 
 
 def build(result: GateResult) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "report": f"{outcome.folder}/audit.json" if outcome.folder else None,
     }
-    empty = {"verdict": None, "sentence": "", "reasons": [], "threat": "", "accuracy": {}, "findings": []}
+    empty = {"verdict": None, "sentence": "", "reasons": [], "threat": {}, "accuracy": {}, "findings": []}
     if document is None or outcome.ruling is None:
         return {**head, **empty, "claim": {"claimed": entry.request.settings.claim, "status": None}}
     report = view.read(document)
@@ -62,7 +63,7 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         "verdict": report.label,
         "sentence": report.sentence,
         "reasons": list(report.reasons),
-        "threat": report.threat,
+        "threat": document["threat"],
         "claim": document["claim"],
         "accuracy": document["accuracy"],
         "findings": [
@@ -80,16 +81,15 @@ def _model(outcome: Outcome) -> dict[str, Any]:
 
 def text(summary: dict[str, Any], *, color: bool = False) -> str:
     """The table, then what is wrong with each model that does not pass, in at most 100 columns."""
-    rows = [_row(model) for model in summary["models"]]
-    if all(not row[1] for row in rows):
-        rows = [(row[0], "-", *row[2:]) for row in rows]
-    widths = [max(len(row[i]) for row in (_HEADER, *rows)) for i in range(len(_HEADER))]
-    lines = [_line(_HEADER, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
+    rows = [row(model) for model in summary["models"]]
+    widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(len(HEADER))]
+    widths[0] = min(widths[0], max(_NAME, WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
+    lines = [_line(HEADER, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
     lines += [_toned(_line(row, widths), model["status"], color) for row, model in zip(rows, summary["models"], strict=True)]
     for model in summary["models"]:
         lines += _details(model)
-    if summary["notes"]:
-        lines += ["", *(line for note in summary["notes"] for line in _wrapped(f"note: {_flat(note)}", "", "      "))]
+    if found := notes(summary):
+        lines += ["", *(line for note in found for line in _wrapped(f"note: {note}", "", "      "))]
     passed = sum(model["status"] == 0 for model in summary["models"])
     lines += ["", f"{passed} of {words.plural(len(rows), 'model')} pass; exit status {summary['status']}"]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -101,45 +101,39 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = [
         f"## maskaudit gate {state}",
         "",
-        "| " + " | ".join(name.capitalize() for name in _HEADER) + " |",
-        "|" + " --- |" * len(_HEADER),
+        "| " + " | ".join(name.capitalize() for name in HEADER) + " |",
+        "|" + " --- |" * len(HEADER),
     ]
     for model in summary["models"]:
-        name, *cells, gate = _row(model)
+        name, *cells, gate = row(model)
         marked = escape(gate) if model["status"] == 0 else f"**{escape(gate)}**"
         lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
     for model in summary["models"]:
-        if body := _told(model):
+        if body := told(model):
             lines += ["", f"### {code(model['name'])}", "", *(f"- {escape(line)}" for line in body)]
-    if summary["notes"]:
-        lines += ["", "### Baselines", "", *(f"- {escape(_flat(note))}" for note in summary["notes"])]
+    if found := notes(summary):
+        lines += ["", "### Baselines", "", *(f"- {escape(note)}" for note in found)]
     return "\n".join(lines) + "\n"
 
 
-def _row(model: dict[str, Any]) -> tuple[str, ...]:
+def row(model: dict[str, Any]) -> tuple[str, ...]:
     """Cells of the table."""
-    accepted = {finding["kind"] for finding in model["findings"] if finding["accepted"]}
-    open_ = {finding["kind"] for finding in model["findings"] if not finding["accepted"]}
-
-    def mark(kind: str) -> str:
-        return " (accepted)" if kind in accepted - open_ else ""
-
-    claim, best = model["claim"], coerce.rate(model["accuracy"].get("best_known"))
-    claimed = coerce.number(claim.get("claimed"))
-    name = _flat(model["name"])
+    claim, threat = model["claim"], model["threat"]
+    claimed, eps = coerce.number(claim.get("claimed")), coerce.number(threat.get("eps"))
+    status = words.CLAIM.get(str(claim.get("status")), "")
+    ball = words.joined((_flat(threat.get("norm")), words.radius(eps).partition(" (")[0]), " ")
+    accepted = any(finding["accepted"] and finding["kind"] != "probe" for finding in model["findings"])
     return (
-        name if len(name) <= _NAME else name[: _NAME - 3] + "...",
-        _flat(model["threat"]).replace("ε", "eps") or "-",
-        (model["verdict"] or "-") + mark("verdict"),
-        words.rate(best, "-", missing="-"),
-        "-" if claimed is None else words.joined(
-            (words.percent(claimed), words.CLAIM.get(str(claim.get("status")), "") + mark("claim")), " "
-        ),
-        STATUS_WORDS[model["status"]],
-    )  # fmt: skip
+        _flat(model["name"]),
+        "-" if eps is None else ball,
+        model["verdict"] or "-",
+        words.rate(coerce.rate(model["accuracy"].get("best_known")), "-", missing="-"),
+        "-" if claimed is None else words.joined((words.percent(claimed), status), " "),
+        "accepted" if accepted and model["status"] == 0 else STATUS_WORDS[model["status"]],
+    )
 
 
-def _told(model: dict[str, Any]) -> list[str]:
+def told(model: dict[str, Any]) -> list[str]:
     """Why a model does not pass, and what was accepted for it."""
     lines = []
     if model["error"]:
@@ -150,10 +144,8 @@ def _told(model: dict[str, Any]) -> list[str]:
         if claim.get("status") == "refuted":
             best = words.rate(coerce.rate(model["accuracy"].get("best_known")), "-")
             lines.append(f"Claimed robust accuracy {words.percent(claim['claimed'])}, at most {best} found: refuted.")
-    seen: dict[int, list[str]] = {}
     for finding in model["findings"]:
         if finding["accepted"]:
-            seen.setdefault(finding["accepted"]["baseline"], []).append(finding["rule"])
             until = f"until {finding['accepted']['expires']}: {_flat(finding['accepted']['reason'])}"
             line = f"accepted by baseline {finding['accepted']['baseline']} {until}"
             if line not in lines:
@@ -161,8 +153,13 @@ def _told(model: dict[str, Any]) -> list[str]:
     return lines
 
 
+def notes(summary: dict[str, Any]) -> list[str]:
+    """What the user should change about the baselines, one line each."""
+    return [_flat(note) for note in summary["notes"]]
+
+
 def _details(model: dict[str, Any]) -> list[str]:
-    told = _told(model)
+    told = told(model)
     if not told:
         return []
     head = _wrapped(f"{_flat(model['name'])}: {told[0]}", "", "  ")
@@ -170,7 +167,8 @@ def _details(model: dict[str, Any]) -> list[str]:
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    fitting = (cell if len(cell) <= width else cell[: width - 3] + "..." for cell, width in zip(cells, widths, strict=True))
+    return "  ".join(cell.ljust(width) for cell, width in zip(fitting, widths, strict=True)).rstrip()
 
 
 def _toned(line: str, status: int, color: bool) -> str:
@@ -184,6 +182,6 @@ def _wrapped(line: str, first: str, rest: str) -> list[str]:
     )
 
 
-def _flat(value: str) -> str:
+def _flat(value: Any) -> str:
     """One harmless line: names and messages come from files."""
     return coerce.text(value)

@@ -38,7 +38,8 @@ def _repair(culprit: Culprit, op: Op | None) -> Repair:
     where: Location = culprit.location
     by_node = False
     if op is not None:
-        by_node = op.kind == "node" or (op.location.op.endswith("_") and culprit.remedy == "straight-through")
+        in_place = op.location.op.endswith("_") and not op.location.op.endswith("__")
+        by_node = op.kind == "node" or (in_place and culprit.remedy == "straight-through")
         if culprit.remedy not in ("function-identity", "enable-grad"):
             where = op.location
     return Repair(

@@ -6,6 +6,7 @@ The rule, with every constant of it, is in this module; `docs/verdict.md` explai
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from maskaudit.results import Claim, ClaimStatus, Label, Mechanism, ProbeResult, Rate, Verdict
@@ -219,6 +220,15 @@ def _accuracy(seen: Observations) -> dict[str, Rate | None]:
     }
 
 
+def _place(mechanism: Mechanism) -> str:
+    """Where, as the end of a sentence: op, file and line as far as they are known."""
+    if not mechanism.locations or not mechanism.locations[0].op:
+        return ""
+    where = mechanism.locations[0]
+    line = f" ({PurePath(where.file).name}:{where.line})" if where.file and where.line else ""
+    return f", in {where.op}{line}"
+
+
 def _claim_status(seen: Observations) -> ClaimStatus:
     if seen.claimed is None:
         return "no_claim"
@@ -237,7 +247,9 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
     search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
     if label == "masked":
         title = mechanisms[0].title
-        cause = f"The likely cause: {title[0].lower()}{title[1:]}." if mechanisms[0].id != "unknown" else f"{title}."
+        cause = f"{title}."
+        if mechanisms[0].id != "unknown":
+            cause = f"The likely cause: {title[0].lower()}{title[1:]}{_place(mechanisms[0])}."
         return (
             f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
             f"at most {best:.1%} withstand every attack that was tried. {cause}"

@@ -47,6 +47,27 @@ def test_masked_models_fall(case: Masked, net: nn.Module, points: Points) -> Non
     assert bool((attempt.queries > 0).all())
 
 
+def test_op_without_derivative_is_repaired(net: nn.Module, points: Points) -> None:
+    """Own-gradient attacks raise here; repaired ones do not."""
+    target, x, y = opened(zoo.Front(net, zoo.Apply(lambda h: h // 0.125 * 0.125)), points)
+    with target:
+        attempt = repaired_attacks(target, x, y, threat=LINF, rng=rng(len(x)), steps=20)
+        left = float((target.margin(target.scores(attempt.examples), y) <= 0).double().mean())
+    assert left <= 0.02
+
+
+def test_random_model_behind_a_quantiser(net: nn.Module, points: Points) -> None:
+    """Gradients and decisions are means over draws; every point runs to the end."""
+    noisy = zoo.Front(net, zoo.Apply(lambda h: torch.round((h + 0.05 * torch.randn_like(h)) * 7) / 7)).eval()
+    target = Target(noisy, draws=4)
+    with target:
+        right = target.scores(points[0]).argmax(1) == points[1]
+        x, y = points[0][right], points[1][right]
+        attempt = repaired_attacks(target, x, y, threat=LINF, rng=rng(len(x)), steps=10)
+        left = float((target.margin(target.scores(attempt.examples), y) <= 0).double().mean())
+    assert left <= 0.05
+
+
 def test_healthy_models_cost_nothing(net: nn.Module, points: Points) -> None:
     target, x, y = opened(net, points)
     with target:

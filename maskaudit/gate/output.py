@@ -1,0 +1,96 @@
+"""Where the summary of a gate goes: files, standard output, GitHub."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from maskaudit.errors import UsageError
+from maskaudit.gate import page, summary
+from maskaudit.gate.baselines import visible
+from maskaudit.gate.merge import merged_junit, merged_sarif
+from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.output import parse_outputs, write_file
+from maskaudit.report import github
+
+#: Files that `--out DIR` writes beside the sub-folders of the models, by format.
+SUMMARY_FILES = {
+    "md": "summary.md",
+    "json": "summary.json",
+    "html": "index.html",
+    "junit": "junit.xml",
+    "sarif": "maskaudit.sarif",
+}
+
+FORMATS: dict[str, Callable[[GateResult, dict[str, Any]], str]] = {
+    "html": lambda result, data: page.html(data),
+    "json": lambda result, data: dump(data),
+    "md": lambda result, data: summary.markdown(data),
+    "text": lambda result, data: summary.text(data),
+    "sarif": lambda result, data: merged_sarif(result),
+    "junit": lambda result, data: merged_junit(result),
+}
+
+
+def wanted_files(outputs: tuple[str, ...], out: Path | None) -> list[tuple[str, Path]]:
+    """(format, absolute path) pairs for `-o FORMAT=PATH` and `--out DIR`, checked before any work is done.
+
+    Raises:
+        UsageError: for an unknown format, a missing path, or `evidence`, which belongs to a single model.
+        InputError: when a place cannot be written.
+    """
+    if any(item.partition("=")[0] == "evidence" for item in outputs):
+        raise UsageError("The evidence belongs to a single model: --out DIR keeps it in each model's folder.")
+    wanted = [(fmt, path.absolute()) for fmt, path in parse_outputs(outputs, None)]
+    if out is not None:
+        places = tuple(f"{fmt}={out.absolute() / name}" for fmt, name in SUMMARY_FILES.items())
+        wanted = [*parse_outputs(places, None), *wanted]
+    return wanted
+
+
+def write_summaries(wanted: list[tuple[str, Path]], result: GateResult, data: dict[str, Any]) -> None:
+    """Render and write every wanted file.
+
+    Raises:
+        InputError: when a file cannot be written.
+    """
+    for fmt, path in wanted:
+        write_file(path, FORMATS[fmt](result, data).encode("utf-8", "replace"))
+
+
+def dump(data: dict[str, Any]) -> str:
+    """A summary as JSON text."""
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def announce(result: GateResult, data: dict[str, Any], stream: TextIO) -> None:
+    """Annotations on `stream` and the step summary, where this is a step of GitHub Actions."""
+    if github.in_actions():
+        workspace = os.environ.get("GITHUB_WORKSPACE")
+        root = Path(workspace) if workspace else None
+        for annotation in github.annotations([_audited(outcome, result) for outcome in result.outcomes], root=root):
+            say(f"{annotation}\n", stream)
+    github.append_summary(summary.markdown(data))
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Write to a terminal, a pipe or a file of any encoding: what it cannot show becomes a question mark."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def _audited(outcome: Outcome, result: GateResult) -> github.Audited:
+    """An outcome for the annotations: an accepted verdict or claim is none, what a baseline hides is left out."""
+    file = os.path.relpath(result.config.file)
+    if outcome.document is None or outcome.ruling is None:
+        return github.Audited(outcome.entry.name, outcome.status, None, outcome.error, file)
+    document = visible(outcome.document, outcome.ruling)
+    if outcome.ruling.accepted("verdict"):
+        document["verdict"]["label"] = outcome.ruling.label
+    if outcome.ruling.accepted("claim"):
+        document["claim"]["status"] = outcome.ruling.claim
+    return github.Audited(outcome.entry.name, outcome.status, document, outcome.error, file)
