@@ -25,7 +25,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 from json_fields import CLASSES, SECTIONS, TOP  # noqa: E402
-from reference import attacks_page, commands_page, option_lines, probes_page  # noqa: E402
+from reference import attacks_page, commands_page, probes_page  # noqa: E402
 
 from maskaudit import results  # noqa: E402
 from maskaudit.report import text  # noqa: E402
@@ -125,7 +125,7 @@ def json_fields() -> str:
     parts = ["| section | type | meaning |\n| --- | --- | --- |\n"]
     rows = [("schema_version", "whole number", TOP["schema_version"])]
     for name in names:
-        known = TOP.get(name) or (f"see [{name}](#{name})" if name in SECTIONS else _see(hints[name]))
+        known = TOP.get(name) or (f"see [{name}](#{name})" if name in SECTIONS else _see(name, hints[name]))
         rows.append((name, type_words(hints[name]), known))
     parts += [f"| `{name}` | {kind} | {meaning} |\n" for name, kind, meaning in rows]
     for section in (name for name in names if name in SECTIONS):
@@ -136,6 +136,21 @@ def json_fields() -> str:
         kinds = typing.get_type_hints(getattr(results, name))
         for field in dataclasses.fields(getattr(results, name)):
             parts.append(f"| `{field.name}` | {type_words(kinds[field.name])} | {meanings[field.name]} |\n")
+    return "".join(parts)
+
+
+def gate_keys() -> str:
+    """Every key of the gate's configuration, by table."""
+    from json_fields import GATE_KEYS
+
+    from maskaudit.gate.config import BASELINE, DEFAULTS, MODEL
+
+    parts = []
+    only = {key: reader for key, reader in MODEL.items() if key not in DEFAULTS}
+    for title, keys in (("Once for all models, or per model", DEFAULTS), ("Per model", only), ("Baseline", BASELINE)):
+        parts.append(f"**{title}**\n\n| key | meaning |\n| --- | --- |\n")
+        parts += [f"| `{key}` | {GATE_KEYS['baseline' if keys is BASELINE else 'model'][key]} |\n" for key in keys]
+        parts.append("\n")
     return "".join(parts)
 
 
@@ -161,11 +176,11 @@ def _title(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
 
 
-def _see(kind: Any) -> str:
+def _see(section: str, kind: Any) -> str:
     arguments = [one for one in typing.get_args(kind) if dataclasses.is_dataclass(one)]
     found = arguments[0] if arguments else kind
     if not dataclasses.is_dataclass(found):
-        raise ValueError("a section of the report is not described in docs/json_fields.py")
+        raise ValueError(f"describe the report's section {section!r} in docs/json_fields.py")
     name = _title(getattr(found, "__name__", ""))
     return f"see [{name}](#{name.replace(' ', '-')})"
 
@@ -181,7 +196,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "clear-verdict": lambda: fenced("\n\n".join(paragraphs("clear")[:2])),
     "clear-attacks": lambda: fenced(paragraphs("clear")[2]),
     "clear-figures": clear_in_figures,
-    "gate-options": lambda: option_lines("gate"),
+    "gate-keys": gate_keys,
 }
 
 

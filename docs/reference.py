@@ -258,11 +258,6 @@ def options(path: str) -> str:
     return "".join(lines)
 
 
-def option_lines(name: str) -> str:
-    """The options of `maskaudit NAME`."""
-    return options(f"maskaudit {name}")
-
-
 def help_text(said: str | None) -> str:
     """A command's help as Markdown; click's preformatted paragraphs become blocks."""
     parts = []

@@ -17,6 +17,7 @@ from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
 from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
+from maskaudit.report.text import brief
 from maskaudit.runner import Audit, run_audit
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
@@ -176,13 +177,12 @@ def assert_not_masked(
     bounds: tuple[float, float] = (0.0, 1.0),
     settings: AuditSettings | None = None,
 ) -> Audit:
-    """Audit, and raise AssertionError with the verdict's sentence and reasons when masking is proven."""
+    """Audit, and raise AssertionError with verdict, reasons, mechanism and figures when masking is proven."""
     result = audit(model, data, norm=norm, eps=eps, bounds=bounds, settings=settings)
     if result.failure is not None:
         raise result.failure
-    verdict = result.report.verdict
-    if verdict.label == "masked":
-        raise AssertionError("\n".join([f"masked: {verdict.sentence}", *verdict.reasons]))
+    if result.report.verdict.label == "masked":
+        raise AssertionError(brief(result.report.to_dict()))
     return result
 
 

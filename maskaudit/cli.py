@@ -148,8 +148,9 @@ def check(model: str, **options: Any) -> None:
     zoo:NAME, torchvision:NAME, timm:NAME or py:pkg.mod:callable.
     """
     from maskaudit import api
+    from maskaudit.gate.output import announce
     from maskaudit.output import parse_outputs, write_outputs
-    from maskaudit.report import render, text
+    from maskaudit.report import github, render, text
     from maskaudit.settings import AuditSettings
     from maskaudit.terminal import Progress, use_colour
 
@@ -183,7 +184,10 @@ def check(model: str, **options: Any) -> None:
             click.echo(f"{fmt:>9}: {path}")
     if audit.failure is not None:
         click.echo(f"maskaudit: {audit.failure}", err=True)
-    sys.exit(exit_status(document, options["fail_on"], failed=audit.failure is not None))
+    status = exit_status(document, options["fail_on"], failed=audit.failure is not None)
+    seen = [github.Audited(model, status, document, str(audit.failure or ""))]
+    announce(seen, render(document, "md"), sys.stderr if options["as_json"] else sys.stdout)
+    sys.exit(status)
 
 
 def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False) -> int:
@@ -274,6 +278,53 @@ def report(audit: str, outputs_to: tuple[str, ...]) -> None:
     write_outputs(wanted, read_report(Path(audit)), None)
     for fmt, path in wanted:
         click.echo(f"{fmt:>9}: {path}")
+
+
+@cli.command()
+@click.option("--config", metavar="FILE", help="maskaudit.toml or pyproject.toml; the nearest one if not given.")
+@click.option("--fail-on", type=click.Choice(FAIL_ON), help="For all models, whatever the configuration says.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
+@click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
+              help="Write the summary as html, json, md, text, sarif or junit.")  # fmt: skip
+@click.option("--out", metavar="DIR", help="Write the summary, and a folder with the reports of each model.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def gate(
+    config: str | None, fail_on: str | None, as_json: bool, outputs_to: tuple[str, ...], out: str | None, quiet: bool
+) -> None:
+    """Check all models and claims of [tool.maskaudit]: one summary, one exit status.
+
+    The status is that of the worst model: 4 failed, 2 refused, 1 a finding, 3 inconclusive, 0.
+    """
+    from maskaudit.gate.output import announce, audited, dump, wanted_files, write_summaries
+    from maskaudit.gate.running import configured, run_gate
+    from maskaudit.gate.summary import build, markdown, text
+    from maskaudit.gate.terminal import say
+    from maskaudit.terminal import Progress, use_colour
+
+    settings = configured(config, fail_on=fail_on)
+    folder = Path(out).absolute() if out else None
+    wanted = wanted_files(outputs_to, folder)
+    progress = Progress(quiet=quiet)
+    result = run_gate(settings, out=folder, on_event=progress)
+    progress.close()
+    summary = build(result)
+    write_summaries(wanted, result, summary)
+    say(dump(summary) if as_json else text(summary, color=use_colour(sys.stdout)), sys.stdout)
+    announce(audited(result), markdown(summary), sys.stderr if as_json else sys.stdout)
+    sys.exit(result.status)
+
+
+@cli.command()
+@click.argument("first", metavar="A.JSON")
+@click.argument("second", metavar="B.JSON")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
+def compare(first: str, second: str, as_json: bool) -> None:
+    """Say what changed between two audits of the same data, paired where the points are the same."""
+    from maskaudit.compare import compare_files, text
+    from maskaudit.gate.terminal import say
+
+    comparison = compare_files(Path(first), Path(second))
+    say(json.dumps(comparison, indent=1, ensure_ascii=False) + "\n" if as_json else text(comparison), sys.stdout)
 
 
 @cli.command()

@@ -91,8 +91,8 @@ class ProbeResult:
 class AttackRow:
     """One attack's outcome over the points it was given, as re-scored by independent code.
 
-    `robust_accuracy` is over all drawn points; `broken` counts correctly classified points broken by
-    this attack, `attempted` those it was run on, `new` those that no earlier row had broken.
+    `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; both are
+    None where it met only part of the points. `broken` counts correctly classified points broken by this attack, `attempted` those it was run on, `new` those that no earlier row had broken.
     `curve` lists [step, points broken by then].
     """
 
@@ -100,7 +100,7 @@ class AttackRow:
     title: str
     kind: str
     role: Role
-    robust_accuracy: Rate | None
+    robust_accuracy: float | None
     broken: int
     attempted: int
     new: int
@@ -113,6 +113,7 @@ class AttackRow:
     settings: dict[str, Any] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     curve: tuple[tuple[int, int], ...] = ()
+    interval: Rate | None = None
 
 
 @dataclass(frozen=True)

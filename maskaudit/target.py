@@ -10,6 +10,7 @@ put back bit for bit.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,6 +27,9 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 #: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
 PROBABILITY_TOLERANCE = 1e-3
+
+#: What torch says of an op that has no derivative.
+_NOT_DIFFERENTIABLE = re.compile(r"derivative for \S+ is not implemented")
 
 
 @dataclass
@@ -188,10 +192,7 @@ class Target:
                 value = objective(scores, rows)
                 total = value.sum()
             if total.requires_grad:
-                try:
-                    (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
-                except Exception as error:
-                    raise _model_raised("in its backward pass ", x, error) from error
+                grad = _input_gradient(total, leaf)
                 self.ledger.backwards += len(x)
             else:
                 grad = None
@@ -249,6 +250,21 @@ def _model_raised(where: str, x: Tensor, error: Exception) -> ModelError:
     return ModelError(
         f"The model raised {type(error).__name__} {where}on input of shape {tuple(x.shape)}: {first_line}"
     )
+
+
+def _input_gradient(total: Tensor, leaf: Tensor) -> Tensor | None:
+    """Gradient of a sum with respect to the input; None where the model gives none.
+
+    An op that torch cannot differentiate (heaviside, floor division) raises in the backward pass: to an attacker that
+    is a missing gradient, not a failure of the model.
+    """
+    try:
+        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    except Exception as error:
+        if _NOT_DIFFERENTIABLE.search(str(error)):
+            return None
+        raise _model_raised("in its backward pass ", leaf, error) from error
+    return grad
 
 
 def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:

@@ -96,7 +96,8 @@ def test_points_drawn_later_join_every_entry() -> None:
     book(ledger, REFERENCE, [3], rows=[3])
     (row,) = ledger.rows()
     assert row.robust_accuracy is not None
-    assert (row.robust_accuracy.value, row.robust_accuracy.n) == (1 / 5, 5)
+    assert row.interval is not None
+    assert (row.robust_accuracy, row.interval.value, row.interval.n) == (1 / 5, 1 / 5, 5)
     assert (row.broken, row.attempted, row.new) == (2, 3, 2)
 
 

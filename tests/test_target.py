@@ -337,3 +337,11 @@ def test_bad_settings(settings: dict[str, Any], says: str) -> None:
 def test_a_normalisation_of_the_wrong_length(name: str) -> None:
     with pytest.raises(InputError, match=f"--{name} has 3 entries, but the inputs have 6 channels"):
         Target(linear, **{name: (1.0, 1.0, 1.0)}).raw(X)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("op", [lambda x: torch.heaviside(x - 0.5, torch.zeros(1)), lambda x: x // 0.1])
+def test_an_op_without_derivative_is_a_missing_gradient_not_a_failure(op: Callable[[Tensor], Tensor]) -> None:
+    with Target(lambda x: op(x).flatten(1)[:, :3]) as target:
+        result = target.value_and_grad(torch.rand(4, 6), lambda scores, rows: scores.sum(dim=1))
+    assert not result.connected
+    assert not result.grad.any()

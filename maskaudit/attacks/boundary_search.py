@@ -171,7 +171,7 @@ class SignFlips:
     Half of the proposals must cross at a radius below the one held, so that one query decides
     (RayS). The other half may cross at the radius held and then replace the anchor without bringing
     it nearer: greedy flips alone get stuck (digits, one-hot output, 1000 queries: 9 % of the points
-    left, 1 % with the drift; RayS has none). After the finest blocks the sequence starts again with
+    left, 3 % with the drift; RayS has none). After the finest blocks the sequence starts again with
     the blocks displaced.
     """
 

@@ -28,6 +28,7 @@ from maskaudit.threat import ThreatModel
 
 Method = Literal["auto", "rays", "hopskipjump"]
 
+
 def decision_based(
     target: Target,
     x: Tensor,

@@ -156,7 +156,9 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
     defaults = {key: value for key, value in table.items() if key not in lists}
     if "trust_pickle" in defaults or "claim" in defaults:
         key = "trust_pickle" if "trust_pickle" in defaults else "claim"
-        raise UsageError(f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]].")
+        raise UsageError(
+            f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]]."
+        )
     common = fields.read_table(defaults, {**DEFAULTS, "models": list, "baseline": list}, where)
     if not lists["models"]:
         raise UsageError(f"{where} lists no models to check: add {_EXAMPLE.replace('[[', '[[' + _prefix(file))}.")
@@ -273,5 +275,7 @@ def _check_names(entries: tuple[Entry, ...], where: str) -> None:
 def _baseline(item: Any, number: int, place: str, names: set[str]) -> Baseline:
     said = fields.read_table(item, BASELINE, place, required=("rule", "reason", "expires"))
     if "model" in said and said["model"] not in names:
-        raise UsageError(f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {said['model']!r}.")
+        raise UsageError(
+            f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {said['model']!r}."
+        )
     return Baseline(number=number, **said)

@@ -109,7 +109,9 @@ def one_of(*choices: str) -> Reader:
     return read
 
 
-def read_table(table: Any, readers: Mapping[str, Reader], place: str, *, required: Iterable[str] = ()) -> dict[str, Any]:
+def read_table(
+    table: Any, readers: Mapping[str, Reader], place: str, *, required: Iterable[str] = ()
+) -> dict[str, Any]:
     """The values of a table, each through its reader.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +13,7 @@ from maskaudit.gate import page, summary
 from maskaudit.gate.baselines import visible
 from maskaudit.gate.merge import merged_junit, merged_sarif
 from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.gate.terminal import say
 from maskaudit.output import parse_outputs, write_file
 from maskaudit.report import github
 
@@ -66,31 +67,24 @@ def dump(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def announce(result: GateResult, data: dict[str, Any], stream: TextIO) -> None:
+def announce(audits: Sequence[github.Audited], markdown: str, stream: TextIO) -> None:
     """Annotations on `stream` and the step summary, where this is a step of GitHub Actions."""
     if github.in_actions():
         workspace = os.environ.get("GITHUB_WORKSPACE")
-        root = Path(workspace) if workspace else None
-        for annotation in github.annotations([_audited(outcome, result) for outcome in result.outcomes], root=root):
+        for annotation in github.annotations(audits, root=Path(workspace) if workspace else None):
             say(f"{annotation}\n", stream)
-    github.append_summary(summary.markdown(data))
+    github.append_summary(markdown)
 
 
-def say(text: str, stream: TextIO) -> None:
-    """Write to a terminal, a pipe or a file of any encoding: what it cannot show becomes a question mark."""
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+def audited(result: GateResult) -> list[github.Audited]:
+    """The outcomes for annotations: an accepted verdict or claim is none, and suppressed findings are left out."""
+    return [_audited(outcome, str(result.config.file.absolute())) for outcome in result.outcomes]
 
 
-def _audited(outcome: Outcome, result: GateResult) -> github.Audited:
-    """An outcome for the annotations: an accepted verdict or claim is none, what a baseline hides is left out."""
-    file = os.path.relpath(result.config.file)
+def _audited(outcome: Outcome, file: str) -> github.Audited:
     if outcome.document is None or outcome.ruling is None:
         return github.Audited(outcome.entry.name, outcome.status, None, outcome.error, file)
     document = visible(outcome.document, outcome.ruling)
-    if outcome.ruling.accepted("verdict"):
-        document["verdict"]["label"] = outcome.ruling.label
-    if outcome.ruling.accepted("claim"):
-        document["claim"]["status"] = outcome.ruling.claim
+    document["verdict"]["label"] = outcome.ruling.label
+    document["claim"]["status"] = outcome.ruling.claim
     return github.Audited(outcome.entry.name, outcome.status, document, outcome.error, file)

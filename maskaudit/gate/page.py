@@ -45,7 +45,9 @@ def html(summary: dict[str, Any]) -> str:
             items = "".join(f"<li>{escape(line)}</li>" for line in lines_of)
             lines.append(f"<section><h2>{escape(row(model)[0])}</h2><ul>{items}</ul></section>")
     if found := notes(summary):
-        lines.append("<section><h2>Baselines</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in found) + "</ul></section>")
+        lines.append(
+            "<section><h2>Baselines</h2><ul>" + "".join(f"<li>{escape(n)}</li>" for n in found) + "</ul></section>"
+        )
     lines.append(f"<p>Exit status {summary['status']}.</p></main></body></html>")
     return "\n".join(lines) + "\n"
 

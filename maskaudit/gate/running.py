@@ -16,7 +16,7 @@ from maskaudit import api
 from maskaudit.cli import exit_status
 from maskaudit.errors import MaskauditError
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
-from maskaudit.gate.config import Entry, GateConfig, check_command
+from maskaudit.gate.config import Entry, GateConfig, check_command, find_config, read_config
 from maskaudit.output import DIRECTORY_FILES, write_outputs
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditEvent, Listener, ignore_events
@@ -66,6 +66,15 @@ class GateResult:
 def worst(statuses: Iterable[int]) -> int:
     """The worst of several exit statuses: 4 (failed), 2 (refused), 1 (a finding), 3 (inconclusive), 0."""
     return min(statuses, key=WORST_FIRST.index, default=0)
+
+
+def configured(file: str | None, *, fail_on: str | None = None) -> GateConfig:
+    """The configuration in a named file, or the nearest one from the current folder upwards.
+
+    Raises:
+        MaskauditError: when there is none, or something in it is wrong; nothing has been audited then.
+    """
+    return read_config(Path(file) if file is not None else find_config(Path.cwd()), fail_on=fail_on)
 
 
 def run_gate(

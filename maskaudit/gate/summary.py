@@ -85,7 +85,9 @@ def text(summary: dict[str, Any], *, color: bool = False) -> str:
     widths = [max(len(row[i]) for row in (HEADER, *rows)) for i in range(len(HEADER))]
     widths[0] = min(widths[0], max(_NAME, WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
     lines = [_line(HEADER, widths), "-" * (sum(widths) + 2 * (len(widths) - 1))]
-    lines += [_toned(_line(row, widths), model["status"], color) for row, model in zip(rows, summary["models"], strict=True)]
+    lines += [
+        _toned(_line(row, widths), model["status"], color) for row, model in zip(rows, summary["models"], strict=True)
+    ]
     for model in summary["models"]:
         lines += _details(model)
     if found := notes(summary):
@@ -167,7 +169,9 @@ def _details(model: dict[str, Any]) -> list[str]:
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    fitting = (cell if len(cell) <= width else cell[: width - 3] + "..." for cell, width in zip(cells, widths, strict=True))
+    fitting = (
+        cell if len(cell) <= width else cell[: width - 3] + "..." for cell, width in zip(cells, widths, strict=True)
+    )
     return "  ".join(cell.ljust(width) for cell, width in zip(fitting, widths, strict=True)).rstrip()
 
 

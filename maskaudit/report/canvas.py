@@ -35,6 +35,7 @@ COLOURS = {
     "sanity": "#010116",
     "other": "#010117",
     "best": "#010118",
+    "tone": "#010119",
     **{f"band-{i}": f"#0102{i:02x}" for i in range(surface.BANDS)},
 }
 
@@ -53,8 +54,9 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def share_axes(xlabel: str) -> tuple[Figure, Axes]:
+    """A figure whose upward axis is a share from 0 to 100 %, with room for the names of lines on the right."""
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.addshare_axes((0.105, 0.155, 0.63, 0.765))
+    axes = figure.add_axes((0.105, 0.155, 0.63, 0.765))
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -47,7 +47,11 @@ class Annotation:
     line: int | None = None
 
     def __str__(self) -> str:
-        fields = [("file", self.file), ("line", str(self.line) if self.file and self.line else ""), ("title", self.title)]
+        fields = [
+            ("file", self.file),
+            ("line", str(self.line) if self.file and self.line else ""),
+            ("title", self.title),
+        ]
         said = ",".join(f"{name}={escape_property(value)}" for name, value in fields if value)
         return f"::{self.level}{' ' if said else ''}{said}::{escape_data(self.message)}"
 
@@ -105,33 +109,35 @@ def append_summary(markdown: str, environment: Mapping[str, str] | None = None) 
 
 
 def _annotations(audit: Audited, root: Path | None) -> Iterable[Annotation]:
+    whole = records.Place(file=audit.file)
+    name = coerce.text(audit.name, "model")
     if audit.document is None or audit.error:
-        yield Annotation("error", coerce.text(audit.error, "not audited"), f"maskaudit: {_name(audit)}", audit.file)
+        yield _at("error", coerce.text(audit.error, "not audited"), f"maskaudit: {name}", whole, root)
     if audit.document is None:
         return
     report = view.read(audit.document)
-    title = f"maskaudit: {_name(audit)}: {report.label}"
+    title = f"maskaudit: {name}: {report.label}"
     if report.label in ("masked", "suspect"):
         level = "notice" if audit.status == 0 else "error" if report.label == "masked" else "warning"
         places = [place for mechanism in report.mechanisms for place in mechanism.places if place.file]
-        for place in places or [records.Place(file=audit.file)]:
+        for place in places or [whole]:
             yield _at(level, report.sentence, title, place, root)
-        if audit.status != 0:
-            for probe in report.findings:
-                for seen in probe.observations:
-                    if seen.place.file:
-                        said = words.joined((probe.title, seen.message), ": ")
-                        yield _at("warning", said, f"maskaudit: {probe.rule}", seen.place, root)
+        yield from _findings(report, root) if audit.status != 0 else ()
     elif report.label == "inconclusive":
-        yield Annotation("notice" if audit.status == 0 else "warning", report.sentence, title, audit.file)
+        yield _at("notice" if audit.status == 0 else "warning", report.sentence, title, whole, root)
     if report.claim == "refuted" and report.claimed is not None:
         best = words.rate(report.accuracy["best_known"])
         said = f"Claimed robust accuracy {words.percent(report.claimed)} is refuted: at most {best} found."
-        yield Annotation("notice" if audit.status == 0 else "error", said, f"maskaudit: {_name(audit)}", audit.file)
+        yield _at("notice" if audit.status == 0 else "error", said, f"maskaudit: {name}", whole, root)
 
 
-def _name(audit: Audited) -> str:
-    return coerce.text(audit.name, "model")
+def _findings(report: records.View, root: Path | None) -> Iterable[Annotation]:
+    """Findings of probes at a known file; the others are in the report."""
+    for probe in report.findings:
+        for seen in probe.observations:
+            if seen.place.file:
+                said = words.joined((probe.title, seen.message), ": ")
+                yield _at("warning", said, f"maskaudit: {probe.rule}", seen.place, root)
 
 
 def _at(level: str, message: str, title: str, place: records.Place, root: Path | None) -> Annotation:

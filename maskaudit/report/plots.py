@@ -1,27 +1,22 @@
-"""The figures of the HTML report as inline SVG, drawn with matplotlib's object interface.
+"""Robust accuracy against radius and effort, and the loss surface, as inline SVG (see `maskaudit.report.canvas`).
 
-Colours are written as CSS variables of the page, so that the same figure follows
-dark and light; text stays text. The same data gives the same bytes: fixed hash
-salt, no date, fixed layout.
+Intervals are exact (Clopper & Pearson 1934), computed here from the share and the
+number of points that the document gives.
 """
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import matplotlib.style
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskaudit.report import surface, words
-from maskaudit.report.coerce import mappings, number
+from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, label_ends, share_axes, svg
+from maskaudit.report.coerce import count, mappings, number
 from maskaudit.report.records import AttackView, View
+from maskaudit.verdict.statistics import clopper_pearson
 
 #: Most lines in the figure of robust accuracy against steps.
 _MAX_LINES = 6
@@ -29,8 +24,13 @@ _MAX_LINES = 6
 _VECTOR_LIMIT = 120_000
 #: Largest radius, and number of steps, that are drawn: tick positions overflow far beyond.
 _LARGEST_X = 1e12
-#: Points of a line that are drawn.
+#: Points of a line that are drawn, and of the radius axis, where each has its interval.
 _MAX_POINTS = 400
+_MAX_RADII = 60
+#: Most points that an interval is computed for: more are a damaged document.
+_LARGEST_N = 10**9
+#: Sideways distance between the interval bars of two lines, as a share of the axis, so that none hides another.
+_DODGE = 0.009
 
 _MARKERS = {"reference": "o", "strong": "s", "challenger": "D", "repaired": "^", "second_opinion": "v", "other": "x"}
 _DASHES = {"reference": "--", "strong": "-", "challenger": "-", "repaired": "-.", "second_opinion": ":", "other": ":"}
@@ -47,13 +47,16 @@ def eps_curve(view: View, rows: Any) -> Markup | None:
     if not any(len(curve) > 1 for curve in curves.values()):
         return None
     eps = view.eps if view.eps is not None and 0 <= view.eps <= _LARGEST_X else None
+    width = max(x for curve in curves.values() for x, *_ in curve)
     with drawing():
         figure, axes = share_axes("Radius ε")
         ends = []
-        for key, colour, name, dash, width in lines:
+        for rank, (key, colour, name, dash, weight) in enumerate(lines):
             if curve := curves[key]:
-                x, y = zip(*curve, strict=True)
-                axes.plot(x, y, ls=dash, color=COLOURS[colour], lw=width, marker="o", ms=width + 1.2)
+                x, y, _ = zip(*curve, strict=True)
+                axes.plot(x, y, ls=dash, color=COLOURS[colour], lw=weight, marker="o", ms=weight + 1.2)
+                for at, share, n in curve:
+                    _interval(axes, at + (rank - 1) * _DODGE * width, share, n, COLOURS[colour])
                 ends.append((y[-1], name, colour))
         if eps is not None:
             axes.axvline(eps, color=COLOURS["soft"], lw=0.8, ls=(0, (2, 3)), zorder=0)
@@ -65,7 +68,7 @@ def eps_curve(view: View, rows: Any) -> Markup | None:
                 color=COLOURS["ink"],
             )  # fmt: skip
         label_ends(axes, ends)
-        best = ", ".join(f"{words.percent(y)} at ε {words.radius(x)}" for x, y in curves["best_known"])
+        best = ", ".join(f"{_told(y, n)} at ε {words.radius(x)}" for x, y, n in curves["best_known"])
         return svg(
             figure, "eps", "Robust accuracy against ε", f"Best known: {best}." if best else "No best-known figures."
         )
@@ -80,7 +83,7 @@ def step_curves(view: View) -> Markup | None:
         figure, axes = share_axes("Steps or queries (logarithmic)")
         axes.set_xscale("symlog", linthresh=1)
         ends, told = [], []
-        for attack in chosen:
+        for rank, attack in enumerate(chosen):
             share = attack.accuracy
             if share is None:
                 continue
@@ -88,8 +91,8 @@ def step_curves(view: View) -> Markup | None:
             colour = COLOURS[attack.role]
             axes.step(x, y, where="post", color=colour, lw=1.8, ls=_DASHES[attack.role])
             axes.plot(x[-1], y[-1], _MARKERS[attack.role], color=colour, ms=5)
-            if share.n:
-                axes.vlines(x[-1], share.low, share.high, color=colour, lw=1.2)
+            for at, height in _stations(x, y):
+                _interval(axes, at * (1 + 4 * _DODGE * rank), height, share.n, colour)
             ends.append((y[-1], attack.name[:18], attack.role))
             told.append(f"{attack.title} ends at {words.rate(share)}")
         longest = max(attack.curve[-1][0] for attack in chosen)
@@ -115,7 +118,7 @@ def _panel(data: surface.Surface, name: str, title: str, values: surface.Values,
     for as_image in (False, True):
         with drawing():
             figure = Figure(figsize=(WIDTH / 72, 340 / 72))
-            axes = figure.addshare_axes((0.145, 0.14, 0.83, 0.84))
+            axes = figure.add_axes((0.145, 0.14, 0.83, 0.84))
             surface.draw(axes, data, name, values, COLOURS, as_image=as_image)
             drawn = svg(figure, f"surface-{name}", title, reading)
         if len(drawn) <= _VECTOR_LIMIT:
@@ -123,9 +126,36 @@ def _panel(data: surface.Surface, name: str, title: str, values: surface.Values,
     return drawn
 
 
-def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    pairs = ((number(row.get("eps")), number(row.get(key))) for row in rows[:_MAX_POINTS])
-    return sorted((x, y) for x, y in pairs if x is not None and y is not None and 0 <= x <= _LARGEST_X and 0 <= y <= 1)
+def _points(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float, int]]:
+    """(radius, share, number of points) of one line, by radius."""
+    read = ((number(row.get("eps")), number(row.get(key)), count(row.get("n"))) for row in rows[:_MAX_RADII])
+    return sorted(
+        (x, y, n) for x, y, n in read if x is not None and y is not None and 0 <= x <= _LARGEST_X and 0 <= y <= 1
+    )
+
+
+def _bounds(share: float, n: int) -> tuple[float, float] | None:
+    """Exact interval of a share of n points; None where n is unknown or absurd."""
+    return clopper_pearson(round(share * n), n) if 1 <= n <= _LARGEST_N else None
+
+
+def _interval(axes: Axes, x: float, share: float, n: int, colour: str) -> None:
+    if bounds := _bounds(share, n):
+        axes.vlines(x, *bounds, color=colour, lw=1.0, alpha=0.75, zorder=1)
+
+
+def _told(share: float, n: int) -> str:
+    bounds = _bounds(share, n)
+    return f"{words.percent(share)} [{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}%]" if bounds else words.percent(share)
+
+
+def _stations(x: list[float], y: list[float]) -> list[tuple[float, float]]:
+    """Where a line against steps shows its interval: at each power of ten that it passes, and at its end."""
+    shown = [(x[-1], y[-1])]
+    for step in (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6):
+        if x[0] < step < 0.6 * x[-1]:
+            shown.append((step, next(height for at, height in reversed(list(zip(x, y, strict=True))) if at <= step)))
+    return shown
 
 
 def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:

@@ -42,6 +42,18 @@ def render(document: dict[str, Any], *, color: bool = False) -> str:
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
+def brief(document: dict[str, Any]) -> str:
+    """Verdict, reasons, mechanism, the two axes and the attacks: what a failed assertion shows.
+
+    Raises:
+        InputError: when the document is not a report that this version can read.
+    """
+    report = view.read(document)
+    style = _Style(False, "")
+    lines = [*_verdict(report, style), "", *_axes(report, style), "", *_attacks(report, style)]
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
 class _Style:
     """ANSI emphasis, or none."""
 

@@ -199,7 +199,7 @@ def _attack(item: dict[str, Any]) -> AttackView:
         title=coerce.text(item.get("title")) or name,
         kind=kind,
         role=role if role in words.ROLES else "other",
-        accuracy=coerce.rate(item.get("robust_accuracy")),
+        accuracy=coerce.rate(item.get("interval")) or coerce.rate({"value": item.get("robust_accuracy")}),
         broken=coerce.count(item.get("broken")),
         attempted=coerce.count(item.get("attempted")),
         new=coerce.count(item.get("new")),

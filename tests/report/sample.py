@@ -139,9 +139,10 @@ def clear() -> AuditReport:
     )
     attacks = tuple(
         AttackRow(
-            a.name, a.title, a.kind, a.role, share(110 + (5 if a.role == "reference" else i), 200), 84 - i, 196, 0,
+            a.name, a.title, a.kind, a.role, (110 + (5 if a.role == "reference" else i)) / 200, 84 - i, 196, 0,
             a.queries, a.forwards, a.backwards, a.seconds, a.status, a.reason, a.settings, a.sources,
             ((1, 40), (5, 70), (20, 82 - i), (40, 84 - i)),
+            share(110 + (5 if a.role == "reference" else i), 200),
         )
         if a.status == "ran"
         else a
@@ -273,7 +274,8 @@ def _attacks() -> tuple[AttackRow, ...]:
             "sources": (CROCE,),
         }
         return AttackRow(
-            name, title, kind, role, share(max(standing, 0), 200), broken, 196, curve=curve, **{**defaults, **more}
+            name, title, kind, role, max(standing, 0) / 200, broken, 196, curve=curve,
+            interval=share(max(standing, 0), 200), **{**defaults, **more},
         )
 
     return (

@@ -1,0 +1,152 @@
+"""Figures that only some audits have data for: gradient flow by layer, and accuracy before and after a repair."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maskaudit.report import coerce, words
+from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
+from maskaudit.report.records import AttackView, View
+from maskaudit.results import Rate
+
+#: Most layers and repairs that are drawn: a figure is read, not scrolled.
+_MAX_LAYERS = 28
+_MAX_REPAIRS = 8
+#: Decades that the axis of norms spans at most, and where a norm of exactly zero is drawn.
+_MAX_DECADES = 40.0
+_ROW = 19.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The gradient that arrives at one layer; `decades` is log10 of its norm, None for exactly zero."""
+
+    name: str
+    decades: float | None
+    zero_share: float | None
+    culprit: bool
+
+
+def read_flow(value: Any) -> tuple[Layer, ...]:
+    """The layers in `figures.gradient_flow`, from the input to the output; culprits stay when the list is thinned."""
+    layers = []
+    for item in coerce.mappings(value):
+        norm, zero = coerce.number(item.get("norm")), coerce.number(item.get("zero_share"))
+        if norm is None or norm < 0:
+            continue
+        layers.append(
+            Layer(
+                coerce.text(item.get("name"), "unnamed"),
+                math.log10(norm) if norm > 0 else None,
+                zero if zero is not None and 0 <= zero <= 1 else None,
+                item.get("culprit") is True,
+            )
+        )
+    stride = max(1, math.ceil(len(layers) / _MAX_LAYERS))
+    kept = [layer for i, layer in enumerate(layers) if i % stride == 0 or layer.culprit]
+    return tuple(kept[: 2 * _MAX_LAYERS])
+
+
+def flow(layers: tuple[Layer, ...]) -> Markup | None:
+    """Gradient norm by layer with the culprit marked; None for fewer than two layers."""
+    if len(layers) < 2:
+        return None
+    known = [layer.decades for layer in layers if layer.decades is not None]
+    high = max(known, default=0.0)
+    low = max(min(known, default=-1.0), high - _MAX_DECADES)
+    floor = low - 0.08 * max(high - low, 1.0) - 0.5
+    with drawing():
+        figure, axes = _rows(len(layers), 0.36)
+        for row, layer in enumerate(layers):
+            colour = COLOURS["tone" if layer.culprit else "strong"]
+            x = floor if layer.decades is None else max(layer.decades, low)
+            axes.plot([floor, x], [row, row], color=colour, lw=2.2 if layer.culprit else 1.2)
+            hollow = layer.decades is None
+            axes.plot(x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6)
+            said = "exactly zero" if hollow else ""
+            if layer.zero_share:
+                said = words.joined((said, f"zero on {words.percent(layer.zero_share)}"))
+            axes.annotate(said, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+            _left_name(axes, row, layer.name, "tone" if layer.culprit else "ink")
+        axes.set_xlim(floor, high + 0.35 * max(high - floor, 1.0))
+        axes.set_xlabel("Gradient norm, log10", color=COLOURS["soft"], fontsize=FONT)
+        return svg(figure, "flow", "Gradient norm by layer", _flow_told(layers))
+
+
+def _flow_told(layers: tuple[Layer, ...]) -> str:
+    marked = [layer.name for layer in layers if layer.culprit]
+    zero = [layer.name for layer in layers if layer.decades is None]
+    return " ".join(
+        (
+            f"{len(layers)} layers from input to output.",
+            f"Marked as the culprit: {', '.join(marked)}." if marked else "No layer is marked as the culprit.",
+            f"The gradient is exactly zero at {', '.join(zero)}." if zero else "It is exactly zero nowhere.",
+        )
+    )
+
+
+def repaired(view: View) -> tuple[AttackView, ...]:
+    """The attacks through a repaired model that ran and have a figure."""
+    return tuple(row for row in view.attacks_run if row.role == "repaired" and row.accuracy is not None)
+
+
+def repairs(view: View) -> Markup | None:
+    """Robust accuracy before and after each repair; None where no repaired attack ran."""
+    rows = repaired(view)[:_MAX_REPAIRS]
+    before = view.accuracy["strong_reference"] or view.accuracy["reference"]
+    if not rows or before is None:
+        return None
+    told = []
+    with drawing():
+        figure, axes = _rows(len(rows), 0.4)
+        for row, attack in enumerate(rows):
+            after = attack.accuracy
+            if after is None:
+                continue
+            axes.plot([before.value, after.value], [row, row], color=COLOURS["rule"], lw=3, zorder=0)
+            _estimate(axes, before, row - 0.12, "strong", hollow=True)
+            _estimate(axes, after, row + 0.12, "repaired", hollow=False)
+            _left_name(axes, row, attack.title, "ink")
+            told.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+        axes.set_xlabel("Robust accuracy", color=COLOURS["soft"], fontsize=FONT)
+        return svg(figure, "repairs", "Robust accuracy before and after repair", "; ".join(told) + ".")
+
+
+def _rows(count: int, left: float) -> tuple[Figure, Axes]:
+    """A figure with one row for each name, the first on top; `left` is the share kept for names."""
+    margin = 46.0
+    height = count * _ROW + margin
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    axes = figure.add_axes((left, 36 / height, 0.97 - left, count * _ROW / height))
+    axes.patch.set_visible(False)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(COLOURS["soft"])
+    axes.set_ylim(count - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
+    axes.grid(axis="x", color=COLOURS["rule"], lw=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _left_name(axes: Axes, row: int, name: str, colour: str) -> None:
+    axes.text(
+        -0.03, row, name if len(name) <= 30 else f"{name[:29]}…", transform=axes.get_yaxis_transform(),
+        ha="right", va="center", color=COLOURS[colour], fontsize=9.5,
+    )  # fmt: skip
+
+
+def _estimate(axes: Axes, rate: Rate, row: float, colour: str, *, hollow: bool) -> None:
+    if rate.n:
+        axes.plot([rate.low, rate.high], [row, row], color=COLOURS[colour], lw=1.2)
+    fill = COLOURS["paper"] if hollow else COLOURS[colour]
+    axes.plot(rate.value, row, "o", ms=7, color=fill, mec=COLOURS[colour], mew=1.8)

@@ -1,0 +1,148 @@
+"""The distribution that the verdict was tested against, one figure per level of masking.
+
+The judge calls masking proven when the one-sided lower bound (Clopper & Pearson
+1934) of the hidden share lies above the slack that healthy models show. That is
+the exact binomial test: had a model of exactly that slack been audited, the number
+of hidden points would follow the binomial distribution drawn here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from scipy import stats
+
+from maskaudit.report import coerce, words
+from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
+from maskaudit.results import Rate
+
+#: Most points for which the distribution is drawn.
+_LARGEST_N = 100_000
+#: Bars rarer than this are not drawn.
+_RARE = 1e-6
+
+_LEVELS = (("gradient_level", "Gradient level"), ("loss_level", "Loss level"))
+
+
+@dataclass(frozen=True)
+class NullTest:
+    """One level's test: `hidden` of `n` points, against a share of `slack` at error level `alpha`.
+
+    Attributes:
+        critical: fewest hidden points that prove masking; above `n` where no number can.
+        exponent: log10 of the probability of at least `hidden` points under the slack.
+        screen: whether the screen fired, which decides the slack.
+        clear_at: most hidden points with which this level may still be called clear; -1 for none.
+    """
+
+    level: str
+    title: str
+    n: int
+    hidden: int
+    slack: float
+    alpha: float
+    critical: int
+    exponent: float
+    screen: bool
+    clear_limit: float | None
+    clear_at: int
+
+    @property
+    def proven(self) -> bool:
+        """Whether the observed count reaches the critical one."""
+        return self.hidden >= self.critical
+
+    @property
+    def chance(self) -> str:
+        """The probability of a count this high under the slack, in words."""
+        if self.exponent >= -3:
+            return f"{10**self.exponent:.2g}"
+        return f"about 10 to the power of {self.exponent:.0f}"
+
+    @property
+    def told(self) -> str:
+        """What the figure shows, in one or two sentences."""
+        needed = f"{self.critical} would prove masking" if self.critical <= self.n else "no count could prove masking"
+        return (
+            f"{words.plural(self.hidden, 'hidden point')} of {self.n:,}; {needed}. If healthy models hid "
+            f"{words.percent(self.slack)} of points, a count this high would have probability {self.chance}."
+        )
+
+
+def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
+    """The tests that the document's rule and rates describe; empty where it does not say."""
+    masking = coerce.mapping(document["masking"])
+    rule, screen = coerce.mapping(masking.get("rule")), coerce.mapping(masking.get("screen"))
+    fired = screen.get("fired") is True
+    slack = coerce.number(rule.get("slack" if fired else "gross_slack"))
+    alpha, looks = coerce.number(rule.get("alpha")), coerce.count(rule.get("looks"))
+    if slack is None or alpha is None or not (0 < slack < 1 and 0 < alpha < 1 and 1 <= looks <= _LARGEST_N):
+        return ()
+    limit = coerce.number(rule.get("clear_limit"))
+    each = alpha / (2 * looks)
+    tests = []
+    for level, title in _LEVELS:
+        share = coerce.rate(masking.get(level))
+        if share is not None and 1 <= share.n <= _LARGEST_N:
+            tests.append(_test(level, title, share, slack, each, fired, limit))
+    return tuple(tests)
+
+
+def _test(
+    level: str, title: str, share: Rate, slack: float, alpha: float, fired: bool, limit: float | None
+) -> NullTest:
+    n, hidden = share.n, round(share.value * share.n)
+    null = stats.binom(n, slack)
+    critical = int(null.isf(alpha)) + 1
+    exponent = float(null.logsf(hidden - 1)) / math.log(10)
+    clear_at = -1
+    if limit is not None and 0 < limit < 1:
+        clear_at = int(stats.binom.ppf(alpha, n, limit)) - 1
+    return NullTest(level, title, n, hidden, slack, alpha, critical, max(exponent, -9999.0), fired, limit, clear_at)
+
+
+def draw(test: NullTest) -> Markup:
+    """The distribution, the critical count and the observed count."""
+    null = stats.binom(test.n, test.slack)
+    first, last = int(null.ppf(_RARE)), int(null.isf(_RARE))
+    counts = np.arange(first, last + 1)
+    stride = max(1, len(counts) // 400)
+    counts = counts[::stride]
+    heights = null.pmf(counts)
+    right = max(last, test.hidden, test.critical if test.critical <= test.n else 0) * 1.12 + 2
+    with drawing():
+        figure = Figure(figsize=(WIDTH / 72, 190 / 72))
+        axes = figure.add_axes((0.03, 0.235, 0.94, 0.57))
+        axes.patch.set_visible(False)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(COLOURS["soft"])
+        axes.set_yticks([])
+        axes.set_xlim(-0.02 * right, right)
+        top = float(heights.max())
+        axes.set_ylim(0, 1.05 * top)
+        axes.fill_between(counts, heights, step="mid", color=COLOURS["soft"], alpha=0.45, lw=0)
+        if test.critical <= test.n:
+            axes.axvline(test.critical - 0.5, color=COLOURS["ink"], lw=1.2, ls=(0, (4, 3)))
+            _name(axes, test.critical, f"proof from {test.critical:,}", 1.04, "ink", right)
+        axes.plot([test.hidden, test.hidden], [0, 0.8 * top], color=COLOURS["tone"], lw=2.4, solid_capstyle="butt")
+        axes.plot(test.hidden, 0.8 * top, "D", color=COLOURS["tone"], ms=8, clip_on=False)
+        _name(axes, test.hidden, f"observed: {test.hidden:,}", 1.17, "tone", right)
+        axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
+        axes.locator_params(axis="x", nbins=6, integer=True)
+        axes.set_xlabel(f"Hidden points, of {test.n:,}", color=COLOURS["soft"], fontsize=FONT)
+        return svg(figure, f"null-{test.level.replace('_', '-')}", f"{test.title}: what was tested", test.told)
+
+
+def _name(axes: Any, x: float, text: str, height: float, colour: str, right: float) -> None:
+    """A name above the axes, anchored so that it stays inside the figure."""
+    anchor = "left" if x < 0.2 * right else ("right" if x > 0.8 * right else "center")
+    axes.text(
+        x, height, text, transform=axes.get_xaxis_transform(), ha=anchor, va="bottom",
+        color=COLOURS[colour], fontsize=FONT - 0.5,
+    )  # fmt: skip
