@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import Attempt
 from maskaudit.errors import InputError
+from maskaudit.files import write_atomically
 
 JOURNAL_FOLDER = ".journal"
 
@@ -71,11 +71,8 @@ class Journal:
             "first_success": attempt.first_success.contiguous(),
             "queries": attempt.queries.contiguous(),
         }
-        path = self._path(key)
-        temporary = path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            temporary.write_bytes(save(tensors))
-            os.replace(temporary, path)
+            write_atomically(self._path(key), save(tensors))
 
     def close(self) -> None:
         """Remove the journal of a finished audit."""

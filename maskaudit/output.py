@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError
 from maskaudit.evidence import EVIDENCE_FILE
+from maskaudit.files import write_atomically
 from maskaudit.report import FORMATS, render
 
 #: Files that `--out DIR` writes, by format.
@@ -60,15 +60,7 @@ def write_file(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_atomically(path, content)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
 
@@ -91,9 +83,3 @@ def _check_writable(path: Path) -> None:
 def _is_special(path: Path) -> bool:
     """Whether this is /dev/stdout, a pipe and the like, which a rename would replace by a file."""
     return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

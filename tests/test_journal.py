@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_full_disk_costs_the_journal_not_the_audit(tmp_path: Path, monkeypatch
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     one.write("a", ROWS, ATTEMPT)
     assert one.read("a", ROWS) is None
 
@@ -86,7 +87,7 @@ def test_an_interrupted_write_keeps_the_old_attempt(tmp_path: Path, monkeypatch:
     def killed(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         one.write("a", ROWS, Attempt(ATTEMPT.examples + 1, ATTEMPT.first_success, ATTEMPT.queries))
     kept = one.read("a", ROWS)

@@ -6,10 +6,8 @@ ever executed: an architecture is looked up by name among the built-in ones.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.errors import InputError, UsageError
+from maskaudit.files import write_atomically
 from maskaudit.loading.interface import describe_error, printable
 
 #: Key of our JSON inside the metadata of a safetensors file.
@@ -46,7 +45,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: d
         blob = safetensors.torch.save(_independent(module), metadata={METADATA_KEY: text})
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(f"The module's state cannot be stored as safetensors: {describe_error(error)}.") from error
-    _write_atomically(target, blob)
+    _write(target, blob)
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -108,16 +107,8 @@ def _independent(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _write_atomically(target: Path, blob: bytes) -> None:
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+def _write(target: Path, blob: bytes) -> None:
     try:
-        with open(temporary, "xb") as stream:
-            stream.write(blob)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
+        write_atomically(target, blob)
     except OSError as error:
         raise InputError(f"The checkpoint {str(target)!r} cannot be written: {describe_error(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)

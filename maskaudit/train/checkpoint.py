@@ -7,8 +7,8 @@ state is stored: every draw is a function of (seed, epoch, point), see `loop.py`
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from maskaudit.errors import InputError, UsageError
+from maskaudit.files import write_atomically
 from maskaudit.loading.interface import describe_error
 
 VERSION = 1
@@ -59,18 +60,12 @@ def write(path: Path, progress: Progress) -> None:
         "auxiliary": progress.auxiliary,
         "optimizer": progress.optimizer,
     }
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    stream = io.BytesIO()
+    torch.save(content, stream)
     try:
-        with open(temporary, "xb") as stream:
-            torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        write_atomically(path, stream.getvalue())
     except OSError as error:
         raise InputError(f"The progress file {str(path)!r} cannot be written: {describe_error(error)}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
 
 
 def read(path: Path, settings: dict[str, Any]) -> Progress | None:
