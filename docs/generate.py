@@ -2,7 +2,7 @@
 
     python docs/generate.py            rewrite what is out of date
     python docs/generate.py --check    exit with 1 when something is out of date
-    python docs/generate.py --audits   audit the two sample models anew first (about a minute)
+    python docs/generate.py --audits   audit the sample models anew first (about two minutes)
 
 Whole pages: `probes.md`, `attacks.md`, `commands.md`. Other pages have regions between
 `<!-- begin generated: NAME -->` and `<!-- end generated -->`.
@@ -13,18 +13,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-from json_fields import CLASSES, SECTIONS, TOP  # noqa: E402
+from json_fields import CLASSES, GATE_KEYS, SECTIONS, TOP  # noqa: E402
 from reference import attacks_page, commands_page, probes_page  # noqa: E402
 
 from maskaudit import results  # noqa: E402
@@ -32,6 +34,9 @@ from maskaudit.report import text  # noqa: E402
 
 #: Audits whose reports `reading-a-report.md` quotes: sample name → model and claim.
 SAMPLES: dict[str, tuple[str, float]] = {"masked": ("zoo:quantised", 0.95), "clear": ("zoo:pgd-at", 0.6)}
+
+#: Day on which the gate's example was run: its baseline must not expire while the page is read.
+GATE_DAY = date(2026, 11, 21)
 
 PAGES: dict[str, Callable[[], str]] = {
     "probes.md": probes_page,
@@ -63,7 +68,38 @@ def run_sample(name: str) -> dict[str, Any]:
     settings = AuditSettings(budget="quick", claim=claim, command=sample_command(name))
     document = api.run(api.prepare(api.Request(model, settings=settings))).report.to_dict()
     document["environment"]["platform"] = document["environment"]["platform"].partition("-")[0]
-    return {**document, "figures": {}}
+    return dict(relative({**document, "figures": {}}))
+
+
+def relative(value: Any) -> Any:
+    """A document whose paths inside the checkout begin there."""
+    if isinstance(value, dict):
+        return {key: relative(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [relative(item) for item in value]
+    return value.replace(f"{DOCS.parent}{os.sep}", "") if isinstance(value, str) else value
+
+
+def store(name: str, document: dict[str, Any]) -> None:
+    """Keep a sample."""
+    (DOCS / "samples" / f"{name}.json").write_text(results.dump_json(document), encoding="utf-8")
+
+
+def run_gate_sample() -> dict[str, Any]:
+    """The gate's summary for `samples/maskaudit.toml`."""
+    from maskaudit.gate.config import read_config
+    from maskaudit.gate.running import run_gate
+    from maskaudit.gate.summary import build
+
+    file = DOCS / "samples" / "maskaudit.toml"
+    return dict(relative({**build(run_gate(read_config(file), today=GATE_DAY)), "config": file.name}))
+
+
+def gate_summary() -> str:
+    """The stored summary of the gate as text."""
+    from maskaudit.gate.summary import text as gate_text
+
+    return fenced(gate_text(json.loads((DOCS / "samples" / "gate.json").read_text(encoding="utf-8"))).rstrip("\n"))
 
 
 def paragraphs(name: str) -> list[str]:
@@ -89,9 +125,8 @@ def masked_in_figures() -> str:
     correct = sum(document["points"]["correct"])
     broken = {row["name"]: row["broken"] for row in document["attacks"]}
     hidden = round(document["masking"]["gradient_level"]["value"] * correct)
-    own = max(
-        row["broken"] for row in document["attacks"] if row["role"] in ("reference", "strong") and row["kind"] != "sanity"
-    )
+    rows = [row for row in document["attacks"] if row["kind"] != "sanity"]
+    own = max(row["broken"] for row in rows if row["role"] in ("reference", "strong"))
     return (
         f"Here {correct} of {document['settings']['samples']} points are classified correctly. PGD breaks "
         f"{broken['pgd']} of them, and no attack on the model's own gradients breaks more than {own}. "
@@ -113,8 +148,8 @@ def clear_in_figures() -> str:
         f"gradients together {percent(accuracy['strong_reference']['value'])}, and everything together "
         f"{percent(accuracy['best_known']['value'])}. The usual attack was a little weak, "
         "which is ordinary: stronger attacks on the *same* gradients close nearly all of that gap. Only "
-        f"{percent(masking['gradient_level']['value'])} of the correctly classified points were left to the challengers "
-        f"alone, and the interval says that it could be up to {percent(masking['gradient_level']['high'])}.\n"
+        f"{percent(masking['gradient_level']['value'])} of the correctly classified points were left to the "
+        f"challengers alone; the interval reaches up to {percent(masking['gradient_level']['high'])}.\n"
     )
 
 
@@ -141,8 +176,6 @@ def json_fields() -> str:
 
 def gate_keys() -> str:
     """Every key of the gate's configuration, by table."""
-    from json_fields import GATE_KEYS
-
     from maskaudit.gate.config import BASELINE, DEFAULTS, MODEL
 
     parts = []
@@ -167,7 +200,8 @@ def type_words(kind: Any) -> str:
     if origin is tuple:
         return f"list of {type_words(arguments[0])}"
     if dataclasses.is_dataclass(kind):
-        return f"[{_title(kind.__name__)}](#{_title(kind.__name__).replace(' ', '-')})"
+        name = _title(str(getattr(kind, "__name__", "")))
+        return f"[{name}](#{name.replace(' ', '-')})"
     return "object"
 
 
@@ -181,7 +215,7 @@ def _see(section: str, kind: Any) -> str:
     found = arguments[0] if arguments else kind
     if not dataclasses.is_dataclass(found):
         raise ValueError(f"describe the report's section {section!r} in docs/json_fields.py")
-    name = _title(getattr(found, "__name__", ""))
+    name = _title(str(getattr(found, "__name__", "")))
     return f"see [{name}](#{name.replace(' ', '-')})"
 
 
@@ -196,6 +230,8 @@ REGIONS: dict[str, Callable[[], str]] = {
     "clear-verdict": lambda: fenced("\n\n".join(paragraphs("clear")[:2])),
     "clear-attacks": lambda: fenced(paragraphs("clear")[2]),
     "clear-figures": clear_in_figures,
+    "gate-config": lambda: "```toml\n" + (DOCS / "samples" / "maskaudit.toml").read_text(encoding="utf-8") + "```\n",
+    "gate-summary": gate_summary,
     "gate-keys": gate_keys,
 }
 
@@ -217,10 +253,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.audits:
         for name in SAMPLES:
-            (DOCS / "samples" / f"{name}.json").write_text(results.dump_json(run_sample(name)), encoding="utf-8")
-    stale = [
-        path for path, content in generated().items() if not path.is_file() or path.read_text("utf-8") != content
-    ]
+            store(name, run_sample(name))
+        store("gate", run_gate_sample())
+    stale = [path for path, content in generated().items() if not path.is_file() or path.read_text("utf-8") != content]
     for path in stale:
         print(f"{'out of date' if options.check else 'written'}: {path.name}")
         if not options.check:

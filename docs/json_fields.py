@@ -54,6 +54,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `repaired` or `sanity`",
         "role": "the family that it counts for",
         "robust_accuracy": "share of all drawn points that it left standing; null when it attacked a sample only",
+        "interval": "the same with its interval",
         "broken": "correctly classified points that it broke, by fresh scoring",
         "attempted": "points that it was run on",
         "new": "points that nothing before it had broken",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from maskaudit.attacks import losses
+from maskaudit.attacks import losses, torchattacks_adapter
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import BUDGETS, UNBOUNDED, battery
 from maskaudit.attacks.second_opinion import second_opinions
@@ -27,7 +27,7 @@ NEEDS = {
     "attacks": "the outcomes of the attacks",
 }
 
-#: Per role: name of the family, what it follows, what a broken point means, what to do then.
+#: Per role: name of the family, what it counts for, what to do when it breaks points.
 ROLES: dict[str, tuple[str, str, str]] = {
     "reference": (
         "the usual reference",
@@ -72,6 +72,17 @@ ROLES: dict[str, tuple[str, str, str]] = {
         "`unbounded-attack` reads it.",
         "Points that stand show that the attack was misled: see [unbounded-attack](probes.md#unbounded-attack).",
     ),
+}
+
+#: What an attack goes by, per kind.
+KINDS = {
+    "gradient": "follows the model's gradients",
+    "score": "asks for class scores only",
+    "decision": "asks for the predicted class only",
+    "transfer": "follows the gradients of other models",
+    "random": "guesses",
+    "repaired": "follows gradients through a repaired backward pass",
+    "sanity": "follows the model's gradients",
 }
 
 #: The loss that a setting names.
@@ -177,16 +188,18 @@ def attack_section(spec: AttackSpec) -> str:
     name, meaning, remedy = family(spec)
     module = sys.modules[spec.run.__module__]
     how = description(spec.run.__doc__)
+    if spec.role == "second_opinion":
+        module, how = torchattacks_adapter, description(torchattacks_adapter.run_torchattacks.__doc__)
     lines = [
         f"\n## {spec.name}\n\n**{markdown(spec.title)}**\n\n",
-        f"**Family.** {name[0].upper()}{name[1:]}; goes by: {spec.kind}.\n\n",
+        f"**Family.** {name[0].upper()}{name[1:]}. It {KINDS[spec.kind]}.\n\n",
         f"**How.** {prose(how)}" if how else "",
     ]
     if isinstance(loss := spec.settings.get("loss"), str):
         lines.append(f"**Loss.** `{loss}`: {prose(description(LOSSES[loss].__doc__))}")
-    if len(background := description(module.__doc__).split("\n\n")) > 1 and spec.role != "second_opinion":
+    if len(background := description(module.__doc__).split("\n\n")) > 1:
         lines.append("**Background.** " + prose("\n\n".join(background)))
-    lines += [f"**What a broken point means.** {meaning}\n\n", f"**What to do.** {remedy}\n\n", settings(spec.name)]
+    lines += [f"**What it counts for.** {meaning}\n\n", f"**What to do.** {remedy}\n\n", settings(spec.name)]
     return "".join([*lines, sources(spec.sources)])
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -54,7 +54,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> None:
+def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> NoReturn:
     from maskaudit.terminal import printable
 
     if not shown:
@@ -97,9 +97,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to execute its code."),
         click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, …"),
-        click.option(
-            "--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory."
-        ),
+        click.option("--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory."),
         click.argument("model"),
     ):
         command = option(command)
@@ -109,12 +107,18 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What the model is shown and how its answers are read."""
     for option in (
-        click.option("--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one."),
-        click.option("--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True),
+        click.option(
+            "--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one."
+        ),
+        click.option(
+            "--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True
+        ),
         click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel."),
-        click.option( "--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel." ),
+        click.option("--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel."),
         click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value."),
-        click.option("--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255."),
+        click.option(
+            "--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255."
+        ),
         click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball."),
         click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME."),
     ):
@@ -305,7 +309,13 @@ def gate(
     folder = Path(out).absolute() if out else None
     wanted = wanted_files(outputs_to, folder)
     progress = Progress(quiet=quiet)
-    result = run_gate(settings, out=folder, on_event=progress)
+    try:
+        result = run_gate(settings, out=folder, on_event=progress)
+    except KeyboardInterrupt:
+        kept = (
+            f"; the reports of finished models are in {out}." if out else ". With --out DIR, finished reports are kept."
+        )
+        _fail(f"Interrupted{kept}", 130, as_json)
     progress.close()
     summary = build(result)
     write_summaries(wanted, result, summary)

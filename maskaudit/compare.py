@@ -8,7 +8,7 @@ over the attacks. Where they drew others, shares are compared by Fisher's exact 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,13 @@ def _check_same_data(first: Document, second: Document) -> None:
         one, other = said[0].get(key), said[1].get(key)
         if one is not None and other is not None and one != other:
             raise InputError(
-                f"The two audits are over different data ({what}: {coerce.text(str(one))} and {coerce.text(str(other))}): "
+                f"The two audits are over different data ({what}: {_short(one)} and {_short(other)}): "
                 "only audits of the same data can be compared."
             )
 
 
 def _common(first: _Lost, second: _Lost) -> list[int | None]:
-    common = sorted((n for n in first.all & second.all if n is not None))
+    common = sorted(n for n in first.all & second.all if n is not None)
     if any(first.label[n] != second.label[n] for n in common):
         raise InputError(
             "The two audits are over different data: the same points have other labels, although the source has "
@@ -232,8 +232,8 @@ def _notes(
         notes.append(
             f"The audits share {len(common)} points; tests are over these, accuracies over all points of each."
         )
-    one, other = (coerce.mapping(document["target"]).get("sha256") for document in (first, second))
-    if one and one == other:
+    targets = [coerce.mapping(document["target"]) for document in (first, second)]
+    if targets[0].get("sha256") and all(targets[0].get(k) == targets[1].get(k) for k in ("sha256", "source", "arch")):
         notes.append("Both audits are of the same model: differences come from the settings or the program.")
     return notes
 
@@ -268,7 +268,7 @@ def text(comparison: Document) -> str:
          str(test.get("lost_only_by_b", "-")), f"{p:.2g}", _reading(test, p))
         for name, test, p in tests
     ]  # fmt: skip
-    lines += _section(title, rows, ("robust accuracy", "A", "B", "lost only by A", "by B", "p", ""))
+    lines += _section(title, rows, ("robust accuracy", "A", "B", "lost by A only", "by B only", "p", ""))
     lines += _section("Probes that changed", [
         (one["rule"], f"{one['a']} -> {one['b']}", words.joined((one["a_figure"], one["b_figure"]), " -> ")[:48])
         for one in comparison["probes"]
@@ -297,7 +297,7 @@ def _reading(test: Document, p: float) -> str:
     return "B is broken more" if test["a"] > test["b"] else "A is broken more"
 
 
-def _section(title: str, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> list[str]:
+def _section(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> list[str]:
     if not rows:
         return []
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]

@@ -137,7 +137,7 @@ def read_table(
             raise UsageError(f"{key} in {place} must be {error}, got {shown(value)}.") from None
     for key in required:
         if key not in found:
-            raise UsageError(f"{place} lacks the key {key!r}; add {key} = {_EXAMPLES.get(key, '"…"')}.")
+            raise UsageError(f"{place} lacks the key {key!r}; add {key} = {_EXAMPLES[key]}.")
     return found
 
 

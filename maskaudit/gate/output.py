@@ -71,7 +71,7 @@ def announce(audits: Sequence[github.Audited], markdown: str, stream: TextIO) ->
     """Annotations on `stream` and the step summary, where this is a step of GitHub Actions."""
     if github.in_actions():
         workspace = os.environ.get("GITHUB_WORKSPACE")
-        for annotation in github.annotations(audits, root=Path(workspace) if workspace else None):
+        for annotation in github.collect(audits, root=Path(workspace) if workspace else None):
             say(f"{annotation}\n", stream)
     github.append_summary(markdown)
 

@@ -54,7 +54,14 @@ def _model(outcome: Outcome) -> dict[str, Any]:
         "error": outcome.error,
         "report": f"{outcome.folder}/audit.json" if outcome.folder else None,
     }
-    empty = {"verdict": None, "sentence": "", "reasons": [], "threat": {}, "accuracy": {}, "findings": []}
+    empty: dict[str, Any] = {
+        "verdict": None,
+        "sentence": "",
+        "reasons": [],
+        "threat": {},
+        "accuracy": {},
+        "findings": [],
+    }
     if document is None or outcome.ruling is None:
         return {**head, **empty, "claim": {"claimed": entry.request.settings.claim, "status": None}}
     report = view.read(document)
@@ -111,8 +118,8 @@ def markdown(summary: dict[str, Any]) -> str:
         marked = escape(gate) if model["status"] == 0 else f"**{escape(gate)}**"
         lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
     for model in summary["models"]:
-        if body := told(model):
-            lines += ["", f"### {code(model['name'])}", "", *(f"- {escape(line)}" for line in body)]
+        if said := told(model):
+            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in said)]
     if found := notes(summary):
         lines += ["", "### Baselines", "", *(f"- {escape(note)}" for note in found)]
     return "\n".join(lines) + "\n"
@@ -146,13 +153,19 @@ def told(model: dict[str, Any]) -> list[str]:
         if claim.get("status") == "refuted":
             best = words.rate(coerce.rate(model["accuracy"].get("best_known")), "-")
             lines.append(f"Claimed robust accuracy {words.percent(claim['claimed'])}, at most {best} found: refuted.")
+    return lines + _accepted(model)
+
+
+def _accepted(model: dict[str, Any]) -> list[str]:
+    """One line per baseline that accepts something."""
+    rules: dict[tuple[int, str, str], list[str]] = {}
     for finding in model["findings"]:
-        if finding["accepted"]:
-            until = f"until {finding['accepted']['expires']}: {_flat(finding['accepted']['reason'])}"
-            line = f"accepted by baseline {finding['accepted']['baseline']} {until}"
-            if line not in lines:
-                lines.append(line)
-    return lines
+        if by := finding["accepted"]:
+            rules.setdefault((by["baseline"], by["expires"], by["reason"]), []).append(finding["rule"])
+    return [
+        f"{words.joined(dict.fromkeys(names))}: accepted by baseline {number} until {expires}: {_flat(reason)}"
+        for (number, expires, reason), names in rules.items()
+    ]
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
@@ -161,11 +174,11 @@ def notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _details(model: dict[str, Any]) -> list[str]:
-    told = told(model)
-    if not told:
+    said = told(model)
+    if not said:
         return []
-    head = _wrapped(f"{_flat(model['name'])}: {told[0]}", "", "  ")
-    return ["", *head, *(line for item in told[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+    head = _wrapped(f"{_flat(model['name'])}: {said[0]}", "", "  ")
+    return ["", *head, *(line for item in said[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

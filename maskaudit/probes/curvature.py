@@ -63,6 +63,7 @@ class Curvature:
 
     `eigenvalue`: largest one of the restricted Hessian; `first`, `second`: predicted gains of the step along
     the gradient and of the curved step; `first_measured`, `second_measured`: what they did gain.
+    `custom`: names of custom autograd functions met, whose second derivative is what their backward makes it.
     """
 
     eigenvalue: Tensor
@@ -70,6 +71,7 @@ class Curvature:
     second: Tensor
     first_measured: Tensor
     second_measured: Tensor
+    custom: tuple[str, ...] = ()
 
     @property
     def wins(self) -> Tensor:
@@ -86,6 +88,8 @@ class _Hessian:
         self.leaf = x.detach().clone().requires_grad_(True)
         with torch.enable_grad():
             self.value = objective(context.target.differentiable_scores(self.leaf), y)
+            self.custom = custom_backwards(self.value)
+            refuse_once_differentiable(self.custom)
             self.gradient = self._differentiate(self.value.sum(), create_graph=True)
 
     def product(self, v: Tensor) -> Tensor:
@@ -109,6 +113,34 @@ class _Hessian:
             first_line = (str(error).strip().splitlines() or [""])[0]
             raise NotApplicable(f"The model cannot be differentiated twice: {first_line}") from error
         return torch.zeros_like(self.leaf) if gradient is None else gradient
+
+
+def custom_backwards(value: Tensor) -> list[type[torch.autograd.Function]]:
+    """The custom autograd functions in the graph of a tensor, each once."""
+    found: dict[type[torch.autograd.Function], None] = {}
+    waiting, seen = [value.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        if function is not None:
+            found[function] = None
+        waiting.extend(following for following, _ in node.next_functions)
+    return list(found)
+
+
+def refuse_once_differentiable(functions: list[type[torch.autograd.Function]]) -> None:
+    """Autograd silently leaves out what `once_differentiable` cuts, so its Hessian would read zero.
+
+    Raises:
+        NotApplicable: when one of the functions is marked so.
+    """
+    for function in functions:
+        code = getattr(function.backward, "__code__", None)  # the decorator's wrapper lives in torch's own file
+        if code is not None and code.co_filename == torch.autograd.function.__file__:
+            raise NotApplicable(f"The model cannot be differentiated twice: {function.__name__} is marked so.")
 
 
 def curvature(context: ProbeContext, objective: PointObjective, rng: PointRNG, batch: slice) -> Curvature:
@@ -139,6 +171,7 @@ def curvature(context: ProbeContext, objective: PointObjective, rng: PointRNG, b
         second=slope.abs() + bend,
         first_measured=gain(along),
         second_measured=torch.maximum(gain(step), gain(-step)),
+        custom=tuple(function.__name__ for function in hessian.custom),
     )
 
 
@@ -154,7 +187,10 @@ def measure(context: ProbeContext) -> Measurement:
     return Measurement(
         count / n, "share of points", n, count=count,
         findings=(ProbeFinding(f"A step across the gradient gains more than one along it on {count} of {n} points."),),
-        details={"margin": _summary(decision), "cross_entropy": _summary(loss), "lanczos_steps": STEPS},
+        details={
+            "margin": _summary(decision), "cross_entropy": _summary(loss), "lanczos_steps": STEPS,
+            "custom_backwards": list(decision.custom),
+        },
         per_point=tuple(decision.eigenvalue.tolist()),
     )  # fmt: skip
 
@@ -173,7 +209,8 @@ def _over_batches(context: ProbeContext, objective: PointObjective, stream: str,
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("eigenvalue", "first", "second", "first_measured", "second_measured")
-        )
+        ),
+        custom=parts[0].custom,
     )
 
 

@@ -71,7 +71,7 @@ def in_actions(environment: Mapping[str, str] | None = None) -> bool:
     return (os.environ if environment is None else environment).get("GITHUB_ACTIONS") == "true"
 
 
-def annotations(audits: Sequence[Audited], *, root: Path | None = None) -> list[Annotation]:
+def collect(audits: Sequence[Audited], *, root: Path | None = None) -> list[Annotation]:
     """What deserves an annotation, worst first, at most `MAX_ANNOTATIONS`.
 
     Args:

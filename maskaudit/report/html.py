@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from maskaudit.errors import MaskauditError
-from maskaudit.report import coerce, images, plots, surface, view, words
+from maskaudit.report import advice, coerce, images, layers, methods, nulls, plots, points, surface, view, words
 
 #: Places of one finding or mechanism that are listed; the JSON has all.
 MAX_PLACES = 12
+
+
+#: In the order of precedence.
+STYLESHEETS = ("report.css", "sections.css", "print.css")
 
 
 def render(document: dict[str, Any]) -> str:
@@ -37,9 +41,12 @@ def render(document: dict[str, Any]) -> str:
     environment = _environment()
     slice_ = surface.read(figures.get("surface"))
     clean = report.accuracy["clean"]
+    matrix = points.read(document, report)
+    tests = nulls.read(document)
+    flow = layers.read_flow(figures.get("gradient_flow"))
     page = environment.get_template("report.html").render(
         report=report,
-        style=Markup(_asset("report.css")),
+        style=Markup("".join(map(_asset, STYLESHEETS))),
         eps_curve=plots.eps_curve(report, figures.get("eps_curve")),
         eps_points=max((coerce.count(row.get("n")) for row in coerce.mappings(figures.get("eps_curve"))), default=0),
         drawn=clean.n if clean else 0,
@@ -47,6 +54,13 @@ def render(document: dict[str, Any]) -> str:
         slice=slice_,
         surfaces=plots.surfaces(slice_),
         strips=images.strips(figures.get("strips")),
+        matrix=matrix,
+        matrix_caption=points.caption(matrix) if matrix else "",
+        tests=[(test, nulls.draw(test)) for test in tests],
+        flow=layers.flow(flow),
+        repairs=layers.repairs(report),
+        checklist=advice.read(document, report),
+        methods=methods.read(document, report),
         words=words,
         max_places=MAX_PLACES,
     )
@@ -64,6 +78,7 @@ def _environment() -> Environment:
     )
     environment.filters["percent"] = words.percent
     environment.filters["along"] = _along
+    environment.filters["verbatim"] = _verbatim
     environment.tests["some"] = lambda value: value is not None
     return environment
 
@@ -71,6 +86,11 @@ def _environment() -> Environment:
 def _along(value: float) -> str:
     """A share as a CSS percentage of a track, held inside it."""
     return f"{100 * min(max(value, 0.0), 1.0):.2f}%"
+
+
+def _verbatim(text: str) -> Markup:
+    """Text whose line ends survive the page, in which blank lines are left out: they become character references."""
+    return Markup(str(escape(text)).replace("\n", "&#10;"))  # noqa: S704  escaped above
 
 
 def _asset(name: str) -> str:

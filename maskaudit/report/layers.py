@@ -20,7 +20,6 @@ _MAX_LAYERS = 28
 _MAX_REPAIRS = 8
 #: Decades that the axis of norms spans at most, and where a norm of exactly zero is drawn.
 _MAX_DECADES = 40.0
-_ROW = 19.0
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,16 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
     low = max(min(known, default=-1.0), high - _MAX_DECADES)
     floor = low - 0.08 * max(high - low, 1.0) - 0.5
     with drawing():
-        figure, axes = _rows(len(layers), 0.36)
+        figure, axes = _rows(len(layers), 0.36, 19.0)
         for row, layer in enumerate(layers):
             colour = COLOURS["tone" if layer.culprit else "strong"]
             x = floor if layer.decades is None else max(layer.decades, low)
             axes.plot([floor, x], [row, row], color=colour, lw=2.2 if layer.culprit else 1.2)
             hollow = layer.decades is None
-            axes.plot(x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6)
+            axes.plot(x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6, clip_on=False)
             said = "exactly zero" if hollow else ""
-            if layer.zero_share:
-                said = words.joined((said, f"zero on {words.percent(layer.zero_share)}"))
+            if layer.zero_share and not hollow:
+                said = f"zero on {words.percent(layer.zero_share)}"
             axes.annotate(said, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
             _left_name(axes, row, layer.name, "tone" if layer.culprit else "ink")
         axes.set_xlim(floor, high + 0.35 * max(high - floor, 1.0))
@@ -104,15 +103,15 @@ def repairs(view: View) -> Markup | None:
         return None
     told = []
     with drawing():
-        figure, axes = _rows(len(rows), 0.4)
+        figure, axes = _rows(len(rows), 0.03, 40.0)
         for row, attack in enumerate(rows):
             after = attack.accuracy
             if after is None:
                 continue
             axes.plot([before.value, after.value], [row, row], color=COLOURS["rule"], lw=3, zorder=0)
-            _estimate(axes, before, row - 0.12, "strong", hollow=True)
-            _estimate(axes, after, row + 0.12, "repaired", hollow=False)
-            _left_name(axes, row, attack.title, "ink")
+            _estimate(axes, before, row - 0.06, "strong", hollow=True)
+            _estimate(axes, after, row + 0.06, "repaired", hollow=False)
+            axes.text(0.0, row - 0.34, attack.title[:64], ha="left", va="center", color=COLOURS["ink"], fontsize=10)
             told.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -120,12 +119,12 @@ def repairs(view: View) -> Markup | None:
         return svg(figure, "repairs", "Robust accuracy before and after repair", "; ".join(told) + ".")
 
 
-def _rows(count: int, left: float) -> tuple[Figure, Axes]:
-    """A figure with one row for each name, the first on top; `left` is the share kept for names."""
+def _rows(count: int, left: float, each: float) -> tuple[Figure, Axes]:
+    """A figure with rows of `each` points, the first on top; `left` is the share kept for names."""
     margin = 46.0
-    height = count * _ROW + margin
+    height = count * each + margin
     figure = Figure(figsize=(WIDTH / 72, height / 72))
-    axes = figure.add_axes((left, 36 / height, 0.97 - left, count * _ROW / height))
+    axes = figure.add_axes((left, 36 / height, 0.97 - left, count * each / height))
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)

@@ -26,6 +26,8 @@ _LARGEST_N = 100_000
 #: Bars rarer than this are not drawn.
 _RARE = 1e-6
 
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 _LEVELS = (("gradient_level", "Gradient level"), ("loss_level", "Loss level"))
 
 
@@ -62,7 +64,7 @@ class NullTest:
         """The probability of a count this high under the slack, in words."""
         if self.exponent >= -3:
             return f"{10**self.exponent:.2g}"
-        return f"about 10 to the power of {self.exponent:.0f}"
+        return f"about 10{f'{self.exponent:.0f}'.translate(_RAISED)}"
 
     @property
     def told(self) -> str:

@@ -111,7 +111,7 @@ def read(document: dict[str, Any], view: View) -> Matrix | None:
     section = coerce.mapping(document["points"])
     broken_by = coerce.items(section.get("broken_by"))
     attacks = {row.name: row for row in view.attacks_run if row.role != "sanity"}
-    named = {name for names in broken_by[:MAX_POINTS] for name in coerce.texts(names)}
+    named = {name for names in broken_by[:MAX_POINTS] for name in _names(names)}
     shown = [row for row in attacks.values() if row.name in named or row.attempted][:_MAX_ATTACKS]
     if not broken_by or not shown:
         return None
@@ -129,7 +129,7 @@ def read(document: dict[str, Any], view: View) -> Matrix | None:
             MatrixRow(row.name, row.title, row.role, counts[row.name], path)
             for row, path in zip(shown, paths, strict=True)
         ),
-        listed=tuple(_hidden(point) for point in points[: MAX_LISTED + 1] if point.group < 2),
+        listed=tuple(_hidden(point) for point in points[:MAX_LISTED] if point.group < 2),
         left_out=len(broken_by) - len(points),
     )
 
@@ -142,7 +142,7 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
     keys = [key for key, *_ in GROUPS]
     points = []
     for i, names in enumerate(broken_by[:MAX_POINTS]):
-        broken = frozenset(coerce.texts(names)) & attacks.keys()
+        broken = _names(names) & attacks.keys()
         if i < len(correct) and correct[i] is False:
             kind = "wrong"
         elif broken & usual:
@@ -156,6 +156,10 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
         said = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
         points.append(_Point(said[0], said[1], keys.index(kind), broken))
     return points
+
+
+def _names(value: Any) -> frozenset[str]:
+    return frozenset(coerce.texts(coerce.items(value)[: 2 * _MAX_ATTACKS]))
 
 
 def _groups(points: list[_Point]) -> tuple[Group, ...]:

@@ -87,7 +87,7 @@ def panels(data: Surface) -> list[tuple[str, str, Values, str]]:
 
 
 def _span(values: Values) -> str:
-    return f"Values from {values.min():.3g} to {values.max():.3g}."
+    return f"Values from {values.min() + 0.0:.3g} to {values.max() + 0.0:.3g}."
 
 
 def draw(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # lets the tests import `subjects` under any pytest import mode
-
-from subjects import Subjects, build_subjects  # noqa: E402
+from tests.attacks.subjects import Subjects, build_subjects
 
 
 @pytest.fixture(scope="session")
 def subjects() -> Subjects:
+    """A standard and a PGD-trained digits network with the test points that both classify correctly."""
     return build_subjects()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,3 +155,38 @@ def survivors(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: Thr
     assert bool(threat.admissible(x_adv, x).all())
     target = Target(model)
     return ~(target.margin(target.scores(x_adv), y) > 0)
+
+
+def assert_same_fate(attack: Callable[..., Any], model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:
+    """The same points break for batches of 7, of 256, and with the points in reverse order.
+
+    A network's scores differ in the last bits between batch sizes, so one point in fifty may differ.
+    """
+    n = len(x)
+    everywhere = torch.arange(n)
+    fates = []
+    for batch_size, order in ((256, everywhere), (7, everywhere), (256, everywhere.flip(0))):
+        target = Target(model, batch_size=batch_size)
+        rng = PointRNG.create(3, "test", order)
+        examples = attack(target, x[order], y[order], threat=threat, rng=rng).examples
+        fates.append(survivors(model, examples, x[order], y[order], threat)[order.argsort()])
+    for other in fates[1:]:
+        assert int((other != fates[0]).sum()) <= n // 50
+
+
+class Noisy(nn.Module):
+    """A network with Gaussian noise on its scores, new in every pass."""
+
+    def __init__(self, base: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.base, self.scale = base, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.base(x)
+        return z + self.scale * torch.randn_like(z)
+
+
+def correct_points(model: nn.Module, x: Tensor, y: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The first `n` points that the model classifies correctly."""
+    right = Target(model).scores(x).argmax(1) == y
+    return x[right][:n], y[right][:n]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import sys
-import tomllib
+import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import click
 import pytest
 
 from maskaudit.cli import cli
+from maskaudit.gate.config import read_config
+from maskaudit.pytest_plugin import Auditor
+from maskaudit.settings import AuditSettings
 
-from .pages import DOCS, blocks, pages, read, without_code
+from .pages import DOCS, ROOT, blocks, pages, read, without_code
 
 PYTHON_PAGES = ("index", "python-api", "extending")
 
@@ -32,7 +37,8 @@ def run_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", PYTHON_PAGES)
-def test_python_examples_run(name: str, zoo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_examples_run(name: str, zoo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run_blocks(name, monkeypatch)
 
 
@@ -72,19 +78,34 @@ def test_the_commands_of_the_pages_were_found() -> None:
     assert len(command_lines()) > 20
 
 
-def test_configuration_examples_are_valid() -> None:
-    from maskaudit.gate.config import read_config
-
+def test_configuration_examples_are_valid(tmp_path: Path) -> None:
     found = blocks(DOCS / "gate.md", "toml")
     assert found
     for block in found:
-        tomllib.loads(block.text)
-    assert callable(read_config)
+        name = "pyproject.toml" if "[tool." in block.text else "maskaudit.toml"
+        (tmp_path / name).write_text(block.text, encoding="utf-8")
+        assert read_config(tmp_path / name).entries
 
 
-def test_pages_name_no_private_places() -> None:
+def test_the_example_of_a_test_is_a_call_that_the_fixture_takes() -> None:
+    (block,) = blocks(DOCS / "gate.md", "python")
+    namespace: dict[str, Any] = {}
+    exec(compile(block.text, "gate.md", "exec"), namespace)
+    called = []
+
+    class Fixture:
+        def assert_not_masked(self, *arguments: Any, **settings: Any) -> None:
+            bound = inspect.signature(Auditor.assert_not_masked).bind(self, *arguments, **settings)
+            called.append(AuditSettings(**bound.arguments["settings"]))
+
+    namespace["test_claim"](Fixture())
+    assert len(called) == 1
+
+
+def test_pages_name_no_place_of_one_machine() -> None:
     for path in (*DOCS.glob("*.md"), *DOCS.glob("*.py")):
-        assert not re.search(r"/work\b|/tmp/|/home/|/root\b", read(path)), path.name
+        assert str(ROOT) not in read(path), path.name
+        assert not re.search(r"(?<![\w.])/(home|tmp|root|Users|mnt)/", read(path)), path.name
 
 
 def test_prose_stays_inside_a_readable_width() -> None:

@@ -1,0 +1,206 @@
+"""The advice itself: four sources, each item in our words, answered from the document (see `checklist`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maskaudit.report import coerce, words
+from maskaudit.report.checklist import Advice, Facts, Item
+from maskaudit.report.records import View
+
+
+def read(document: dict[str, Any], view: View) -> tuple[Advice, ...]:
+    """All sources with their items."""
+    facts = Facts(document, view)
+    return (
+        Advice(
+            "carlini", "Evaluation checklist",
+            "Carlini et al. 2019, On Evaluating Adversarial Robustness, arXiv:1902.06705", _carlini(facts),
+        ),
+        Advice(
+            "athalye", "Five behaviours of obfuscated gradients",
+            "Athalye, Carlini and Wagner 2018, Obfuscated Gradients Give a False Sense of Security, ICML, "
+            "arXiv:1802.00420, section 3.1", _athalye(facts),
+        ),
+        Advice(
+            "pintor", "Indicators of attack failure",
+            "Pintor et al. 2022, Indicators of Attack Failure, NeurIPS, arXiv:2106.09947", _pintor(facts),
+        ),
+        Advice(
+            "owasp", "Testing against evasion",
+            "OWASP AI Exchange, Testing against evasion, owaspai.org/go/testingevasion", _owasp(facts),
+        ),
+    )  # fmt: skip
+
+
+def _carlini(facts: Facts) -> tuple[Item, ...]:
+    return (*_severe_flaws(facts), *_pitfalls(facts), *_special_cases(facts))
+
+
+def _severe_flaws(facts: Facts) -> tuple[Item, ...]:
+    view = facts.view
+    hashed = bool(coerce.text(facts.target.get("sha256")))
+    _, other = facts.own_losses()
+    adaptive = facts.repaired("Attacks adapted to this model", "")
+    if adaptive.state != "done" and other:
+        what = "The loss was adapted; no attack went through a repaired model."
+        adaptive = Item(adaptive.advice, "partly", words.joined((what, adaptive.how), " "), "", "attacks")
+    elif adaptive.state == "not done":
+        adaptive = Item(adaptive.advice, "not done", "Neither the loss nor the backward pass was adapted.")
+    settings = [row for row in facts.ran if row.settings]
+    level = view.gradient_level
+    compared = "Compared point by point, never by averages."
+    return (
+        facts.threat("A precise threat model"),
+        adaptive,
+        Item(
+            "Model and code released", "partly" if hashed else "not done",
+            "The author's part; this report pins the model by its hash." if hashed else "The author's part.",
+            "", "reproduce" if hashed else "",
+        ),
+        facts.clean("Accuracy without an attack"),
+        facts.measured("Iterating beats a single step", "one-step-beats-iterative"),
+        facts.larger_ball("A larger ball never helps the model"),
+        facts.measured("With unlimited distortion nothing stands", "unbounded-attack"),
+        facts.whole_curve("Success against radius, up to full success"),
+        Item("Adaptive attacks compared with all others, point by point", "done", compared,
+             f"Only others break {words.rate(level)} of points", "points")
+        if level
+        else Item("Adaptive attacks compared with all others, point by point", "not done",
+                  "The document holds no paired rate."),
+        Item("Attacks described with their parameters", "done" if len(settings) == len(facts.ran) else "partly",
+             f"{len(settings)} of {len(facts.ran)} attacks list their settings.", "", "attacks")
+        if settings
+        else Item("Attacks described with their parameters", "not done", "No attack lists its settings."),
+    )  # fmt: skip
+
+
+def _pitfalls(facts: Facts) -> tuple[Item, ...]:
+    kinds = sorted({row.kind for row in facts.ran if row.kind and row.role not in ("sanity", "second_opinion")})
+    score, decision = facts.kind("score"), facts.kind("decision")
+    free = facts.attacks("Gradient-free and hard-label attacks", score + decision, "None of either kind ran.")
+    if bool(score) != bool(decision):
+        missing = "hard-label" if score else "score-based"
+        free = Item(free.advice, "partly", f"{free.how} No {missing} attack ran.", free.result, free.section)
+    losses = {dict(row.settings).get("loss", "ce") for row in facts.own()}
+    restarts = max((dict(row.settings).get("restarts", "1") for row in facts.own()), default="1", key=_as_number)
+    varied = Item(
+        "Parameters of the attacks explored", "done" if len(losses) > 1 else "partly",
+        f"{words.plural(len(facts.own()), 'own-gradient attack')}, {words.plural(len(losses), 'loss', 'losses')}, "
+        f"up to {words.plural(int(_as_number(restarts)), 'restart')}.", "", "attacks",
+    ) if facts.own() else Item("Parameters of the attacks explored", "not done", "No own-gradient attack ran.")  # fmt: skip
+    second = facts.role("second_opinion")
+    prior = Item("Compared with prior work", "not done", "The author's part: an audit sees one model.")
+    if facts.view.claimed is not None:
+        said = f"Claim of {words.percent(facts.view.claimed)}: {facts.view.claim}"
+        prior = Item(prior.advice, "partly", "Compared with the author's claim only.", said, "verdict")
+    elif second:
+        how = f"An independent implementation attacked a sample: {', '.join(row.name for row in second)}."
+        prior = Item(prior.advice, "partly", how, "", "attacks")
+    return (
+        Item("A diverse set of attacks", "done" if len(kinds) > 2 else ("partly" if kinds else "not done"),
+             f"Kinds of attack: {', '.join(kinds)}." if kinds else "No attack ran.", "", "attacks" if kinds else ""),
+        free,
+        facts.attacks("Transfer from a substitute model", facts.kind("transfer"), "No transfer attack ran."),
+        facts.randomness("Averaged over the randomness of the model"),
+        facts.repaired("Differentiable stand-ins for parts without a gradient",
+                       "No attack went through a repaired backward pass."),
+        facts.converged("Attacks have converged"),
+        varied,
+        prior,
+        Item("Broader threat models", "not done", "One norm and one radius decide this audit."),
+    )  # fmt: skip
+
+
+def _special_cases(facts: Facts) -> tuple[Item, ...]:
+    certified, best = facts.view.accuracy["certified"], facts.view.accuracy["best_known"]
+    targeted = facts.rows(lambda row: "targeted" in f"{row.name} {dict(row.settings).get('loss', '')}")
+    untargeted = [row for row in facts.own() if row not in targeted]
+    aims = facts.attacks("Targeted and untargeted attacks", targeted + untargeted, "No own-gradient attack ran.")
+    if bool(targeted) != bool(untargeted):
+        missing = "untargeted" if targeted else "targeted"
+        aims = Item(aims.advice, "partly", f"{aims.how} No {missing} attack ran.", aims.result, aims.section)
+    return (
+        Item("Provable bounds", "done", "A certified lower bound was given.", words.percent(certified.value), "verdict")
+        if certified
+        else Item("Provable bounds", "not done", "No certified lower bound was given to the audit."),
+        facts.noise("Random noise of full size"),
+        aims,
+        Item("Parts of the defence removed one by one", "not done", "The author's part: it needs the model without them."),
+        _validated(facts),
+        Item("Other domains than images", "not applicable", "An audit is about one model and its data."),
+        Item("Success per example: the worst over attacks, then the mean", "done",
+             "Best known counts a point as broken if any attack breaks it.", f"Best known {words.rate(best)}", "points")
+        if best
+        else Item("Success per example: the worst over attacks, then the mean", "not done",
+                  "The document holds no best-known accuracy."),
+    )  # fmt: skip
+
+
+def _validated(facts: Facts) -> Item:
+    advice = "Attacks tried where the answer is known"
+    if facts.view.power_passed is None:
+        return Item(advice, "not done", facts.view.power or "The document holds no power check.")
+    state = "done" if facts.view.power_passed else "partly"
+    return Item(advice, state, facts.view.power, "passed" if facts.view.power_passed else "failed", "verdict")
+
+
+def _athalye(facts: Facts) -> tuple[Item, ...]:
+    return (
+        facts.measured("One step does better than many", "one-step-beats-iterative"),
+        facts.both("Black-box attacks do better than white-box attacks", "gradient-free-gap", "transfer-gap"),
+        facts.measured("Unbounded attacks do not reach full success", "unbounded-attack"),
+        facts.measured("Random sampling finds adversarial examples", "random-beats-gradient"),
+        facts.larger_ball("A larger ball does not raise success"),
+    )
+
+
+def _pintor(facts: Facts) -> tuple[Item, ...]:
+    lost = [row.name for row in facts.ran if row.curve and row.curve[-1][1] < row.broken]
+    traced = [row for row in facts.ran if row.curve]
+    silent = "Silent success: an example found on the way and lost"
+    return (
+        facts.both("Unavailable gradients", "zero-gradient", "output-kind"),
+        facts.measured("Unstable predictions", "randomness"),
+        Item(silent, "done", f"Progress of {words.plural(len(traced), 'attack')} against their re-scored results.",
+             f"unaccounted for: {', '.join(lost)}" if lost else "every success on the way was kept", "attacks")
+        if traced
+        else Item(silent, "not done", "No attack recorded its progress."),
+        facts.converged("Incomplete optimisation"),
+        facts.measured("Transfer failure: found on a stand-in, lost on the model", "transfer-gap"),
+        facts.measured("Unconstrained attack failure", "unbounded-attack"),
+    )  # fmt: skip
+
+
+def _owasp(facts: Facts) -> tuple[Item, ...]:
+    view = facts.view
+    clean = view.accuracy["clean"]
+    best = view.accuracy["best_known"]
+    one_model = "Out of scope: the audit sees the model, not the system around it."
+    return (
+        facts.threat("A limit on how far inputs may be changed"),
+        Item("Search starts from inputs that are classified correctly", "done",
+             "Points that are wrong without an attack are not attacked.",
+             f"{round(clean.value * clean.n):,} of {clean.n:,} points", "audited")
+        if clean and clean.n
+        else Item("Search starts from inputs that are classified correctly", "not done",
+                  "The document holds no clean accuracy."),
+        facts.attacks("Perfect-knowledge search", facts.own(), "No attack on the model's own gradients ran."),
+        facts.attacks("Zero-knowledge search", facts.kind("score", "decision"), "No score- or decision-based attack ran."),
+        facts.attacks("Transfer from a surrogate", facts.kind("transfer"), "No transfer attack ran."),
+        Item("Heuristic changes from domain knowledge", "not done", "Only changes inside the norm ball were searched."),
+        Item("Localised changes, such as patches", "not done", "Only changes inside the norm ball were searched."),
+        Item("Inputs that belong to no class", "not done", "Only drawn points with a label were attacked."),
+        Item("Search limited or noticed by the system", "not applicable", one_model),
+        Item("Feasible for an attacker in the real world", "not applicable", one_model),
+        facts.clean("Correct behaviour on benign inputs"),
+        Item("Conclusion against a stated criterion", "done", f"Claim of {words.percent(view.claimed)}.",
+             f"{view.claim}; best known {words.rate(best)}", "verdict")
+        if view.claimed is not None
+        else Item("Conclusion against a stated criterion", "not done", "No claim was given to the audit."),
+    )  # fmt: skip
+
+
+def _as_number(value: str) -> float:
+    number = coerce.number(int(value)) if value.isdigit() and len(value) < 9 else None
+    return number or 1.0
