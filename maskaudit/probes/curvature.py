@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.losses import cross_entropy, margin
-from maskaudit.errors import ModelError
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.probes.lanczos import largest_eigenpair
@@ -201,15 +200,13 @@ def _over_batches(context: ProbeContext, objective: PointObjective, stream: str,
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))
         rng = context.rng.select(torch.arange(rows.start, rows.stop)).fork(stream)
-        try:
-            parts.append(curvature(context, objective, rng, rows))
-        except ModelError as error:
-            raise NotApplicable(f"The model fails when its graph is kept: {error}") from error
+        parts.append(curvature(context, objective, rng, rows))
     return Curvature(
-        *(
-            torch.cat([getattr(part, name) for part in parts])
-            for name in ("eigenvalue", "first", "second", "first_measured", "second_measured")
-        ),
+        eigenvalue=torch.cat([part.eigenvalue for part in parts]),
+        first=torch.cat([part.first for part in parts]),
+        second=torch.cat([part.second for part in parts]),
+        first_measured=torch.cat([part.first_measured for part in parts]),
+        second_measured=torch.cat([part.second_measured for part in parts]),
         custom=parts[0].custom,
     )
 

@@ -16,8 +16,8 @@ from maskaudit.errors import MaskauditError
 from maskaudit.probes.docs import Explanation, explanation
 from maskaudit.probes.interface import Measurement, NotApplicable, Probe, ProbeContext
 from maskaudit.results import ProbeResult, plain
-from maskaudit.verdict.limits import CONFIDENCE, LIMITS, Limit
-from maskaudit.verdict.statistics import clopper_pearson
+from maskaudit.verdict.limits import LIMITS, Limit
+from maskaudit.verdict.statistics import CONFIDENCE, clopper_pearson
 
 
 def run_probe(probe: Probe, context: ProbeContext, *, confidence: float = CONFIDENCE) -> ProbeResult:

@@ -82,13 +82,6 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
     if bool(score) != bool(decision):
         missing = "hard-label" if score else "score-based"
         free = Item(free.advice, "partly", f"{free.how} No {missing} attack ran.", free.result, free.section)
-    losses = {dict(row.settings).get("loss", "ce") for row in facts.own()}
-    restarts = max((dict(row.settings).get("restarts", "1") for row in facts.own()), default="1", key=_as_number)
-    varied = Item(
-        "Parameters of the attacks explored", "done" if len(losses) > 1 else "partly",
-        f"{words.plural(len(facts.own()), 'own-gradient attack')}, {words.plural(len(losses), 'loss', 'losses')}, "
-        f"up to {words.plural(int(_as_number(restarts)), 'restart')}.", "", "attacks",
-    ) if facts.own() else Item("Parameters of the attacks explored", "not done", "No own-gradient attack ran.")  # fmt: skip
     second = facts.role("second_opinion")
     prior = Item("Compared with prior work", "not done", "The author's part: an audit sees one model.")
     if facts.view.claimed is not None:
@@ -106,10 +99,24 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
         facts.repaired("Differentiable stand-ins for parts without a gradient",
                        "No attack went through a repaired backward pass."),
         facts.converged("Attacks have converged"),
-        varied,
+        _varied(facts),
         prior,
         Item("Broader threat models", "not done", "One norm and one radius decide this audit."),
     )  # fmt: skip
+
+
+def _varied(facts: Facts) -> Item:
+    """Losses and restarts that the attacks on own gradients differ in."""
+    advice, own = "Parameters of the attacks explored", facts.own()
+    if not own:
+        return Item(advice, "not done", "No own-gradient attack ran.")
+    losses = {dict(row.settings).get("loss", "ce") for row in own}
+    restarts = max(int(_as_number(dict(row.settings).get("restarts", "1"))) for row in own)
+    how = words.joined((
+        words.plural(len(own), "own-gradient attack"), words.plural(len(losses), "loss", "losses"),
+        f"up to {words.plural(restarts, 'restart')}.",
+    ))  # fmt: skip
+    return Item(advice, "done" if len(losses) > 1 else "partly", how, "", "attacks")
 
 
 def _special_cases(facts: Facts) -> tuple[Item, ...]:
@@ -126,7 +133,7 @@ def _special_cases(facts: Facts) -> tuple[Item, ...]:
         else Item("Provable bounds", "not done", "No certified lower bound was given to the audit."),
         facts.noise("Random noise of full size"),
         aims,
-        Item("Parts of the defence removed one by one", "not done", "The author's part: it needs the model without them."),
+        Item("Parts of the defence removed one by one", "not done", "The author's part: it needs the parts."),
         _validated(facts),
         Item("Other domains than images", "not applicable", "An audit is about one model and its data."),
         Item("Success per example: the worst over attacks, then the mean", "done",
@@ -186,7 +193,7 @@ def _owasp(facts: Facts) -> tuple[Item, ...]:
         else Item("Search starts from inputs that are classified correctly", "not done",
                   "The document holds no clean accuracy."),
         facts.attacks("Perfect-knowledge search", facts.own(), "No attack on the model's own gradients ran."),
-        facts.attacks("Zero-knowledge search", facts.kind("score", "decision"), "No score- or decision-based attack ran."),
+        facts.attacks("Zero-knowledge search", facts.kind("score", "decision"), "No black-box attack ran."),
         facts.attacks("Transfer from a surrogate", facts.kind("transfer"), "No transfer attack ran."),
         Item("Heuristic changes from domain knowledge", "not done", "Only changes inside the norm ball were searched."),
         Item("Localised changes, such as patches", "not done", "Only changes inside the norm ball were searched."),

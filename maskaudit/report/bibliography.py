@@ -114,7 +114,10 @@ def used(view: View) -> list[str]:
 
 def bibtex(keys: Iterable[str], version: str) -> str:
     """BibTeX of the tool and of the named entries; `version` must be harmless LaTeX."""
-    tool = (("author", "{The maskaudit developers}"), ("title", "{maskaudit}: Auditing Classifiers for Gradient Masking"))
+    tool = (
+        ("author", "{The maskaudit developers}"),
+        ("title", "{maskaudit}: Auditing Classifiers for Gradient Masking"),
+    )
     blocks = [_entry("maskaudit", "misc", (*tool, *((("note", f"Software, version {version}"),) if version else ())))]
     blocks += [_entry(key, *ENTRIES[key]) for key in keys]
     return "\n\n".join(blocks)

@@ -88,7 +88,9 @@ class Facts:
         """Whether norm, radius and bounds are fixed."""
         if self.view.eps is None:
             return Item(advice, "not done", "The document names no radius.")
-        return Item(advice, "done", "Norm, radius and input bounds hold for every example.", self.view.threat, "audited")
+        return Item(
+            advice, "done", "Norm, radius and input bounds hold for every example.", self.view.threat, "audited"
+        )
 
     def clean(self, advice: str) -> Item:
         """Accuracy without an attack."""

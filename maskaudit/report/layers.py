@@ -67,7 +67,9 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
             x = floor if layer.decades is None else max(layer.decades, low)
             axes.plot([floor, x], [row, row], color=colour, lw=2.2 if layer.culprit else 1.2)
             hollow = layer.decades is None
-            axes.plot(x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6, clip_on=False)
+            axes.plot(
+                x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6, clip_on=False
+            )
             said = "exactly zero" if hollow else ""
             if layer.zero_share and not hollow:
                 said = f"zero on {words.percent(layer.zero_share)}"

@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from maskaudit.report import records, view, words
+from maskaudit.report import advice, methods, records, view, words
+from maskaudit.report.checklist import Advice
 
 #: Findings and rows that are shown in full; the JSON and the HTML have all.
 MAX_ROWS = 40
@@ -39,7 +40,9 @@ def render(document: dict[str, Any]) -> str:
         _findings(report),
         _attacks(report),
         _left_out(report),
+        _checklist(advice.read(document, report)),
         _reproduce(report),
+        _paper(methods.read(document, report)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -149,10 +152,33 @@ def _left_out(report: records.View) -> str:
     return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
 
 
+def _checklist(sources: Sequence[Advice]) -> str:
+    """How much of each source's advice was followed, and what was not, with the reason."""
+    rows = []
+    for source in sources:
+        open_items = [f"{escape(i.advice)}: {escape(i.how)}" for i in source.items if i.state in ("partly", "not done")]
+        rows.append((f"{escape(source.title)}<br>{escape(source.source)}", source.tally, "<br>".join(open_items)))
+    table = _table(("Advice", "State", "Partly or not done, and why"), rows)
+    return f"<details><summary>Checklist: what was done, against the field's advice</summary>\n\n{table}\n\n</details>"
+
+
 def _reproduce(report: records.View) -> str:
     commands = [line for line in (report.command, report.verify) if line]
     if not commands:
         return ""
-    longest = max((len(run) for line in commands for run in re.findall("`+", line)), default=0)
+    return f"### Reproduce\n\n{_fenced('sh', chr(10).join(commands))}"
+
+
+def _paper(texts: methods.Methods) -> str:
+    blocks = (
+        *("Methods paragraph:", _fenced("tex", texts.latex), "BibTeX:", _fenced("bibtex", texts.bibtex)),
+        *("Section for a model card:", _fenced("md", texts.card)),
+    )
+    return "\n\n".join(("<details><summary>For your paper and model card</summary>", *blocks, "</details>"))
+
+
+def _fenced(kind: str, text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return "\n".join(["### Reproduce", "", f"{fence}sh", *commands, fence])
+    return f"{fence}{kind}\n{text}\n{fence}"

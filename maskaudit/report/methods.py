@@ -176,7 +176,8 @@ def _bounds(document: dict[str, Any]) -> str:
 
 def markdown(text: str) -> str:
     """Text without meaning in Markdown or HTML, yet legible in a source file."""
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text).replace("<", "&lt;").replace("@", "@<!-- -->")
+    escaped = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+    return escaped.replace("<", "&lt;").replace(">", "&gt;").replace("@", "@<!-- -->")
 
 
 def _code(text: str) -> str:

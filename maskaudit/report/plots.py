@@ -184,5 +184,3 @@ def _standing(attack: AttackView) -> tuple[list[float], list[float]]:
     if curve[0][0] > 0:
         curve.insert(0, (0.0, 0))
     return [step for step, _ in curve], [min(1.0, final + max(0, total - broken) / n) for _, broken in curve]
-
-

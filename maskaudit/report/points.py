@@ -181,7 +181,7 @@ def _paths(points: list[_Point], order: list[str]) -> list[Markup]:
             if broken:
                 drawn.append(f"M{start} 0h{length}v1h-{length}z")
             start += length
-        paths.append(Markup("".join(drawn)))  # noqa: S704  digits only
+        paths.append(Markup("".join(drawn)))
     return paths
 
 

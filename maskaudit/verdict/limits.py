@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-#: Confidence of the two-sided exact intervals that probes report.
-CONFIDENCE = 0.99
-
 #: Share of points. Largest paired gap between gradient-free and own-gradient attacks seen on 24 honest models.
 HONEST_GAP = 0.035
 #: Share of points. No honest model of the zoo had any; masked ones had 16 % and more.

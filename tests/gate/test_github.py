@@ -32,7 +32,9 @@ def test_worst_first_and_few() -> None:
     documents = [sample.clear().to_dict(), *(sample.masked().to_dict() for _ in range(4))]
     found = collect([Audited(f"net{i}", int(i > 0), one) for i, one in enumerate(documents)])
     assert len(found) == MAX_ANNOTATIONS
-    assert [one.level for one in found] == sorted((one.level for one in found), key=["error", "warning", "notice"].index)
+    assert [one.level for one in found] == sorted(
+        (one.level for one in found), key=["error", "warning", "notice"].index
+    )
     assert found[-1].message == "3 more in the report."
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from maskaudit.cli import cli
 from maskaudit.gate import running
+from maskaudit.gate.config import Entry
 from maskaudit.gate.terminal import say
+from maskaudit.runner import Audit
 
 from .stub import StubAudit, write_config
 
@@ -37,7 +40,7 @@ def test_out_and_every_format(tmp_path: Path) -> None:
     result = invoke("--out", "out", *options)
     assert result.exit_code == 1, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "clear", "index.html", "junit.xml", "masked", "maskaudit.sarif", "summary.json", "summary.md",
+        "clear", "index.html", "junit.xml", "maskaudit.sarif", "masked", "summary.json", "summary.md",
     ]  # fmt: skip
     assert (tmp_path / "also" / "text.out").read_text() == result.stdout
     for fmt, name in (("json", "summary.json"), ("sarif", "maskaudit.sarif"), ("junit", "junit.xml")):
@@ -89,10 +92,10 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pyt
     write_config(tmp_path, "clear", "masked")
     finished = StubAudit()
 
-    def interrupted(entry: running.Entry, *arguments: object) -> running.Audit:
+    def interrupted(entry: Entry, *arguments: Any) -> Audit:
         if entry.name == "masked":
             raise KeyboardInterrupt
-        return finished(entry, *arguments)  # type: ignore[arg-type]
+        return finished(entry, *arguments)
 
     monkeypatch.setattr(running, "audit_entry", interrupted)
     result = invoke("--out", "out")
@@ -109,7 +112,9 @@ def test_github_gets_annotations_and_a_step_summary(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(steps))
     result = invoke()
     commands = [line for line in result.stdout.splitlines() if line.startswith("::")]
-    assert commands[0].startswith("::error file=maskaudit/zoo/nets.py,line=41,title=maskaudit%3A masked%3A masked::Robust")
+    assert commands[0].startswith(
+        "::error file=maskaudit/zoo/nets.py,line=41,title=maskaudit%3A masked%3A masked::Robust"
+    )
     assert len(commands) <= 10
     assert steps.read_text().startswith("before\n## maskaudit gate did not pass\n")
 
@@ -131,5 +136,6 @@ def test_accepted_findings_are_not_annotated(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp437", "utf-8"])
 def test_every_code_page_can_be_written_to(encoding: str) -> None:
     raw = io.BytesIO()
-    say("ε = 8/255 × ‘net’ \U0001f600\n", io.TextIOWrapper(raw, encoding=encoding, newline=""))
+    stream = io.TextIOWrapper(raw, encoding=encoding, newline="")
+    say("ε = 8/255 × ‘net’ \U0001f600\n", stream)
     assert raw.getvalue().decode(encoding).endswith("\n")

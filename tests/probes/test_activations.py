@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,7 @@ def test_the_worst_layer_is_located_by_module_and_line() -> None:
     assert where.op == "tanh"
     healthy = result.details["layers"][1]
     assert healthy["flat_share"] == 0
-    assert healthy["place"] == "tanh in body.1"
+    assert healthy["place"].startswith("tanh in body.1 (test_activations.py:")  # the line that calls the Sequential
 
 
 def test_a_layer_used_twice_is_counted_call_by_call() -> None:
@@ -231,10 +232,8 @@ def test_module_paths_recover_after_an_exception_inside_the_model() -> None:
             raise RuntimeError("caught")
 
         def forward(self, x: Tensor) -> Tensor:
-            try:
+            with contextlib.suppress(RuntimeError):
                 self.bad(x)
-            except RuntimeError:
-                pass
             return self.act(x)
 
     seen: list[Site] = []

@@ -151,3 +151,26 @@ def test_gradients_that_cannot_be_differentiated_again_are_not_applicable() -> N
         result = run_probe(get("low-gradient-curvature"), ctx)
     assert result.status == "not_applicable"
     assert "differentiated twice" in result.reason
+    assert "Once" in result.reason
+
+
+def test_custom_backwards_are_named() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.square()
+
+        @staticmethod
+        def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+            return 2 * x * gradient
+
+    with context(Through(Linear(6), lambda x: Square.apply(x)), points(6, 6)) as ctx:  # type: ignore[no-untyped-call]
+        custom = run_probe(get("low-gradient-curvature"), ctx)
+    with context(Through(Linear(6), lambda x: x.square()), points(6, 6)) as ctx:
+        plain = run_probe(get("low-gradient-curvature"), ctx)
+    assert custom.details["custom_backwards"] == ["Square"]
+    assert plain.details["custom_backwards"] == []
+    assert custom.details["margin"] == pytest.approx(plain.details["margin"], rel=1e-4)
+    assert custom.details["margin"]["eigenvalue_largest"] > 0

@@ -88,7 +88,10 @@ def test_ratio_of_a_two_class_model_is_one_minus_p(scale: float) -> None:
     result = run("loss-decision-gradient-ratio", model, x)
     z = model(x).double().detach()
     doubt = torch.log10(torch.softmax(z, dim=1).amin(dim=1))
-    assert result.details["per_point"] == pytest.approx(doubt.tolist(), abs=2e-2)
+    resolved = doubt > -6  # below, float32 rounds 1 − p_y itself
+    measured = torch.tensor(result.details["per_point"], dtype=torch.float64)
+    assert torch.allclose(measured[resolved], doubt[resolved], atol=2e-2)
+    assert torch.allclose(measured, doubt, atol=0.5)
     assert result.value == pytest.approx(float(doubt.median()), abs=2e-2)
     assert result.details["dual_norm_median"] == pytest.approx(result.value, abs=2e-2)
     assert result.details["underflow"] == 0

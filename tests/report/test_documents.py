@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from maskaudit.errors import InputError, UsageError
-from maskaudit.report import FORMATS, render
+from maskaudit.report import FORMATS, images, plots, render, surface, view
 
 from . import sample
 
@@ -72,7 +72,7 @@ def _mutations(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any,
             yield from _mutations(value, (*path, position))
 
 
-def _edited(document: dict[str, Any], path: tuple[Any, ...], value: Any) -> dict[str, Any]:
+def _edited(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     edited = copy.deepcopy(document)
     holder: Any = edited
     for step in path[:-1]:
@@ -105,12 +105,20 @@ def test_odd_values_anywhere_render_or_give_one_sentence(junk: Any) -> None:
 @pytest.mark.parametrize("junk", [None, -1, 1e308], ids=repr)
 @pytest.mark.parametrize("section", sorted(set(sample.masked().to_dict()) - {"schema_version", "verdict"}))
 def test_odd_values_render_as_html(section: str, junk: Any) -> None:
+    render(_edited(sample.masked().to_dict(), (section,), junk), "html")
+
+
+@pytest.mark.parametrize("junk", [None, -1, 1e308], ids=repr)
+def test_odd_values_inside_figures_draw_or_leave_out(junk: Any) -> None:
     document = sample.masked().to_dict()
-    render(_edited(document, (section,), junk), "html")
-    for figure in ("eps_curve", "surface", "strips") if section == "figures" else ():
-        for path in _mutations(document["figures"][figure]):
-            alone = {**document, "attacks": [], "figures": {figure: document["figures"][figure]}}
-            render(_edited(alone, ("figures", figure, *path), junk), "html")
+    report = view.read(document)
+    figures = document["figures"]
+    for path in _mutations(figures["eps_curve"]):
+        plots.eps_curve(report, _edited(figures["eps_curve"], path, junk))
+    for path in _mutations(figures["surface"]):
+        plots.surfaces(surface.read(_edited(figures["surface"], path, junk)))
+    for path in _mutations(figures["strips"]):
+        images.strips(_edited(figures["strips"], path, junk))
 
 
 def test_optional_sections_may_be_missing() -> None:

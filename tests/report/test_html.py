@@ -119,6 +119,7 @@ def test_what_a_document_says_stays_text() -> None:
     said = " ".join(page.words)
     assert "<script>alert(1)</script>" in said
     assert "{{ 7*7 }}" in said
+    assert {"points", "test", "repair", "checklist", "paper"} <= {a.get("id") for _, a in page.elements}
     assert {(attributes.get("src") or "")[:5] for attributes in page.attributes("img")} == {"data:"}
 
 

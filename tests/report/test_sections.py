@@ -1,0 +1,273 @@
+"""The matrix, the test's distribution, repairs, the checklist, and what an author can paste."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import pytest
+
+from maskaudit.report import advice, checklist, layers, methods, nulls, points, render, view
+from maskaudit.verdict.statistics import lower_bound, upper_bound
+
+from . import sample
+
+
+@pytest.fixture
+def document() -> dict[str, Any]:
+    return sample.masked().to_dict()
+
+
+def _matrix(document: dict[str, Any]) -> points.Matrix | None:
+    return points.read(document, view.read(document))
+
+
+def _items(document: dict[str, Any]) -> dict[str, checklist.Item]:
+    sources = advice.read(document, view.read(document))
+    return {f"{source.key}: {item.advice}": item for source in sources for item in source.items}
+
+
+# --- matrix -----------------------------------------------------------------------------------------
+
+
+def test_matrix_groups_agree_with_the_hidden_shares(document: dict[str, Any]) -> None:
+    matrix = _matrix(document)
+    assert matrix is not None
+    counts = {group.key: group.count for group in matrix.groups}
+    assert counts == {"loss": 143, "plain": 53, "wrong": 4}
+    assert [group.key for group in matrix.groups] == ["loss", "plain", "wrong"]
+    assert matrix.hidden == 143
+    assert len(matrix.listed) == points.MAX_LISTED
+    assert counts["loss"] == round(document["masking"]["loss_level"]["value"] * 196)
+
+
+def test_matrix_rows_draw_what_each_attack_broke(document: dict[str, Any]) -> None:
+    matrix = _matrix(document)
+    assert matrix is not None
+    for row in matrix.rows:
+        drawn = sum(int(run) for run in re.findall(r"h(\d+)v", str(row.path)))
+        assert drawn == row.broken, row.name
+    assert {row.name: row.broken for row in matrix.rows}["apgd-margin"] == 196
+
+
+def test_points_hidden_from_gradients_come_first(document: dict[str, Any]) -> None:
+    document["points"]["broken_by"][17] = ["square"]
+    matrix = _matrix(document)
+    assert matrix is not None
+    assert (matrix.groups[0].key, matrix.groups[0].count) == ("gradient", 1)
+    assert matrix.listed[0].broken_by == ("square",)
+
+
+def test_an_attack_that_names_no_loss_follows_cross_entropy(document: dict[str, Any]) -> None:
+    rows = {row.name: row for row in view.read(document).attacks}
+    assert points.follows_cross_entropy(rows["pgd-ce"])
+    assert not points.follows_cross_entropy(rows["apgd-margin"])
+    assert not points.follows_cross_entropy(rows["square"])
+
+
+def test_a_scattered_matrix_of_many_points_stays_small(document: dict[str, Any]) -> None:
+    names = [row["name"] for row in document["attacks"] if row["status"] == "ran"]
+    scattered = [[name for k, name in enumerate(names) if (i * (2 * k + 3) >> (k % 5)) % 3] for i in range(5000)]
+    document["points"] = {"index": list(range(5000)), "label": [0] * 5000, "broken_by": scattered}
+    matrix = _matrix(document)
+    assert matrix is not None
+    assert sum(len(row.path) for row in matrix.rows) <= 150_000
+    assert len(render(document, "html").encode()) < 1_000_000
+
+
+# --- the tested distribution ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fired", [True, False])
+def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> None:
+    document["masking"]["screen"]["fired"] = fired
+    for test in nulls.read(document):
+        assert lower_bound(test.critical, test.n, test.alpha) > test.slack
+        assert lower_bound(test.critical - 1, test.n, test.alpha) <= test.slack
+        assert upper_bound(test.clear_at, test.n, test.alpha) < 0.1
+        assert upper_bound(test.clear_at + 1, test.n, test.alpha) >= 0.1
+        assert test.slack == (0.05 if fired else 0.15)
+
+
+def test_distribution_names_observed_and_critical_count(document: dict[str, Any]) -> None:
+    gradient, loss = nulls.read(document)
+    assert (gradient.hidden, loss.hidden) == (0, 143)
+    assert loss.proven
+    assert not gradient.proven
+    assert "about 10⁻" in loss.told
+    drawn = nulls.draw(loss)
+    assert "observed: 143" in drawn
+    assert f"proof from {loss.critical}" in drawn
+
+
+def test_distribution_of_points_too_few_to_prove_anything(document: dict[str, Any]) -> None:
+    document["masking"]["loss_level"] = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 1}
+    loss = nulls.read(document)[1]
+    assert not loss.proven
+    assert "no count could prove" in loss.told
+    assert "proof from" not in nulls.draw(loss)
+
+
+def test_no_rule_no_distribution(document: dict[str, Any]) -> None:
+    del document["masking"]["rule"]
+    assert nulls.read(document) == ()
+    assert 'id="test"' not in render(document, "html")
+
+
+# --- layers and repairs -----------------------------------------------------------------------------
+
+
+def _flow(count: int = 6) -> list[dict[str, Any]]:
+    return [
+        {"name": f"layer{i}", "norm": 0.0 if i == 1 else 0.1 * i, "zero_share": 1.0 if i == 1 else 0.0,
+         "culprit": i == 1}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_flow_and_repairs_are_silent_without_data(document: dict[str, Any]) -> None:
+    assert 'id="repair"' not in render(document, "html")
+
+
+def test_flow_marks_the_culprit(document: dict[str, Any]) -> None:
+    document["figures"]["gradient_flow"] = _flow()
+    page = render(document, "html")
+    assert "Marked as the culprit: layer1." in page
+    assert "exactly zero" in page
+
+
+def test_flow_keeps_culprits_when_thinned() -> None:
+    shown = layers.read_flow(_flow(400))
+    assert len(shown) < 60
+    assert any(layer.culprit for layer in shown)
+
+
+def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
+    row = next(row for row in document["attacks"] if row["role"] == "repaired")
+    row |= {"status": "ran", "attempted": 196, "broken": 190, "robust_accuracy": 0.03,
+            "interval": {"value": 0.03, "low": 0.01, "high": 0.07, "n": 200}}  # fmt: skip
+    assert "3.0% [1.0–7.0%] after" in render(document, "html")
+
+
+# --- checklist --------------------------------------------------------------------------------------
+
+
+def test_states_follow_what_ran(document: dict[str, Any]) -> None:
+    items = _items(document)
+    assert items["carlini: Gradient-free and hard-label attacks"].state == "done"
+    assert items["carlini: Random noise of full size"].state == "partly"
+    assert items["carlini: Provable bounds"].state == "not done"
+    assert items["carlini: Averaged over the randomness of the model"].state == "not applicable"
+    assert items["pintor: Unstable predictions"].state == "not applicable"
+    assert items["owasp: Conclusion against a stated criterion"].result.startswith("refuted")
+    assert "3 further points" in items["carlini: Attacks have converged"].result
+
+
+@pytest.mark.parametrize(
+    ("kinds", "advised"),
+    [
+        (("transfer",), "owasp: Transfer from a surrogate"),
+        (("score", "decision"), "owasp: Zero-knowledge search"),
+        (("random",), "carlini: Random noise of full size"),
+        (("gradient",), "owasp: Perfect-knowledge search"),
+    ],
+)
+def test_nothing_is_done_that_did_not_run(document: dict[str, Any], kinds: tuple[str, ...], advised: str) -> None:
+    document["attacks"] = [row for row in document["attacks"] if row["kind"] not in kinds]
+    assert _items(document)[advised].state == "not done"
+
+
+def test_one_of_two_kinds_is_partly(document: dict[str, Any]) -> None:
+    document["attacks"] = [row for row in document["attacks"] if row["kind"] != "decision"]
+    item = _items(document)["carlini: Gradient-free and hard-label attacks"]
+    assert item.state == "partly"
+    assert "No hard-label attack ran." in item.how
+
+
+def test_an_empty_audit_did_nothing() -> None:
+    items = _items(sample.inconclusive().to_dict())
+    assert not [name for name, item in items.items() if item.state in ("done", "partly")]
+
+
+def test_a_success_lost_on_the_way_is_told(document: dict[str, Any]) -> None:
+    name = "pintor: Silent success: an example found on the way and lost"
+    assert _items(document)[name].result == "every success on the way was kept"
+    row = next(row for row in document["attacks"] if row["name"] == "square")
+    row["curve"] = row["curve"][:1]
+    assert "square" in _items(document)[name].result
+
+
+def test_checklist_is_in_page_and_summary(document: dict[str, Any]) -> None:
+    for fmt in ("html", "md"):
+        said = render(document, fmt)
+        assert "Five behaviours of obfuscated gradients" in said
+        assert "OWASP AI Exchange" in said
+
+
+# --- what an author pastes --------------------------------------------------------------------------
+
+
+def _texts(document: dict[str, Any]) -> methods.Methods:
+    return methods.read(document, view.read(document))
+
+
+def test_paragraph_says_what_was_done(document: dict[str, Any]) -> None:
+    said = _texts(document).paragraph
+    for part in ("200 points of digits", "ε = 0.2", "71.5% [64.9–77.3%]", "Verdict: masked.", "Seed 0", "99% exact"):
+        assert part in said
+    assert "Square attack" in said
+    assert "not a guarantee" in said
+
+
+def test_latex_cites_only_what_bibtex_defines(document: dict[str, Any]) -> None:
+    texts = _texts(document)
+    cited = {key for keys in re.findall(r"\\cite\{([^}]*)\}", texts.latex) for key in keys.split(",")}
+    defined = set(re.findall(r"@\w+\{([^,]*),", texts.bibtex))
+    assert cited <= defined
+    assert "andriushchenko2020square" in cited
+    assert texts.bibtex.count("{") == texts.bibtex.count("}")
+
+
+def test_nothing_of_a_hostile_document_runs_in_latex() -> None:
+    hostile = sample.hostile()
+    hostile["tool"]["version"] = "1.0}} \\input{/etc/passwd}"
+    texts = _texts(hostile)
+    assert "\\input" not in texts.latex
+    assert "\\frac" not in texts.latex
+    assert "\\input" not in texts.bibtex
+    assert not re.search(r"(?<!\\)[%&#_$](?!\\)", re.sub(r"\\cite\{[^}]*\}|\$\\\w+\$|\$-\$", "", texts.latex))
+
+
+def test_card_is_inert_markdown() -> None:
+    card = _texts(sample.hostile()).card
+    outside = re.sub(r"(`+).*?\1", "", card)
+    assert "<script" not in outside
+    assert not re.search(r"(?<!\\)\]\(", outside)
+    assert "@team" not in outside
+
+
+def test_pasted_text_keeps_its_blank_lines(document: dict[str, Any]) -> None:
+    page = render(document, "html")
+    assert "## Adversarial robustness&#10;&#10;- **Model**" in page
+
+
+@pytest.mark.parametrize("junk", [None, "junk", -1, 1e308, {}, [[None]], float("nan"), [{"name": 1}]], ids=repr)
+def test_odd_values_leave_the_new_sections_standing(document: dict[str, Any], junk: Any) -> None:
+    document["figures"] = {"gradient_flow": _flow()}
+    for section, key in (
+        *(("points", key) for key in ("index", "label", "correct", "broken_by")),
+        *(("masking", key) for key in ("rule", "screen", "gradient_level", "loss_level")),
+        *(("settings", key) for key in ("draws", "looks", "split", "seed")),
+        *(("figures", key) for key in ("gradient_flow", "eps_curve")),
+        *(("target", "random"), ("threat", "bounds"), ("tool", "version")),
+    ):
+        edited = copy.deepcopy(document)
+        edited[section][key] = junk
+        seen = view.read(edited)
+        points.read(edited, seen)
+        if section == "masking":
+            [nulls.draw(test) for test in nulls.read(edited)]
+        layers.flow(layers.read_flow(edited["figures"].get("gradient_flow")))
+        advice.read(edited, seen)
+        methods.read(edited, seen)

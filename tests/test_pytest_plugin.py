@@ -1,0 +1,120 @@
+"""The pytest plugin, run inside a pytest of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskaudit import api
+from maskaudit.errors import ModelError
+from maskaudit.results import AuditReport, Claim
+from maskaudit.runner import Audit
+
+from .report import sample
+
+pytest_plugins = ["pytester"]
+
+#: Where the package is not installed, its entry point is not known to pytest.
+LOAD = () if entry_points(group="pytest11", name="maskaudit") else ("-p", "maskaudit.pytest_plugin")
+
+ONE_TEST = """
+def test_claim(maskaudit):
+    maskaudit.assert_not_masked("zoo:standard", "digits", eps=8 / 255, claim=0.5, budget="quick" {more})
+"""
+
+
+@pytest.fixture
+def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the next audit gives (`report`, `failure`), and with what it was asked for (`kwargs`)."""
+    state: dict[str, Any] = {"report": sample.clear(), "failure": None}
+
+    def audit(model: object, data: object, **kwargs: Any) -> Audit:
+        state.update(model=model, data=data, kwargs=kwargs)
+        return Audit(state["report"], b"", state["failure"])
+
+    monkeypatch.setattr(api, "audit", audit)
+    return state
+
+
+def run(pytester: pytest.Pytester, more: str = "") -> pytest.RunResult:
+    pytester.makepyfile(ONE_TEST.format(more=more))
+    return pytester.runpytest_inprocess(*LOAD, "-p", "no:xdist", "-p", "no:cacheprovider")
+
+
+def test_a_clear_model_passes(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    run(pytester).assert_outcomes(passed=1)
+    assert (audited["model"], audited["data"]) == ("zoo:standard", "digits")
+    assert audited["kwargs"]["eps"] == 8 / 255
+    assert (audited["kwargs"]["settings"].claim, audited["kwargs"]["settings"].budget) == (0.5, "quick")
+
+
+def test_the_failure_reads_like_the_report(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    audited["report"] = sample.masked()
+    result = run(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "MASKED  Robust accuracy is overstated*",
+            "*- The loss-level rate is at least 65.7%*",
+            "*cause *Cross-entropy gradient underflows*",
+            "robust accuracy*at most 0.0%*reference attack 71.5%*",
+            "claim*70.0%: refuted",
+            "attack*role*robust accuracy*",
+            "apgd-margin*196/196*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*pytest_plugin.py*")
+
+
+@pytest.mark.parametrize(
+    ("label", "claim", "more", "outcome"),
+    [
+        ("suspect", "no_claim", "", "passed"),
+        ("suspect", "no_claim", ', fail_on="suspect"', "failed"),
+        ("inconclusive", "no_claim", ', fail_on="suspect"', "passed"),
+        ("inconclusive", "no_claim", ', fail_on="inconclusive"', "failed"),
+        ("clear", "refuted", "", "failed"),
+        ("clear", "not_refuted", ', fail_on="inconclusive"', "passed"),
+    ],
+)
+def test_what_fails(
+    label: Any, claim: Any, more: str, outcome: str, pytester: pytest.Pytester, audited: dict[str, Any]
+) -> None:
+    report: AuditReport = sample.masked()
+    verdict = dataclasses.replace(report.verdict, label=label)
+    audited["report"] = dataclasses.replace(report, verdict=verdict, claim=Claim(0.5, claim))
+    result = run(pytester, more)
+    result.assert_outcomes(**{outcome: 1}, warnings=int(label == "inconclusive" and outcome == "passed"))
+
+
+def test_errors_are_errors(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    audited["failure"] = ModelError("out of luck")
+    result = run(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*ModelError: out of luck*"])
+    wrong = run(pytester, ', fail_on="always"')
+    wrong.stdout.fnmatch_lines(["*UsageError: fail_on must be one of masked, suspect, inconclusive, got 'always'.*"])
+
+
+def test_the_plugin_does_not_import_torch(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    pytester.makepyfile("import sys\ndef test_light(): assert 'torch' not in sys.modules")
+    pytester.runpytest_subprocess(*LOAD, "-p", "no:cacheprovider").assert_outcomes(passed=1)
+
+
+def test_a_real_audit_through_the_fixture(maskaudit_auditor: Any, zoo_cache: object) -> None:
+    with pytest.raises(pytest.fail.Exception, match="overstated"):
+        maskaudit_auditor.assert_not_masked(
+            "zoo:logits-x1e4", samples=32, budget="quick", ignore=("transfer", "decision", "repaired"), eps=0.2
+        )
+
+
+@pytest.fixture
+def maskaudit_auditor() -> Any:
+    from maskaudit.pytest_plugin import Auditor
+
+    return Auditor()
