@@ -70,6 +70,20 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
     return curve
 
 
+def gradient_flow(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Gradient that leaves each op towards the input, from the input to the output, as the trace measured it."""
+    rows = sorted(trace.get("flow", ()), key=lambda row: row["index"])
+    return [
+        {
+            "name": ".".join(part for part in (row["location"]["module"], row["location"]["op"]) if part),
+            "norm": row["norm_out"],
+            "zero_share": row["zero_share"],
+            "culprit": row["blamed"],
+        }
+        for row in rows
+    ]
+
+
 def surface(target: Target, ledger: Ledger, threat: ThreatModel) -> dict[str, Any] | None:
     """Margin and cross-entropy on the plane of gradient direction × direction of a challenger's example.
 

@@ -1,10 +1,12 @@
-"""Write a file so that whoever reads it finds the old content or the new one, never half of it."""
+"""Files: written whole or not at all, and named in reports without telling where on a disk they lie."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
+import sys
 from pathlib import Path
 
 
@@ -24,3 +26,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def shown_path(name: str) -> str:
+    """A source file as reports name it: relative to the working folder, or to the import path it was found on."""
+    return _relative(name, (os.getcwd(), *sorted((root for root in sys.path if root), key=len, reverse=True)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _relative(name: str, roots: tuple[str, ...]) -> str:
+    path = Path(name)
+    for root in roots:
+        with contextlib.suppress(ValueError):
+            return path.relative_to(root).as_posix()
+    return path.as_posix()

@@ -23,7 +23,7 @@ from maskaudit.data import Dataset
 from maskaudit.document import build_report
 from maskaudit.errors import MaskauditError, ModelError, UsageError
 from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
-from maskaudit.figures import eps_curve, strips, surface
+from maskaudit.figures import eps_curve, gradient_flow, strips, surface
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
 from maskaudit.loading.interface import LoadedModel
@@ -330,6 +330,7 @@ class _Run:
             self.figures = {
                 "eps_curve": eps_curve(self.target, self.ledger, self.threat, rng),
                 "surface": surface(self.target, self.ledger, self.threat),
+                "gradient_flow": gradient_flow(self.trace),
                 "strips": strips(self.target, self.ledger, self.threat),
             }
         except (MaskauditError, RuntimeError) as error:

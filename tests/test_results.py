@@ -108,7 +108,7 @@ def test_every_section_of_the_contract_is_required(section: str) -> None:
 @pytest.mark.parametrize("claim", ["no_claim", "not_refuted", "refuted"])
 @pytest.mark.parametrize("label", ["masked", "suspect", "inconclusive", "clear"])
 def test_exit_status(label: str, claim: str, fail_on: str) -> None:
-    """The contract, DESIGN §3: 1 for a finding at or above --fail-on or a refuted claim, else 3 or 0."""
+    """The contract: 1 for a finding at or above --fail-on or a refuted claim, else 3 or 0."""
     failing = {"masked": {"masked"}, "suspect": {"masked", "suspect"}, "inconclusive": {"masked", "suspect"}}
     if fail_on == "never":
         expected = 0

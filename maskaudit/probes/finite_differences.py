@@ -27,7 +27,7 @@ What to do
 Source
     - Athalye, Carlini & Wagner 2018, Obfuscated gradients give a false sense of security, section 3
     - Uesato et al. 2018, Adversarial risk and the dangers of evaluating against weak attacks
-    - Measured here: honest models .92 to .99 at ε/4, masked ones at most .82 (FACTS section 5)
+    - Measured here: honest models .92 to .99 at ε/4, masked ones at most .82 (docs/verdict.md)
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from maskaudit.files import shown_path
 from maskaudit.probes.interface import ProbeContext
 from maskaudit.results import Location
 from maskaudit.target import Target
@@ -139,7 +140,7 @@ class _ActivationMode(TorchFunctionMode):
         while frame is not None and frame.f_code is not _CALLER:
             name = frame.f_code.co_filename
             if not name.startswith((_TORCH_FOLDER, "<")) and name != __file__:
-                return Location(module, op, name, frame.f_lineno)
+                return Location(module, op, shown_path(name), frame.f_lineno)
             frame = frame.f_back  # type: ignore[assignment]
         return Location(module, op)
 

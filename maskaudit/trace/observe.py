@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
+from maskaudit.files import shown_path
 from maskaudit.results import Location
 from maskaudit.trace.scope import ModuleScope, Site, user_site
 
@@ -348,7 +349,8 @@ def fingerprint(tensor: Tensor) -> Print | None:
 def function_location(function: type[torch.autograd.Function], module: str) -> Location:
     """Where a custom Function is defined: the line of its backward, else of the class."""
     try:
-        file = inspect.getsourcefile(function)
+        found = inspect.getsourcefile(function)
+        file = shown_path(found) if found else None
         source, line = inspect.getsourcelines(function.backward)
         line += next((i for i, text in enumerate(source) if text.lstrip().startswith("def ")), 0)
     except (OSError, TypeError):

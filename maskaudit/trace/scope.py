@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from maskaudit.files import shown_path
+
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
 _OURS = (str(_PACKAGE / "trace"), str(_PACKAGE / "repairs"))
@@ -61,7 +63,7 @@ def user_site() -> Site:
                 function, arguments, call_line = found, tuple(frame.f_locals.get("args", ())), None
         elif not name.startswith((_TORCH, *_OURS)) and not name.startswith("<"):
             if file is None:
-                file, line = name, frame.f_lineno
+                file, line = shown_path(name), frame.f_lineno
             if function is not None and call_line is None:
                 call_line = frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]

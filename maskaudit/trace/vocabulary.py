@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-#: Share of points with a zero gradient above which something is wrong (FACTS.md §5: 13 of 17 masked, 0 of 24 honest).
+#: Share of points with a zero gradient above which something is wrong
+#: (docs/verdict.md: 13 of 17 masked, 0 of 24 honest).
 ZERO_SHARE = 0.05
-#: Healthy directional derivatives correlate at least this well with central differences (FACTS.md §5: .92 and above
+#: Healthy directional derivatives correlate at least this well with central differences (docs/verdict.md: .92 and above
 #: on healthy networks at ε/4, .82 and below on masked ones).
 AGREEMENT = 0.87
 #: An op kills the gradient when more than this share of arriving points leave with exactly nothing.

@@ -2,7 +2,7 @@
 
 A finding says that something looks wrong; whether the model is masked is decided
 by paired attack evidence (`maskaudit.verdict.rules`), never by a probe alone.
-"FACTS" are this project's measurements on models of known truth (digits, ε = 0.2).
+"Measured" means on 41 models of known truth (digits, ε = 0.2), see docs/verdict.md.
 """
 
 from __future__ import annotations
@@ -58,21 +58,21 @@ class Limit:
         return figure > self.value if self.direction == "above" else figure < self.value
 
 
-_GAP = Limit(HONEST_GAP, "above", "share of points", "largest gap on honest models, FACTS; DESIGN §1", on="low")
+_GAP = Limit(HONEST_GAP, "above", "share of points", "largest gap on honest models, measured", on="low")
 
 LIMITS: Mapping[str, Limit] = {
     "saturation": Limit(FLAT_SHARE, "above", "share of activations", "half of a layer passes no gradient"),
-    "dead-relu": Limit(DEAD_SHARE, "above", "share of units", "a healthy net had 75 % dead units, FACTS §5"),
+    "dead-relu": Limit(DEAD_SHARE, "above", "share of units", "a healthy net had 75 % dead units, measured"),
     "loss-decision-gradient-ratio": Limit(LOG_RATIO, "below", "log10", "spacing of float32 below 1, IEEE 754"),
     "low-gradient-curvature": Limit(CURVATURE_SHARE, "above", "share of points", "honest ≤ .14, rippled ≥ .28"),
     "transfer-gap": _GAP,
     "gradient-free-gap": _GAP,
     "random-beats-gradient": _GAP,
     "one-step-beats-iterative": _GAP,
-    "zero-gradient": Limit(ZERO_GRADIENT_SHARE, "above", "share of points", "masked 13/17, honest 0/24, FACTS §5"),
-    "finite-difference-agreement": Limit(AGREEMENT, "below", "mean cosine", "honest .92–.99 at ε/4, FACTS §5"),
-    "unbounded-attack": Limit(UNBOUNDED_SHARE, "above", "share of points", "masked 16/17, honest 0/24, FACTS §5"),
-    "output-kind": Limit(SATURATED_OUTPUT_SHARE, "above", "share of points", "as for exactly zero gradients, FACTS §5"),
+    "zero-gradient": Limit(ZERO_GRADIENT_SHARE, "above", "share of points", "masked 13/17, honest 0/24, measured"),
+    "finite-difference-agreement": Limit(AGREEMENT, "below", "mean cosine", "honest .92–.99 at ε/4, measured"),
+    "unbounded-attack": Limit(UNBOUNDED_SHARE, "above", "share of points", "masked 16/17, honest 0/24, measured"),
+    "output-kind": Limit(SATURATED_OUTPUT_SHARE, "above", "share of points", "as for exactly zero gradients, measured"),
 }
 
 #: Probes without a limit, and why.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskaudit.files import shown_path
 from maskaudit.errors import ModelError
 from maskaudit.probes import get
 from maskaudit.probes.observe import Call, Site, describe, observe
@@ -109,7 +110,7 @@ def test_the_worst_layer_is_located_by_module_and_line() -> None:
     assert result.value == 1.0
     where = result.findings[0].location
     source = Path(__file__).read_text().splitlines()
-    assert where.file == __file__
+    assert where.file == shown_path(__file__)
     assert where.line is not None
     assert "the line that is asked for" in source[where.line - 1]
     assert where.op == "tanh"

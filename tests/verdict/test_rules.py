@@ -169,7 +169,7 @@ def test_false_alarms_stay_below_the_declared_level(fired: bool, slack: float) -
 
 
 def test_honest_models_are_almost_never_accused_and_mostly_clear() -> None:
-    """Gaps that healthy models of FACTS show: at most .035 and .02."""
+    """Gaps that healthy models showed: at most .035 and .02."""
     assert share_of("masked", (0.035, 0.02), True, 1000) == 0
     assert share_of("clear", (0.035, 0.02), True, 1000) > 0.95
 

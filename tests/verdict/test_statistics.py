@@ -45,7 +45,7 @@ def test_the_bounds_err_no_more_often_than_they_say(n: int, p: float) -> None:
 
 
 def test_orders_of_magnitude_of_the_design() -> None:
-    """DESIGN §1: no success in 200 points bounds the rate at about 1.5 % (one-sided 95 %)."""
+    """No success in 200 points bounds the rate at about 1.5 % (one-sided 95 %)."""
     assert upper_bound(0, 200, 0.05) == pytest.approx(0.015, abs=0.0002)
 
 
