@@ -88,7 +88,9 @@ def table(rows: list[dict[str, Any]], budget: str, seeds: int) -> str:
     for title, hits, total in summary:
         if total:
             low, high = clopper_pearson(len(hits), len(total))
-            lines.append(f"| {title} | {len(hits)} of {len(total)} | {len(hits) / len(total):.3f} | {low:.3f}–{high:.3f} |")
+            lines.append(
+                f"| {title} | {len(hits)} of {len(total)} | {len(hits) / len(total):.3f} | {low:.3f}–{high:.3f} |"
+            )
     lines += [
         "",
         "| model | truth | seed | verdict | mechanism | reference | best known | hidden: gradient | hidden: loss "

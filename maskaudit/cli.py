@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,13 +12,11 @@ import click
 
 from maskaudit import __version__
 from maskaudit.errors import MaskauditError, UsageError
+from maskaudit.options import data_options, fraction, model_options
+from maskaudit.status import FAIL_ON, exit_status
 
 if TYPE_CHECKING:
     from maskaudit.attacks.registry import BudgetName
-
-FAIL_ON = ("masked", "suspect", "inconclusive", "never")
-INCONCLUSIVE_STATUS = 3
-MODEL_FAILED_STATUS = 4
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -64,72 +61,10 @@ def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> N
     sys.exit(status)
 
 
-def _fraction(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
-    """`8/255` or a decimal."""
-    if value is None:
-        return None
-    try:
-        top, slash, bottom = value.partition("/")
-        return float(top) / float(bottom) if slash else float(value)
-    except (ValueError, ZeroDivisionError):
-        raise click.BadParameter(f"expected a number such as 0.03 or 8/255, got {value!r}.") from None
-
-
-def _numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """`0.49,0.48,0.45`."""
-    if value is None:
-        return None
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}.") from None
-
-
-def _two_numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    numbers = _numbers(context, parameter, value)
-    if numbers is not None and len(numbers) != 2:
-        raise click.BadParameter(f"expected two numbers such as 0,1, got {value!r}.")
-    return numbers
-
-
-def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """MODEL and what is needed to open it."""
-    for option in (
-        click.option("--trust-pickle", is_flag=True, help="Allow a pickled module to execute its code."),
-        click.option("--device", default="cpu", show_default=True, help="Where the model runs: cpu, cuda, cuda:1, …"),
-        click.option("--arch", metavar="SPEC", help="Module of a state dict: net.py:factory or pkg.mod:factory."),
-        click.argument("model"),
-    ):
-        command = option(command)
-    return command
-
-
-def _data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the model is shown and how its answers are read."""
-    for option in (
-        click.option(
-            "--reject-class", type=int, metavar="K", help="Output that means “refused to answer”, if there is one."
-        ),
-        click.option(
-            "--outputs", type=click.Choice(["logits", "probabilities", "auto"]), default="auto", show_default=True
-        ),
-        click.option("--std", callback=_numbers, metavar="NUMBERS", help="Normalisation deviation per channel."),
-        click.option("--mean", callback=_numbers, metavar="NUMBERS", help="Normalisation mean per channel."),
-        click.option("--bounds", callback=_two_numbers, metavar="LOW,HIGH", help="Smallest and largest input value."),
-        click.option(
-            "--eps", callback=_fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255."
-        ),
-        click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball."),
-        click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME."),
-    ):
-        command = option(command)
-    return command
-
-
 @cli.command()
-@_model_options
-@_data_options
-@click.option("--claim", callback=_fraction, metavar="FRACTION", help="Robust accuracy that is claimed, e.g. 0.53.")
+@model_options
+@data_options
+@click.option("--claim", callback=fraction, metavar="FRACTION", help="Robust accuracy that is claimed, e.g. 0.53.")
 @click.option("--samples", type=int, metavar="N", help="Most points to draw.")
 @click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
 @click.option("--surrogate", multiple=True, metavar="MODEL[@SPEC]", help="Another model to transfer attacks from.")
@@ -194,23 +129,9 @@ def check(model: str, **options: Any) -> None:
     sys.exit(status)
 
 
-def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False) -> int:
-    """The contract's exit status for a report."""
-    label, claim = document["verdict"]["label"], document["claim"]["status"]
-    if failed:
-        return MODEL_FAILED_STATUS
-    if fail_on == "never":
-        return 0
-    if label in FAIL_ON[: FAIL_ON.index(fail_on) + 1] and label != "inconclusive":
-        return 1
-    if claim == "refuted":
-        return 1
-    return INCONCLUSIVE_STATUS if label == "inconclusive" else 0
-
-
 @cli.command()
-@_model_options
-@_data_options
+@model_options
+@data_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as one JSON document.")
 def inspect(model: str, as_json: bool, seed: int, **options: Any) -> None:
@@ -233,7 +154,7 @@ def inspect(model: str, as_json: bool, seed: int, **options: Any) -> None:
 @click.option("--epochs", type=int, metavar="N", help="Passes over the data.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball that training defends.")
-@click.option("--eps", callback=_fraction, metavar="NUMBER", help="Its radius.")
+@click.option("--eps", callback=fraction, metavar="NUMBER", help="Its radius.")
 @click.option("--out", required=True, metavar="FILE", help="Where to save; the file opens in `check` as it is.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same FILE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -259,7 +180,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 
 @cli.command()
 @click.argument("audit", metavar="DIR|AUDIT.JSON")
-@_model_options
+@model_options
 def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str) -> None:
     """Score every adversarial example of an audit anew against MODEL; status 1 when one does not hold."""
     from maskaudit.jobs import verify_files

@@ -34,12 +34,12 @@ from maskaudit.probes.run import run_probe
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.rescore import clean_correct
-from maskaudit.results import AuditReport, Location, Mechanism, ProbeResult
+from maskaudit.results import AuditReport, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.inspect import inspect_model
-from maskaudit.verdict.mechanisms import TITLES
+from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, judge
 
@@ -269,7 +269,7 @@ class _Run:
             hidden_by_gradients=int((challengers & ~strong).sum()),
             hidden_by_loss=int((strong & ~loss).sum()),
             probes=self._probes(),
-            traced=self._located(),
+            traced=located(self.trace),
             repaired=self._repaired(strong),
             looks=len(self.looks),
             final=final,
@@ -298,14 +298,6 @@ class _Run:
             *said,
             *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there),
         )
-
-    def _located(self) -> tuple[Mechanism, ...]:
-        """Mechanisms that the trace located."""
-        return tuple(
-            Mechanism(c["mechanism"], TITLES.get(c["mechanism"], c["mechanism"]), c["confidence"],
-                      (Location(**c["location"]),))
-            for c in self.trace.get("culprits", ())
-        )  # fmt: skip
 
     def _specs(self) -> tuple[AttackSpec, ...]:
         specs = [*battery(self.settings.effort), *second_opinions(self.threat.norm)]

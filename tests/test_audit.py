@@ -236,7 +236,9 @@ def test_resuming_another_audit_is_refused(standard_file: Path, tmp_path: Path) 
 def test_a_crippled_search_is_not_clear(pgd_trained: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     weak = dataclasses.replace(registry.BUDGETS["quick"], queries=1, decision_queries=1, noise_draws=1)
     monkeypatch.setitem(registry.BUDGETS, "quick", weak)
-    audit = api.audit(pgd_trained.module, settings=dataclasses.replace(QUICK, ignore=("transfer", "finite-differences")))
+    audit = api.audit(
+        pgd_trained.module, settings=dataclasses.replace(QUICK, ignore=("transfer", "finite-differences"))
+    )
     assert audit.report.verdict.label == "inconclusive", audit.report.verdict
     assert audit.report.power["passed"] is False
 
@@ -270,13 +272,15 @@ def test_assert_not_masked(standard: LoadedModel) -> None:
 
 
 def test_a_refused_answer_does_not_break_a_point(standard: LoadedModel) -> None:
-    """A detector that refuses everything off the clean points leaves nothing to break; fooled it is only by an answer."""
+    """A detector that refuses everything off the clean points leaves nothing to break."""
 
     class Refuses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             assert isinstance(standard.module, nn.Module)
             scores = standard.module(x)
-            return torch.cat([scores, torch.full_like(scores[:, :1], 1e3) * (x * 16 % 1 > 1e-3).flatten(1).any(1, True)], 1)
+            return torch.cat(
+                [scores, torch.full_like(scores[:, :1], 1e3) * (x * 16 % 1 > 1e-3).flatten(1).any(1, True)], 1
+            )
 
     settings = dataclasses.replace(QUICK, samples=24, reject_class=10, ignore=("transfer", "decision"))
     report = api.audit(Refuses(), settings=settings).report

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from maskaudit.cli import exit_status
 from maskaudit.errors import InputError
 from maskaudit.results import (
     REQUIRED_SECTIONS,
@@ -23,6 +22,7 @@ from maskaudit.results import (
     dump_json,
     plain,
 )
+from maskaudit.status import exit_status
 
 
 def report(**changes: Any) -> AuditReport:

@@ -19,10 +19,9 @@ from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
-from maskaudit.errors import UsageError
 from maskaudit.repairs.attack import repaired_attacks
 
-__all__ = ["BUDGETS", "Budget", "BudgetName", "battery", "select_attacks"]
+__all__ = ["BUDGETS", "Budget", "BudgetName", "battery"]
 
 BudgetName = Literal["quick", "standard", "thorough"]
 
@@ -147,16 +146,3 @@ UNBOUNDED = AttackSpec(
     {"loss": "ce", "steps": 40, "relative_step": 0.05}, "",
     ("Athalye et al. 2018, section 3.1", "Carlini et al. 2019, On evaluating adversarial robustness"),
 )  # fmt: skip
-
-
-def select_attacks(specs: tuple[AttackSpec, ...], names: tuple[str, ...]) -> tuple[AttackSpec, ...]:
-    """The named attacks, plus the reference, which every comparison needs.
-
-    Raises:
-        UsageError: for a name that no attack has.
-    """
-    known = {spec.name for spec in specs}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UsageError(f"There is no attack {unknown[0]!r}; the attacks are {', '.join(sorted(known))}.")
-    return tuple(spec for spec in specs if spec.name in names or spec.role == "reference")

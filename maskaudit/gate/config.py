@@ -28,12 +28,12 @@ from typing import Any
 from maskaudit.api import Request
 from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.attacks.second_opinion import external_attack, second_opinions
-from maskaudit.cli import FAIL_ON
 from maskaudit.errors import InputError, MaskauditError, UsageError
 from maskaudit.gate import fields
 from maskaudit.gate.baselines import Baseline
 from maskaudit.probes import PROBES
 from maskaudit.settings import AuditSettings
+from maskaudit.status import FAIL_ON
 from maskaudit.threat import ThreatModel
 
 CONFIG_FILE = "maskaudit.toml"

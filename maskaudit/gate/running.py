@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
-from maskaudit.cli import exit_status
 from maskaudit.errors import MaskauditError
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
 from maskaudit.gate.config import Entry, GateConfig, check_command, find_config, read_config
 from maskaudit.output import DIRECTORY_FILES, write_outputs
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditEvent, Listener, ignore_events
+from maskaudit.status import exit_status
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
 WORST_FIRST = (4, 2, 1, 3, 0)

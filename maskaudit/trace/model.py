@@ -61,9 +61,7 @@ def _trace(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
     with seeded(target.seed):
         checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     changes = _changes(observer.ops, moved.ops)
-    evidence = Evidence(
-        observer, raw, scores.detach(), y, changes, _phases(observer.ops, moved.ops), health, checks
-    )
+    evidence = Evidence(observer, raw, scores.detach(), y, changes, _phases(observer.ops, moved.ops), health, checks)
     suspects = find_culprits(evidence)
     culprits = [*suspects.culprits, *_stochastic(randomness)]
     return Trace(
@@ -81,9 +79,7 @@ def _trace(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
     )
 
 
-def _observe(
-    target: Target, x: Tensor, seed: int, *, keep_tensors: bool = True
-) -> tuple[Observer, Tensor]:
+def _observe(target: Target, x: Tensor, seed: int, *, keep_tensors: bool = True) -> tuple[Observer, Tensor]:
     """One observed forward pass; returns the record and the scores (N, K), graph alive."""
     leaf = x.clone().requires_grad_(True)
     observer = Observer(target.model, leaf, keep_tensors=keep_tensors)

@@ -31,6 +31,19 @@ _BESIDE_TRACE = ("logit-scale", "stochastic")
 Confidence = Literal["low", "medium", "high"]
 
 
+def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
+    """The mechanisms that a trace (plain form, see `maskaudit.trace.inspect`) located, most certain first."""
+    return tuple(
+        Mechanism(
+            culprit["mechanism"],
+            TITLES.get(culprit["mechanism"], culprit["mechanism"]),
+            culprit["confidence"],
+            (Location(**culprit["location"]),),
+        )
+        for culprit in trace.get("culprits", ())
+    )
+
+
 def name_mechanisms(
     probes: tuple[ProbeResult, ...], traced: tuple[Mechanism, ...] = (), *, by_loss: bool
 ) -> tuple[Mechanism, ...]:

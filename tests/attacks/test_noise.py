@@ -19,7 +19,7 @@ from tests.attacks.subjects import L2, LINF, Noisy, Subjects, assert_same_fate, 
 def test_noise_has_full_size(threat: ThreatModel, shape: tuple[int, ...]) -> None:
     x = torch.full((50, *shape), 0.5)
     noisy = surface_noise(x, threat=threat, rng=point_rng(50), step=3)
-    torch.testing.assert_close(threat.distance(noisy, x), torch.full((50,), 0.1, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert torch.allclose(threat.distance(noisy, x), torch.tensor(0.1, dtype=torch.float64), rtol=1e-4)
     assert threat.admissible(noisy, x).all()
     assert len({tuple(row.flatten().tolist()) for row in noisy}) == 50
 

@@ -53,7 +53,7 @@ def test_vectors_and_two_classes(subjects: Subjects, threat: ThreatModel) -> Non
     x, y = correct_points(model, subjects.x.flatten(1), (subjects.y >= 5).long(), 60)
     attempt = square(Target(model), x, y, threat=threat, rng=point_rng(60), queries=500)
     assert attempt.examples.shape == x.shape
-    assert survivors(model, attempt.examples, x, y, threat).float().mean() < 0.2
+    assert survivors(model, attempt.examples, x, y, threat).float().mean() < 0.3
 
 
 def test_plateaus_are_crossed(subjects: Subjects) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskaudit.files import shown_path
 from maskaudit.errors import ModelError
+from maskaudit.files import shown_path
 from maskaudit.probes import get
 from maskaudit.probes.observe import Call, Site, describe, observe
 from maskaudit.probes.run import run_probe
