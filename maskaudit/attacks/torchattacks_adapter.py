@@ -116,15 +116,18 @@ def run_torchattacks(
     examples = x.clone()
     first = torch.full((len(x),), -1, dtype=torch.int64, device=x.device)
     queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for start in range(0, len(x), target.batch_size):
-        rows = slice(start, start + target.batch_size)
-        before = target.ledger.forwards
-        found = _run_batch(attack_class, arguments, target, x[rows], y[rows], threat, seed, name)
-        examples[rows] = torch.where(_column(torch.isfinite(found).flatten(1).all(dim=1), x), found, x[rows])
-        examples[rows] = threat.project(examples[rows], x[rows])
-        broken = target.margin(target.scores(examples[rows]), y[rows]) > 0
-        first[rows] = torch.where(broken, 1, -1)
-        queries[rows] = (target.ledger.forwards - before) // len(x[rows]) // target.draws
+    with preserved(target.model, seed=seed):
+        if isinstance(target.model, nn.Module):
+            target.model.eval()
+        for start in range(0, len(x), target.batch_size):
+            rows = slice(start, start + target.batch_size)
+            before = target.ledger.forwards
+            found = _run_batch(attack_class, arguments, target, x[rows], y[rows], threat, name)
+            examples[rows] = torch.where(_column(torch.isfinite(found).flatten(1).all(dim=1), x), found, x[rows])
+            examples[rows] = threat.project(examples[rows], x[rows])
+            broken = target.margin(target.scores(examples[rows]), y[rows]) > 0
+            first[rows] = torch.where(broken, 1, -1)
+            queries[rows] = (target.ledger.forwards - before) // len(x[rows]) // target.draws
     return Attempt(examples, first, queries)
 
 
@@ -135,19 +138,16 @@ def _run_batch(
     x: Tensor,
     y: Tensor,
     threat: ThreatModel,
-    seed: int,
     name: str,
 ) -> Tensor:
-    """The attack's examples for one batch, mapped back, shape of `x`; the model and the random state untouched."""
+    """The attack's examples for one batch, mapped back to the bounds, shape of `x`."""
     low, high = threat.bounds
     width = high - low
     images = x if x.dim() == 4 else x.view(len(x), 1, 1, -1)
     unit = ((images - low) / width).clamp(0, 1)
     module = _UnitModel(target, low, width, tuple(x.shape[1:]))
     output = io.StringIO()
-    with preserved(target.model, seed=seed), contextlib.redirect_stdout(output), torch.enable_grad():
-        if isinstance(target.model, nn.Module):
-            target.model.eval()
+    with contextlib.redirect_stdout(output), torch.enable_grad():
         try:
             if "n_classes" in inspect.signature(attack_class.__init__).parameters:
                 arguments = {"n_classes": module.classes(unit[:1]), **arguments}

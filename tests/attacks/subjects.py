@@ -112,6 +112,7 @@ def train_cnn(*, adversarial: bool, epochs: int, seed: int = 0) -> DigitsCNN:
                 F.cross_entropy(model(x_fit), y).backward()
                 optimiser.step()
                 schedule.step()
+    model.zero_grad(set_to_none=True)
     return model.eval()
 
 
@@ -128,8 +129,8 @@ def _pgd_examples(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 class Subjects:
     """The trained models with the test points both classify correctly."""
 
-    standard: nn.Module
-    robust: nn.Module
+    standard: DigitsCNN
+    robust: DigitsCNN
     x: Tensor
     y: Tensor
     pool: Tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from tests.attacks.subjects import (
 )
 
 
-def _left(model: nn.Module, subjects: Subjects, threat: ThreatModel, **settings: int) -> float:
+def _left(model: nn.Module, subjects: Subjects, threat: ThreatModel, **settings: Any) -> float:
     x, y = correct_points(model, subjects.x, subjects.y, 100)
     attempt = finite_differences(Target(model), x, y, threat=threat, rng=point_rng(len(x)), **settings)
     return float(survivors(model, attempt.examples, x, y, threat).float().mean())

@@ -55,7 +55,8 @@ def test_same_result_as_the_package_alone(subjects: Subjects) -> None:
 @pytest.mark.parametrize("name", ["PGD", "FGSM", "BIM", "MIFGSM", "APGD", "APGDT", "FAB", "Square", "EOTPGD"])
 @pytest.mark.parametrize("shape", ["images", "vectors", "two classes"])
 def test_linf_attacks_run_on_every_shape(subjects: Subjects, name: str, shape: str) -> None:
-    x, y, model = subjects.x[:N], subjects.y[:N], subjects.standard
+    x, y = subjects.x[:N], subjects.y[:N]
+    model: nn.Module = subjects.standard
     if shape != "images":
         x, model = x.flatten(1), flattened(model)
     if shape == "two classes":
@@ -95,16 +96,22 @@ def test_nothing_is_left_behind(subjects: Subjects) -> None:
             return self.drop(self.base(x))
 
     model = Moody().train()
+    given = torch.ones_like(subjects.standard.readout.bias)
+    subjects.standard.readout.bias.grad = given
     modes = [module.training for module in model.modules()]
     weights = [parameter.clone() for parameter in model.parameters()]
-    states = (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())
+    states = (torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy(), random.getstate())
     for name in ("APGD", "Square", "VNIFGSM"):
         run_torchattacks(Target(model), subjects.x[:8], subjects.y[:8], threat=LINF, rng=point_rng(8), name=name)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
-    assert all(parameter.grad is None for parameter in model.parameters())
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert list(gradients) == ["base.readout.bias"]
+    assert torch.equal(gradients["base.readout.bias"], given)
+    subjects.standard.readout.bias.grad = None
+    subjects.standard.eval()
     assert torch.equal(states[0], torch.get_rng_state())
-    assert (states[1] == np.random.get_state()[1]).all()
+    assert (states[1] == np.random.get_state(legacy=False)["state"]["key"]).all()
     assert states[2] == random.getstate()
 
 
