@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from maskaudit import zoo
+from maskaudit.data import load_data
 from maskaudit.loading import LoadedModel
 
 
@@ -48,3 +50,19 @@ def pgd_trained(zoo_cache: Path) -> LoadedModel:
 def standard_file(standard: LoadedModel) -> Path:
     """The file of the standard network."""
     return Path(standard.source)
+
+
+@pytest.fixture(scope="session")
+def net(standard: LoadedModel) -> nn.Module:
+    """The standard digits network itself."""
+    assert isinstance(standard.module, nn.Module)
+    return standard.module.eval()
+
+
+@pytest.fixture(scope="session")
+def points(net: nn.Module) -> tuple[Tensor, Tensor]:
+    """Sixty-four test points that it classifies correctly, with their labels."""
+    data = load_data("digits", split="test")
+    with torch.no_grad():
+        right = net(data.x).argmax(1) == data.y
+    return data.x[right][:64], data.y[right][:64]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import masked_models as zoo
 import pytest
 import torch
-from masked_models import MASKED, Masked
 from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
@@ -14,6 +12,8 @@ from maskaudit.repairs import repaired_attacks
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, detect_outputs
 from maskaudit.threat import ThreatModel
+from tests.trace import masked_models as zoo
+from tests.trace.masked_models import MASKED, Masked
 
 LINF = ThreatModel("Linf", 0.2)
 Points = tuple[Tensor, Tensor]

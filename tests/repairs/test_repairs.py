@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import masked_models as zoo
 import pytest
 import torch
-from masked_models import HEALTHY, MASKED, Masked
 from torch import Tensor, nn
 
 from maskaudit.repairs import Repair, RepairedModel, fallbacks, propose, repair_sets, repaired_target
@@ -13,6 +11,8 @@ from maskaudit.repairs.graft import graft
 from maskaudit.results import Location
 from maskaudit.target import Target, detect_outputs
 from maskaudit.trace import trace_model
+from tests.trace import masked_models as zoo
+from tests.trace.masked_models import HEALTHY, MASKED, Masked
 
 Points = tuple[Tensor, Tensor]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import torch
-from masked_models import masks
 from torch import Tensor, nn
 
 from maskaudit.target import Target
 from maskaudit.trace.inspect import format_inspection, inspect_model
+from tests.trace.masked_models import masks
 
 
 def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:

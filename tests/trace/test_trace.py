@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import masked_models as zoo
 import pytest
 import torch
-from masked_models import HEALTHY, MASKED, Masked
 from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
@@ -18,6 +16,8 @@ from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.observe import FunctionCall, function_location
 from maskaudit.verdict.mechanisms import TITLES
+from tests.trace import masked_models as zoo
+from tests.trace.masked_models import HEALTHY, MASKED, Masked
 
 Points = tuple[Tensor, Tensor]
 
