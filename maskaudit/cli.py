@@ -44,7 +44,11 @@ def main() -> None:
             error.show()
         _fail(error.format_message(), 2, as_json, shown=isinstance(error, click.UsageError) and not as_json)
     except click.Abort:
-        _fail("Interrupted; what was finished is kept. Run the same command with --resume to go on.", 130, as_json)
+        _fail(
+            "Interrupted. With --out, what was finished is kept: run the same command with --resume to go on.",
+            130,
+            as_json,
+        )
     except MaskauditError as error:
         _fail(str(error), error.exit_code, as_json)
     except BrokenPipeError:
@@ -179,7 +183,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 
 
 @cli.command()
-@click.argument("audit", metavar="DIR|AUDIT.JSON")
+@click.argument("audit", metavar="DIR|AUDIT.JSON|EVIDENCE")
 @model_options
 def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str) -> None:
     """Score every adversarial example of an audit anew against MODEL; status 1 when one does not hold."""

@@ -162,21 +162,17 @@ def read_report(path: Path) -> dict[str, Any]:
         raise InputError(f"The report {path} is not valid JSON: {error}") from error
 
 
-def verify_audit(document: dict[str, Any], evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
+def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
     """Score every example anew and hold report, evidence and model against each other.
 
     Args:
-        document: the report; evidence: its evidence file; model: the reviewer's copy of the model
-        and `model_sha256` its digest.
+        document: the report, or None to check the evidence alone; evidence: its evidence file.
+        model: the reviewer's copy of the model; `model_sha256`: its digest.
     """
     scoring = evidence.metadata
-    declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
-    checks = [
-        Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
-        Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
-        Check("model", bool(model_sha256) and scoring.get("sha256") == model_sha256, "same bytes as audited"),
-        Check("threat", scoring.get("threat") == document.get("threat"), "same in report and evidence"),
-    ]
+    checks = [] if document is None else _check_report(document, evidence)
+    same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
+    checks.append(Check("model", same_model, "same bytes as audited"))
     threat = threat_from(scoring.get("threat"))
     tensors = evidence.tensors
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
@@ -192,9 +188,21 @@ def verify_audit(document: dict[str, Any], evidence: Evidence, model: Any, model
     checks.append(Check("clean points", bool(right.all()), f"{int(right.sum())} of {len(clean)} bear the right label"))
     checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
     checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point"))
+    if document is None:
+        return checks
     proven = {int(i) for i in tensors["index"][point[rows[score.broken]]]}
-    checks.append(_check_points(document, proven))
-    return checks
+    return [*checks, *_check_points(document, proven)]
+
+
+def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
+    """Whether report and evidence are the pair that the audit wrote."""
+    scoring = evidence.metadata
+    declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
+    return [
+        Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
+        Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
+        Check("threat", scoring.get("threat") == document.get("threat"), "same in report and evidence"),
+    ]
 
 
 def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel) -> Target:
@@ -224,15 +232,21 @@ def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool) -> Ten
     return known if random else known & (answers.argmax(dim=1) == label)
 
 
-def _check_points(document: dict[str, Any], proven: set[int]) -> Check:
-    """Every point that the report calls broken must have an example that holds."""
-    points = document.get("points", {})
+def _check_points(document: dict[str, Any], proven: set[int]) -> list[Check]:
+    """Every point that the report calls broken has an example that holds, and the stated accuracy is what is left."""
+    points, accuracy = document.get("points", {}), document.get("accuracy", {})
     try:
         claimed = {int(i) for i, by in zip(points["index"], points["broken_by"], strict=True) if by}
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError("The report's points section is damaged.") from error
+        standing = sum(bool(right) and not by for right, by in zip(points["correct"], points["broken_by"], strict=True))
+        stated = accuracy["best_known"]["value"]
+        agrees = abs(float(stated) - standing / len(points["index"])) < 1e-9
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError("The report's points or accuracy section is damaged.") from error
     unproven = claimed - proven
-    return Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven")
+    return [
+        Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven"),
+        Check("accuracy", agrees, f"best known {float(stated):.1%}, {standing} of {len(points['index'])} points stand"),
+    ]
 
 
 def threat_from(document: Any) -> ThreatModel:

@@ -103,15 +103,19 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
 def verify_files(
     audit: Path, model: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu"
 ) -> list[Check]:
-    """Check a written audit (folder or audit.json) against a model.
+    """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
 
     Raises:
         InputError: when report or evidence are missing or damaged, or the audit kept no evidence.
     """
-    path = audit / "audit.json" if audit.is_dir() else audit
-    document = read_report(path)
-    named = document["evidence"].get("file") if isinstance(document["evidence"], dict) else None
-    evidence_path = path.parent / Path(str(named or EVIDENCE_FILE)).name
+    document = None
+    if audit.suffix == Path(EVIDENCE_FILE).suffix:
+        evidence_path = audit
+    else:
+        path = audit / "audit.json" if audit.is_dir() else audit
+        document = read_report(path)
+        named = document["evidence"].get("file") if isinstance(document["evidence"], dict) else None
+        evidence_path = path.parent / Path(str(named or EVIDENCE_FILE)).name
     try:
         content = evidence_path.read_bytes()
     except OSError as error:

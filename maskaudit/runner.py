@@ -165,6 +165,8 @@ class _Run:
         predicted = target.raw(x).argmax(dim=1)
         self.ledger.add_points(index, x, y, correct, predicted)
         rows = before + correct.nonzero().squeeze(1)
+        probes = 0 if self.static_probes else sum(self._wanted(p.rule) and "attacks" not in p.needs for p in PROBES)
+        self.tell(AuditEvent("audit", len(x), total=probes + len(self.specs) + 1))
         self.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
         if not len(rows):
             return

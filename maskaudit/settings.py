@@ -81,13 +81,17 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One step of an audit: what, how many points, whether it is done, and how it ended."""
+    """One step of an audit: what, how many points, whether it is done, and how it ended.
+
+    `total` above 0 announces that many steps to come, so that a listener can estimate the time left.
+    """
 
     step: str
     points: int = 0
     finished: bool = False
     outcome: str = ""
     seconds: float = 0.0
+    total: int = 0
 
 
 Listener = Callable[[AuditEvent], None]

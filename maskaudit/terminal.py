@@ -24,13 +24,19 @@ class Progress:
         self.quiet = quiet
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.started = time.monotonic()
+        self.steps = self.done = 0
+        self.look_started = self.started
 
     def __call__(self, event: AuditEvent) -> None:
         """Show one event."""
+        if event.total:
+            self.steps, self.done, self.look_started = event.total, 0, time.monotonic()
+        self.done += event.finished
         if event.finished:
             self.line(f"{event.step:<28} {event.outcome}" + (f"  ({event.seconds:.1f} s)" if event.seconds else ""))
         else:
-            self.status(f"{event.step} on {event.points} points …" if event.points else f"{event.step} …")
+            what = f"{event.step} on {event.points} points …" if event.points else f"{event.step} …"
+            self.status(self._left() + what)
 
     def line(self, text: str) -> None:
         """A line that stays."""
@@ -45,6 +51,14 @@ class Progress:
             return
         width = shutil.get_terminal_size().columns
         self._write("\r\x1b[K" + printable(text)[: max(10, width - 1)])
+
+    def _left(self) -> str:
+        """How far this look is and about how long it still takes, by the mean of the steps so far."""
+        if not self.steps or not self.done:
+            return ""
+        left = max(0, self.steps - self.done)
+        seconds = (time.monotonic() - self.look_started) / self.done * left
+        return f"[{min(self.done, self.steps)}/{self.steps}, about {seconds:.0f} s left] "
 
     def close(self) -> None:
         """Clear the status line."""

@@ -95,7 +95,10 @@ def audit(ledger: Ledger | None = None, **scoring: Any) -> Files:
             [e.spec.name for e in ledger.entries.values() if row in e.examples and e.spec.kind != "sanity"]
             for row in range(len(ledger))
         ],
+        "correct": ledger.correct.tolist(),
     }
+    standing = int((ledger.correct & ~ledger.best_known()).sum())
+    document["accuracy"] = {"best_known": {"value": standing / len(ledger)}}
     settings = {"threat": document["threat"], "sha256": SHA, "seed": 0, "random": False, "reject_class": None}
     files = Files(document, pack_evidence(ledger, document, {**settings, **scoring}))
     files.write(load(files.evidence), files.metadata())
@@ -208,9 +211,23 @@ def test_an_altered_report_is_noticed() -> None:
 def test_a_claim_of_a_broken_point_without_example_is_noticed() -> None:
     files = audit()
     files.document["points"]["broken_by"][4] = ["square"]
-    assert failures(files) == {"report", "points"}
+    assert failures(files) == {"report", "points", "accuracy"}
     files.sign()
-    assert failures(files) == {"points"}
+    assert failures(files) == {"points", "accuracy"}
+
+
+def test_an_accuracy_that_the_points_do_not_bear_out_is_noticed() -> None:
+    files = audit()
+    files.document["accuracy"]["best_known"]["value"] = 0.0
+    files.sign()
+    assert failures(files) == {"accuracy"}
+
+
+def test_the_evidence_can_be_checked_without_the_report() -> None:
+    evidence = read_evidence(audit().evidence, "evidence")
+    checks = verify_audit(None, evidence, network(), SHA)
+    assert [check.name for check in checks] == ["model", "clean points", "ball and bounds", "misclassified"]
+    assert all(check.holds for check in checks)
 
 
 def test_a_wider_ball_in_the_evidence_is_noticed() -> None:
@@ -296,7 +313,7 @@ def test_malformed_scoring_is_refused(changes: dict[str, Any]) -> None:
 def test_a_damaged_points_section_is_refused(points: object) -> None:
     files = audit()
     files.document["points"] = points
-    with pytest.raises(InputError, match="points section is damaged"):
+    with pytest.raises(InputError, match="points or accuracy section is damaged"):
         failures(files)
 
 

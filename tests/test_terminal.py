@@ -125,3 +125,12 @@ def test_the_default_stream_is_found_when_progress_starts(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "stderr", replaced)
     Progress().line("here")
     assert "here" in replaced.getvalue()
+
+
+def test_a_terminal_shows_how_far_and_how_long_still() -> None:
+    stream = Terminal()
+    progress = Progress(stream=stream)
+    progress(AuditEvent("audit", 8, total=4))
+    progress(AuditEvent("pgd", 8, True, "broke 2 of 8"))
+    progress(AuditEvent("square", 8))
+    assert "[1/4, about 0 s left] square on 8 points" in stream.getvalue()
