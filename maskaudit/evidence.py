@@ -24,7 +24,7 @@ from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
 from maskaudit.rescore import rescore
 from maskaudit.results import check_document, dump_json
-from maskaudit.target import Target
+from maskaudit.target import Target, breaking_margin
 from maskaudit.threat import ThreatModel
 
 EVIDENCE_FILE = "evidence.safetensors"
@@ -184,14 +184,24 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
             target.raw, examples[rows], clean[point[rows]], label[point[rows]], threat=threat,
             random=bool(scoring.get("random")), reject_class=scoring.get("reject_class"),
         )  # fmt: skip
+        held = rows[score.broken]
+        margin = _smallest_margin(target, examples[held], label[point[held]], scoring.get("reject_class"))
     n, inside, broken = len(point), int(threat.admissible(examples, clean[point]).sum()), int(score.broken.sum())
     checks.append(Check("clean points", bool(right.all()), f"{int(right.sum())} of {len(clean)} bear the right label"))
     checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
-    checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point"))
+    checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point{margin}"))
     if document is None:
         return checks
     proven = {int(i) for i in tensors["index"][point[rows[score.broken]]]}
     return [*checks, *_check_points(document, proven)]
+
+
+def _smallest_margin(target: Target, examples: Tensor, label: Tensor, reject_class: int | None) -> str:
+    """How clearly the weakest of the examples that hold is misclassified, as the end of a sentence."""
+    if not len(examples):
+        return ""
+    margin = breaking_margin(target.raw(examples), label, reject_class).min()
+    return f"; smallest margin {float(margin):.3g}"
 
 
 def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:

@@ -228,6 +228,7 @@ def test_the_evidence_can_be_checked_without_the_report() -> None:
     checks = verify_audit(None, evidence, network(), SHA)
     assert [check.name for check in checks] == ["model", "clean points", "ball and bounds", "misclassified"]
     assert all(check.holds for check in checks)
+    assert "smallest margin" in checks[-1].detail
 
 
 def test_a_wider_ball_in_the_evidence_is_noticed() -> None:
