@@ -222,7 +222,7 @@ def _accuracy(seen: Observations) -> dict[str, Rate | None]:
 
 def _place(mechanism: Mechanism) -> str:
     """Where, as the end of a sentence: op, file and line as far as they are known."""
-    if not mechanism.locations or not mechanism.locations[0].op:
+    if not mechanism.locations or mechanism.locations[0].op in ("", "output"):  # the output as a whole is no place
         return ""
     where = mechanism.locations[0]
     line = f" ({PurePath(where.file).name}:{where.line})" if where.file and where.line else ""
