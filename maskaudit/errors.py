@@ -25,12 +25,6 @@ class UntrustedInputError(InputError):
     """A file that would execute code when opened, given without the flag that allows it (exit status 2)."""
 
 
-class InconclusiveError(MaskauditError):
-    """The audit cannot start to answer, for example because no point is classified correctly (exit status 3)."""
-
-    exit_code = 3
-
-
 class ModelError(MaskauditError):
     """The audited model itself failed: it raised, or returned something that is not class scores (exit status 4)."""
 

@@ -118,7 +118,6 @@ class _Run:
         self.static_probes: list[ProbeResult] = []
         self.attack_probes: list[ProbeResult] = []
         self.power = NOT_CHECKED
-        self.judgement: Judgement | None = None
         self.notes: list[str] = [*loaded.notes, *data.notes]
         self.specs = self._specs()
         self.trace: dict[str, Any] = {}
@@ -129,16 +128,17 @@ class _Run:
         failure: ModelError | None = None
         try:
             self.notes += recognise(self.target, self.data, self.settings)
-            for number, points in enumerate(self.looks):
+            for points in self.looks:
                 self._look(points)
-                if self._judge(final=number == len(self.looks) - 1).decided:
+                judgement = self._judge()
+                if judgement.decided:
                     break
             self._draw_figures()
         except ModelError as error:
             if not len(self.ledger):
                 raise
             failure = error
-        judgement = self._judge(final=True, failure=failure)
+            judgement = self._judge(failure)
         report = build_report(
             loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
             ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
@@ -231,13 +231,12 @@ class _Run:
         order = {probe.rule: number for number, probe in enumerate(PROBES)}
         return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
 
-    def _judge(self, *, final: bool, failure: ModelError | None = None) -> Judgement:
+    def _judge(self, failure: ModelError | None = None) -> Judgement:
         """Judge what has been seen; the power of the search is checked only where `clear` hangs on it."""
-        seen = self._observations(final, failure)
+        seen = self._observations(failure)
         if judge(dataclasses.replace(seen, power=ASSUMED)).verdict.label == "clear":
             self.power = self._check_power()
-        self.judgement = judge(dataclasses.replace(seen, power=self.power))
-        return self.judgement
+        return judge(dataclasses.replace(seen, power=self.power))
 
     def _check_power(self) -> Power:
         """Recapture of what own gradients broke; planted problems where that is too little."""
@@ -255,7 +254,7 @@ class _Run:
         self.tell(AuditEvent("power check", outcome.problems, True, power.sentence))
         return power
 
-    def _observations(self, final: bool, failure: ModelError | None) -> Observations:
+    def _observations(self, failure: ModelError | None) -> Observations:
         ledger, settings = self.ledger, self.settings
         strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
         rows = [row for row in ledger.rows() if row.kind != "sanity"]
@@ -274,7 +273,6 @@ class _Run:
             traced=located(self.trace),
             repaired=self._repaired(strong),
             looks=len(self.looks),
-            final=final,
             missing=self._missing(failure),
             attacks_run=len(ran),
             attacks_left_out=len(rows) - len(ran),

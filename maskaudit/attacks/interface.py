@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskaudit.results import Role
-from maskaudit.rng import PointRNG
-from maskaudit.target import Target
-from maskaudit.threat import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,6 @@ class Attempt:
 
 class AttackUnavailable(Exception):
     """Raised by an attack that cannot run here, for example without its library; the message says what to do."""
-
-
-class AttackFunction(Protocol):
-    """The signature shared by all attacks; further settings are keyword-only with defaults."""
-
-    def __call__(
-        self, target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, **settings: Any
-    ) -> Attempt: ...
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from maskaudit.results import Claim, ClaimStatus, Label, Mechanism, ProbeResult, Rate, Verdict
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED, Power
-from maskaudit.verdict.statistics import lower_bound, rate, upper_bound
+from maskaudit.verdict.statistics import lower_bound, rate, spend, upper_bound
 
 #: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
 ALPHA = 0.01
@@ -49,7 +49,6 @@ class Observations:
         probes: graded probe results.
         power: the power check.
         looks: sequential looks that the error level is shared among.
-        final: whether no further points will be drawn.
         traced: mechanisms that the trace of the model located.
         repaired: points broken through the repaired gradient of those that own gradients left; None if nothing
             was repaired.
@@ -71,7 +70,6 @@ class Observations:
     probes: tuple[ProbeResult, ...] = ()
     power: Power = NOT_CHECKED
     looks: int = 1
-    final: bool = True
     traced: tuple[Mechanism, ...] = ()
     repaired: int | None = None
     missing: tuple[str, ...] = ()
@@ -83,7 +81,7 @@ class Observations:
     @property
     def alpha(self) -> float:
         """One-sided error level of one comparison at one look: two levels share each look's part."""
-        return ALPHA / (2 * self.looks)
+        return spend(ALPHA, 2 * self.looks)[0]
 
 
 @dataclass(frozen=True)
