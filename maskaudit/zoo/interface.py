@@ -1,0 +1,65 @@
+"""What a zoo model is: how it is made, and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Part = Literal["tune", "check"]
+Level = Literal["gradient", "loss", ""]
+
+#: Points are certified robust, bool (N,), for clean points x (N, …), labels y (N,) and a radius ε.
+Certificate = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+
+
+@runtime_checkable
+class Unmaskable(Protocol):
+    """A wrapper that knows how to be attacked, because it was built here."""
+
+    def unmasked(self) -> nn.Module:
+        """The same classifier with a usable gradient and usable scores; values may differ, decisions hardly."""
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """One model of known truth.
+
+    Attributes:
+        name: as in `zoo:NAME`.
+        title: one line.
+        masked: whether its gradients or its loss hide its weakness; measured (`maskaudit.zoo.truth`), not intended.
+        level: where it is masked: "gradient", "loss", or "" where it is not.
+        network: key of the network inside, see `maskaudit.zoo.networks.NETWORKS`.
+        wrap: what is put around it.
+        family: what kind of model it is, for tables: "healthy", "robust", "masked", "great".
+        part: "tune" where constants were fitted on it, "check" where they were not.
+        mechanisms: ids of `maskaudit.verdict.mechanisms.TITLES` that name the cause rightly; empty if not masked.
+        module: path of the module that holds the culprit ("" is the root), None where no single op is to blame.
+        ops: names of ops that are the culprit; empty where any op of `module` will do.
+        certificate: proves points robust, where the construction allows it.
+        data: source of its points.
+        norm: of the ball that it is audited in; `eps`: its radius, None for the customary one.
+    """
+
+    name: str
+    title: str
+    masked: bool
+    level: Level
+    network: str
+    wrap: Callable[[nn.Module], nn.Module] | None = None
+    family: Literal["healthy", "robust", "masked", "great"] = "masked"
+    part: Part = "check"
+    mechanisms: tuple[str, ...] = ()
+    module: str | None = None
+    ops: tuple[str, ...] = ()
+    certificate: Certificate | None = None
+    data: str = "digits"
+    norm: Literal["Linf", "L2"] = "Linf"
+    eps: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, without the functions."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("wrap", "certificate")}
