@@ -1,10 +1,10 @@
 """Bytes to `nn.Module`: one reader per format, one policy of trust.
 
 The format is told from the content. Without the user's word nothing in a file runs: weights are
-read by safetensors or torch's safe loader, a file may name only built-in architectures, and a pickle
-needs `trust_pickle`. Code that the user named (`--arch`, `py:`) and TorchScript run, and are
-listed in `LoadedModel.trusted_code`. A further format is one reader and one line in `FORMATS`
-(recognised by `sniff`) or `NAMED`.
+read by safetensors or torch's safe loader, a file may name only built-in architectures, exported
+programs (.pt2, ONNX) may call only known operations, and a pickle needs `trust_pickle`. Code that
+the user named (`--arch`, `py:`) and TorchScript run, and are listed in `LoadedModel.trusted_code`.
+A further format is one reader and one line in `FORMATS` (recognised by `sniff`) or `NAMED`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import named, safetensors_file, torch_file, torchscript
+from maskaudit.errors import UsageError
+from maskaudit.loading import hubs, named, onnx_file, pt2, safetensors_file, torch_file, torchscript
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
 from maskaudit.loading.interface import (
     Contents,
@@ -33,16 +33,6 @@ from maskaudit.loading.sniff import read_file, sniff
 __all__ = ["FORMATS", "NAMED", "LoadedModel", "Model", "load_model", "read_metadata", "save_checkpoint"]
 
 
-def _not_read(what: str) -> Callable[[ModelFile, Options], Contents]:
-    def refuse(file: ModelFile, options: Options) -> Contents:
-        raise InputError(
-            f"{file.source} is {what}, which this version does not read; export a TorchScript archive "
-            "(torch.jit.trace or torch.jit.script), or a state dict and give --arch SPEC."
-        )
-
-    return refuse
-
-
 #: Readers of files, by what `sniff` says.
 FORMATS: dict[str, Callable[[ModelFile, Options], Contents]] = {
     "safetensors": safetensors_file.read,
@@ -50,8 +40,8 @@ FORMATS: dict[str, Callable[[ModelFile, Options], Contents]] = {
     "legacy": torch_file.read,
     "pickle": torch_file.read_pickle,
     "torchscript": torchscript.read,
-    "pt2": _not_read("an exported program (.pt2)"),
-    "onnx": _not_read("an ONNX model"),
+    "pt2": pt2.read,
+    "onnx": onnx_file.read,
 }
 
 #: Readers of names, by prefix; `zoo:` brings a whole LoadedModel and is handled by `load_model`.
@@ -59,8 +49,8 @@ NAMED: dict[str, Callable[[str], Contents]] = {
     "py": named.read_py,
     "torchvision": named.read_torchvision,
     "timm": named.read_timm,
-    "hf": named.refuse("hf"),
-    "robustbench": named.refuse("robustbench"),
+    "hf": hubs.read_hf,
+    "robustbench": hubs.read_robustbench,
 }
 
 
@@ -70,8 +60,8 @@ def load_model(
     """Load a model. torch's global random state is left as it was.
 
     Args:
-        source: a file (safetensors, state dict, TorchScript, pickled module), `zoo:NAME`,
-            `py:package.module:callable`, `torchvision:NAME` or `timm:NAME`.
+        source: a file (safetensors, state dict, TorchScript, .pt2, ONNX, pickled module), `zoo:NAME`,
+            `py:package.module:callable`, `torchvision:NAME`, `timm:NAME`, `hf:ID` or `robustbench:NAME`.
         arch: SPEC of the module that a state dict belongs to (see `maskaudit.loading.arch`).
         trust_pickle: whether a pickle may run the code it asks for.
         device: where the module is put.
@@ -102,7 +92,8 @@ def _load(source: str, options: Options) -> LoadedModel:
         contents, sha256 = NAMED[prefix](name), None
     else:
         file = read_file(source)
-        contents, sha256 = FORMATS[sniff(file)](file, options), file.sha256
+        contents = FORMATS[sniff(file)](file, options)
+        sha256 = contents.digest or file.sha256
     module = contents.module
     return LoadedModel(
         module=module,

@@ -16,10 +16,11 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +133,15 @@ def make(spec: str) -> object:
         UsageError: for a malformed SPEC, or arguments for something that is not called.
         InputError: for a missing file or factory, or one that raises.
     """
+    return make_with(spec, {})[0]
+
+
+def make_with(spec: str, offered: Mapping[str, Any]) -> tuple[object, tuple[str, ...]]:
+    """As `make`, the callable also given those of the `offered` arguments that it has parameters for.
+
+    Returns:
+        What was made, and the names of all arguments it was given.
+    """
     architecture = parse(spec)
     if architecture.origin is None:
         raise UsageError(f"{spec!r} must name code as net.py:make_net or package.module:make_net.")
@@ -140,11 +150,12 @@ def make(spec: str) -> object:
         if isinstance(found, nn.Module):
             if architecture.arguments:
                 raise UsageError(f"{spec} is a module, not a factory: leave out its arguments.")
-            return found
+            return found, ()
         if not callable(found):
             raise InputError(f"{spec} is {_kind(found)}; name a function or class that returns a torch.nn.Module.")
         try:
-            return found(**architecture.arguments)
+            arguments = {**_accepted(found, offered), **architecture.arguments}
+            return found(**arguments), tuple(arguments)
         except (Exception, SystemExit) as error:  # any failure of the user's code is reported, not a crash
             raise InputError(f"{spec} failed with {describe_error(error)}; call it in Python to see where.") from error
 
@@ -152,6 +163,17 @@ def make(spec: str) -> object:
 def trusted_code(spec: str | None) -> tuple[str, ...]:
     """The SPEC as the code that the user vouched for; nothing for a built-in architecture or None."""
     return (f"--arch {spec}",) if spec is not None and parse(spec).origin is not None else ()
+
+
+def _accepted(factory: Callable[..., object], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the callable names as parameters; none for one without a signature."""
+    if not offered:
+        return {}
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {key: value for key, value in offered.items() if key in parameters}
 
 
 def _split(spec: str) -> tuple[str | None, str]:

@@ -22,8 +22,10 @@ class LoadedModel:
         module: an `nn.Module`, in evaluation mode unless its author set modes himself, or a plain
             callable from inputs (N, …) to class scores (N, K).
         source: the source as the user gave it.
-        format: `safetensors`, `state_dict`, `torchscript`, `pickle`, `python`, `zoo`, `torchvision` or `timm`.
-        sha256: of the file's bytes, the same bytes that were loaded; of the state (see
+        format: `safetensors`, `state_dict`, `torchscript`, `pt2`, `onnx`, `pickle`, `python`, `zoo`, `torchvision`,
+            `timm`, `hf` or `robustbench`.
+        sha256: of the file's bytes, the same bytes that were loaded (with those of the files that an ONNX model
+            keeps its weights in, a digest over both); of the state (see
             `state_digest`) for models without a file; empty for a plain callable.
         parameters: number of scalar parameters, 0 for a plain callable.
         metadata: what the file says about itself, plain JSON: `arch`, `data`, `threat`
@@ -66,13 +68,14 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """What one format reader makes of a file."""
+    """What one format reader makes of a file; `digest` if the model is more than that file's bytes."""
 
     module: Model
     format: str
     metadata: dict[str, Any] = field(default_factory=dict)
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    digest: str | None = None
 
 
 def count_parameters(module: Model) -> int:

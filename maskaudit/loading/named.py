@@ -1,4 +1,4 @@
-"""Models that are named rather than given as a file: `zoo:`, `py:`, `torchvision:`, `timm:` and what is to come."""
+"""Models that are named rather than given as a file: `py:`, `torchvision:`, `timm:`; see also `hubs`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 from torch import nn
 
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError
 from maskaudit.loading import arch
 from maskaudit.loading.interface import Contents, describe_error
 
@@ -28,30 +28,18 @@ def read_py(name: str) -> Contents:
 
 def read_torchvision(name: str) -> Contents:
     """`torchvision:NAME` with its default pretrained weights."""
-    package = _import("torchvision", name, "torchvision.models")
-    return _pretrained("torchvision", name, lambda: package.get_model(name, weights="DEFAULT"))
+    package = import_package("torchvision", name, "torchvision.models")
+    return pretrained("torchvision", name, lambda: package.get_model(name, weights="DEFAULT"))
 
 
 def read_timm(name: str) -> Contents:
     """`timm:NAME` with its pretrained weights."""
-    package = _import("timm", name, "timm")
-    return _pretrained("timm", name, lambda: package.create_model(name, pretrained=True))
+    package = import_package("timm", name, "timm")
+    return pretrained("timm", name, lambda: package.create_model(name, pretrained=True))
 
 
-def refuse(prefix: str) -> Callable[[str], Contents]:
-    """A reader for a prefix that this version does not read: one sentence with the way out."""
-
-    def reader(name: str) -> Contents:
-        _import(prefix, name, PACKAGES[prefix])
-        raise UsageError(
-            f"Models of the kind {prefix}: are not read by this version; write a function that returns the module and "
-            "give it as py:package.module:function."
-        )
-
-    return reader
-
-
-def _import(prefix: str, name: str, module: str) -> ModuleType:
+def import_package(prefix: str, name: str, module: str) -> ModuleType:
+    """A module of the package that `prefix:` needs; raises InputError with the way out."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -66,7 +54,8 @@ def _import(prefix: str, name: str, module: str) -> ModuleType:
         ) from error
 
 
-def _pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
+def pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
+    """What `make` gives, as a model; whatever it raises becomes an InputError."""
     try:
         made = make()
     except Exception as error:  # unknown names and downloads without a network each fail in their own way

@@ -66,7 +66,7 @@ def sniff(file: ModelFile) -> str:
         raise InputError(f"{file.source} is a tar archive; unpack it and give the model file inside.")
     raise InputError(
         f"{file.source} is no model format that is read here, or its start is damaged; expected safetensors, "
-        "a PyTorch state dict or TorchScript."
+        "a PyTorch state dict, TorchScript, an exported program (.pt2) or ONNX."
     )
 
 

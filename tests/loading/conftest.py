@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
+from maskaudit.loading import LoadedModel
 
 from .nets import Net
 
@@ -14,3 +17,10 @@ def net() -> Net:
     module = Net()
     module(torch.randn(20, 4))  # moves the running statistics away from their start values
     return module.eval()
+
+
+@pytest.fixture
+def digits_net(standard: LoadedModel) -> nn.Module:
+    """The standard digits network."""
+    assert isinstance(standard.module, nn.Module)
+    return standard.module

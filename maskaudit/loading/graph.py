@@ -1,0 +1,194 @@
+"""A converted model as a torch module: one small module per operation, called in the order of the file.
+
+Operations bear the names that the file gives them, so that a trace can say which one is meant. Nothing
+of the file is turned into Python code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Shape of an input with the batch axis; None where a file leaves the size open.
+Shape = Sequence[int | None]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation.
+
+    Attributes:
+        path: where its module is put, dotted, such as `net.0.conv2d`.
+        module: called with the values of `inputs`.
+        inputs: names of values; "" stands for an input that is left out (None).
+        outputs: names that its results get; one name takes the result as it is.
+    """
+
+    path: str
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Program(nn.Module):
+    """Runs steps on one input.
+
+    Args:
+        steps: in an order in which every value is there before it is used.
+        tensors: parameters, buffers and constants by the name of their value, each with its dotted path.
+        source: name of the input value; results: names of what is returned, a tuple if there are several.
+
+    Raises:
+        ValueError: when a step uses a value that nothing provides.
+    """
+
+    def __init__(
+        self, steps: Iterable[Step], tensors: Mapping[str, tuple[str, Tensor]], source: str, results: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self._source, self._results = source, results
+        placed = {path: self._place(path, tensor) for path, tensor in dict(tensors.values()).items()}
+        self._held = {name: placed[path] for name, (path, _) in tensors.items()}
+        self._steps: list[tuple[tuple[nn.Module, str], Step]] = [
+            (self._place(step.path, step.module), step) for step in steps
+        ]
+        self._last_use = self._check()
+
+    def forward(self, x: Tensor) -> Any:
+        """Class scores, or whatever the file's program returns, for inputs (N, …)."""
+        values: dict[str, Any] = {"": None, self._source: x}
+        values.update((name, getattr(owner, attribute)) for name, (owner, attribute) in self._held.items())
+        for number, ((owner, attribute), step) in enumerate(self._steps):
+            result = getattr(owner, attribute)(*(values[name] for name in step.inputs))
+            if len(step.outputs) == 1:
+                values[step.outputs[0]] = result
+            else:
+                values.update(zip(step.outputs, result, strict=False))
+            for name in self._last_use.get(number, ()):
+                del values[name]
+        found = tuple(values[name] for name in self._results)
+        return found[0] if len(found) == 1 else found
+
+    def _place(self, path: str, item: Tensor | nn.Module) -> tuple[nn.Module, str]:
+        """Register under a dotted path (a free name near it), making the containers on the way."""
+        owner: nn.Module = self
+        *containers, last = (part or "_" for part in path.split("."))
+        for name in containers:
+            child = owner._modules.get(name)
+            if child is None:
+                name = _free(owner, name)
+                child = nn.Module()
+                owner.add_module(name, child)
+            owner = child
+        last = _free(owner, last)
+        if isinstance(item, nn.Module):
+            owner.add_module(last, item)
+        elif isinstance(item, nn.Parameter):
+            owner.register_parameter(last, item)
+        else:
+            owner.register_buffer(last, item)
+        return owner, last
+
+    def _check(self) -> dict[int, tuple[str, ...]]:
+        """Every value is there when it is used; returns which values each step is the last to use."""
+        known = {"", self._source, *self._held}
+        last: dict[str, int] = {}
+        for number, (_, step) in enumerate(self._steps):
+            missing = [name for name in step.inputs if name not in known]
+            if missing:
+                raise ValueError(f"{step.path} uses {missing[0]}, which nothing before it provides")
+            known.update(step.outputs)
+            last.update((name, number) for name in (*step.inputs, *step.outputs))
+        missing = [name for name in self._results if name not in known]
+        if missing:
+            raise ValueError(f"the result {missing[0]} is computed nowhere")
+        kept = {"", *self._results, *self._held}
+        uses: dict[int, tuple[str, ...]] = {}
+        for name, number in last.items():
+            if name not in kept:
+                uses[number] = (*uses.get(number, ()), name)
+        return uses
+
+
+class FixedBatch(nn.Module):
+    """A model that takes batches of exactly `size` points, made to take any number: padded, cut and put together.
+
+    The padding repeats the last point; its answers are dropped.
+    """
+
+    def __init__(self, module: nn.Module, size: int) -> None:
+        super().__init__()
+        self.module, self.size = module, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (N, K) of the model for inputs (N, …)."""
+        spare = -len(x) % self.size
+        padded = torch.cat([x, x[-1:].expand(spare, *x.shape[1:])]) if spare else x
+        parts = [_scores(self.module(part)) for part in padded.split(self.size)]
+        return torch.cat(parts)[: len(x)]
+
+
+class Modeless(nn.Module):
+    """A module whose evaluation mode was settled when it was exported: mode changes do not reach it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Any:
+        """What the module returns."""
+        return self.module(x)
+
+    def train(self, mode: bool = True) -> Modeless:
+        """Note the mode, and leave the exported module as it is."""
+        self.training = mode
+        return self
+
+
+def any_batch(module: nn.Module, shape: Shape) -> tuple[nn.Module, tuple[str, ...]]:
+    """The module, made to take any number of points if it was exported for a fixed one, and a note if so.
+
+    Args:
+        shape: of the input that the file states. A fixed first size often is a mere remark, so two batches are
+            tried at once; only where that does not give the answers of each batch alone is `FixedBatch` used.
+    """
+    size, *rest = shape
+    if size is None or size < 1:
+        return module, ()
+    if all(length is not None for length in rest) and _takes_two(module, (size, *(length or 0 for length in rest))):
+        return module, ()
+    return FixedBatch(module, size), (
+        f"The model was exported for batches of exactly {size}: points are cut into such batches, and the last one is "
+        "filled up with copies whose answers are dropped.",
+    )
+
+
+def _takes_two(module: nn.Module, shape: tuple[int, ...]) -> bool:
+    x = torch.rand(2 * shape[0], *shape[1:])
+    try:
+        with torch.no_grad():
+            apart = torch.cat([_scores(module(part)) for part in x.split(shape[0])])
+            together = _scores(module(x))
+        return together.shape == apart.shape and torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
+    except Exception:  # whatever the operations say to a batch that they were not made for
+        return False
+
+
+def _scores(output: Any) -> Tensor:
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    scores: Tensor = getattr(output, "logits", output)
+    return scores
+
+
+def _free(owner: nn.Module, name: str) -> str:
+    """`name`, or the first of name_1, name_2, … that the module does not have yet."""
+    chosen, number = name, 0
+    while hasattr(owner, chosen):
+        number += 1
+        chosen = f"{name}_{number}"
+    return chosen
