@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit.api import Request
-from maskaudit.attacks.registry import BUDGETS, battery
-from maskaudit.attacks.second_opinion import external_attack, second_opinions
+from maskaudit.attacks.registry import BUDGETS
+from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.errors import InputError, MaskauditError, UsageError
 from maskaudit.gate import fields
 from maskaudit.gate.baselines import Baseline
-from maskaudit.probes import PROBES
+from maskaudit.plugins import catalogue, check_names
 from maskaudit.settings import AuditSettings
 from maskaudit.status import FAIL_ON
 from maskaudit.threat import ThreatModel
@@ -126,7 +126,7 @@ def find_config(start: Path) -> Path:
         if (folder / CONFIG_FILE).is_file():
             return folder / CONFIG_FILE
         project = folder / PYPROJECT
-        if project.is_file() and _section(project) is not None:
+        if project.is_file() and section(project) is not None:
             return project
     raise UsageError(
         f"There is no {CONFIG_FILE} and no pyproject.toml with [tool.maskaudit] in {start} or above: "
@@ -145,7 +145,7 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
         InputError: when the file cannot be read or is not TOML.
         UsageError: for unknown keys, values of the wrong type or out of range, or names that clash.
     """
-    table = _section(file)
+    table = section(file)
     if table is None:
         raise UsageError(f"{file} has no section [tool.maskaudit]: add it, with [[tool.maskaudit.models]].")
     where = file.name
@@ -153,7 +153,7 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
     for key, value in lists.items():
         if not isinstance(value, list):
             raise UsageError(f"{key} in {where} must be a list of tables, [[{_prefix(file)}{key}]].")
-    defaults = {key: value for key, value in table.items() if key not in lists}
+    defaults = {key: value for key, value in table.items() if key not in lists and key != "check"}  # `check --config`
     if "trust_pickle" in defaults or "claim" in defaults:
         key = "trust_pickle" if "trust_pickle" in defaults else "claim"
         raise UsageError(
@@ -202,7 +202,7 @@ def check_command(entry: Entry) -> str:
     return shlex.join([*words, "--trust-pickle"] if request.trust_pickle else words)
 
 
-def _section(file: Path) -> dict[str, Any] | None:
+def section(file: Path) -> dict[str, Any] | None:
     """The gate's part of a TOML file; None for a pyproject.toml without one."""
     try:
         document = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -253,11 +253,7 @@ def _default_name(model: str) -> str:
 def _check_rules(settings: AuditSettings, norm: Any) -> None:
     """Unknown names in `select`, `ignore` and `attacks` are found before the audit starts."""
     extra = [external_attack(name) for name in settings.extra_attacks]
-    known = {spec.name for spec in (*battery(settings.effort), *second_opinions(norm), *extra)}
-    known |= {probe.rule for probe in PROBES}
-    for name in (*settings.select, *settings.ignore):
-        if name not in known:
-            raise UsageError(f"there is no probe or attack {name!r}; `maskaudit probes` lists them.")
+    check_names((*settings.select, *settings.ignore), catalogue(settings.effort, norm), extra)
 
 
 def _check_names(entries: tuple[Entry, ...], where: str) -> None:

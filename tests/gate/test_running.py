@@ -83,7 +83,7 @@ def test_one_model_that_cannot_be_loaded_costs_no_other_its_report(tmp_path: Pat
     assert sorted(path.name for path in out.iterdir()) == ["late", "masked"]
     for folder in out.iterdir():
         names = sorted(path.name for path in folder.iterdir())
-        assert names == ["audit.json", "evidence.safetensors", "report.html", "summary.md"]
+        assert names == ["audit.json", "evidence.safetensors", "plan.json", "report.html", "summary.md"]
     assert result.outcomes[0].error == "There is no model file 'missing'."
     assert [outcome.folder for outcome in result.outcomes] == [None, "masked", None, "late"]
 

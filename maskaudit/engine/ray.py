@@ -1,0 +1,87 @@
+"""A Ray cluster: shards become remote tasks. The package ray is optional, and must be there on every node."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from typing import Any
+
+import torch
+
+from maskaudit.attacks.interface import AttackUnavailable, Attempt
+from maskaudit.engine.interface import Done, EngineError, Job, divisible, joined, run_counted
+from maskaudit.errors import ModelError, UsageError
+from maskaudit.loading.interface import describe_error
+from maskaudit.target import PassLedger, Target
+
+
+class Ray:
+    """Runs the shards of a job as tasks on a cluster.
+
+    The model travels to the nodes by pickling, so its code must be importable there. Nodes compute on their CPU.
+
+    Args:
+        address: of the cluster, such as `auto` or `ray://head:10001`.
+
+    Raises:
+        UsageError: without the package, or when the cluster cannot be reached.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            self.ray: Any = importlib.import_module("ray")
+        except Exception as error:  # missing, or built for another Python
+            raise UsageError(
+                f"--ray needs the package ray, which cannot be imported ({describe_error(error)}); "
+                "install it with: pip install 'maskaudit[ray]'"
+            ) from error
+        try:
+            self.ray.init(address=address, ignore_reinit_error=True, log_to_driver=False)
+        except Exception as error:  # wrong addresses, versions and networks each fail in their own way
+            raise UsageError(f"No Ray cluster answers at {address!r} ({describe_error(error)}).") from error
+        self._task = self.ray.remote(_task)
+
+    def run(self, job: Job, target: Target) -> Attempt:
+        """As `Engine.run`."""
+        shards = job.shards() if divisible(job, target) else []
+        if not shards:
+            return job.run(target)
+        try:
+            held = self.ray.put(_portable(target))
+            try:
+                pending = [self._task.remote(held, shard) for shard in shards]
+            except (TypeError, AttributeError, pickle.PicklingError):  # settings that live in this process only
+                return job.run(target)
+            answers = self.ray.get(pending)
+        except Exception as error:  # a lost node, a model that cannot be pickled, …
+            raise EngineError(f"the Ray cluster did not finish the attack: {describe_error(error)}") from error
+        done = []
+        for kind, content in answers:
+            if kind == "ModelError":
+                raise ModelError(content)
+            if kind == "AttackUnavailable":
+                raise AttackUnavailable(content)
+            if kind != "done":
+                raise EngineError(f"{kind}: {content}")
+            attempt, spent = content
+            done.append(Done(Attempt(*attempt), PassLedger(*spent)))
+        return joined(done, target)
+
+
+def _portable(target: Target) -> tuple[Any, dict[str, Any]]:
+    """The model, and what a target is made of."""
+    names = ("bounds", "mean", "std", "outputs", "draws", "reject_class", "batch_size", "seed")
+    return target.model, {name: getattr(target, name) for name in names}
+
+
+def _task(held: tuple[Any, dict[str, Any]], shard: Job) -> tuple[str, Any]:
+    """One shard on a node: what it brought, or the name and message of what went wrong."""
+    torch.set_num_threads(1)
+    model, settings = held
+    try:
+        with Target(model, **settings) as target:
+            done = run_counted(shard, target)
+    except Exception as error:  # judged where the audit runs
+        return type(error).__name__, str(error)
+    attempt, spent = done.attempt, done.spent
+    return "done", ((attempt.examples, attempt.first_success, attempt.queries), (spent.forwards, spent.backwards))
