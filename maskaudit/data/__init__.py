@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from maskaudit.data import digits, folder, npz, torchvision
+from maskaudit.data import digits, fashion_mnist, folder, huggingface, npz, python, torchvision
 from maskaudit.data.interface import Dataset, Split, check_bounds, check_split
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError
 
 __all__ = ["PREFIXES", "Dataset", "Split", "load_data"]
 
@@ -20,20 +20,16 @@ Loader = Callable[[str, Split, tuple[float, float]], Dataset]
 DEFAULT_BOUNDS = (0.0, 1.0)
 
 
-def _not_supported(prefix: str) -> Loader:
-    def refuse(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
-        raise UsageError(
-            f"Data sources of the kind {prefix}: are not supported by this version; "
-            f"export {name or 'the data'} to an .npz file with arrays x and y, and give --data FILE.npz."
-        )
-
-    return refuse
-
+#: Sources with a name of their own: (split, bounds) → Dataset.
+NAMED: dict[str, Callable[[Split, tuple[float, float]], Dataset]] = {
+    "digits": digits.load,
+    "fashion-mnist": fashion_mnist.load,
+}
 
 PREFIXES: dict[str, Loader] = {
     "torchvision": torchvision.load,
-    "hf": _not_supported("hf"),
-    "py": _not_supported("py"),
+    "hf": huggingface.load,
+    "py": python.load,
 }
 
 
@@ -44,7 +40,8 @@ def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float]
     onto the bounds; float arrays are taken as they are and must lie inside them.
 
     Args:
-        source: `digits`, an .npz file, a folder with one sub-folder per class, or `torchvision:NAME`.
+        source: `digits`, `fashion-mnist`, an .npz file, a folder with one sub-folder per class,
+            `torchvision:NAME`, `hf:ID` or `py:pkg.mod:callable`.
         split: `"test"`, `"train"` or `"all"`. A source without a train part gives the same points for each.
         bounds: smallest and largest admissible value; (0, 1) if not given.
 
@@ -55,8 +52,8 @@ def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float]
     check_split(split)
     limits = (float(bounds[0]), float(bounds[1])) if bounds is not None else DEFAULT_BOUNDS
     check_bounds(limits)
-    if source == "digits":
-        return digits.load(split, limits)
+    if source in NAMED:
+        return NAMED[source](split, limits)
     prefix, colon, name = source.partition(":")
     if colon and prefix in PREFIXES:
         return PREFIXES[prefix](name, split, limits)
@@ -72,6 +69,6 @@ def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float]
     if exists:
         raise InputError(f"The data source {source!r} is neither a file nor a folder.")
     raise InputError(
-        f"There is no data source {source!r}; give digits, an .npz file with arrays x and y, "
-        "a folder with one sub-folder per class, or torchvision:NAME."
+        f"There is no data source {source!r}; give digits, fashion-mnist, an .npz file with arrays x and y, "
+        "a folder with one sub-folder per class, torchvision:NAME, hf:ID or py:pkg.mod:callable."
     )

@@ -6,8 +6,11 @@ that hides its gradient. An entry is one line in `unmasked`, `trained` or `wrapp
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from maskaudit.data import load_data
 from maskaudit.errors import UsageError
 from maskaudit.loading import LoadedModel
 from maskaudit.loading.interface import count_parameters, state_digest
@@ -40,6 +43,26 @@ def load(name: str) -> LoadedModel:
         format="zoo",
         sha256=state_digest(module),
         parameters=count_parameters(module),
-        metadata={**inner.metadata, "outputs": "auto"},
+        metadata=_metadata(entry, inner.metadata, module),
         notes=(f"A model of the zoo: {entry.title}.",),
     )
+
+
+def certified_accuracy(entry: ZooEntry, module: nn.Module, eps: float) -> float | None:
+    """Share of all test points of the entry's data that its certificate proves robust at radius `eps`; None without.
+
+    A fraction in [0, 1] that no attack inside the ball can go below.
+    """
+    if entry.certificate is None:
+        return None
+    data = load_data(entry.data, split="test")
+    return float(entry.certificate(module, data.x, data.y, eps).double().mean())
+
+
+def _metadata(entry: ZooEntry, trained: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """What the network's file says, with the entry's own data and ball, and what is certified in it."""
+    ball = trained["threat"]
+    eps = entry.eps if entry.eps is not None else ball["eps"] if ball["norm"] == entry.norm else None
+    said = {**trained, "data": entry.data, "outputs": "auto", "threat": {**ball, "norm": entry.norm, "eps": eps}}
+    certified = certified_accuracy(entry, module, eps) if eps is not None else None
+    return said if certified is None else {**said, "certified": certified}

@@ -8,11 +8,19 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from maskaudit.threat import ThreatModel
+
 Part = Literal["tune", "check"]
 Level = Literal["gradient", "loss", ""]
 
+#: Fields of an entry that are functions.
+_FUNCTIONS = ("wrap", "certificate", "known")
+
 #: Points are certified robust, bool (N,), for clean points x (N, …), labels y (N,) and a radius ε.
 Certificate = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+
+#: Candidates (N, …) that the construction of a model knows to be adversarial, for clean points x (N, …) and a ball.
+KnownExamples = Callable[[Tensor, ThreatModel], Tensor]
 
 
 @runtime_checkable
@@ -40,6 +48,7 @@ class ZooEntry:
         module: path of the module that holds the culprit ("" is the root), None where no single op is to blame.
         ops: names of ops that are the culprit; empty where any op of `module` will do.
         certificate: proves points robust, where the construction allows it.
+        known: gives adversarial examples that are known because they were planted.
         data: source of its points.
         norm: of the ball that it is audited in; `eps`: its radius, None for the customary one.
     """
@@ -56,10 +65,11 @@ class ZooEntry:
     module: str | None = None
     ops: tuple[str, ...] = ()
     certificate: Certificate | None = None
+    known: KnownExamples | None = None
     data: str = "digits"
     norm: Literal["Linf", "L2"] = "Linf"
     eps: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, without the functions."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("wrap", "certificate")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _FUNCTIONS}

@@ -180,8 +180,8 @@ SOURCES = {
     "device": ("/dev/null", InputError, "neither a file nor a folder"),
     "null byte": ("a\0b", InputError, "data source"),
     "too long": ("a" * 5000, InputError, "data source"),
-    "hf": ("hf:mnist", UsageError, "not supported by this version; export mnist to an .npz"),
-    "py": ("py:mod:fn", UsageError, "not supported by this version"),
+    "py without callable": ("py:mod", UsageError, "must name code"),
+    "py without module": ("py:no.such.module:fn", InputError, "no.such.module cannot be imported"),
     "torchvision name": ("torchvision:NoSuchSet", (UsageError, InputError), "torchvision"),
     "torchvision module": ("torchvision:os", (UsageError, InputError), "torchvision"),
 }
