@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.results import Location
@@ -24,7 +26,10 @@ from maskaudit.trace.vocabulary import (
     GATES,
     HARD,
     KILLS,
+    LOOP_GROWTH,
+    LOOP_TURNS,
     PHASE,
+    RANDOM,
     RELU,
     SATURATED,
     SATURATING,
@@ -32,6 +37,7 @@ from maskaudit.trace.vocabulary import (
     SCALING,
     SMOOTH,
     SOFTMAX,
+    STRUCTURAL,
     ZERO_SHARE,
 )
 from maskaudit.trace.walk import Evidence, Walk
@@ -39,11 +45,12 @@ from maskaudit.trace.walk import Evidence, Walk
 
 @dataclass
 class Suspects:
-    """Result of the search."""
+    """Result of the search; `dead_way` are the ops behind cuts, where the output is not connected to the input."""
 
     culprits: list[Culprit]
     cuts: list[Cut]
     flows: dict[int, Flow]
+    dead_way: frozenset[int]
 
 
 def find_culprits(evidence: Evidence) -> Suspects:
@@ -52,9 +59,35 @@ def find_culprits(evidence: Evidence) -> Suspects:
     search.walk()
     culprits = search.gradient_culprits() if evidence.suspicious else search.saturation(SMOOTH, ALONE)
     culprits += search.logit_scale(culprits)
-    rank = {"high": 0, "medium": 1, "low": 2}
-    culprits.sort(key=lambda c: (rank[c.confidence], c.op if c.op >= 0 else 1 << 30))
-    return Suspects(culprits, search.cuts, search.flows)
+    if not culprits:
+        culprits += search.bent_output()
+    culprits = ranked(culprits)
+    dead_way = frozenset() if evidence.observer.live(evidence.raw) else search.dead_way()
+    return Suspects(culprits, search.cuts, search.flows, dead_way)
+
+
+#: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
+_ORDER = (
+    "test-time-optimisation", "cut", "shattered", "lying-backward", "output-hides-loss", "jagged-surface",
+    "logit-scale", "saturation", "imbalanced-margin", "stochastic",
+)  # fmt: skip
+
+
+def ranked(culprits: list[Culprit]) -> list[Culprit]:
+    """The most certain first."""
+    certain = {"high": 0, "medium": 1, "low": 2}
+    return sorted(
+        culprits,
+        key=lambda c: (certain[c.confidence], _ORDER.index(c.mechanism), c.op if c.op >= 0 else 1 << 30),
+    )
+
+
+def behind_cuts(evidence: Evidence, found: list[Culprit]) -> list[Culprit]:
+    """Suspects on the way from a cut to the output, from a pass in which the cut tensors were made leaves."""
+    search = _Search(evidence)
+    search.walk()
+    named = {culprit.location for culprit in found}
+    return [culprit for culprit in search.stops() if culprit.location not in named]
 
 
 class _Search(Walk):
@@ -63,15 +96,33 @@ class _Search(Walk):
     def gradient_culprits(self) -> list[Culprit]:
         """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
         found = [self._cut_culprit(op, back) for op, back in self.severed]
-        found += [self._killer_culprit(op) for op in self.killers]
-        found += self._lying() + self._ripples() + self._hooks()
+        found += self.stops() + self._hooks() + self._optimisation()
         named = {c.op for c in found}
         found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]
         if not found:
             found += self._gates()
         if not found and not self.e.health.connected:
-            found.append(Culprit("cut", Location("", "output"), "medium", "The output is not connected to the input."))
+            found.append(self._disconnected())
         return found
+
+    def stops(self) -> list[Culprit]:
+        """Ops through which the gradient passes and comes out as nothing, or as something else."""
+        killed = [self._killer_culprit(op) for op in self.killers]
+        return killed + self._lying() + self._ripples() + self._loops()
+
+    def dead_way(self) -> frozenset[int]:
+        """Ops that carry the data from a cut on towards the output."""
+        return frozenset(
+            op.index for op in self.ops if op.index in self.ancestors and not op.live_out and self._moves(op)
+        )
+
+    def _disconnected(self) -> Culprit:
+        place = self.e.observer.script_cut
+        if place is None:
+            return Culprit("cut", Location("", "output"), "medium", "The output is not connected to the input.")
+        return Culprit(
+            "cut", place, "high", f"The gradient is cut: {place.op} passes the data on and drops the gradient."
+        )
 
     def _cut_culprit(self, op: Seen, back: Seen) -> Culprit:
         tap = self._tap_scale(op)
@@ -84,7 +135,8 @@ class _Search(Walk):
             remedy = "enable-grad"
         location = op.no_grad if op.no_grad is not None else op.location
         sentence = f"The gradient is cut: {self.cuts_sentence(op)}."
-        return Culprit("cut", location, "high", sentence, remedy, back.index, 1.0 if tap is None else tap)
+        mechanism = "cut" if tap is None else "output-hides-loss"
+        return Culprit(mechanism, location, "high", sentence, remedy, back.index, 1.0 if tap is None else tap)
 
     def cuts_sentence(self, op: Seen) -> str:
         """What the cut at `op` does."""
@@ -107,7 +159,7 @@ class _Search(Walk):
             mechanism = "shattered" if staircase else "lying-backward"
             return Culprit(
                 mechanism, op.location, "high", f"{share}; its backward is written by hand.",
-                "function-identity" if tap is None else "tap", op.index, scale,
+                "function-forward" if tap is None else "tap", op.index, scale,
             )  # fmt: skip
         if op.name in SATURATING | RELU:
             remedy: Remedy = "soften" if tap is None else "tap"
@@ -117,7 +169,8 @@ class _Search(Walk):
             return Culprit("shattered", op.location, "high", f"{share}.", "mute", op.index)
         hard: Confidence = "high" if op.name in HARD else "medium"
         return Culprit(
-            "shattered", op.location, hard, f"{share}, although its output changes.",
+            "shattered" if tap is None else "output-hides-loss", op.location, hard,
+            f"{share}, although its output changes.",
             "straight-through" if tap is None else "tap", op.index, scale,
         )  # fmt: skip
 
@@ -130,7 +183,7 @@ class _Search(Walk):
                 found.append(Culprit(
                     "lying-backward", op.location, "high",
                     f"The backward of {op.name} does not follow its own forward (agreement {check.agreement:.2f}).",
-                    "function-identity", op.index,
+                    "function-forward", op.index,
                 ))  # fmt: skip
                 killed.add(op.name)
         return found
@@ -156,12 +209,40 @@ class _Search(Walk):
             for i in self.e.observer.hooked if i < len(self.ops) and self.ops[i].live_in
         ]  # fmt: skip
 
+    def _loops(self) -> list[Culprit]:
+        """Lines that run again and again, and through which the gradient grows at every turn."""
+        turns: dict[tuple[str, str | None, int | None, str], list[Seen]] = {}
+        for op in self.ops:
+            if op.line is not None and op.index in self.flows and op.index in self.ancestors:
+                turns.setdefault((op.module, op.file, op.line, op.name), []).append(op)
+        found: dict[tuple[str, str | None, int | None], Culprit] = {}
+        for (module, file, line, _), ops in turns.items():
+            late, early = self.flows[ops[-1].index].norm_in, self.flows[ops[0].index].norm_out
+            if len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late and (module, file, line) not in found:
+                sentence = (
+                    f"This line runs {len(ops)} times, and the gradient grows {early / late:.0e}-fold on its way back "
+                    "through it: its slope is noise."
+                )
+                found[module, file, line] = Culprit(
+                    "jagged-surface", ops[0].location, "high", sentence, "boundary", ops[0].index
+                )
+        return list(found.values())
+
+    def _optimisation(self) -> list[Culprit]:
+        """Optimisation inside the forward pass of a model whose gradient is unhealthy, if its result is used."""
+        used = {op.location for op in self.ops if op.name == "grad" and op.index in self.ancestors}
+        places = [place for place in dict.fromkeys(self.e.observer.optimises) if place.op != "grad" or place in used]
+        sentence = "The forward pass optimises: an attack through it needs the gradient of every step."
+        return [Culprit("test-time-optimisation", place, "high", sentence) for place in places[:1]]
+
     def saturation(self, names: frozenset[str], limit: float) -> list[Culprit]:
         """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
         found = []
         for op in self.ops:
             flow = self.flows.get(op.index)
             if flow is None or flow.blocked_share is None or op.name not in names:
+                continue
+            if op.name in SOFTMAX and self.decides(op):  # how far scores are apart is a matter of their scale
                 continue
             if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.changes:
                 confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
@@ -176,7 +257,8 @@ class _Search(Walk):
             if op.name not in GATES or not (op.live_in and op.live_out):
                 continue
             dead = [p for p in op.parents if not self.ops[p].live_out and p in self.e.changes]
-            if any(self.ops[a].name in COMPARISONS for p in dead for a in self.ancestors_of(p)):
+            before = {self.ops[a].name for p in dead for a in self.ancestors_of(p)}
+            if before & COMPARISONS and not before & RANDOM:
                 sentence = f"{op.name} applies a mask computed from the data: the surface jumps when the mask changes."
                 found.append(Culprit("jagged-surface", op.location, "medium", sentence, "gate-identity", op.index))
         return found
@@ -197,6 +279,31 @@ class _Search(Walk):
         sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
         index = where.index if where is not None else -1
         return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(scores.detach()))]
+
+    def bent_output(self) -> list[Culprit]:
+        """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
+        scores = self.e.scores
+        deciding = [op for op in self.ops if op.kind == "torch" and op.live_in and op.live_out and self.decides(op)]
+        if not scores.requires_grad or not deciding:
+            return []
+        before = deciding[0].inputs[0]
+        if not before.requires_grad:
+            return []
+        loss = F.cross_entropy(scores, self.e.y, reduction="sum")
+        (slope,) = torch.autograd.grad(loss, before, retain_graph=True, allow_unused=True)
+        if slope is None:
+            return []
+        plain = before.detach().float().softmax(dim=1) - F.one_hot(self.e.y, before.shape[1])
+        against = float((F.cosine_similarity(slope.float(), plain, dim=1) < 0).double().mean())
+        bends = [op for op in deciding if op.name not in SOFTMAX | SCALING | STRUCTURAL]
+        if against <= ZERO_SHARE or not bends:
+            return []
+        sentence = (
+            f"What follows the scores turns the slope of cross-entropy round on {against:.0%} of points, "
+            "while the decision stays."
+        )
+        return [Culprit("output-hides-loss", bends[0].location, "high", sentence, "tap", bends[0].index,
+                        gap_scale(bends[0].inputs[0].detach()))]  # fmt: skip
 
     def _tap_scale(self, op: Seen) -> float | None:
         return gap_scale(op.inputs[0].detach()) if self.decides(op) else None

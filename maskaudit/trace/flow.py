@@ -31,8 +31,20 @@ class _Tally:
     handles: list[RemovableHandle] = field(default_factory=list)
 
 
-def gradient_flow(observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], points: int) -> dict[int, Flow]:
-    """Flow through every op that a backward pass from `roots` reaches, by op index.
+def margin_cotangent(raw: Tensor, y: Tensor) -> Tensor:
+    """Derivative of the margin with respect to the raw output (N, K): +1 at the runner-up, −1 at the label."""
+    raw, y = raw.detach(), y.to(raw.device)
+    wrong = raw.float().scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+    cotangent, rows = torch.zeros_like(raw), torch.arange(len(y), device=raw.device)
+    cotangent[rows, wrong] = 1
+    cotangent[rows, y] = -1
+    return cotangent
+
+
+def gradient_flow(
+    observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], points: int
+) -> tuple[dict[int, Flow], Tensor | None]:
+    """Flow through every op that a backward pass from `roots` reaches, by op index, and the gradient at the leaf.
 
     Args:
         observer: the recorded forward pass, graph still alive.
@@ -43,14 +55,15 @@ def gradient_flow(observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], po
     """
     live = [(tensor, cotangent) for tensor, cotangent in roots if observer.live(tensor)]
     if not live:
-        return {}
+        return {}, None
     tallies: dict[int, _Tally] = {}
+    gradient: Tensor | None = None
     with _hooked(observer, tallies, points), contextlib.suppress(RuntimeError, NotImplementedError):
-        torch.autograd.grad(
-            [tensor for tensor, _ in live], observer.leaf, [cotangent for _, cotangent in live],
+        gradient, *_ = torch.autograd.grad(
+            [tensor for tensor, _ in live], observer.leaves, [cotangent for _, cotangent in live],
             retain_graph=True, allow_unused=True,
         )  # fmt: skip
-    return {index: _summary(tally, points) for index, tally in tallies.items()}
+    return {index: _summary(tally, points) for index, tally in tallies.items()}, gradient
 
 
 @contextlib.contextmanager
@@ -87,7 +100,7 @@ def _hook(
         outgoing = [grad_inputs[position] for position in leaving if position < len(grad_inputs)]
         for grad in outgoing:
             tally.leaving += _squares(grad, points)
-            if grad is not None:
+            if grad is not None and not bool(torch.isfinite(grad).all()):
                 tally.nonfinite += _squares((~torch.isfinite(grad)).double(), points)
         if exit_node and len(outgoing) == 1 and len(grad_outputs) == 1:
             _count_blocked(tally, grad_outputs[0], outgoing[0])
@@ -98,19 +111,23 @@ def _hook(
 def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | None) -> None:
     if arriving is None or leaving is None or arriving.shape != leaving.shape:
         return
-    hit = arriving != 0
-    tally.units += int(hit.sum())
-    tally.blocked += int((hit & (leaving.abs() < BLOCKED * arriving.abs())).sum())
+    tally.units += int(arriving.count_nonzero())
+    tally.blocked += int((leaving.abs() < BLOCKED * arriving.abs()).count_nonzero())
 
 
 def _squares(grad: Tensor | None, points: int) -> Tensor:
     """The squared norm per point, float64 (N,), on the CPU."""
     if grad is None or not isinstance(grad, Tensor):
         return torch.zeros(points, dtype=torch.float64)
-    values = torch.nan_to_num(grad.detach().double(), nan=0.0, posinf=0.0, neginf=0.0).cpu()
-    if values.dim() and values.shape[0] % points == 0 and values.numel():
-        return values.reshape(points, -1).square().sum(dim=1)
-    return values.square().sum().expand(points).clone()
+    values = grad.detach()
+    apart = bool(values.dim()) and values.shape[0] % points == 0 and bool(values.numel())
+    rows = values.reshape(points, -1) if apart else values.reshape(1, -1)
+    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    if not bool(torch.isfinite(lengths).all()):
+        rows = torch.nan_to_num(rows.double(), nan=0.0, posinf=0.0, neginf=0.0)
+        lengths = torch.linalg.vector_norm(rows, dim=1)
+    squares = lengths.cpu().square()
+    return squares if apart else squares.expand(points).clone()
 
 
 def _summary(tally: _Tally, points: int) -> Flow:

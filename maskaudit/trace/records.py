@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskaudit.results import Location, plain
+from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
 Confidence = Literal["low", "medium", "high"]
 Remedy = Literal[
     "straight-through",  # zero-derivative op: gradient passes as through the identity
     "reattach",  # detach, .data, casts, argmax, comparisons: a soft stand-in carries the gradient
     "enable-grad",  # ops under no_grad are recorded after all
-    "function-identity",  # custom autograd Function: its backward becomes the identity
+    "function-forward",  # custom autograd Function: its backward becomes the derivative of its own forward
     "entry",  # numpy, PIL: the tensor that comes back is tied to the one that left
     "soften",  # saturated activation: tempered or leaky backward
     "mute",  # op whose slope is noise: no gradient through it
@@ -22,6 +23,9 @@ Remedy = Literal[
     "tap",  # scores are read before the op that destroys them
     "boundary",  # a whole module of equal input and output shape passes the gradient as the identity
     "rescale",  # scores are divided by a constant
+    "carry",  # every hard choice, comparison, rounding and cut of the model gets a soft stand-in
+    "prefix",  # what comes before a module passes the gradient straight to the model's input
+    "stand-in",  # a learned network carries the gradient past a module, or past the whole model
     "none",
 ]
 OutputKind = Literal["logits", "probabilities", "log-probabilities", "hard labels", "clipped", "scaled logits"]
@@ -115,7 +119,8 @@ class Randomness:
     """Where random answers come from, and what they do.
 
     Attributes:
-        sources: generators consumed ("torch", "random", "numpy", "private").
+        sources: generators consumed ("torch", "random", "numpy"), or "private" (a generator of its own), or
+            "state" (the model changes itself from one answer to the next).
         location: first op whose output differs between two draws.
         logit_spread: median over points of the largest score change between draws.
         flips: share of points whose decision changes between draws.
@@ -143,6 +148,12 @@ class GradientHealth:
     ce_zero_share: float
     agreement: tuple[tuple[float, float], ...]
 
+    @property
+    def poor(self) -> bool:
+        """Whether it is of little use: cut, zero on too many points, or at odds with central differences."""
+        disagrees = min(value for _, value in self.agreement) < AGREEMENT
+        return not self.connected or self.zero_share > ZERO_SHARE or disagrees
+
 
 @dataclass(frozen=True)
 class Culprit:
@@ -166,6 +177,7 @@ class Trace:
     """Everything a trace found; `to_dict` has JSON types only.
 
     `identities` are the paths of modules (the root excepted) whose input and output have equal shapes.
+    `batch_dependent` is the op by which the answer to a point depends on the other points of its batch, if one does.
     """
 
     kind: Literal["module", "torchscript", "callable"]
@@ -179,6 +191,7 @@ class Trace:
     optimises: tuple[Location, ...]
     culprits: tuple[Culprit, ...]
     identities: tuple[str, ...] = ()
+    batch_dependent: Location | None = None
 
     @property
     def healthy(self) -> bool:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils.checkpoint import CheckpointFunction
 
 from maskaudit.files import shown_path
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
-_OURS = (str(_PACKAGE / "trace"), str(_PACKAGE / "repairs"))
+#: Code that runs a model but is not part of it, and the modules that stand for the ops of a converted file.
+_OURS = tuple(str(_PACKAGE / name) for name in ("trace", "repairs"))
+_LOADING = str(_PACKAGE / "loading")
 _TARGET = str(_PACKAGE / "target.py")
 _FUNCTION_FILE = str(Path(_TORCH) / "autograd" / "function.py")
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]
 PostHook = Callable[[nn.Module, Any], Any]
+FrameKind = Literal["target", "function", "module", "generated", "converted", "ours", "user"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,7 @@ class Site:
         arguments: what that Function was applied to.
         call_line: the user's line that applied it.
         outside: whether the op belongs to maskaudit's target, not to the model.
+        module: module path that an exported graph remembers for the op; None where the modules themselves run.
     """
 
     file: str | None
@@ -43,51 +51,126 @@ class Site:
     arguments: tuple[Any, ...] = ()
     call_line: int | None = None
     outside: bool = False
+    module: str | None = None
 
 
 def user_site() -> Site:
     """Walk the stack of the caller up to the target and find the user's place in it."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     file: str | None = None
     line: int | None = None
     function: type[torch.autograd.Function] | None = None
     arguments: tuple[Any, ...] = ()
     call_line: int | None = None
+    inside = False
     while frame is not None:
-        name = frame.f_code.co_filename
-        if name == _TARGET:
+        kind = _frame_kind(frame.f_code.co_filename)
+        if kind == "target":
             break
-        if name == _FUNCTION_FILE:
+        if kind == "function":
             found = frame.f_locals.get("cls")
             if frame.f_code.co_name == "apply" and isinstance(found, type):
                 function, arguments, call_line = found, tuple(frame.f_locals.get("args", ())), None
-        elif not name.startswith((_TORCH, *_OURS)) and not name.startswith("<"):
+        elif kind == "user":
             if file is None:
-                file, line = shown_path(name), frame.f_lineno
+                file, line = shown_path(frame.f_code.co_filename), frame.f_lineno
             if function is not None and call_line is None:
                 call_line = frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-    return Site(file, line, function, arguments, call_line, outside=file is None and _called_by_target_itself())
+        elif kind == "generated" and file is None:
+            exported = exported_site(frame)
+            if exported is not None:
+                return exported
+        elif kind == "converted" and file is None:
+            file, line = innermost_user_line(str(getattr(frame.f_locals.get("self"), "stack_trace", "")))
+        inside = inside or kind == "module"
+        frame = frame.f_back
+    outside = file is None and not inside and frame is not None
+    return Site(file, line, function, arguments, call_line, outside)
 
 
-def _called_by_target_itself() -> bool:
-    """Whether no model frame at all, not even one of torch's modules, lies between us and the target."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name == _TARGET:
-            return True
-        if name.startswith(_TORCH) and "/nn/modules/" in name.replace("\\", "/"):
-            return False
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+@cache
+def _frame_kind(filename: str) -> FrameKind:
+    if filename == _TARGET:
+        return "target"
+    if filename == _FUNCTION_FILE:
+        return "function"
+    if filename.startswith(_TORCH):
+        return "module" if "/nn/modules/" in filename.replace("\\", "/") else "ours"
+    if filename.startswith("<eval_with_key>"):
+        return "generated"
+    if filename.startswith(_LOADING):
+        return "converted"
+    return "ours" if filename.startswith(("<", *_OURS)) else "user"
+
+
+def exported_site(frame: FrameType) -> Site | None:
+    """The place that an exported graph (`torch.export`, `.pt2`) recorded for the op which its generated code runs.
+
+    torch.fx keeps, per generated line, the graph node it came from; the node's `nn_module_stack` and
+    `stack_trace` are those of the model that was exported.
+    """
+    graph_module: Any = frame.f_locals.get("self")
+    lines = getattr(graph_module, "_lineno_map", None)
+    if not isinstance(lines, dict) or not hasattr(graph_module, "graph"):
+        return None
+    position = lines.get(frame.f_lineno - getattr(graph_module, "_prologue_start", 0))
+    nodes = list(graph_module.graph.nodes)
+    if position is None or not 0 <= position < len(nodes):
+        return None
+    meta = nodes[position].meta
+    stack = meta.get("nn_module_stack")
+    entries = list(stack.values()) if isinstance(stack, dict) else []
+    module = str(entries[-1][0]) if entries and isinstance(entries[-1], tuple) else None
+    file, line = innermost_user_line(str(meta.get("stack_trace") or ""))
+    return Site(file, line, module=module)
+
+
+_TRACEBACK_LINE = re.compile(
+    r'File "(?P<file>[^"]+)", line (?P<line>\d+)|^(?P<file2>[^\s(][^(]*)\((?P<line2>\d+)\):', re.M
+)
+
+
+def innermost_user_line(trace: str, *, innermost_first: bool = False) -> tuple[str | None, int | None]:
+    """File and line of the innermost frame outside torch in a printed stack; (None, None) if there is none.
+
+    Reads both forms that torch prints: `File "net.py", line 3, in forward` and `net.py(3): forward`.
+    """
+    found = [(m["file"] or m["file2"], int(m["line"] or m["line2"])) for m in _TRACEBACK_LINE.finditer(trace)]
+    users = [(file, line) for file, line in found if not _is_torch_file(file)]
+    if not users:
+        return None, None
+    file, line = users[0] if innermost_first else users[-1]
+    return shown_path(file), line
+
+
+def _is_torch_file(file: str) -> bool:
+    """Whether a path recorded elsewhere, perhaps on another machine, belongs to torch itself."""
+    return (
+        file.startswith((_TORCH, "<")) or re.search(r"(site|dist)-packages/torch/", file.replace("\\", "/")) is not None
+    )
 
 
 @contextlib.contextmanager
 def graph_visible() -> Iterator[None]:
-    """TorchScript runs without its optimiser, so that every op leaves an autograd node of its own."""
-    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        yield
+    """Every op leaves an autograd node of its own: TorchScript runs without its optimiser, reentrant checkpoints open.
+
+    `torch.utils.checkpoint` with `use_reentrant=True` runs its block without a graph and again in the backward pass;
+    here the block just runs, which gives the same values and the same gradient.
+    """
+    original = CheckpointFunction.__dict__.get("apply")
+    CheckpointFunction.apply = staticmethod(_run_block)  # type: ignore[method-assign]
+    try:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        if original is None:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = original  # type: ignore[method-assign]
+
+
+def _run_block(run_function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    return run_function(*args)
 
 
 class ModuleScope:

@@ -10,7 +10,7 @@ from torch import Tensor
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import ESCAPES, Observer, Seen
 from maskaudit.trace.records import Cut, Flow, FunctionCheck, GradientHealth
-from maskaudit.trace.vocabulary import AGREEMENT, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
+from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Evidence:
         phases: median phase change of periodic ops, by index.
         health: the gradient as a whole.
         functions: checks of custom Functions, by class name.
+        flows: gradient flow of the margin, by index of the op; empty where the output is not connected.
     """
 
     observer: Observer
@@ -36,13 +37,12 @@ class Evidence:
     phases: dict[int, float]
     health: GradientHealth
     functions: dict[str, FunctionCheck]
+    flows: dict[int, Flow]
 
     @property
     def suspicious(self) -> bool:
         """Whether the gradient as a whole is unhealthy."""
-        health = self.health
-        poor = min(value for _, value in health.agreement) < AGREEMENT
-        return not health.connected or health.zero_share > ZERO_SHARE or poor
+        return self.health.poor
 
 
 class Walk:
@@ -65,7 +65,8 @@ class Walk:
         observer = self.e.observer
         alive = observer.live(self.e.raw)
         self._find_cuts(alive)
-        roots = [(self.e.raw, self._margin_cotangent())] if alive else []
+        flows = dict(self.e.flows)
+        roots: list[tuple[Tensor, Tensor]] = []
         for cut, _ in self.severed:
             roots += [(t, _noise(t)) for t in self._live_inputs(cut)]
         for op in self._without_derivative():
@@ -73,11 +74,11 @@ class Walk:
             self.flows[op.index] = Flow(self.n, 0.0, 0.0, 1.0, 0.0, None)
             roots += [(t, _noise(t)) for t in self._live_inputs(op)]
         for _ in range(MASKS_IN_SERIES):
-            flows: dict[int, Flow] = {}
-            for tensor, cotangent in roots:
-                flows = {**gradient_flow(observer, [(tensor, cotangent)], self.n), **flows}
+            for root in roots:
+                flows = {**gradient_flow(observer, [root], self.n)[0], **flows}
             fresh = {i: f for i, f in flows.items() if i not in self.flows or self.flows[i].points == 0}
             self.flows.update(fresh)
+            flows = {}
             killers = [self.ops[i] for i, f in fresh.items() if f.points and self._kills(self.ops[i], f)]
             if not killers:
                 return
@@ -85,10 +86,15 @@ class Walk:
             roots = [(t, _noise(t)) for op in killers for t in self._live_inputs(op)]
 
     def _kills(self, op: Seen, flow: Flow) -> bool:
-        if op.name in STRUCTURAL:
+        if op.name in STRUCTURAL or op in self.killers:
             return False
         limit = ZERO_SHARE if op.name in SOFTMAX and self.decides(op) else KILLS
-        return flow.zero_share > limit and op.index in self.e.changes and op not in self.killers
+        moves = self._moves(op) if op.name in HARD or self.decides(op) else op.index in self.e.changes
+        return flow.zero_share > limit and moves
+
+    def _moves(self, op: Seen) -> bool:
+        """Whether an op reads data that move with the input, if its own result happens to stay on these points."""
+        return op.index in self.e.changes or any(parent in self.e.changes for parent in op.parents)
 
     def _without_derivative(self) -> list[Seen]:
         """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
@@ -99,16 +105,20 @@ class Walk:
 
     def _find_cuts(self, alive: bool) -> None:
         for op in self.ops:
-            if op.index not in self.e.changes or op.live_out:
+            if op.live_out or op.index not in self.ancestors:
                 continue
-            relevant = op.index in self.ancestors
-            back = op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in)
-            if back and relevant:
+            if not (op.index in self.e.changes if alive else self._moves(op) or op.live_in):
+                continue
+            if op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in):
                 escape = self._escape_before(op)
                 where = escape if escape is not None else op
                 self._add_cut(where, op, alive, f"the data leave torch in {where.name} and come back without gradient")
-            elif op.live_in and op.kind == "torch" and relevant:
+            elif op.live_in and op.kind == "torch":
                 self._add_cut(op, op, alive, f"{op.name} passes the data on and drops the gradient")
+            elif op.kind == "torch":
+                for source in (self.ops[p] for p in op.parents if self.ops[p].live_in and self.ops[p].live_out):
+                    # of its outputs, one that has no gradient is used
+                    self._add_cut(source, source, alive, f"{source.name} answers with indices, which have no gradient")
 
     def _add_cut(self, op: Seen, back: Seen, alive: bool, sentence: str) -> None:
         location = op.no_grad if op.no_grad is not None and op.kind == "torch" else op.location
@@ -151,16 +161,6 @@ class Walk:
             seen.add(current.index)
             pending += [self.ops[p] for p in current.parents if p not in seen]
         return []
-
-    def _margin_cotangent(self) -> Tensor:
-        """Derivative of the margin with respect to the raw output: +1 at the runner-up, −1 at the label."""
-        raw = self.e.raw.detach()
-        y = self.e.y.to(raw.device)
-        wrong = raw.float().scatter(1, y[:, None], -torch.inf).argmax(dim=1)
-        cotangent, rows = torch.zeros_like(raw), torch.arange(len(y), device=raw.device)
-        cotangent[rows, wrong] = 1
-        cotangent[rows, y] = -1
-        return cotangent
 
     def decides(self, op: Seen) -> bool:
         """Whether the op's first input is (N, K) and already holds the model's decision."""

@@ -26,6 +26,8 @@ FLAT_SHARE = 0.5
 DEAD_SHARE = 0.9
 #: log10. Below 2⁻²⁴ the coefficient 1 − p_y of the cross-entropy gradient is lost next to 1 in float32.
 LOG_RATIO = math.log10(2.0**-24)
+#: Ratio. Perpendicular gradients of which one is four times the other point within 14 degrees of the larger; a choice.
+MARGIN_RATIO = 4.0
 #: Share of points where a step across the gradient beats the step along it. Measured on digits, ε = 0.2: honest
 #: sigmoid and tanh networks at most 0.14, networks with a ripple on logits or input 0.28 and more.
 CURVATURE_SHARE = 0.25
@@ -64,6 +66,7 @@ LIMITS: Mapping[str, Limit] = {
     "saturation": Limit(FLAT_SHARE, "above", "share of activations", "half of a layer passes no gradient"),
     "dead-relu": Limit(DEAD_SHARE, "above", "share of units", "a healthy net had 75 % dead units, measured"),
     "loss-decision-gradient-ratio": Limit(LOG_RATIO, "below", "log10", "spacing of float32 below 1, IEEE 754"),
+    "imbalanced-margin": Limit(MARGIN_RATIO, "above", "ratio", "the whole within 14° of one term, a choice"),
     "low-gradient-curvature": Limit(CURVATURE_SHARE, "above", "share of points", "honest ≤ .14, rippled ≥ .28"),
     "transfer-gap": _GAP,
     "gradient-free-gap": _GAP,

@@ -2,7 +2,7 @@
 
 Two forms, both about the challengers, since they carry the claim that nothing is hidden:
 
-* *recapture*: of the points that own-gradient attacks broke, the share that the
+* *recapture*: of (a sample of) the points that own-gradient attacks broke, the share that the
   challengers, which never saw those examples, broke on their own. Known answers
   that the model itself provides.
 * *planted*: where too few points are known to be vulnerable, binary problems built on
@@ -21,6 +21,9 @@ from maskaudit.verdict.statistics import lower_bound, rate
 
 #: Known answers needed before recapture says anything.
 MIN_KNOWN = 15
+
+#: Known answers that the challengers are tried on at most; a share of 0.62 then passes, and the rest is spared.
+RECAPTURE_POINTS = 64
 
 #: The search must find more than this share of the known answers, by a one-sided lower bound at POWER_ALPHA.
 MIN_POWER = 0.5

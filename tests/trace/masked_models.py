@@ -207,7 +207,7 @@ MASKED = (
     Masked("tanh", lambda n: Front(n, SaturatedTanh()), "saturation", "front", "torch.tanh(40"),
     Masked("softmax-x50", lambda n: masks.SharpSoftmax(n, 50.0), "logit-scale", "", "torch.softmax(self.network"),
     Masked("logits-x1e4", lambda n: masks.ScaledLogits(n, 1e4), "logit-scale", "", "self.network(x) * self.scale"),
-    Masked("hard-labels", masks.HardLabels, "cut", "", "one_hot(scores.argmax"),
+    Masked("hard-labels", masks.HardLabels, "output-hides-loss", "", "one_hot(scores.argmax"),
     Masked("detach", lambda n: Middle(n, Apply(lambda h: h.detach())), "cut", "middle", "lambda h: h.detach()"),
     Masked("data", lambda n: Front(n, Apply(lambda h: h.data * 1)), "cut", "front", "lambda h: h.data"),
     Masked("numpy", lambda n: Front(n, NumpyQuantiser()), "cut", "front", "numpy() * 15"),

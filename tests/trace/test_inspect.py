@@ -7,8 +7,9 @@ import json
 import torch
 from torch import Tensor, nn
 
+from maskaudit.report.inspection import text
 from maskaudit.target import Target
-from maskaudit.trace.inspect import format_inspection, inspect_model
+from maskaudit.trace.inspect import inspect_model
 from tests.trace.masked_models import masks
 
 
@@ -20,20 +21,20 @@ def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     assert found["flow"][0]["location"]["op"] == "round"
     assert found["flow"][0]["zero_share"] == 1.0
     assert [repair["remedy"] for repair in found["repairs"]] == ["straight-through"]
-    text = format_inspection(found)
-    assert "round (masks.py:" in text.splitlines()[0]
-    assert "Would be repaired" in text
+    said = text(found)
+    assert "round (inputs.py:" in said.splitlines()[0]
+    assert "Would be repaired" in said
 
 
 def test_healthy_model_says_so(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     found = inspect_model(Target(net), *points, eps=0.2)
     assert found["repairs"] == []
-    assert format_inspection(found).startswith("Nothing hides the gradient")
+    assert text(found).startswith("Nothing hides the gradient")
 
 
 def test_randomness_is_printed(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     noisy = nn.Sequential(nn.Dropout(0.5), net)
     noisy[0].train()
-    text = format_inspection(inspect_model(Target(noisy), *points, eps=0.2))
-    assert "Randomness:" in text
+    said = text(inspect_model(Target(noisy), *points, eps=0.2))
+    assert "Randomness:" in said
     assert torch.is_grad_enabled()

@@ -23,6 +23,13 @@ def zero(share: float, connected: bool = True, status: ProbeStatus = "finding") 
     return probe("zero-gradient", status, details={"zero_margin_share": share, "connected": connected})
 
 
+def one_step(fgsm: int, reference: int, n: int = 100) -> ProbeResult:
+    """FGSM broke the first `fgsm` points, the reference the first `reference`."""
+    only = max(reference - fgsm, 0)
+    details = {"broken": fgsm, "broken_by_rival": reference, "only_rival": only}
+    return probe("one-step-beats-iterative", "pass", n=n, details=details)
+
+
 SATURATED = probe("saturation", findings=(ProbeFinding("flat", Location("layer.3", "tanh")),))
 CASES: list[tuple[str, tuple[ProbeResult, ...], bool, set[str]]] = [
     ("nothing", (), False, {"unknown"}),
@@ -40,6 +47,14 @@ CASES: list[tuple[str, tuple[ProbeResult, ...], bool, set[str]]] = [
     ("saturated softmax", (probe("output-kind"),), True, {"logit-scale"}),
     ("flat loss", (), True, {"flat-loss"}),
     ("saturation explains the loss", (SATURATED,), True, {"saturation"}),
+    ("imbalanced", (probe("imbalanced-margin", value=5.0),), True, {"imbalanced-margin"}),
+    ("imbalanced, proven by gradients", (probe("imbalanced-margin", value=5.0),), False, {"imbalanced-margin"}),
+    ("large logits come before", (probe("imbalanced-margin"), probe("output-kind")), True, {"logit-scale"}),
+    ("balanced", (probe("imbalanced-margin", "pass", value=1.5),), True, {"flat-loss"}),
+    ("overfitted", (one_step(fgsm=20, reference=95),), False, {"catastrophic-overfitting"}),
+    ("weak to both", (one_step(fgsm=70, reference=99),), False, {"unknown"}),
+    ("single steps beat many", (one_step(fgsm=95, reference=20),), False, {"unknown"}),
+    ("overfitted and flat", (one_step(fgsm=10, reference=80),), True, {"flat-loss", "catastrophic-overfitting"}),
     ("random", (probe("randomness", "pass", value=0.02),), False, {"stochastic"}),
     ("not random", (probe("randomness", "pass", value=0.0),), False, {"unknown"}),
     ("undefined", (probe("randomness", "pass"),), False, {"unknown"}),
