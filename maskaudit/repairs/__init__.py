@@ -1,9 +1,22 @@
-"""Repairs: the forward value stays, the backward changes; chosen from a trace, attacked through."""
+"""Repairs: the forward value stays, the backward changes; chosen from a trace, attacked through by a plan."""
 
-from maskaudit.repairs.attack import repair_sets, repaired_attacks
+from maskaudit.repairs.attack import repaired_attacks
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairedModel
+from maskaudit.repairs.plan import Plan, Stage
+from maskaudit.repairs.planner import make_plan, repair_sets
 from maskaudit.repairs.propose import fallbacks, propose
 from maskaudit.repairs.target import repaired_target
 
-__all__ = ["Repair", "RepairedModel", "fallbacks", "propose", "repair_sets", "repaired_attacks", "repaired_target"]
+__all__ = [
+    "Plan",
+    "Repair",
+    "RepairedModel",
+    "Stage",
+    "fallbacks",
+    "make_plan",
+    "propose",
+    "repair_sets",
+    "repaired_attacks",
+    "repaired_target",
+]

@@ -26,6 +26,7 @@ def graft(value: Tensor, source: Tensor) -> Tensor:
     """
     if value.shape != source.shape:
         raise ValueError(f"Expected equal shapes, got {tuple(value.shape)} and {tuple(source.shape)}.")
-    with torch.enable_grad():
-        grafted: Tensor = _Graft.apply(value.detach(), source)  # type: ignore[no-untyped-call]
+    with torch.inference_mode(False), torch.enable_grad():
+        value = value.clone() if value.is_inference() else value.detach()
+        grafted: Tensor = _Graft.apply(value, source)  # type: ignore[no-untyped-call]
     return grafted

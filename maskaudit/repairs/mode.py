@@ -1,16 +1,16 @@
 """Run a model with repairs: same forward values, other gradients.
 
-One `TorchFunctionMode` does what can be done at the level of calls; custom
-Functions and scripted ops are reached through their autograd nodes after the
-forward pass. Nothing of the model is touched but the `backward` attribute of
-repaired Functions, which is put back when the context ends.
+One `TorchFunctionMode` does what can be done at the level of calls; scripted ops
+are reached through their autograd nodes after the forward pass. Nothing of the
+model is touched but the methods of repaired custom Functions, which are put back
+when the context ends.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,21 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from maskaudit.repairs.functions import FunctionPatches
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.surrogates import on_stand_ins, soft_choice, soft_comparison, softened
+from maskaudit.repairs.surrogates import (
+    ABOVE,
+    BELOW,
+    HARD_CHOICES,
+    on_stand_ins,
+    soft_choice,
+    soft_comparison,
+    softened,
+)
 from maskaudit.trace.observe import ESCAPES, PROPERTIES, node_op_name, op_name, tensors_of
 from maskaudit.trace.scope import ModuleScope, graph_visible, user_site
+from maskaudit.trace.vocabulary import HARD
 
 
 class RepairedModel:
@@ -32,41 +42,44 @@ class RepairedModel:
     Args:
         model: the audited module or callable.
         repairs: what to repair, in any order.
+        stand_ins: learned stand-ins by module path, for the repairs that need one ("" is the whole model).
     """
 
-    def __init__(self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair]) -> None:
+    def __init__(
+        self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair],
+        stand_ins: Mapping[str, nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.repairs = model, tuple(repairs)
         self.tapped: Tensor | None = None
+        wanted = {r.location.module for r in self.repairs if r.remedy == "stand-in"}
+        self.stand_ins = {path: net for path, net in (stand_ins or {}).items() if path in wanted}
         self._taps = any(r.remedy == "tap" for r in self.repairs)
-        self._patches: dict[type, Any] = {}
-        self._functions = {r.location.op for r in self.repairs if r.remedy == "function-identity"}
+        self._functions = FunctionPatches([r.location.op for r in self.repairs if r.remedy == "function-forward"])
         self._nodes = {r.location.op.rstrip("_") for r in self.repairs if r.by_node}
 
     def __call__(self, inputs: Tensor) -> Any:
         """The model's own output, bit for bit, on a repaired graph."""
         if not (torch.is_grad_enabled() and inputs.requires_grad) and not self._taps:
             return self.model(inputs)
-        mode = _Mode(self.model, self.repairs, inputs)
+        mode = _Mode(self.model, self.repairs, inputs, self.stand_ins)
         with graph_visible(), mode.watching():
             output = self.model(inputs)
         self.tapped = mode.tapped
-        if self._functions or self._nodes:
+        if "" in self.stand_ins and isinstance(output, Tensor):
+            output = graft(output, self.stand_ins[""](inputs).view(output.shape))
+        if self._nodes:
             for tensor in (*tensors_of(output), *(() if mode.tapped is None else (mode.tapped,))):
                 self._repair_nodes(tensor)
         return output
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[RepairedModel]:
-        """Undo on leaving what repairs changed in custom Functions; backward passes belong inside."""
+        """Undo on leaving what repairs changed in custom Functions; forward and backward passes belong inside."""
+        self._functions.install()
         try:
             yield self
         finally:
-            for function, original in self._patches.items():
-                if original is None:
-                    del function.backward  # type: ignore[attr-defined]
-                else:
-                    function.backward = original  # type: ignore[attr-defined]
-            self._patches.clear()
+            self._functions.undo()
             self.tapped = None
 
     def _repair_nodes(self, output: Tensor) -> None:
@@ -77,17 +90,9 @@ class RepairedModel:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            function = getattr(node, "_forward_cls", None)
-            if function is not None and function.__name__ in self._functions:
-                self._patch(function)
-            elif node_op_name(node) in self._nodes:
+            if node_op_name(node) in self._nodes:
                 node.register_hook(_pass_through)
             stack.extend(below for below, _ in node.next_functions)
-
-    def _patch(self, function: type) -> None:
-        if function not in self._patches:
-            self._patches[function] = function.__dict__.get("backward")
-            function.backward = staticmethod(_identity_backward)  # type: ignore[attr-defined]
 
 
 def _pass_through(
@@ -101,43 +106,28 @@ def _pass_through(
     return (arriving, *grad_inputs[1:])
 
 
-def _identity_backward(ctx: Any, *gradients: Tensor) -> Any:
-    """Backward of a custom Function that passes the gradient to the first input of the same shape."""
-    results: list[Tensor | None] = []
-    arriving = next((g for g in gradients if g is not None), None)
-    for needed, (below, number) in zip(ctx.needs_input_grad, ctx.next_functions, strict=False):
-        fits = needed and arriving is not None and below is not None and _shape(below, number) == arriving.shape
-        results.append(arriving if fits else None)
-        arriving = None if fits else arriving
-    results += [None] * (len(ctx.needs_input_grad) - len(results))
-    return tuple(results)
-
-
-def _shape(node: Any, number: int) -> torch.Size | None:
-    variable = getattr(node, "variable", None)
-    if variable is not None:
-        return torch.Size(variable.shape)
-    metadata = getattr(node, "_input_metadata", ())
-    return torch.Size(metadata[number].shape) if number < len(metadata) else None
-
-
 class _Mode(TorchFunctionMode):
     """One forward pass under repair."""
 
-    def __init__(self, model: object, repairs: Sequence[Repair], inputs: Tensor) -> None:
+    def __init__(
+        self, model: object, repairs: Sequence[Repair], inputs: Tensor, stand_ins: Mapping[str, nn.Module]
+    ) -> None:
         super().__init__()
         self.inputs = inputs
+        self.stand_ins = stand_ins
+        self.carrying = any(r.remedy == "carry" for r in repairs)
+        self.prefixes = {r.location.module for r in repairs if r.remedy == "prefix"}
         self.by_op: dict[str, list[Repair]] = {}
         self.enable: list[str] = []
         self.entries: set[str] = set()
-        self.boundaries = {r.location.module for r in repairs if r.remedy == "boundary"}
-        self._at_boundary: list[Tensor] = []
+        self.boundaries = {r.location.module for r in repairs if r.remedy == "boundary"} | {p for p in stand_ins if p}
+        self._at_boundary: list[Tensor | None] = []
         for repair in repairs:
             if repair.remedy == "enable-grad":
                 self.enable.append(repair.location.module)
             elif repair.remedy == "entry":
                 self.entries.add(repair.location.module)
-            elif not repair.by_node and repair.remedy != "boundary":
+            elif not repair.by_node and repair.remedy not in ("boundary", "stand-in", "prefix", "carry"):
                 self.by_op.setdefault(repair.location.op, []).append(repair)
         self.scope = ModuleScope(model, before=self._before, after=self._after)
         self.constants: set[int] = set()
@@ -175,16 +165,20 @@ class _Mode(TorchFunctionMode):
         if repair is not None and repair.remedy == "ignore-hook":
             return RemovableHandle(OrderedDict())
         inputs = tensors_of((args, kwargs))
+        if name in ESCAPES and args and isinstance(args[0], Tensor):
+            args = (args[0].detach(), *args[1:])  # a stand-in may have put it on the graph, which numpy refuses
         live = next((t for t in inputs if t.requires_grad and id(t) not in self.constants), None)
         if self.enable and live is not None and not torch.is_grad_enabled() and self._may_enable():
-            with torch.enable_grad():
-                output = func(*args, **kwargs)
+            with torch.inference_mode(False), torch.enable_grad():
+                output = func(*_normal(args), **_normal(kwargs))
         else:
             output = func(*args, **kwargs)
         self.escaped = self.escaped or name in ESCAPES
         if repair is not None and (live is not None or repair.remedy == "tap"):
             output = self._repair(repair, func, name, args, kwargs, live, output)
-        elif self.shadows and isinstance(output, Tensor):
+        elif self.carrying and live is not None and name in HARD_CHOICES | HARD:
+            output = self._soften_choice(name, args, kwargs, live, output)
+        elif (self.shadows or self.carrying) and isinstance(output, Tensor):
             output = self._carry(func, name, args, kwargs, output)
         if self.entries:
             output = self._note(output, inputs)
@@ -196,7 +190,8 @@ class _Mode(TorchFunctionMode):
         candidates = self.by_op.get(name)
         if not candidates:
             return None
-        module, site = self.scope.path, user_site()
+        site = user_site()
+        module = self.scope.path if site.module is None else site.module
         for repair in candidates:
             where = repair.location
             if (where.module, where.file, where.line) == (module, site.file, site.line) and site.function is None:
@@ -221,11 +216,27 @@ class _Mode(TorchFunctionMode):
             if repair.remedy == "soften":
                 return graft(output, softened(func, name, args, kwargs, live, repair.scale))
             if name.startswith(("argmax", "argmin")):
-                self._shade(output, soft_choice(args, kwargs, live if name == "argmax" else -live))
-                return output
+                return self._soften_choice(name, args, kwargs, live, output)
             compared = soft_comparison(name, args)
             stand_in = live if compared is None else compared
             return self._shade_or_graft(output, stand_in)
+
+    def _soften_choice(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Tensor, output: Any
+    ) -> Any:
+        """A choice, a comparison or a rounding gets a stand-in; indices carry the soft choice behind them."""
+        with torch.enable_grad():
+            if name in HARD:
+                return self._shade_or_graft(output, live) if isinstance(output, Tensor) else output
+            if name in BELOW | ABOVE:
+                compared = soft_comparison(name, args)
+                assert compared is not None
+                self._shade(output, compared)
+                return output
+            for tensor in tensors_of(output):
+                if tensor.dtype == torch.int64:
+                    self._shade(tensor, soft_choice(name, args, kwargs, live, tensor.shape))
+        return output
 
     def _shade_or_graft(self, output: Tensor, stand_in: Tensor) -> Tensor:
         if output.is_floating_point() and output.shape == stand_in.shape:
@@ -240,12 +251,17 @@ class _Mode(TorchFunctionMode):
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         """Take stand-ins of dead inputs along; where a floating tensor comes out, it gets its gradient back."""
-        if not any(id(t) in self.shadows for t in tensors_of((args, kwargs))):
-            return output
+        dead = not output.requires_grad
 
         def stand_in(tensor: Tensor) -> Tensor | None:
             held = self.shadows.get(id(tensor))
-            return held[1] if held is not None else None
+            if held is not None:
+                return held[1]
+            lost = self.carrying and dead and tensor.requires_grad and id(tensor) not in self.constants
+            return tensor if lost and tensor.is_floating_point() else None
+
+        if not any(stand_in(t) is not None for t in tensors_of((args, kwargs))):
+            return output
 
         with torch.enable_grad():
             result = on_stand_ins(func, name, args, kwargs, stand_in)
@@ -255,6 +271,8 @@ class _Mode(TorchFunctionMode):
 
     def _may_enable(self) -> bool:
         path = self.scope.path
+        if torch.is_inference_mode_enabled():  # entered out of sight: wherever it holds, it is what was named
+            return user_site().function is None
         inside = any(m == "" or path == m or path.startswith(f"{m}.") for m in self.enable)
         return inside and user_site().function is None
 
@@ -273,6 +291,10 @@ class _Mode(TorchFunctionMode):
 
     def _tied(self, tensor: Tensor) -> Tensor:
         source = self.live_by_shape.get(tuple(tensor.shape))
+        if source is None and tensor.dim():  # flattened or folded outside: the last live tensor of as many numbers
+            alike = [t for t in self.live_by_shape.values() if t.numel() == tensor.numel() and len(t) == len(tensor)]
+            with torch.enable_grad():
+                source = alike[-1].reshape(tensor.shape) if alike else None
         dead = tensor.is_floating_point() and not tensor.requires_grad and id(tensor) not in self.constants
         if not (self.escaped and dead and source is not None):
             return tensor
@@ -296,8 +318,11 @@ class _Mode(TorchFunctionMode):
         try:
             if self.entries:
                 inputs = self._tie(inputs)
-            if self.scope.names.get(id(module)) in self.boundaries:
+            name = self.scope.names.get(id(module))
+            if name in self.boundaries:
                 self._at_boundary.append(next(iter(tensors_of(inputs)), self.inputs))
+            if name in self.prefixes:
+                return self._from_input(inputs)
             return inputs if self.entries else None
         finally:
             self._busy = False
@@ -307,10 +332,40 @@ class _Mode(TorchFunctionMode):
             return None
         self._busy = True
         try:
-            if self.scope.names.get(id(module)) in self.boundaries and self._at_boundary:
-                source = self._at_boundary.pop()
-                if isinstance(output, Tensor) and source.requires_grad and source.shape == output.shape:
-                    return graft(output, source) if output.is_floating_point() else None
+            name = self.scope.names.get(id(module))
+            if name in self.boundaries and self._at_boundary:
+                return self._across(name, output, self._at_boundary.pop())
             return self._tie(output) if self.entries else None
         finally:
             self._busy = False
+
+    def _across(self, name: str, output: Any, source: Tensor | None) -> Any:
+        """The module's output, its gradient going to its input: through a learned stand-in, or as it is."""
+        if source is None or not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        if not source.requires_grad:
+            return None
+        if name in self.stand_ins:
+            with torch.enable_grad():
+                return graft(output, self.stand_ins[name](source).view(output.shape))
+        return graft(output, source) if source.shape == output.shape else None
+
+    def _from_input(self, inputs: Any) -> Any:
+        """The first tensor of the model's input shape, its gradient going straight to the model's input."""
+        if type(inputs) is not tuple:
+            return None
+        for place, value in enumerate(inputs):
+            if isinstance(value, Tensor) and value.shape == self.inputs.shape and value.is_floating_point():
+                return (*inputs[:place], graft(value, self.inputs), *inputs[place + 1 :])
+        return None
+
+
+def _normal(value: Any) -> Any:
+    """The same arguments with inference tensors copied: those cannot be saved for a backward pass."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if type(value) in (tuple, list):
+        return type(value)(_normal(item) for item in value)
+    if type(value) is dict:
+        return {key: _normal(item) for key, item in value.items()}
+    return value

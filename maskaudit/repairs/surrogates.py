@@ -18,6 +18,10 @@ CLAMPS = frozenset({
 })  # fmt: skip
 BELOW = frozenset({"lt", "le", "__lt__", "__le__", "less", "less_equal"})
 ABOVE = frozenset({"gt", "ge", "__gt__", "__ge__", "greater", "greater_equal"})
+#: Calls that return indices or booleans: a soft choice or difference stands in for them.
+HARD_CHOICES = frozenset({"argmax", "argmin", "topk", "sort", "argsort", "max", "min"}) | BELOW | ABOVE
+#: Soft choices are made at this temperature in units of the spread of what is chosen from.
+CHOICE_TEMPERATURE = 0.5
 
 
 def softened(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Tensor,
@@ -32,12 +36,35 @@ def softened(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs:
     return result
 
 
-def soft_choice(args: tuple[Any, ...], kwargs: dict[str, Any], live: Tensor) -> Tensor:
-    """softmax along the dimension in which an argmax chose, moved last: the soft one-hot vector of the choice."""
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+def soft_choice(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Tensor, shape: torch.Size) -> Tensor:
+    """Soft one-hot vectors, last dimension, for the indices of that shape which a call chose along a dimension.
+
+    A softmax of what is chosen from over its own spread, so that neither far distances nor large scores saturate it;
+    all ranks of a top-k share it.
+    """
+    smallest = name in ("argmin", "min") or (name == "topk" and not _largest(args, kwargs))
+    values = -live if smallest else live
+    place = 2 if name == "topk" else 1
+    dim = kwargs.get("dim", args[place] if len(args) > place else (-1 if name in ("topk", "sort", "argsort") else None))
     if not isinstance(dim, int):
-        return live.flatten().softmax(0)
-    return live.softmax(dim).movedim(dim, -1)
+        flat = values.flatten()
+        return (flat / _spread(flat, 0)).softmax(0).expand(*shape, len(flat))
+    soft = (values / _spread(values, dim)).softmax(dim).movedim(dim, -1)
+    if soft.shape[:-1] == shape:
+        return soft
+    kept = bool(kwargs.get("keepdim", False))
+    around = dim % live.dim()
+    soft = soft.unsqueeze(around)  # the dimension of ranks, or the one that was kept
+    return soft if kept else soft.expand(*shape, soft.shape[-1])
+
+
+def _largest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return bool(kwargs.get("largest", args[3] if len(args) > 3 else True))
+
+
+def _spread(values: Tensor, dim: int) -> Tensor:
+    """Temperature: a part of the standard deviation along the dimension, off the graph."""
+    return (CHOICE_TEMPERATURE * values.detach().std(dim, keepdim=True)).clamp_min(1e-12)
 
 
 def soft_comparison(name: str, args: tuple[Any, ...]) -> Tensor | None:
@@ -55,15 +82,26 @@ def on_stand_ins(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwa
     """The call repeated on stand-ins instead of dead inputs; None where it makes no sense for them."""
     first = args[0] if args else None
     if name == "one_hot" and isinstance(first, Tensor):
-        return stand_in(first)
+        return _padded(stand_in(first), kwargs.get("num_classes", args[1] if len(args) > 1 else -1))
     if name in ("embedding", "__getitem__") and len(args) > 1:
         index, table = (args[0], args[1]) if name == "embedding" else (args[1], args[0])
         choice = stand_in(index) if isinstance(index, Tensor) else None
         if choice is not None and isinstance(table, Tensor) and choice.shape[-1] == table.shape[0]:
+            if not table.is_floating_point() and table.dim() == 1 and int(table.min()) >= 0:
+                table = torch.nn.functional.one_hot(table.long())  # a table of classes: the soft class goes on
             return torch.tensordot(choice, table.to(choice.dtype), dims=1)
+    if name == "mode" and isinstance(first, Tensor):
+        votes = stand_in(first)
+        return None if votes is None else votes.mean(dim=-2)
     if name in ("to", "type", "float", "double", "half", "bfloat16", "type_as", "long", "int", "byte", "bool", "char",
                 "short", "detach", "data", "clone", "contiguous"):  # fmt: skip
         return stand_in(first) if isinstance(first, Tensor) else None
+
+    if name == "scatter_add" and len(args) > 3 and isinstance(args[2], Tensor):
+        choice = stand_in(args[2])
+        if choice is not None and args[1] in (1, -1) and args[0].dim() == 2 and choice.shape[-1] <= args[0].shape[1]:
+            votes = (args[3].unsqueeze(-1) * choice).sum(dim=1)
+            return args[0] + _padded(votes, args[0].shape[1])
 
     def swap(item: Any) -> Any:
         if isinstance(item, Tensor):
@@ -78,3 +116,10 @@ def on_stand_ins(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwa
     except (RuntimeError, TypeError, IndexError, ValueError):
         return None  # the op has no meaning for soft values; the gradient ends here
     return result if isinstance(result, Tensor) else None
+
+
+def _padded(soft: Tensor | None, classes: Any) -> Tensor | None:
+    """Soft classes with zeros for those beyond the largest label of a table."""
+    if soft is None or not isinstance(classes, int) or classes <= soft.shape[-1]:
+        return soft
+    return torch.nn.functional.pad(soft, (0, classes - soft.shape[-1]))

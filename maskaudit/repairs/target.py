@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
@@ -16,17 +16,20 @@ from maskaudit.trace.behaviour import twin
 
 
 @contextlib.contextmanager
-def repaired_target(target: Target, repairs: Sequence[Repair]) -> Iterator[Target]:
+def repaired_target(
+    target: Target, repairs: Sequence[Repair], stand_ins: Mapping[str, nn.Module] | None = None
+) -> Iterator[Target]:
     """A target that decides like `target` and whose gradients are repaired; passes count in the same ledger.
 
     Args:
         target: the open target; its model is not touched.
         repairs: as `propose` returns them.
+        stand_ins: learned stand-ins by module path, where a repair asks for one.
 
     Scores are the model's own, bit for bit, unless a repair taps or rescales them; then they are those of
     the tapped tensor over its scale, for points where both decide alike, and the model's own elsewhere.
     """
-    model = RepairedModel(target.model, repairs)
+    model = RepairedModel(target.model, repairs, stand_ins)
     tap = next((r for r in repairs if r.remedy == "tap"), None)
     divisor = next((r.scale for r in repairs if r.remedy == "rescale"), 1.0)
 
@@ -38,7 +41,8 @@ def repaired_target(target: Target, repairs: Sequence[Repair]) -> Iterator[Targe
         if tap is None or tapped is None or tapped.shape != own.shape:
             return own / divisor if divisor != 1.0 else own
         before = tapped.float() / tap.scale
-        same = before.argmax(dim=1) == own.argmax(dim=1)
+        top = own.topk(2, dim=1).values  # a tie of clipped or hard scores decides nothing, whatever came before
+        same = (before.argmax(dim=1) == own.argmax(dim=1)) & (top[:, 0] > top[:, 1])
         if bool(same.all()):
             return before
         fallback = graft(own, before) if before.requires_grad else own

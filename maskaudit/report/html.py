@@ -18,7 +18,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from maskaudit.errors import MaskauditError
-from maskaudit.report import advice, coerce, images, layers, methods, nulls, plots, points, surface, view, words
+from maskaudit.report import advice, coerce, images, layers, methods, nulls, plan, plots, points, surface, view, words
 
 #: Places of one finding or mechanism that are listed; the JSON has all.
 MAX_PLACES = 12
@@ -39,15 +39,15 @@ def render(document: dict[str, Any]) -> str:
     """
     report = view.read(document)
     figures = coerce.mapping(document.get("figures"))
-    environment = _environment()
+    jinja = environment()
     slice_ = surface.read(figures.get("surface"))
     clean = report.accuracy["clean"]
     matrix = points.read(document, report)
     tests = nulls.read(document)
     flow = layers.read_flow(figures.get("gradient_flow"))
-    page = environment.get_template("report.html").render(
+    page = jinja.get_template("report.html").render(
         report=report,
-        style=Markup("".join(map(_asset, STYLESHEETS))),
+        style=Markup("".join(map(asset, STYLESHEETS))),
         eps_curve=plots.eps_curve(report, figures.get("eps_curve")),
         eps_points=max((coerce.count(row.get("n")) for row in coerce.mappings(figures.get("eps_curve"))), default=0),
         drawn=clean.n if clean else 0,
@@ -60,6 +60,7 @@ def render(document: dict[str, Any]) -> str:
         tests=[(test, nulls.draw(test)) for test in tests],
         flow=layers.flow(flow),
         repairs=layers.repairs(report),
+        plan=plan.read(document),
         checklist=advice.read(document, report),
         methods=methods.read(document, report),
         words=words,
@@ -69,20 +70,21 @@ def render(document: dict[str, Any]) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FunctionLoader(_asset),
+def environment() -> Environment:
+    """Jinja with everything escaped and every name required to exist."""
+    made = Environment(
+        loader=FunctionLoader(asset),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.filters["percent"] = words.percent
-    environment.filters["along"] = _along
-    environment.filters["verbatim"] = _verbatim
-    environment.tests["some"] = lambda value: value is not None
-    return environment
+    made.filters["percent"] = words.percent
+    made.filters["along"] = _along
+    made.filters["verbatim"] = _verbatim
+    made.tests["some"] = lambda value: value is not None
+    return made
 
 
 def _along(value: float) -> str:
@@ -95,7 +97,7 @@ def _verbatim(text: str) -> Markup:
     return Markup(str(escape(text)).replace("\n", "&#10;"))
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     """The text of a template or stylesheet, from the installed package or from the checkout."""
     for folder in _folders():
         file = folder.joinpath(name)

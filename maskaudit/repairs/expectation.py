@@ -1,0 +1,81 @@
+"""Expectation over a model's randomness with common random numbers and as many draws as the gradient needs.
+
+Athalye et al. 2018, section 4.2 (expectation over transformation). Common random
+numbers make two evaluations of the same point comparable, so that Auto-PGD's
+bookkeeping of rises and best iterates means something.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maskaudit.target import Gradient, Objective, Target
+from maskaudit.trace.behaviour import seeded
+
+#: Draws after which the sign of the mean gradient is first looked at; it is looked at again after every doubling.
+FIRST_LOOK = 8
+#: The sign is stable when coordinates that carry this share of the mean gradient's mass kept it since the
+#: number of draws was half as large, on the median point.
+STABLE = 0.98
+
+
+class ExpectedTarget(Target):
+    """A target whose gradients are means over common draws; made by `expected`.
+
+    Attributes:
+        most_draws: draws at which averaging ends, stable or not.
+        stream: seeds of the draws are stream, stream + 1, …
+        spent: draws that the last evaluation took.
+    """
+
+    most_draws: int
+    stream: int
+    spent: int = 0
+
+    def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+        total: Gradient | None = None
+        earlier: Tensor | None = None
+        for draw in range(self.most_draws):
+            with seeded(self.stream + draw):
+                one = self._single(x, rows, objective)
+            total = one if total is None else _sum(total, one)
+            number = self.spent = draw + 1
+            if number >= FIRST_LOOK and number & (number - 1) == 0:
+                if earlier is not None and _stable(total.grad, earlier):
+                    break
+                earlier = total.grad.clone()
+        assert total is not None
+        n = self.spent
+        return Gradient(total.scores / n, total.value / n, total.grad / n, total.connected)
+
+    def _single(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+        draws, self.draws = self.draws, 1
+        try:
+            return super()._gradient_of_batch(x, rows, objective)
+        finally:
+            self.draws = draws
+
+
+def expected(target: Target, most_draws: int, stream: int) -> Target:
+    """`target` itself when its answers are certain or no draws are asked for, else its expectation.
+
+    It shares the ledger, so every pass is counted; random states are put back after every draw.
+    """
+    if not target.random or most_draws < 1:
+        return target
+    other = ExpectedTarget.__new__(ExpectedTarget)
+    other.__dict__.update(target.__dict__)
+    other.most_draws, other.stream = most_draws, stream
+    return other
+
+
+def _sum(a: Gradient, b: Gradient) -> Gradient:
+    return Gradient(a.scores + b.scores, a.value + b.value, a.grad + b.grad, a.connected and b.connected)
+
+
+def _stable(now: Tensor, before: Tensor) -> bool:
+    """Whether the signs of two sums of gradients (N, …) agree by mass, on the median point."""
+    mass = now.flatten(1).abs()
+    kept = (mass * (now.sign() == before.sign()).flatten(1)).sum(dim=1) / mass.sum(dim=1).clamp_min(1e-30)
+    return bool(torch.where(mass.sum(dim=1) > 0, kept, 1.0).median() >= STABLE)

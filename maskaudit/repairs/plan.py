@@ -1,0 +1,136 @@
+"""The plan of an adaptive attack: which repairs, losses, starts and steps, in which order.
+
+A plan is plain data. It is made from a trace (`maskaudit.repairs.planner`) or read
+from a file (`maskaudit.repairs.plan_file`), and run stage by stage on the points
+still standing (`maskaudit.repairs.stages`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from maskaudit.repairs.interface import Repair
+
+PLAN_VERSION = 1
+
+PlanLoss = Literal[
+    "ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr",
+    "margin-decomposition",  # each term of the margin alone, then their sum (Ma et al. 2020)
+]  # fmt: skip
+Start = Literal[
+    "clean",
+    "random",  # uniform in the ball
+    "diversified",  # random, then steps along random directions in score space (Tashiro et al. 2020)
+    "challenger",  # the best candidate that any earlier attack found for the point; random where there is none
+]
+Purpose = Literal[
+    "attack",  # on points that this row of the report has not broken yet
+    "confirm",  # on a sample of the points that own gradients left, to tell mechanisms apart
+]
+PLAN_LOSSES: tuple[str, ...] = get_args(PlanLoss)
+STARTS: tuple[str, ...] = get_args(Start)
+PURPOSES: tuple[str, ...] = get_args(Purpose)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of the plan.
+
+    Attributes:
+        repairs: what is repaired while it runs; nothing: the model's own gradients.
+        loss: what it ascends.
+        start: where it starts.
+        steps: gradient steps per run.
+        step: fixed step size in units of ε; None for Auto-PGD, which sets its own.
+        restarts: runs per point.
+        targets: wrong classes tried in turn, for targeted losses.
+        draws: most draws averaged per gradient of a random model, with common random numbers; 0 for the
+            target's own fixed number. No effect on a deterministic model.
+        purpose: which points it attacks.
+    """
+
+    repairs: tuple[Repair, ...] = ()
+    loss: PlanLoss = "margin"
+    start: Start = "random"
+    steps: int = 50
+    step: float | None = None
+    restarts: int = 1
+    targets: int = 1
+    draws: int = 0
+    purpose: Purpose = "attack"
+
+    @property
+    def row(self) -> str:
+        """The attack of the ledger that it is booked under. Only an actual repair counts as repaired."""
+        if self.repairs:
+            return "repaired"
+        return "adaptive-ce" if self.loss == "ce" else "adaptive"
+
+    @property
+    def cost(self) -> int:
+        """Gradient steps per point."""
+        runs = self.targets if self.loss.startswith("targeted") else 1
+        return self.steps * self.restarts * runs * max(1, self.draws)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form, as in a plan file."""
+        return {
+            "repairs": [repair_to_dict(repair) for repair in self.repairs],
+            "loss": self.loss,
+            "start": self.start,
+            "steps": self.steps,
+            "step": self.step,
+            "restarts": self.restarts,
+            "targets": self.targets,
+            "draws": self.draws,
+            "purpose": self.purpose,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in the order they run; `source` says where they come from: "trace" or "file"."""
+
+    stages: tuple[Stage, ...] = ()
+    source: Literal["trace", "file"] = "trace"
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        """Every repair that any stage makes, in order, once."""
+        found: list[Repair] = []
+        for stage in self.stages:
+            found += [repair for repair in stage.repairs if not any(same_place(repair, other) for other in found)]
+        return tuple(found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form: the plan file."""
+        return {"plan_version": PLAN_VERSION, "stages": [stage.to_dict() for stage in self.stages]}
+
+    def with_repairs(self, known: dict[tuple[Any, ...], Repair]) -> Plan:
+        """The same plan with every repair replaced by its namesake in `known` (see `repair_key`)."""
+        stages = tuple(
+            replace(stage, repairs=tuple(known.get(repair_key(r), r) for r in stage.repairs)) for stage in self.stages
+        )
+        return replace(self, stages=stages)
+
+
+def repair_key(repair: Repair) -> tuple[Any, ...]:
+    """What tells one repair from another in a model, wherever its source file lies."""
+    return repair.remedy, repair.location.module, repair.location.op, repair.location.line
+
+
+def same_place(first: Repair, second: Repair) -> bool:
+    """Whether two repairs are the same remedy at the same place."""
+    return repair_key(first) == repair_key(second)
+
+
+def repair_to_dict(repair: Repair) -> dict[str, Any]:
+    """What a plan file says of a repair: enough to find it again on a fresh trace."""
+    return {
+        "remedy": repair.remedy,
+        "module": repair.location.module,
+        "op": repair.location.op,
+        "line": repair.location.line,
+        "scale": repair.scale,
+    }

@@ -1,0 +1,74 @@
+"""From a trace to a plan: which repairs, losses, starts and steps, cheapest and most promising first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from maskaudit.repairs.interface import Repair
+from maskaudit.repairs.plan import Plan, PlanLoss, Stage, Start
+from maskaudit.repairs.propose import fallbacks, last_resorts, propose
+from maskaudit.trace.records import Trace
+
+#: Losses in the order they are tried on the points still standing.
+LOSSES: tuple[PlanLoss, ...] = ("margin", "rescaled", "targeted-margin")
+#: Fixed step, in units of ε, of the stage that does without Auto-PGD's bookkeeping: on hard or clipped scores
+#: the loss stands still while the repaired gradient moves on, and Auto-PGD would halve its step away.
+FIXED_STEP = 0.1
+#: Most draws per gradient of a random model.
+MOST_DRAWS = 32
+
+
+def make_plan(trace: Trace, *, steps: int, targets: int, hinted: bool = False, random: bool = False) -> Plan:
+    """The plan for a model.
+
+    Args:
+        trace: of the model.
+        steps: gradient steps per run; targets: wrong classes of the targeted loss.
+        hinted: whether a probe found its gradients or its loss wanting.
+        random: whether its answers are random.
+
+    A healthy model gets no stage. Own-gradient stages come in pairs, one on cross-entropy and one on another
+    loss from the same starts, so that neither family is given more effort than the other.
+    """
+    repairs = propose(trace)
+    own = tuple(_own(steps, random)) if hinted or random or trace.culprits or trace.health.poor else ()
+    return Plan((*own, *_repaired(trace, repairs, steps, targets, MOST_DRAWS if random else 0)))
+
+
+def _own(steps: int, random: bool) -> Iterator[Stage]:
+    draws = MOST_DRAWS if random else 0
+    starts: tuple[Start, ...] = ("diversified", "challenger")
+    losses: tuple[PlanLoss, ...] = ("ce", "margin-decomposition")
+    for start in starts:
+        for loss in losses:
+            yield Stage((), loss, start, steps, draws=draws)
+
+
+def _repaired(trace: Trace, repairs: Sequence[Repair], steps: int, targets: int, draws: int) -> Iterator[Stage]:
+    sets = repair_sets(repairs, fallbacks(trace))
+    resorts = last_resorts(trace)
+    if sets:
+        yield Stage(sets[0], LOSSES[0], steps=steps, draws=draws)
+    if len(repairs) > 1:
+        for repair in repairs:
+            yield Stage((repair,), LOSSES[0], steps=steps, draws=draws, purpose="confirm")
+    for chosen in sets:
+        for loss in LOSSES:
+            if (chosen, loss) != (sets[0], LOSSES[0]):
+                yield Stage(chosen, loss, steps=steps, targets=targets, draws=draws)
+    for chosen in sets[:1]:
+        yield Stage(chosen, LOSSES[0], "challenger", steps, step=FIXED_STEP, draws=draws)
+    output = tuple(repair for repair in repairs if repair.changes_scores)
+    for resort in resorts:
+        yield Stage((resort, *output), LOSSES[0], steps=steps, draws=draws)
+        yield Stage((resort, *output), LOSSES[0], "challenger", steps, step=FIXED_STEP, draws=draws)
+
+
+def repair_sets(repairs: Sequence[Repair], modules: Sequence[Repair] = ()) -> tuple[tuple[Repair, ...], ...]:
+    """All repairs together, then each alone, then whole modules with the output repairs; nothing for nothing."""
+    if not repairs:
+        return ()
+    alone = tuple((repair,) for repair in repairs) if len(repairs) > 1 else ()
+    output = tuple(repair for repair in repairs if repair.changes_scores)
+    whole = ((*modules, *output),) if modules else ()
+    return (tuple(repairs), *alone, *whole)

@@ -1,0 +1,39 @@
+"""The rows of the report that stages of a plan are booked under.
+
+Only stages through an actual repair are `repaired`. Stages on the model's own
+gradients count for G*, and those on cross-entropy for CE* as well, whatever
+start or number of draws they use.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.repairs.attack import adaptive_attacks, repaired_attacks
+
+#: Rows that a plan fills; an audit without stages for them has no such row, but for "repaired".
+PLANNED = ("adaptive-ce", "adaptive", "repaired")
+
+_TASHIRO = "Tashiro et al. 2020, Diversity can be transferred: output diversification for white- and black-box attacks"
+_MA = "Ma et al. 2020, Imbalanced gradients: a subtle cause of overestimated adversarial robustness"
+_ATHALYE = "Athalye et al. 2018, section 4.1, Backward pass differentiable approximation"
+
+
+def plan_specs(steps: int, targets: int) -> tuple[AttackSpec, ...]:
+    """One spec per row; steps and wrong classes per run are what a plan made from a trace uses."""
+    settings = {"steps": steps, "targets": targets}
+    return (
+        AttackSpec(
+            "adaptive-ce", "Adaptive attack on cross-entropy, where probes or trace hint at a fault", "gradient",
+            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "ce", (_TASHIRO,),
+        ),
+        AttackSpec(
+            "adaptive", "Adaptive attack on decomposed margins, where probes or trace hint at a fault", "gradient",
+            "strong", partial(adaptive_attacks, row="adaptive"), settings, "", (_MA, _TASHIRO),
+        ),
+        AttackSpec(
+            "repaired", "Planned attack through the repaired gradient", "repaired", "repaired", repaired_attacks,
+            settings, "", (_ATHALYE,),
+        ),
+    )  # fmt: skip

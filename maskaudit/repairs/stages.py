@@ -1,0 +1,172 @@
+"""Run one stage of a plan on some points."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.losses import Loss, build_objective
+from maskaudit.attacks.pgd import pgd, random_start
+from maskaudit.repairs.expectation import expected
+from maskaudit.repairs.interface import Repair
+from maskaudit.repairs.plan import Stage
+from maskaudit.repairs.stand_in import fit_stand_in
+from maskaudit.repairs.target import repaired_target
+from maskaudit.rng import PointRNG
+from maskaudit.target import Objective, Target
+from maskaudit.threat import ThreatModel
+
+#: Steps along a random direction in score space before the attack, each of length ε (Tashiro et al. 2020, section 4).
+DIVERSIFYING_STEPS = 2
+#: Share of the steps of a margin decomposition that climb one term alone (Ma et al. 2020, section 4).
+SINGLE_TERM_SHARE = 0.5
+#: First step of those in units of ε; it falls to zero along half a cosine.
+SINGLE_TERM_STEP = 2.0
+TERMS: tuple[Loss, ...] = ("label-term", "other-term")
+
+
+class StandIns:
+    """Learned stand-ins of one model's blocks, each fitted on the same points when it is first asked for.
+
+    Args:
+        target: the open target; x: points (N, …) to fit on.
+    """
+
+    def __init__(self, target: Target, x: Tensor, *, threat: ThreatModel, seed: int) -> None:
+        self._target, self._x, self._threat, self._seed = target, x, threat, seed
+        self._fitted: dict[str, nn.Module] = {}
+
+    def of(self, repairs: tuple[Repair, ...]) -> dict[str, nn.Module]:
+        """Stand-ins by module path for the repairs that need one.
+
+        Raises:
+            AttackUnavailable: a block cannot be learnt.
+        """
+        for repair in repairs:
+            path = repair.location.module
+            if repair.remedy == "stand-in" and path not in self._fitted:
+                self._fitted[path] = fit_stand_in(
+                    self._target, self._x, repair, threat=self._threat, seed=self._seed
+                )  # fmt: skip
+        return self._fitted
+
+
+def run_stage(
+    target: Target,
+    x: Tensor,
+    y: Tensor,
+    stage: Stage,
+    *,
+    threat: ThreatModel,
+    rng: PointRNG,
+    stand_ins: StandIns,
+    candidates: Tensor | None = None,
+) -> Attempt:
+    """Attack points `x` (N, …) with labels `y` (N,) as the stage says.
+
+    Args:
+        stage: with repairs that fit this model.
+        stand_ins: where learned stand-ins come from.
+        candidates: the best example (N, …) that earlier attacks found per point, for stages that start there.
+
+    Returns:
+        The best candidate per point by the margin of the original model.
+    """
+    best = BestCandidates(x)
+    queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    first = torch.full_like(queries, -1)
+    standing = torch.arange(len(x), device=x.device)
+    mean = expected(target, stage.draws, abs(rng.key) % 2**31)
+    with _attacked(mean, stage.repairs, stand_ins) as attacked:
+        for restart in range(stage.restarts):
+            if not len(standing):
+                break
+            here = rng.select(standing).fork(f"restart {restart}")
+            begun = None if candidates is None else candidates[standing]
+            attempt = _run(attacked, x[standing], y[standing], stage, restart, threat, here, begun)
+            reached = target.margin(target.scores(attempt.examples), y[standing])
+            best.offer(standing, attempt.examples, reached)
+            hit = (attempt.first_success >= 0) & (reached > 0) & (first[standing] < 0)
+            first[standing[hit]] = queries[standing[hit]] + attempt.first_success[hit]
+            queries[standing] += attempt.queries
+            if target.stop_early:
+                standing = standing[~(reached > 0)]
+    return Attempt(best.examples, first, queries)
+
+
+@contextlib.contextmanager
+def _attacked(target: Target, repairs: tuple[Repair, ...], stand_ins: StandIns) -> Iterator[Target]:
+    if not repairs:
+        yield target
+        return
+    with repaired_target(target, repairs, stand_ins.of(repairs)) as repaired:
+        yield repaired
+
+
+def _run(
+    target: Target, x: Tensor, y: Tensor, stage: Stage, restart: int, threat: ThreatModel, rng: PointRNG,
+    candidates: Tensor | None,
+) -> Attempt:  # fmt: skip
+    """One run from the stage's start, with its loss and steps."""
+    starts = _starts(target, x, y, stage, threat, rng, candidates if restart == 0 else None)
+    spent = DIVERSIFYING_STEPS if stage.start == "diversified" else 0
+    steps = stage.steps
+    loss: Loss
+    if stage.loss == "margin-decomposition":
+        alone = max(1, math.floor(stage.steps * SINGLE_TERM_SHARE))
+        term = build_objective(TERMS[restart % 2], y, target.scores(x), reject_class=target.reject_class)
+        sizes = [SINGLE_TERM_STEP * threat.eps * (1 + math.cos(math.pi * k / alone)) / 2 for k in range(alone)]
+        starts = ascend(target, x, starts, term, sizes, threat)
+        spent, steps, loss = spent + alone, max(1, stage.steps - alone), "margin"
+    else:
+        loss = stage.loss
+    if stage.step is None:
+        attempt = apgd(
+            target, x, y, threat=threat, rng=rng, loss=loss, steps=steps, targets=stage.targets, starts=starts
+        )
+    else:
+        attempt = pgd(
+            target, x, y, threat=threat, rng=rng, loss=loss, steps=steps, relative_step=stage.step, starts=starts
+        )
+    first = torch.where(attempt.first_success >= 0, attempt.first_success + spent, attempt.first_success)
+    return Attempt(attempt.examples, first, attempt.queries + spent)
+
+
+def _starts(
+    target: Target, x: Tensor, y: Tensor, stage: Stage, threat: ThreatModel, rng: PointRNG, candidates: Tensor | None
+) -> Tensor:
+    if stage.start == "clean":
+        return x.clone()
+    if stage.start == "challenger" and candidates is not None:
+        return threat.project(candidates, x)
+    start = random_start(x, threat=threat, rng=rng)
+    return start if stage.start != "diversified" else diversified(target, x, start, threat=threat, rng=rng)
+
+
+def diversified(target: Target, x: Tensor, start: Tensor, *, threat: ThreatModel, rng: PointRNG) -> Tensor:
+    """Points (N, …) that differ in their scores: steps along ∇(wᵀ scores), w uniform in [−1, 1] per point and class
+    (Tashiro et al. 2020, "Diversity can be transferred", eq. 2)."""
+    classes = target.scores(x[:1]).shape[1]
+    weights = (2 * rng.fork("directions").uniform((classes,)) - 1).to(x)
+
+    def along(scores: Tensor, rows: Tensor) -> Tensor:
+        return (weights[rows] * scores).sum(dim=1)
+
+    return ascend(target, x, start, along, [threat.eps] * DIVERSIFYING_STEPS, threat)
+
+
+def ascend(
+    target: Target, x: Tensor, start: Tensor, objective: Objective, sizes: list[float], threat: ThreatModel
+) -> Tensor:
+    """The last iterate (N, …) of projected ascent from `start` with the given step sizes in input units."""
+    iterate = start
+    for size in sizes:
+        gradient = torch.nan_to_num(target.value_and_grad(iterate, objective).grad, nan=0.0, posinf=0.0, neginf=0.0)
+        iterate = threat.project(iterate + size * threat.step_direction(gradient), x)
+    return iterate

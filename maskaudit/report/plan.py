@@ -1,0 +1,89 @@
+"""The adaptive attack for the report: its stages with what each gained, and what repairs did alone and together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from maskaudit.report import coerce, words
+
+#: Most stages that the page shows; a plan file may have a hundred.
+MAX_STAGES = 40
+
+
+@dataclass(frozen=True)
+class StageView:
+    """One stage in words; `ran` tells whether it met any point."""
+
+    what: str
+    how: str
+    ran: bool
+    reason: str
+    attempted: int
+    broken: int
+    new: int
+    queries: int
+
+
+@dataclass(frozen=True)
+class PlanView:
+    """The plan: its stages, sentences on which repair confirmed which mechanism, and where it came from."""
+
+    stages: tuple[StageView, ...]
+    confirmed: tuple[str, ...]
+    given: bool
+    hidden: int
+
+
+def read(document: dict[str, Any]) -> PlanView | None:
+    """The plan of a report; None where nothing was planned."""
+    plan = coerce.mapping(document.get("plan"))
+    stages = [_stage(item) for item in coerce.mappings(plan.get("stages"))]
+    if not stages:
+        return None
+    verdict = coerce.mapping(document.get("verdict"))
+    confirmed = [
+        sentence for mechanism in coerce.mappings(verdict.get("mechanisms")) for sentence in _confirmations(mechanism)
+    ]
+    shown = tuple(stages[:MAX_STAGES])
+    return PlanView(shown, tuple(confirmed), plan.get("source") == "file", len(stages) - len(shown))
+
+
+def _stage(item: dict[str, Any]) -> StageView:
+    repairs = coerce.texts(item.get("sentences"))
+    step = coerce.number(item.get("step"))
+    draws = coerce.count(item.get("draws"))
+    how = [
+        f"{coerce.text(item.get('loss'), 'unknown loss')} from a {coerce.text(item.get('start'), 'unknown')} start",
+        words.plural(coerce.count(item.get("steps")), "step"),
+        "" if step is None else f"of {step:g} ε",
+        "" if draws == 0 else f"up to {draws} draws per gradient",
+    ]
+    attempted = coerce.count(item.get("attempted"))
+    return StageView(
+        what=" ".join(repairs) or "The model's own gradients.",
+        how=", ".join(part for part in how if part),
+        ran=attempted > 0,
+        reason=coerce.text(item.get("reason")),
+        attempted=attempted,
+        broken=coerce.count(item.get("broken")),
+        new=coerce.count(item.get("new")),
+        queries=coerce.count(item.get("queries")),
+    )
+
+
+def _confirmations(mechanism: dict[str, Any]) -> list[str]:
+    said = []
+    for note in coerce.mappings(mechanism.get("confirmed_by")):
+        points = coerce.count(note.get("points"))
+        counts = [
+            f"{name} {coerce.count(note.get(key))} of {points}"
+            for key, name in (("alone", "alone"), ("together", "together with the other repairs"))
+            if coerce.integer(note.get(key)) is not None
+        ]
+        if points and counts:
+            said.append(
+                f"{coerce.text(note.get('repair'))} Of the points that the model's own gradients left standing, this "
+                f"breaks {', '.join(counts)}."
+            )
+    return said
