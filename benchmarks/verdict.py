@@ -1,110 +1,126 @@
-"""Audit the whole zoo with several seeds and write the table of verdicts against the truth.
+"""Audit the whole zoo with several seeds, run the peers beside it, and write the table of verdicts against the truth.
 
-    python benchmarks/verdict.py [--seeds 3] [--budget standard] [--models NAME …]
+    python benchmarks/verdict.py [--seeds 3] [--budget standard] [--peers] [--jobs N]
+    python benchmarks/verdict.py --render            the table from what has been run
 
-Writes `benchmarks/verdict-BUDGET.md`: sensitivity, specificity and the rates of `inconclusive` and
-`suspect` with exact 99 % intervals, and one row per audit.
+Every finished run is appended to `benchmarks/verdict-BUDGET.jsonl`; a rerun skips what is there for the same
+weights, points and sources. `benchmarks/verdict-BUDGET.md` is rendered from that file and from what the zoo knows.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
+import os
+import shlex
+import sys
 from pathlib import Path
-from typing import Any
 
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several runs share the cores
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from maskaudit.jobs import audit_source
+from benchmarks.peers import PEERS
+from benchmarks.records import Record, RecordFile, key_of, latest, sources_digest
+from benchmarks.running import Job, run_all
+from benchmarks.table import Knowledge, render
+from maskaudit import zoo
 from maskaudit.settings import AuditSettings
-from maskaudit.verdict.statistics import clopper_pearson
 from maskaudit.zoo import ZOO
+from maskaudit.zoo.truth import read_truths
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+
+#: What an audit, and what a peer, depends on.
+AUDIT_SOURCES = ("maskaudit",)
+PEER_SOURCES = ("benchmarks/peers", "maskaudit/zoo")
 
 
-def main() -> None:
-    """Run the benchmark and write its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="audits per model, seeds from 0")
     parser.add_argument("--budget", choices=("quick", "standard", "thorough"), default="standard")
-    parser.add_argument("--models", nargs="*", default=list(ZOO))
-    arguments = parser.parse_args()
-    rows = []
-    for name in arguments.models:
-        for seed in range(arguments.seeds):
-            settings = AuditSettings(budget=arguments.budget, seed=seed)
-            rows.append(row_of(name, seed, audit_source(f"zoo:{name}", settings).report.to_dict()))
-            print(rows[-1]["name"], seed, rows[-1]["label"], f"{rows[-1]['seconds']} s", flush=True)
-    path = HERE / f"verdict-{arguments.budget}.md"
-    path.write_text(table(rows, arguments.budget, arguments.seeds), encoding="utf-8")
-    print(f"written to {path}")
+    parser.add_argument("--models", nargs="*", default=list(ZOO), metavar="NAME", choices=list(ZOO))
+    parser.add_argument("--part", choices=("tune", "check"), help="only this part of the zoo")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), metavar="PEER", help="run peers, all if none named")
+    parser.add_argument("--peer-seeds", type=int, default=1, help="runs of each peer per model")
+    parser.add_argument("--peer-points", type=int, help="most points a peer gets; the audit's first look if not given")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one core")
+    parser.add_argument("--limit", type=float, default=1800, help="seconds an audit may take")
+    parser.add_argument("--peer-limit", type=float, default=600, help="seconds a peer may take on a model")
+    parser.add_argument("--records", type=Path, help="the file of finished runs")
+    parser.add_argument("--out", type=Path, help="the table")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the table")
+    return parser
 
 
-def row_of(name: str, seed: int, document: dict[str, Any]) -> dict[str, Any]:
-    """The figures of one audit."""
-    accuracy, masking = document["accuracy"], document["masking"]
-    mechanisms = document["verdict"]["mechanisms"]
-    return {
-        "name": name,
-        "seed": seed,
-        "masked": ZOO[name].masked,
-        "label": document["verdict"]["label"],
-        "reference": accuracy["reference"]["value"],
-        "best": accuracy["best_known"]["value"],
-        "gradient": masking["gradient_level"]["value"],
-        "loss": masking["loss_level"]["value"],
-        "screen": masking["screen"]["fired"],
-        "mechanism": mechanisms[0]["id"] if mechanisms else "",
-        "points": document["settings"]["samples"],
-        "forwards": document["timing"]["forwards"],
-        "backwards": document["timing"]["backwards"],
-        "seconds": document["timing"]["total_seconds"],
-    }
+def main(arguments: list[str] | None = None) -> None:
+    """Run what is missing and write the table."""
+    asked = options().parse_args(arguments)
+    models = [name for name in asked.models if asked.part in (None, ZOO[name].part)]
+    file = RecordFile(asked.records or HERE / f"verdict-{asked.budget}.jsonl")
+    jobs = [] if asked.render else missing(planned_jobs(asked, models), file.read())
+    print(f"{len(jobs)} runs to do, {len(file.read())} records in {file.path}", flush=True)
+    left = len(jobs)
 
+    def keep(record: Record) -> None:
+        nonlocal left
+        left -= 1
+        file.append(record)
+        print(f"{line(record)}  ({left} left)", flush=True)
 
-def table(rows: list[dict[str, Any]], budget: str, seeds: int) -> str:
-    """The committed document."""
-    masked = [row for row in rows if row["masked"]]
-    healthy = [row for row in rows if not row["masked"]]
-    undecided = [row for row in healthy if row["label"] in ("inconclusive", "suspect")]
-    summary = [
-        ("masked models called `masked`", [r for r in masked if r["label"] == "masked"], masked),
-        ("masked models called `clear`", [r for r in masked if r["label"] == "clear"], masked),
-        ("healthy models called `masked`", [r for r in healthy if r["label"] == "masked"], healthy),
-        ("healthy models called `clear`", [r for r in healthy if r["label"] == "clear"], healthy),
-        ("healthy models `suspect` or `inconclusive`", undecided, healthy),
+    run_all(jobs, at_once=asked.jobs, limits={"audit": asked.limit, "peer": asked.peer_limit}, on_record=keep)
+    chosen = [
+        r
+        for r in latest(file.read())
+        if r["model"] in models and r["budget"] == asked.budget and (r["kind"] == "peer" or r["seed"] < asked.seeds)
     ]
-    lines = [
-        f"# Verdicts on the zoo, budget {budget}",
-        "",
-        f"`python benchmarks/verdict.py --budget {budget} --seeds {seeds}` on {platform.machine()}, "
-        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s). The seed changes the points drawn and the "
-        "attacks; the networks stay the same. Seconds depend on the machine, counts of passes do not.",
-        "",
-        "| | audits | share | 99 % interval |",
-        "|---|---|---|---|",
-    ]
-    for title, hits, total in summary:
-        if total:
-            low, high = clopper_pearson(len(hits), len(total))
-            lines.append(
-                f"| {title} | {len(hits)} of {len(total)} | {len(hits) / len(total):.3f} | {low:.3f}–{high:.3f} |"
-            )
-    lines += [
-        "",
-        "| model | truth | seed | verdict | mechanism | reference | best known | hidden: gradient | hidden: loss "
-        "| screen | points | forwards | backwards | s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        truth = "masked" if r["masked"] else "healthy"
-        lines.append(
-            f"| {r['name']} | {truth} | {r['seed']} | {r['label']} | {r['mechanism']} | {r['reference']:.3f} "
-            f"| {r['best']:.3f} | {r['gradient']:.3f} | {r['loss']:.3f} | {'fired' if r['screen'] else '–'} "
-            f"| {r['points']} | {r['forwards']} | {r['backwards']} | {r['seconds']:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+    out = asked.out or HERE / f"verdict-{asked.budget}.md"
+    said = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--render"]
+    command = shlex.join(["python", "benchmarks/verdict.py", *said])
+    known = Knowledge(ZOO, read_truths())
+    text = render(chosen, known, budget=asked.budget, command=command, planned=len(models) * asked.seeds)
+    out.write_text(text, encoding="utf-8")
+    print(f"written to {out}")
+
+
+def planned_jobs(asked: argparse.Namespace, models: list[str]) -> list[Job]:
+    """Everything that the command asks for, audits of a model first; networks are trained here if need be."""
+    audit_code, peer_code = sources_digest(*AUDIT_SOURCES), sources_digest(*PEER_SOURCES)
+    first_look = AuditSettings(budget=asked.budget).effort.looks[0]
+    points = min(first_look, asked.peer_points or first_look)
+    peers = [] if asked.peers is None else asked.peers or list(PEERS)
+    jobs = []
+    print(f"loading {len(models)} models; a network that is not in the cache is trained first", flush=True)
+    for name in models:
+        try:
+            weights = zoo.load(name).sha256
+        except Exception as error:  # one model that does not load must not stop the others
+            print(f"{name} cannot be loaded and is left out: {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        jobs += [Job("audit", name, weights, seed, asked.budget, audit_code) for seed in range(asked.seeds)]
+        jobs += [
+            Job("peer", name, weights, seed, asked.budget, peer_code, peer, points)
+            for seed in range(asked.peer_seeds)
+            for peer in peers
+        ]
+    return jobs
+
+
+def missing(jobs: list[Job], records: list[Record]) -> list[Job]:
+    """Jobs without a record; what crashed is not tried again, what ran out of time or lacked a package is."""
+    done = {key_of(r) for r in records if r["status"] in ("ran", "failed", "crash")}
+    return [job for job in jobs if key_of(vars(job)) not in done]
+
+
+def line(record: Record) -> str:
+    """Progress, in a line."""
+    title = f"{record['model']:<24} seed {record['seed']} {record['peer'] or 'audit':<24}"
+    if record["status"] != "ran":
+        return f"{title} {record['status']}: {record['reason']}"
+    if record["kind"] == "audit":
+        return f"{title} {record['document']['verdict']['label']:<13} {record['seconds']} s"
+    fired = [name for name, on in record["indicators"].items() if on]
+    return f"{title} {', '.join(fired) or 'quiet':<13} {record['seconds']} s"
 
 
 if __name__ == "__main__":

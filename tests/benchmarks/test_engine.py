@@ -1,0 +1,94 @@
+"""The engine benchmark: what it counts, how it merges, and what it calls a slip; no time is looked at."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS.parent))
+    return importlib.import_module("benchmarks.engine")
+
+
+def row(ratio: float, **changes: Any) -> dict[str, Any]:
+    base = {"network": "small-cnn", "attack": "pgd", "steps": 40, "targets": 1, "points": 100, "threads": 1,
+            "engine": "maskaudit", "ratio": ratio, "lowest": ratio, "highest": ratio, "seconds": 1.0,
+            "machine": "m"}  # fmt: skip
+    return {**base, **changes}
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        (row(1.05), []),
+        (row(1.12), []),
+        (row(0.90), []),
+        (row(1.40), ["ratio 1.400, committed 1.050"]),
+        (row(1.05, points=7), ["nothing committed"]),
+    ],
+)
+def test_a_ratio_slips_when_it_rises_past_the_tolerance(
+    engine: ModuleType, now: dict[str, Any], says: list[str]
+) -> None:
+    said = engine.slipped([row(1.05)], [now])
+    assert len(said) == len(says)
+    assert all(part in sentence for part, sentence in zip(says, said, strict=True))
+
+
+def test_new_rows_replace_old_ones_of_the_same_key(engine: ModuleType) -> None:
+    rows = engine.merged([row(1.3), row(2.0, engine="other")], [row(1.1), row(1.0, points=50)])
+    assert [(r["engine"], r["points"], r["ratio"]) for r in rows] == [
+        ("maskaudit", 50, 1.0), ("maskaudit", 100, 1.1), ("other", 100, 2.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "apgd-t", "square"])
+def test_every_engine_is_counted_by_the_passes_it_makes(engine: ModuleType, attack: str) -> None:
+    """A network that nothing breaks: each engine makes at least its steps and at most a few passes more."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 5))
+    with torch.no_grad():
+        network[1].bias.copy_(torch.tensor([100.0, 0, 1, 2, 3]))
+    x, y = torch.rand(6, 1, 3, 3), torch.zeros(6, dtype=torch.int64)
+    steps, targets = 8, (2 if attack == "apgd-t" else 1)
+    for name, run in engine.subjects(attack, steps, targets, 1e-3).items():
+        counted = engine.Counted(network).eval()
+        run(counted, x, y)
+        assert counted.forwards >= 6 * steps * targets, name
+        assert counted.forwards <= 6 * (steps + 6) * targets + 60, name
+        assert (counted.backwards > 0) == (attack != "square"), name
+
+
+def test_the_floor_is_measured_per_point(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "clocked", lambda work, _device: (work(), 12.0)[1])
+    assert engine.floor(nn.Flatten(), torch.rand(6, 1, 2, 2)) == (2.0, 2.0)
+    assert engine.floor(nn.Flatten(), torch.rand(engine.BATCH + 9, 4))[0] == 12.0 / engine.BATCH
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "strided-cnn", "resnet18", "wrn28-10"])
+def test_networks_have_their_shape(engine: ModuleType, name: str) -> None:
+    factory, shape = engine.NETWORKS[name]
+    with torch.device("meta"):
+        network = factory()
+        assert network(torch.rand(2, *shape)).shape == (2, 10)
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    assert millions == pytest.approx(
+        {"small-cnn": 0.106, "strided-cnn": 0.166, "resnet18": 11.2, "wrn28-10": 36.5}[name], rel=0.02
+    )
+
+
+def test_the_committed_table_is_the_committed_figures(engine: ModuleType) -> None:
+    document = json.loads((BENCHMARKS / "engine-cpu.json").read_text())
+    assert engine.table(document, "cpu") == (BENCHMARKS / "engine-cpu.md").read_text()
+    assert {r["engine"] for r in document["rows"]} >= {"maskaudit", "torchattacks"}
