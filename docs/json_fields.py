@@ -25,6 +25,13 @@ CLASSES: dict[str, dict[str, str]] = {
         "title": "one sentence",
         "confidence": "how sure the naming is; independent of the verdict",
         "locations": "where it was seen, worst first",
+        "confirmed_by": "the repair that broke points which own gradients left standing",
+    },
+    "Confirmation": {
+        "repair": "what was repaired, as a sentence",
+        "alone": "points that fell through this repair by itself; null if that was not tried",
+        "together": "points that fell through all repairs at once; null where there is only one",
+        "points": "points it was tried on, of those that own gradients left standing",
     },
     "ProbeFinding": {
         "message": "what was seen",
@@ -175,6 +182,12 @@ SECTIONS: dict[str, dict[str, str]] = {
         "optimises": "places where the forward pass itself optimises",
         "ops": "number of operations seen",
         "sentence": "the outcome in words",
+    },
+    "plan": {
+        "plan_version": "version of the plan's form; 1",
+        "source": "`trace`: made from the trace and the probes; `file`: given with `--plan`",
+        "stages": "one entry per stage in the order they ran: its settings as in `plan.json`, the attack that it is "
+        "booked under (`row`), and what it attempted, broke and cost",
     },
     "timing": {
         "total_seconds": "duration of the audit",

@@ -241,6 +241,7 @@ def _fingerprint(prepared: Prepared) -> dict[str, Any]:
             settings.budget, settings.samples, settings.seed, settings.outputs, settings.mean, settings.std,
             settings.reject_class, settings.batch_size,
         ],
+        "plan": settings.plan.to_dict() if settings.plan else None,
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import train_surrogate
+from maskaudit.engine import engine_for
+from maskaudit.engine.interface import Job
 from maskaudit.errors import ModelError
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
@@ -22,6 +25,17 @@ from maskaudit.threat import ThreatModel
 
 #: Points of the pool that the surrogate learns from and decision-based search starts from.
 POOL_POINTS = 2000
+
+
+@dataclass(frozen=True)
+class Booked:
+    """What an attack brought and spent, as booked; `broken` is bool (n,)."""
+
+    broken: Tensor
+    queries: int
+    forwards: int
+    backwards: int
+    seconds: float
 
 
 class Attacker:
@@ -47,10 +61,13 @@ class Attacker:
         on_event: Listener,
     ) -> None:
         self.target, self.ledger, self.threat, self.settings = target, ledger, threat, settings
+        self.engine = engine_for(settings)
         self.pool = pool[:POOL_POINTS]
         self.user_surrogates = surrogates
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event
+        self.keep_candidates = False
+        self._candidates: dict[int, tuple[float, Tensor]] = {}
 
     def rng(self, stream: str, rows: Tensor) -> PointRNG:
         """Random numbers of a stream for points `rows` of the ledger, tied to their place in the data set."""
@@ -59,47 +76,84 @@ class Attacker:
 
     def run(self, spec: AttackSpec, rows: Tensor) -> None:
         """Run one attack on points `rows`, re-score what it brings and book it."""
-        target, ledger = self.target, self.ledger
-        entry = ledger.entry(spec)
+        entry = self.ledger.entry(spec)
         if spec.role == "second_opinion" and entry.attempted.any():
             return
-        try:
-            settings = self._bound(spec)
-            self.tell(AuditEvent(spec.name, len(rows)))
-            started, before = time.perf_counter(), target.ledger.copy()
-            attempt, score = self._attempt(spec, rows, settings)
-        except AttackUnavailable as reason:
-            entry.status, entry.reason = "skipped", str(reason)
-            self.tell(AuditEvent(spec.name, len(rows), True, f"skipped: {reason}"))
+        result = self.carry_out(spec, rows, None, spec.name)
+        if isinstance(result, str):
+            said = result if entry.status == "error" else f"skipped: {result}"
+            self.tell(AuditEvent(spec.name, len(rows), True, said))
             return
+        said = f"broke {int(result.broken.sum())} of {len(rows)}"
+        self.tell(AuditEvent(spec.name, len(rows), True, said, result.seconds))
+
+    def carry_out(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any] | None, stream: str) -> Booked | str:
+        """Run one attack, or one stage of one, on points `rows` of the ledger; re-score and book what it brings.
+
+        Args:
+            settings: arguments of the attack; None: those of the spec.
+            stream: names its random numbers and its place in the journal.
+
+        Returns:
+            What was booked, or the reason why nothing was.
+        """
+        target, ledger = self.target, self.ledger
+        entry = ledger.entry(spec)
+        try:
+            settings = self._bound(spec) if settings is None else settings
+            self.tell(AuditEvent(stream, len(rows)))
+            started, before = time.perf_counter(), target.ledger.copy()
+            attempt, score = self._attempt(spec, rows, settings, stream)
+        except AttackUnavailable as reason:
+            if not entry.attempted.any():
+                entry.status, entry.reason = "skipped", str(reason)
+            return str(reason)
         except ModelError:
             entry.status, entry.reason = "error", "the model failed during this attack"
             raise
         except Exception as error:  # one attack's crash must not lose the others: it becomes a row
-            entry.status, entry.reason = "error", f"{type(error).__name__}: {error}".splitlines()[0]
-            self.tell(AuditEvent(spec.name, len(rows), True, "error: " + entry.reason))
-            return
+            reason_given = f"{type(error).__name__}: {error}".splitlines()[0]
+            if not entry.attempted.any():
+                entry.status, entry.reason = "error", reason_given
+            return "error: " + reason_given
+        entry.status, entry.reason = "ran", ""
         ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
-        spent, seconds = target.ledger.since(before), time.perf_counter() - started
-        entry.queries += int(attempt.queries.sum())
+        spent = target.ledger.since(before)
+        queries, seconds = int(attempt.queries.sum()), time.perf_counter() - started
+        entry.queries += queries
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
         entry.seconds += seconds
-        self.tell(AuditEvent(spec.name, len(rows), True, f"broke {int(score.broken.sum())} of {len(rows)}", seconds))
+        if self.keep_candidates and spec.kind != "sanity":
+            self._keep(rows, attempt.examples, score)
+        return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
+
+    def candidates(self, rows: Tensor) -> Tensor:
+        """The example with the largest margin that any attack found for each of `rows`; the clean point if none did."""
+        return torch.stack(
+            [self._candidates[r][1] if r in self._candidates else self.ledger.x[r] for r in rows.tolist()]
+        )
+
+    def _keep(self, rows: Tensor, examples: Tensor, score: Score) -> None:
+        margins = self.target.margin(self.target.scores(examples), self.ledger.y[rows]).tolist()
+        for position, (row, margin) in enumerate(zip(rows.tolist(), margins, strict=True)):
+            held = self._candidates.get(row)
+            if bool(score.admissible[position]) and (held is None or margin > held[0]):
+                self._candidates[row] = (margin, examples[position].clone())
 
     def skip(self, spec: AttackSpec, reason: str) -> None:
         """Book that an attack had nothing to do."""
         entry = self.ledger.entry(spec)
         entry.status, entry.reason = "skipped", reason
 
-    def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any]) -> tuple[Attempt, Score]:
+    def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any], stream: str) -> tuple[Attempt, Score]:
         """What the attack brings (from the journal if it is there), and its fresh score."""
         target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
         threat = self._unbounded(x) if spec.kind == "sanity" else self.threat
-        key = f"{len(self.ledger)}-{spec.name}"
+        key = f"{len(self.ledger)}-{stream}"
         attempt = self.journal.read(key, rows) if self.journal else None
         if attempt is None:
-            attempt = spec.run(target, x, y, threat=threat, rng=self.rng(spec.name, rows), **settings)
+            attempt = self.engine.run(Job(spec, x, y, threat, self.rng(stream, rows), settings), target)
             if self.journal:
                 self.journal.write(key, rows, attempt)
         score = rescore(

@@ -36,6 +36,7 @@ def build_report(
     figures: dict[str, Any],
     notes: tuple[str, ...],
     trace: dict[str, Any],
+    plan: dict[str, Any],
     seconds: float,
 ) -> AuditReport:
     """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
@@ -88,6 +89,7 @@ def build_report(
         figures=figures,
         notes=notes,
         trace=trace,
+        plan=plan,
         timing={
             "total_seconds": round(seconds, 2),
             "forwards": target.ledger.forwards,

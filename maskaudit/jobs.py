@@ -1,4 +1,4 @@
-"""What the commands other than `check` do: train, demo, verify, explain, run the zoo."""
+"""What the commands other than `check` do: train, demo, verify, explain."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskaudit import api
-from maskaudit.attacks.registry import BUDGETS, BudgetName, battery
-from maskaudit.attacks.second_opinion import second_opinions
+from maskaudit import __version__, api
+from maskaudit.attacks.registry import BUDGETS
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
 from maskaudit.evidence import EVIDENCE_FILE, Check, read_evidence, read_report, verify_audit
 from maskaudit.loading import load_model
 from maskaudit.output import parse_outputs, write_outputs
-from maskaudit.probes import PROBES
+from maskaudit.plugins import catalogue
 from maskaudit.probes.docs import full_text
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
+from maskaudit.results import SCHEMA_VERSION
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
@@ -26,8 +26,9 @@ from maskaudit.threat import Norm, ThreatModel, customary_eps
 from maskaudit.trace import MAX_POINTS
 from maskaudit.trace.inspect import inspect_model
 from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
-from maskaudit.zoo import ZOO
 
+#: Points that `inspect` draws for each that it looks at, so that most it looks at are answered rightly.
+DRAWN_PER_POINT = 4
 #: What the demo trains, and the file names it uses.
 DEMO_METHODS = ("great+ce", "pgd-at")
 
@@ -88,7 +89,11 @@ def audit_source(source: str, settings: AuditSettings, *, quiet: bool = True) ->
 
 
 def inspect_source(request: api.Request) -> dict[str, Any]:
-    """Trace a model on a few points of its data: gradient flow, cuts, randomness, what would be repaired; no attack."""
+    """Trace a model on a few points of its data: gradient flow, cuts, randomness, what would be repaired; no attack.
+
+    Points that the model answers rightly are preferred. Returns `maskaudit.trace.inspect.inspection` with what was
+    inspected: `source`, `format`, `sha256`, `notes`, `threat`, `tool`.
+    """
     prepared = api.prepare(request)
     settings, threat = prepared.settings, prepared.threat
     with Target(
@@ -96,8 +101,15 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
         reject_class=settings.reject_class, seed=settings.seed,
     ) as target:  # fmt: skip
         recognise(target, prepared.data, settings)
-        _, x, y = prepared.data.sample(MAX_POINTS, settings.seed)
-        return inspect_model(target, x, y, eps=per_coordinate(threat, x))
+        _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
+        order = (target.predict(target.scores(x)) != y).int().argsort(stable=True)[:MAX_POINTS]
+        found = inspect_model(target, x[order], y[order], eps=per_coordinate(threat, x))
+    loaded = prepared.loaded
+    return {
+        "schema_version": SCHEMA_VERSION, "tool": f"maskaudit {__version__}", "source": loaded.source,
+        "format": loaded.format, "sha256": loaded.sha256, "notes": list(loaded.notes),
+        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)}, **found,
+    }  # fmt: skip
 
 
 def verify_files(
@@ -128,9 +140,10 @@ def verify_files(
 
 def list_rules() -> Iterator[tuple[str, str, str]]:
     """(kind, name, title) of every probe and attack."""
-    for probe in PROBES:
+    known = catalogue(BUDGETS["standard"])
+    for probe in known.probes:
         yield "probe", probe.rule, probe.title
-    for spec in (*battery(BUDGETS["standard"]), *second_opinions("Linf")):
+    for spec in known.attacks:
         yield "attack", spec.name, spec.title
 
 
@@ -140,36 +153,14 @@ def explain_rule(name: str) -> str:
     Raises:
         UsageError: for a name that neither has.
     """
-    for probe in PROBES:
+    known = catalogue(BUDGETS["standard"])
+    for probe in known.probes:
         if probe.rule == name:
             return full_text(probe)
-    for spec in (*battery(BUDGETS["standard"]), *second_opinions("Linf")):
+    for spec in known.attacks:
         if spec.name == name:
             settings = ", ".join(f"{key} = {value}" for key, value in spec.settings.items())
             body = (spec.run.__doc__ or "").strip()
             head = f"{spec.title} ({spec.role}; {settings or 'no settings'})"
             return f"{head}\n\n{body}\n\nSource: {'; '.join(spec.sources)}"
     raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
-
-
-def check_zoo(names: tuple[str, ...], *, budget: BudgetName, seed: int) -> Iterator[tuple[str, bool]]:
-    """Audit zoo models; yields a line and whether the verdict fits the truth."""
-    for name in names or tuple(ZOO):
-        if name not in ZOO:
-            raise UsageError(f"The zoo has no model {name!r}; `maskaudit zoo list` shows what it has.")
-        document = audit_source(f"zoo:{name}", AuditSettings(budget=budget, seed=seed)).report.to_dict()
-        yield zoo_line(name, document)
-
-
-def zoo_line(name: str, document: dict[str, Any]) -> tuple[str, bool]:
-    """One line on a zoo model's audit, and whether its verdict is the truth."""
-    truth = "masked" if ZOO[name].masked else "clear"
-    label = document["verdict"]["label"]
-    figures = {
-        key: document["accuracy"][key]["value"] for key in ("clean", "reference", "strong_reference", "best_known")
-    }
-    levels = {key: document["masking"][key]["value"] for key in ("gradient_level", "loss_level")}
-    numbers = "  ".join(f"{key} {value:.3f}" for key, value in {**figures, **levels}.items())
-    mark = "right" if label == truth else "WRONG"
-    seconds = document["timing"]["total_seconds"]
-    return f"{mark}  {name:<18} {label:<13} {numbers}  n {document['settings']['samples']}  {seconds} s", label == truth

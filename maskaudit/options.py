@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from maskaudit.repairs.plan import Plan
 
 
 def fraction(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -36,6 +40,24 @@ def two_numbers(context: click.Context, parameter: click.Parameter, value: str |
     return pair
 
 
+def plan_file(context: click.Context, parameter: click.Parameter, value: str | None) -> Plan | None:
+    """The plan in a file, checked."""
+    if value is None:
+        return None
+    from maskaudit.repairs.plan_file import read_plan
+
+    return read_plan(Path(value))
+
+
+def check_config(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Take what the command line leaves out from a TOML file."""
+    if value is None:
+        return
+    from maskaudit.check_config import read_check_options
+
+    context.default_map = {**(context.default_map or {}), **read_check_options(Path(value))}
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL and what is needed to open it."""
     for option in (
@@ -64,7 +86,11 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--eps", callback=fraction, metavar="NUMBER", help="Radius of the ball in input units, e.g. 8/255."
         ),
         click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball."),
-        click.option("--data", metavar="SOURCE", help="digits, x.npz, a folder of class folders, or torchvision:NAME."),
+        click.option(
+            "--data",
+            metavar="SOURCE",
+            help="digits, fashion-mnist, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
+        ),
     ):
         command = option(command)
     return command

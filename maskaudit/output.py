@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError
 from maskaudit.evidence import EVIDENCE_FILE
 from maskaudit.files import write_atomically
+from maskaudit.repairs.plan_file import plan_document
 from maskaudit.report import FORMATS, render
+from maskaudit.results import dump_json
 
 #: Files that `--out DIR` writes, by format.
-DIRECTORY_FILES = {"html": "report.html", "json": "audit.json", "md": "summary.md", "evidence": EVIDENCE_FILE}
+DIRECTORY_FILES = {
+    "html": "report.html",
+    "json": "audit.json",
+    "md": "summary.md",
+    "plan": "plan.json",
+    "evidence": EVIDENCE_FILE,
+}
 
 
-def parse_outputs(outputs: tuple[str, ...], out: str | None) -> list[tuple[str, Path]]:
+def parse_outputs(
+    outputs: tuple[str, ...],
+    out: str | None,
+    *,
+    formats: Collection[str] = (*FORMATS, "evidence", "plan"),
+    files: Mapping[str, str] = DIRECTORY_FILES,
+) -> list[tuple[str, Path]]:
     """(format, path) pairs for `-o FORMAT=PATH` options and `--out DIR`, checked before any work is done.
+
+    Args:
+        formats: formats that `-o` takes; files: what `--out DIR` writes, by format.
 
     Raises:
         UsageError: for an unknown format or a missing path.
@@ -24,13 +42,11 @@ def parse_outputs(outputs: tuple[str, ...], out: str | None) -> list[tuple[str, 
     """
     wanted: list[tuple[str, Path]] = []
     if out is not None:
-        wanted += [(fmt, Path(out) / name) for fmt, name in DIRECTORY_FILES.items()]
+        wanted += [(fmt, Path(out) / name) for fmt, name in files.items()]
     for item in outputs:
         fmt, equals, path = item.partition("=")
-        if fmt not in (*FORMATS, "evidence") or not equals or not path:
-            raise UsageError(
-                f"-o takes FORMAT=PATH with a format out of {', '.join((*FORMATS, 'evidence'))}; got {item!r}."
-            )
+        if fmt not in formats or not equals or not path:
+            raise UsageError(f"-o takes FORMAT=PATH with a format out of {', '.join(formats)}; got {item!r}.")
         wanted.append((fmt, Path(path)))
     for _, place in wanted:
         _check_writable(place)
@@ -49,6 +65,8 @@ def write_outputs(wanted: list[tuple[str, Path]], document: dict[str, Any], evid
             if evidence is None:
                 raise UsageError("A report alone does not contain the evidence; copy the evidence file instead.")
             write_file(path, evidence)
+        elif fmt == "plan":
+            write_file(path, dump_json(plan_document(document)).encode("utf-8"))
         else:
             write_file(path, render(document, fmt).encode("utf-8"))
 

@@ -44,13 +44,28 @@ class Location:
 
 
 @dataclass(frozen=True)
+class Confirmation:
+    """What a repair did to points that own gradients left standing, `points` of them.
+
+    `alone` and `together` count those that fell through this repair by itself, and through all repairs at once;
+    None where that was not tried.
+    """
+
+    repair: str
+    alone: int | None
+    together: int | None
+    points: int
+
+
+@dataclass(frozen=True)
 class Mechanism:
-    """How the gradients are blinded."""
+    """How the gradients are blinded, and which repair confirmed it."""
 
     id: str
     title: str
     confidence: Literal["low", "medium", "high"]
     locations: tuple[Location, ...] = ()
+    confirmed_by: tuple[Confirmation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,7 @@ class AuditReport:
     notes: tuple[str, ...] = ()
     trace: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: plain types only, non-finite numbers as null."""
@@ -212,5 +228,5 @@ def check_document(document: Any) -> dict[str, Any]:
 
 
 REQUIRED_SECTIONS = tuple(
-    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "trace", "timing")
+    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "trace", "timing", "plan")
 )

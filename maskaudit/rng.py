@@ -49,14 +49,23 @@ class PointRNG:
         return self.create(self.key, stream, self.points)
 
     def uniform(self, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
-        """Uniform on [0, 1) with 24 random bits, float32, shape (N, *shape); `step` is one int or (N,) int64."""
+        """Uniform on [0, 1) with 24 random bits, float32, shape (N, *shape).
+
+        `step` is one int, (N,) int64, or (N, S) int64 for several steps at once, shape (N, S, *shape).
+        """
         bits = _shift_right(self._bits(math.prod(shape), step), 40)
-        return (bits.to(torch.float32) * 2.0**-24).view(len(self.points), *shape)
+        return (bits.to(torch.float32) * 2.0**-24).reshape(*bits.shape[:-1], *shape)
+
+    def coins(self, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
+        """True or False with equal chance, shape (N, *shape)."""
+        count = math.prod(shape)
+        words = self._bits(-(-count // 64), step).view(torch.uint8)
+        bits = (words.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=words.device)) & 1
+        return bits.flatten(-2)[..., :count].bool().reshape(*bits.shape[:-2], *shape)
 
     def signs(self, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """−1 or +1 with equal chance, float32, shape (N, *shape)."""
-        bits = self._bits(math.prod(shape), step) & 1
-        return (2 * bits - 1).to(torch.float32).view(len(self.points), *shape)
+        return self.coins(shape, step=step).to(torch.float32).mul_(2).sub_(1)
 
     def normal(self, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
         """Standard normal by inversion, float32, shape (N, *shape)."""
@@ -73,20 +82,21 @@ class PointRNG:
         return torch.minimum((fraction * high).long(), high.long() - 1)
 
     def _bits(self, count: int, step: int | Tensor) -> Tensor:
-        """int64 with 64 random bits, shape (N, count)."""
+        """int64 with 64 random bits, shape (N, count), or (N, S, count) for `step` (N, S)."""
         points = self.points.to(torch.int64)
         state = _mix(points * _GOLDEN + self.key)
-        state = _mix(state + torch.as_tensor(step, dtype=torch.int64, device=points.device) * _GOLDEN)
+        steps = torch.as_tensor(step, dtype=torch.int64, device=points.device)
+        state = _mix((state[:, None] if steps.dim() == 2 else state) + steps * _GOLDEN)
         position = torch.arange(1, count + 1, dtype=torch.int64, device=points.device) * _GOLDEN
-        return _mix(state.unsqueeze(1) + position)
+        return _mix(state.unsqueeze(-1) + position)
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
     """Logical (unsigned) right shift of int64."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(value: Tensor) -> Tensor:
-    value = (value ^ _shift_right(value, 30)) * _MIX_1
-    value = (value ^ _shift_right(value, 27)) * _MIX_2
-    return value ^ _shift_right(value, 31)
+    value = (value ^ _shift_right(value, 30)).mul_(_MIX_1)
+    value.bitwise_xor_(_shift_right(value, 27)).mul_(_MIX_2)
+    return value.bitwise_xor_(_shift_right(value, 31))

@@ -15,32 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit.adaptive import AdaptiveAttack, planned
 from maskaudit.attacker import Attacker
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import UNBOUNDED, battery
-from maskaudit.attacks.second_opinion import external_attack, second_opinions
+from maskaudit.attacks.registry import UNBOUNDED
+from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.data import Dataset
 from maskaudit.document import build_report
-from maskaudit.errors import MaskauditError, ModelError, UsageError
+from maskaudit.errors import MaskauditError, ModelError
 from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
 from maskaudit.figures import eps_curve, gradient_flow, strips, surface
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.planted import solve_planted
-from maskaudit.probes import PROBES
+from maskaudit.plugins import catalogue, check_names
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.run import run_probe
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
+from maskaudit.repairs.specs import PLANNED
+from maskaudit.repairs.stages import StandIns
 from maskaudit.rescore import clean_correct
 from maskaudit.results import AuditReport, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
-from maskaudit.trace.inspect import inspect_model
+from maskaudit.trace.inspect import inspection
+from maskaudit.trace.model import trace_model
+from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
-from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
+from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, RECAPTURE_POINTS, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, judge
 
 
@@ -118,9 +123,11 @@ class _Run:
         self.static_probes: list[ProbeResult] = []
         self.attack_probes: list[ProbeResult] = []
         self.power = NOT_CHECKED
-        self.notes: list[str] = [*loaded.notes, *data.notes]
+        self.catalogue = catalogue(settings.effort, threat.norm)
+        self.notes: list[str] = [*loaded.notes, *data.notes, *self.catalogue.notes]
         self.specs = self._specs()
         self.trace: dict[str, Any] = {}
+        self.adaptive: AdaptiveAttack | None = None
         self.figures: dict[str, Any] = {}
 
     def finish(self) -> Audit:
@@ -142,7 +149,8 @@ class _Run:
         report = build_report(
             loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
             ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
-            figures=self.figures, notes=tuple(self.notes), trace=self.trace, seconds=time.perf_counter() - started,
+            figures=self.figures, notes=tuple(self.notes), trace=self.trace,
+            plan=self.adaptive.to_dict() if self.adaptive else {}, seconds=time.perf_counter() - started,
         )  # fmt: skip
         document = report.to_dict()
         scoring = {
@@ -165,24 +173,49 @@ class _Run:
         predicted = target.raw(x).argmax(dim=1)
         self.ledger.add_points(index, x, y, correct, predicted)
         rows = before + correct.nonzero().squeeze(1)
-        probes = 0 if self.static_probes else sum(self._wanted(p.rule) and "attacks" not in p.needs for p in PROBES)
+        first = [p for p in self.catalogue.probes if self._wanted(p.rule) and "attacks" not in p.needs]
+        probes = 0 if self.static_probes else len(first)
         self.tell(AuditEvent("audit", len(x), total=probes + len(self.specs) + 1))
         self.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
         if not len(rows):
             return
         if not self.static_probes:
             self._run_static_probes(rows)
-            self._trace(rows)
+            self._plan(self._trace(rows), rows)
+        planned_yet = False
         for spec in (*self.specs, UNBOUNDED):
-            if spec.role == "repaired" and not self.trace.get("repairs"):
-                self.attacker.skip(spec, "the trace of the model found nothing to repair")
-                continue
-            self.attacker.run(spec, rows[: self._limit(spec)])
+            if spec.name not in PLANNED:
+                due = self._due(spec, rows)
+                if len(due):
+                    self.attacker.run(spec, due)
+            elif self.adaptive is not None and not planned_yet:
+                planned_yet = True
+                self.adaptive.run(rows)
         self._run_attack_probes()
 
-    def _limit(self, spec: AttackSpec) -> int:
-        """Second opinions attack a sample; everything else attacks every point."""
-        return self.settings.effort.second_opinion if spec.role == "second_opinion" else len(self.data)
+    def _due(self, spec: AttackSpec, rows: Tensor) -> Tensor:
+        """Points of this look that an attack is run on.
+
+        Second opinions attack a sample. Challengers attack what own gradients left standing: on the others they
+        can hide nothing, and a sample of those shows whether the search finds what is there to be found.
+        Everything else attacks every point.
+        """
+        if spec.role == "second_opinion":
+            return rows[: self.settings.effort.second_opinion]
+        if spec.role != "challenger":
+            return rows
+        known = self.ledger.strong()
+        earlier = int(self._tried_by_challengers(known)[: int(rows[0])].sum())
+        broken = rows[known[rows]][: max(0, RECAPTURE_POINTS - earlier)]
+        return torch.cat([rows[~known[rows]], broken]).sort().values
+
+    def _tried_by_challengers(self, known: Tensor) -> Tensor:
+        """The known points (P,) that every challenger that ran has attacked."""
+        tried = known.clone()
+        for entry in self.ledger.entries.values():
+            if entry.spec.role == "challenger" and entry.status == "ran":
+                tried &= entry.attempted
+        return tried
 
     # --- probes, power, verdict -------------------------------------------------------------------
 
@@ -191,44 +224,58 @@ class _Run:
         context = ProbeContext(
             self.target, self.ledger.x[chosen], self.ledger.y[chosen], self.threat, self.attacker.rng("probes", chosen)
         )
-        for probe in PROBES:
+        for probe in self.catalogue.probes:
             if self._wanted(probe.rule) and "attacks" not in probe.needs:
                 self.tell(AuditEvent(probe.rule, len(chosen)))
                 result = run_probe(probe, context)
                 self.static_probes.append(result)
                 self.tell(AuditEvent(probe.rule, len(chosen), True, _probe_outcome(result), result.seconds))
 
-    def _trace(self, rows: Tensor) -> None:
+    def _plan(self, trace: Trace | None, rows: Tensor) -> None:
+        """Settle the adaptive attack for this and all later looks."""
+        settings = self.settings
+        plan = planned(trace, self.static_probes, settings, self.target)
+        stand_ins = StandIns(self.target, self.ledger.x[rows], threat=self.threat, seed=settings.seed)
+        specs = [spec for spec in self.specs if spec.name in PLANNED]
+        self.adaptive = AdaptiveAttack(self.attacker, plan, specs, stand_ins)
+
+    def _trace(self, rows: Tensor) -> Trace | None:
         """Look inside the model; where that fails, the reason is noted and the audit goes on without."""
         self.tell(AuditEvent("trace", len(rows)))
         started = time.perf_counter()
         x, y = self.ledger.x[rows], self.ledger.y[rows]
+        trace: Trace | None = None
         try:
-            self.trace = inspect_model(self.target, x, y, eps=per_coordinate(self.threat, x))
+            trace = trace_model(self.target, x, y, eps=per_coordinate(self.threat, x))
+            self.trace = inspection(trace)
         except Exception as error:  # foreign code under observation: anything may come up
             self.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
         outcome = self.trace.get("sentence", "not possible")
         self.tell(AuditEvent("trace", len(rows), True, outcome, time.perf_counter() - started))
+        return trace
 
     def _run_attack_probes(self) -> None:
         """Probes that compare attacks, on all correct points so far; booked masks, no pass through the model."""
         ledger = self.ledger
         rows = ledger.correct.nonzero().squeeze(1)
-        outcomes = {
-            row.name: AttackOutcome(row, ledger.entries[row.name].broken[rows])
-            for row in ledger.rows()
-            if row.status == "ran" and row.attempted == len(rows)
-        }
+        strong = ledger.strong()[rows]
+        outcomes = {}
+        for row in ledger.rows():
+            attempted = ledger.entries[row.name].attempted[rows]
+            if row.status == "ran" and bool((attempted | (strong & (row.role == "challenger"))).all()):
+                outcomes[row.name] = AttackOutcome(row, ledger.entries[row.name].broken[rows], attempted)
         context = ProbeContext(
             self.target, ledger.x[rows], ledger.y[rows], self.threat, self.attacker.rng("attack probes", rows),
-            outcomes, ledger.strong()[rows],
+            outcomes, strong,
         )  # fmt: skip
         self.attack_probes = [
-            run_probe(probe, context) for probe in PROBES if self._wanted(probe.rule) and "attacks" in probe.needs
+            run_probe(probe, context)
+            for probe in self.catalogue.probes
+            if self._wanted(probe.rule) and "attacks" in probe.needs
         ]
 
     def _probes(self) -> tuple[ProbeResult, ...]:
-        order = {probe.rule: number for number, probe in enumerate(PROBES)}
+        order = {probe.rule: number for number, probe in enumerate(self.catalogue.probes)}
         return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
 
     def _judge(self, failure: ModelError | None = None) -> Judgement:
@@ -241,11 +288,12 @@ class _Run:
     def _check_power(self) -> Power:
         """Recapture of what own gradients broke; planted problems where that is too little."""
         ledger = self.ledger
-        known = ledger.strong()
+        known = self._tried_by_challengers(ledger.strong())
         if int(known.sum()) >= MIN_KNOWN:
             return check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
         rows = ledger.correct.nonzero().squeeze(1)
-        specs = tuple(spec for spec in self.specs if spec.role == "challenger" and spec.kind in ("score", "random"))
+        own = [spec for spec in self.specs if spec.name not in self.catalogue.foreign]
+        specs = tuple(spec for spec in own if spec.role == "challenger" and spec.kind in ("score", "random"))
         self.tell(AuditEvent("power check", len(rows)))
         outcome = solve_planted(
             self.target, ledger.x[rows], specs, threat=self.threat, rng=self.attacker.rng("planted", rows)
@@ -259,6 +307,7 @@ class _Run:
         strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
         rows = [row for row in ledger.rows() if row.kind != "sanity"]
         ran = [row for row in rows if row.status == "ran"]
+        traced = located(self.trace)
         return Observations(
             drawn=len(ledger),
             correct=int(ledger.correct.sum()),
@@ -270,7 +319,7 @@ class _Run:
             hidden_by_gradients=int((challengers & ~strong).sum()),
             hidden_by_loss=int((strong & ~loss).sum()),
             probes=self._probes(),
-            traced=located(self.trace),
+            traced=self.adaptive.confirmed(traced) if self.adaptive else traced,
             repaired=self._repaired(strong),
             looks=len(self.looks),
             missing=self._missing(failure),
@@ -300,12 +349,9 @@ class _Run:
         )
 
     def _specs(self) -> tuple[AttackSpec, ...]:
-        specs = [*battery(self.settings.effort), *second_opinions(self.threat.norm)]
-        specs += [external_attack(name) for name in self.settings.extra_attacks]
-        known = {spec.name for spec in specs} | {probe.rule for probe in PROBES}
-        for name in (*self.settings.select, *self.settings.ignore):
-            if name not in known:
-                raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
+        extra = [external_attack(name) for name in self.settings.extra_attacks]
+        check_names((*self.settings.select, *self.settings.ignore), self.catalogue, extra)
+        specs = (*self.catalogue.attacks, *extra)
         return tuple(spec for spec in specs if spec.role == "reference" or self._wanted(spec.name))
 
     def _wanted(self, name: str) -> bool:

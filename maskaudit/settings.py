@@ -8,6 +8,7 @@ from typing import Literal
 
 from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
 from maskaudit.errors import UsageError
+from maskaudit.repairs.plan import Plan
 from maskaudit.target import Outputs
 
 
@@ -24,6 +25,8 @@ class AuditSettings:
         mean, std: normalisation applied before the model, if it is not part of it.
         reject_class: index of a refusal output, if the model has one.
         device: where the model runs; batch_size: largest number of points per pass.
+        workers: worker processes that share the attacks; None runs them in this process.
+        ray: address of a Ray cluster that runs them instead, if any.
         select: if given, only these probes and attacks run (the reference attack always does).
         ignore: probes and attacks left out.
         extra_attacks: attacks added to the battery, `torchattacks:NAME`.
@@ -32,6 +35,7 @@ class AuditSettings:
         fail_on: what fails the build, for the report.
         defaults: names of settings the user did not choose, for the report.
         command: the command line that asked for the audit, for the report.
+        plan: the stages of the adaptive attack; None leaves them to trace and probes.
 
     Raises:
         UsageError: for values out of range.
@@ -47,6 +51,8 @@ class AuditSettings:
     reject_class: int | None = None
     device: str = "cpu"
     batch_size: int = 256
+    workers: int | None = None
+    ray: str = ""
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     extra_attacks: tuple[str, ...] = ()
@@ -55,6 +61,7 @@ class AuditSettings:
     fail_on: str = "masked"
     defaults: tuple[str, ...] = ()
     command: str = ""
+    plan: Plan | None = None
 
     def __post_init__(self) -> None:
         if self.budget not in BUDGETS:
@@ -65,6 +72,10 @@ class AuditSettings:
             raise UsageError(f"A claimed robust accuracy is a fraction between 0 and 1, got {self.claim:g}.")
         if self.batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {self.batch_size}.")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"The number of workers must be at least 1, got {self.workers}.")
+        if self.workers is not None and self.ray:
+            raise UsageError("Give either --workers or --ray, not both.")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
 

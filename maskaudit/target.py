@@ -147,8 +147,8 @@ class Target:
                 total = self._scores_once(x[rows])
                 for _ in range(self.draws - 1):
                     total = total + self._scores_once(x[rows])
-                parts.append(total / self.draws)
-            return torch.cat(parts)
+                parts.append(total / self.draws)  # a copy: the model may write its next answer over this one
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def value_and_grad(self, x: Tensor, objective: Objective) -> Gradient:
         """Scores, objective and input gradient at `x` (N, …); draws are averaged for random models.
@@ -158,7 +158,10 @@ class Target:
         """
         parts = []
         for rows in self._batches(len(x)):
-            parts.append(self._gradient_of_batch(x[rows], torch.arange(rows.start, rows.stop), objective))
+            here = torch.arange(rows.start, rows.stop, device=x.device)
+            parts.append(self._gradient_of_batch(x[rows], here, objective))
+        if len(parts) == 1:
+            return parts[0]
         return Gradient(
             scores=torch.cat([p.scores for p in parts]),
             value=torch.cat([p.value for p in parts]),
@@ -186,7 +189,7 @@ class Target:
         scores_sum = value_sum = grad_sum = None
         connected = True
         for _ in range(self.draws):
-            leaf = x.detach().clone().requires_grad_(True)
+            leaf = x.detach().requires_grad_(True)  # the model sees a copy, see `_call`
             with torch.enable_grad():
                 scores = self._scores_once(leaf)
                 value = objective(scores, rows)
@@ -206,6 +209,8 @@ class Target:
         assert scores_sum is not None
         assert value_sum is not None
         assert grad_sum is not None
+        if self.draws == 1:
+            return Gradient(scores_sum.clone(), value_sum, grad_sum, connected)
         return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
 
     def _scores_once(self, x: Tensor) -> Tensor:

@@ -143,6 +143,12 @@ BAD = [
     Bad("unknown format", ("check", "MODEL", "-o", "pdf=x.pdf"), 2, ("pdf", "html")),
     Bad("unwritable output", ("check", "MODEL", "--out", "/proc/nowhere"), 2, ("/proc/nowhere",)),
     Bad("resume without a folder", ("check", "MODEL", "--resume"), 2, ("--out",)),
+    Bad("no workers", ("check", "MODEL", "--workers", "0"), 2, ("at least 1",)),
+    Bad("workers and a cluster", ("check", "MODEL", "--workers", "2", "--ray", "auto"), 2, ("not both",)),
+    Bad("no configuration", ("check", "MODEL", "--config", "none.toml"), 2, ("none.toml",)),
+    Bad("unknown key", ("check", "MODEL", "--config", "c.toml"), 2, ("'sample'", "did you mean samples"),
+        {"c.toml": b"[check]\nsample = 5\n"}),
+    Bad("damaged program", ("check", "m.pt2"), 2, ("damaged",), {"m.pt2": b"PK\x03\x04archive_format"}),
     Bad("no data", ("check", "MODEL", "--data", "none.npz"), 2, ("none.npz",)),
     Bad("wrong shape", ("check", "MODEL", "--data", "x.npz"), 2, ("--data",),
         {"x.npz": (np.full((8, 3, 9, 9), 0.5, np.float32), Y)}),
@@ -173,6 +179,25 @@ def test_bad_input_gives_one_sentence_and_its_status(bad: Bad, standard_file: Pa
     for words in bad.says:
         assert words in result.err
     assert result.out == ""
+
+
+def test_an_exported_program_is_checked_by_workers_with_options_from_a_file(net: nn.Module, tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(net, (torch.rand(1, 1, 8, 8),)), tmp_path / "m.pt2")
+    (tmp_path / "maskaudit.toml").write_text(
+        '[check]\nbudget = "quick"\nsamples = 40\nselect = ["square"]\nout = "here"\n'
+    )
+    result = maskaudit(
+        "check", "m.pt2", "--config", "maskaudit.toml", "--workers", "2", "--json", "--fail-on", "never", cwd=tmp_path
+    )
+    assert result.status == 0, result.err
+    document = json.loads(result.out)
+    assert document["target"]["format"] == "pt2"
+    assert document["settings"]["samples"] == 40
+    rows = {row["name"]: row for row in document["attacks"]}
+    assert rows["square"]["broken"] > 20
+    assert rows["square"]["forwards"] > rows["square"]["queries"] > 0, "passes of the workers are counted"
+    assert "noise" not in rows
+    assert (tmp_path / "here" / "audit.json").is_file()
 
 
 MODELS = """

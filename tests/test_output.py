@@ -16,7 +16,7 @@ from maskaudit.output import DIRECTORY_FILES, parse_outputs, write_file, write_o
 def test_a_folder_gets_the_files_of_the_contract(tmp_path: Path) -> None:
     wanted = dict(parse_outputs((), str(tmp_path / "new" / "out")))
     assert {path.name for path in wanted.values()} == {
-        "report.html", "audit.json", "evidence.safetensors", "summary.md",
+        "report.html", "audit.json", "evidence.safetensors", "summary.md", "plan.json",
     }  # fmt: skip
     assert set(wanted) == set(DIRECTORY_FILES)
     assert (tmp_path / "new" / "out").is_dir()

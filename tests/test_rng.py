@@ -106,3 +106,23 @@ def test_forks_are_independent() -> None:
     rng = PointRNG.create(0, "root", torch.arange(2000))
     a, b = rng.fork("a").normal((10,)).flatten(), rng.fork("b").normal((10,)).flatten()
     assert abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) < 0.03
+
+
+def test_coins_are_fair_along_every_position_and_the_signs_of_the_same_draw() -> None:
+    rng = PointRNG.create(0, "coins", torch.arange(4000))
+    coins = rng.coins((130,), step=2)
+    assert coins.dtype == torch.bool
+    assert coins.shape == (4000, 130)
+    assert float((coins.float().mean(0) - 0.5).abs().max()) < 0.04
+    assert float(torch.corrcoef(coins.float().T).fill_diagonal_(0).abs().max()) < 0.09
+    assert torch.equal(rng.signs((130,), step=2) > 0, coins)
+    assert torch.equal(rng.coins((5,), step=2), coins[:, :5])
+
+
+def test_several_steps_at_once_are_the_steps_one_by_one() -> None:
+    rng = PointRNG.create(0, "block", torch.arange(6))
+    steps = torch.arange(4) + 10 * torch.arange(6)[:, None]
+    block = rng.uniform((3, 5), step=steps)
+    assert block.shape == (6, 4, 3, 5)
+    for number in range(4):
+        assert torch.equal(block[:, number], rng.uniform((3, 5), step=steps[:, number]))

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.ball import Ball, finite
+from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import random_start
+from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
 from maskaudit.target import Objective, Target
-from maskaudit.threat import ThreatModel, per_point_norm
+from maskaudit.threat import ThreatModel
 
 MOMENTUM = 0.75  # α of eq. 2
 SUCCESS_SHARE = 0.75  # ρ of condition 1
@@ -47,6 +49,7 @@ def apgd(
     steps: int = 50,
     restarts: int = 1,
     targets: int = 1,
+    starts: Tensor | None = None,
 ) -> Attempt:
     """Auto-PGD on a loss of `maskaudit.attacks.losses`.
 
@@ -56,6 +59,8 @@ def apgd(
         restarts: independent random starts; only points still standing go on to the next
             (all points where early stopping is off).
         targets: for targeted losses, the number of wrong classes tried in turn, most likely first.
+        starts: points (N, …) at which the runs of the first restart begin, moved into ball and bounds first;
+            without them, and in later restarts, runs begin at random.
 
     Returns:
         Best candidate per point; `first_success` counts gradient steps over all runs.
@@ -70,26 +75,31 @@ def apgd(
         objective = build_objective(
             loss, y[standing], clean_scores[standing], target_rank=run % runs, reject_class=target.reject_class
         )
-        active = _single_run(
-            target, x[standing], y[standing], objective, best, standing,
+        held = BestCandidates.of(best.examples[standing], best.margin[standing])
+        attempt = _single_run(
+            target, x[standing], y[standing], objective, held,
             threat=threat, rng=rng.select(standing).fork(f"run {run}"), steps=steps,
+            starts=None if starts is None or run >= runs else starts[standing],
         )  # fmt: skip
-        hit = (active.first_success >= 0) & (first[standing] < 0)
-        first[standing[hit]] = spent[standing[hit]] + active.first_success[hit]
-        spent[standing] += active.step
+        best.examples[standing], best.margin[standing] = held.examples, held.margin
+        hit = (attempt.first_success >= 0) & (first[standing] < 0)
+        first[standing[hit]] = spent[standing[hit]] + attempt.first_success[hit]
+        spent[standing] += attempt.queries
         if target.stop_early:
-            standing = standing[active.first_success < 0]
+            standing = standing[attempt.first_success < 0]
         if not len(standing):
             break
     return Attempt(best.examples, first, spent)
 
 
 @dataclass
-class _State:
-    """Per-point state of algorithm 1; all tensors have the points in their first dimension."""
+class _State(SlotState):
+    """State of algorithm 1 per slot; `ahead` is working space."""
 
+    ball: Ball
     current: Tensor
     previous: Tensor
+    ahead: Tensor
     best: Tensor
     best_grad: Tensor
     best_value: Tensor
@@ -101,100 +111,86 @@ class _State:
     best_at_mark: Tensor
 
     @classmethod
-    def start(cls, x0: Tensor, eps: float) -> _State:
-        n = len(x0)
-        low = torch.full((n,), -torch.inf, device=x0.device)
-        zero = torch.zeros(n, dtype=torch.int64, device=x0.device)
-        eta = torch.full((n,), 2 * eps, device=x0.device)
+    def at(cls, first: Tensor, ball: Ball) -> _State:
+        low = torch.full((len(first),), -torch.inf, device=first.device)
+        zero = torch.zeros(len(first), dtype=torch.int64, device=first.device)
+        eta = torch.full((len(first),), 2 * ball.threat.eps, device=first.device, dtype=first.dtype)
         return cls(
-            x0.clone(), x0.clone(), x0.clone(), torch.zeros_like(x0), low.clone(), low.clone(),
-            eta, zero.clone(), zero.clone(), eta.clone(), low.clone(),
+            ball, first.clone(), first.clone(), first.clone(), first.clone(), torch.zeros_like(first),
+            low.clone(), low.clone(), eta, zero.clone(), zero.clone(), eta.clone(), low.clone(),
         )  # fmt: skip
 
 
 def _single_run(
-    target: Target, x: Tensor, y: Tensor, objective: Objective, best: BestCandidates, points: Tensor,
-    *, threat: ThreatModel, rng: PointRNG, steps: int,
-) -> ActiveSet:  # fmt: skip
-    state = _State.start(random_start(x, threat=threat, rng=rng), threat.eps)
-    marks = torch.zeros(steps + 2, dtype=torch.bool, device=x.device)
+    target: Target, x: Tensor, y: Tensor, objective: Objective, best: BestCandidates,
+    *, threat: ThreatModel, rng: PointRNG, steps: int, starts: Tensor | None,
+) -> Attempt:  # fmt: skip
+    def enter(points: Tensor) -> _State:
+        clean = x[points]
+        if starts is None:
+            first = random_start(clean, threat=threat, rng=rng.select(points))
+        else:
+            first = threat.project(starts[points], clean)
+        return _State.at(first, Ball.around(clean, threat))
+
+    marks = torch.zeros(steps + 2, dtype=torch.bool)  # on the host, with a copy where the slots are
     marks[checkpoints(steps)] = True
-    active = ActiveSet(
-        len(x), limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
+    marks_here = marks.to(x.device)
+    batch = ResidentBatch(
+        best, limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
     )
-    while (rows := active.next_rows()) is not None:
-        current = state.current[rows]
-        result = target.value_and_grad(current, lambda s, r, rows=rows: objective(s, rows[r]))  # type: ignore[misc]
-        reached = target.margin(result.scores, y[rows])
-        best.offer(points[rows], current, reached)
-        gradient = torch.nan_to_num(result.grad, nan=0.0, posinf=0.0, neginf=0.0)
-        gradient = _observe(state, rows, current, result.value, gradient)
-        number = active.step[rows]
-        gradient = _maybe_halve(state, rows, marks[number], gradient)
-        _move(state, rows, x[rows], gradient, number == 0, threat)
-        active.advance(rows, reached > 0)
-    return active
+    while len(batch):
+        state, points = batch.state, batch.points
+        result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]
+        reached = target.margin(result.scores, y[points])
+        batch.offer(state.current, reached)
+        gradient = finite(result.grad)
+        _observe(state, result.value, gradient)
+        if batch.any_at(marks):
+            gradient = _maybe_halve(state, marks_here[batch.number], gradient)
+        _move(state, gradient, batch.number == 0)
+        batch.advance(reached > 0)
+    return batch.finish()
 
 
-def _observe(state: _State, rows: Tensor, current: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+def _observe(state: _State, value: Tensor, gradient: Tensor) -> None:
     """Book the value of the current iterate: rises since the last checkpoint, best iterate so far."""
-    stepped = state.last_value[rows] > -torch.inf  # the starting point is not a step
-    state.rises[rows] += (stepped & (value > state.last_value[rows])).long()
-    state.window[rows] += stepped.long()
-    state.last_value[rows] = value
-    better = value > state.best_value[rows]
-    improved = rows[better]
-    state.best[improved] = current[better]
-    state.best_grad[improved] = gradient[better]
-    state.best_value[improved] = value[better]
-    return gradient
+    stepped = state.last_value > -torch.inf  # the starting point is not a step
+    state.rises += stepped & (value > state.last_value)
+    state.window += stepped
+    state.last_value.copy_(value)
+    better = value > state.best_value
+    keep(better, state.current, state.best)
+    keep(better, gradient, state.best_grad)
+    keep(better, value, state.best_value)
 
 
-def _maybe_halve(state: _State, rows: Tensor, at_mark: Tensor, gradient: Tensor) -> Tensor:
+def _maybe_halve(state: _State, at_mark: Tensor, gradient: Tensor) -> Tensor:
     """At a checkpoint: halve η and return to the best iterate if progress stalled (conditions 1 and 2)."""
-    marked = rows[at_mark]
-    if not len(marked):
-        return gradient
-    few_rises = state.rises[marked] < SUCCESS_SHARE * state.window[marked]
-    unchanged = (state.eta[marked] == state.eta_at_mark[marked]) & (
-        state.best_value[marked] <= state.best_at_mark[marked]
-    )
-    halve = few_rises | unchanged
-    state.eta_at_mark[marked] = state.eta[marked]
-    state.best_at_mark[marked] = state.best_value[marked]
-    state.rises[marked] = 0
-    state.window[marked] = 0
-    halved = marked[halve]
-    state.eta[halved] /= 2
-    state.current[halved] = state.best[halved]
-    state.previous[halved] = state.best[halved]
-    position = at_mark.nonzero().squeeze(1)[halve]
-    gradient = gradient.clone()
-    gradient[position] = state.best_grad[halved]
+    few_rises = state.rises < SUCCESS_SHARE * state.window
+    unchanged = (state.eta == state.eta_at_mark) & (state.best_value <= state.best_at_mark)
+    halve = at_mark & (few_rises | unchanged)
+    keep(at_mark, state.eta, state.eta_at_mark)
+    keep(at_mark, state.best_value, state.best_at_mark)
+    state.rises.masked_fill_(at_mark, 0)
+    state.window.masked_fill_(at_mark, 0)
+    keep(halve, state.eta / 2, state.eta)
+    keep(halve, state.best, state.current)
+    keep(halve, state.best, state.previous)
+    gradient = gradient.clone()  # the model may hold on to its own
+    keep(halve, state.best_grad, gradient)
     return gradient
 
 
-def _move(
-    state: _State, rows: Tensor, clean: Tensor, gradient: Tensor, first_step: Tensor, threat: ThreatModel
-) -> None:
-    """One step with momentum (eq. 1 and 2); the first step has none."""
-    current, previous = state.current[rows], state.previous[rows]
-    shape = (-1, *[1] * (clean.dim() - 1))
-    eta = state.eta[rows].view(shape).to(clean.dtype)
-    z = _project(current + eta * threat.step_direction(gradient), clean, threat)
-    weight = torch.where(first_step, 1.0, MOMENTUM).view(shape).to(clean.dtype)
-    moved = _project(current + weight * (z - current) + (1 - weight) * (current - previous), clean, threat)
-    state.previous[rows] = current
-    state.current[rows] = moved
+def _move(state: _State, gradient: Tensor, first_step: Tensor) -> None:
+    """One step with momentum (eq. 1 and 2), written over the iterate before last; the first step has none.
 
-
-def _project(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """Admissible point; for L2 the radius is restored after clipping, so that steps are not wasted on the box."""
-    projected = threat.project(x_adv, x)
-    if threat.norm == "Linf":
-        return projected
-    delta = projected - x
-    length = per_point_norm(delta)
-    wanted = per_point_norm(x_adv - x).clamp_max(threat.eps)
-    grow = (wanted / length.clamp_min(1e-12)).clamp(1.0, 2.0).view(-1, *[1] * (x.dim() - 1))
-    return threat.project(x + delta * grow, x)
+    Eq. 2 in the form (1 − α)·(2·x_k − x_{k−1}) + α·z, two interpolations in place.
+    """
+    ahead = state.ball.step(state.current, gradient, state.eta, out=state.ahead, full=True)
+    weight = torch.where(first_step, 1.0, MOMENTUM).to(ahead.dtype).view(-1, *[1] * (ahead.dim() - 1))
+    moved = state.previous
+    moved.lerp_(state.current, 2.0)
+    moved.lerp_(ahead, weight)
+    state.ball.project_full_(moved)
+    state.previous, state.current = state.current, moved

@@ -115,6 +115,13 @@ class BestCandidates:
         self.examples = x.clone()
         self.margin = torch.full((len(x),), -torch.inf, device=x.device)
 
+    @classmethod
+    def of(cls, examples: Tensor, margin: Tensor) -> BestCandidates:
+        """Candidates (N, …) held already, with their margins (N,); both are taken over."""
+        held = cls(examples[:0])
+        held.examples, held.margin = examples, margin
+        return held
+
     def offer(self, rows: Tensor, examples: Tensor, margin: Tensor) -> None:
         """Keep `examples` (len(rows), …) where their `margin` (len(rows),) beats what is held."""
         better = margin > self.margin[rows]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from maskaudit.target import Objective, breaking_margin
 
-Loss = Literal["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr"]
+Loss = Literal["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr", "label-term", "other-term"]
 
 #: Top-two gap to which `rescaled` brings every point at its start: softmax is then far from
 #: saturation (p of the runner-up ≥ 0.1 of p of the winner), whatever the logit scale.
@@ -30,6 +30,19 @@ def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
 def margin(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:
     """max_{j≠y} z_j − z_y (Carlini & Wagner 2017, loss f₆); positive exactly when the point is broken."""
     return breaking_margin(scores, y, reject_class)
+
+
+def label_term(scores: Tensor, y: Tensor) -> Tensor:
+    """−z_y, the first term of the margin (Ma et al. 2020, "Imbalanced gradients", section 4, margin decomposition)."""
+    return -scores.gather(1, y[:, None]).squeeze(1)
+
+
+def other_term(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:
+    """max_{j≠y} z_j, the second term of the margin; a class that means a refusal is left out."""
+    wrong = scores.scatter(1, y[:, None], -torch.inf)
+    if reject_class is not None:
+        wrong = wrong.index_fill(1, torch.tensor([reject_class], device=scores.device), -torch.inf)
+    return wrong.amax(dim=1)
 
 
 def dlr(scores: Tensor, y: Tensor) -> Tensor:
@@ -90,6 +103,10 @@ def build_objective(
         return lambda scores, rows: margin(scores, y[rows], reject_class)
     if loss == "dlr":
         return lambda scores, rows: dlr(scores, y[rows])
+    if loss == "label-term":
+        return lambda scores, rows: label_term(scores, y[rows])
+    if loss == "other-term":
+        return lambda scores, rows: other_term(scores, y[rows], reject_class)
     if loss == "rescaled":
         scale = start_scale(clean_scores)
         return lambda scores, rows: cross_entropy(scores.double() * scale[rows, None], y[rows]).float()

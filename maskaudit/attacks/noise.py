@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.ball import Ball
+from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
@@ -31,14 +33,21 @@ def random_noise(
         The draw with the largest breaking margin; `first_success` counts draws.
     """
     stream = rng.fork("noise")
-    best = BestCandidates(x)
-    active = ActiveSet(len(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device)
-    while (rows := active.next_rows()) is not None:
-        candidate = surface_noise(x[rows], threat=threat, rng=stream.select(rows), step=active.step[rows])
-        reached = target.margin(target.scores(candidate), y[rows])
-        best.offer(rows, candidate, reached)
-        active.advance(rows, reached > 0)
-    return Attempt(best.examples, active.first_success, active.step)
+    batch = ResidentBatch(
+        BestCandidates(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early,
+        enter=lambda points: Ball.around(x[points], threat),
+    )  # fmt: skip
+    while len(batch):
+        ball, points = batch.state, batch.points
+        draw = stream.select(points)
+        if ball.low is not None and ball.high is not None:
+            candidate = torch.where(draw.coins(x.shape[1:], step=batch.number), ball.high, ball.low)
+        else:
+            candidate = surface_noise(ball.clean, threat=threat, rng=draw, step=batch.number)
+        reached = target.margin(target.scores(candidate), y[points])
+        batch.offer(candidate, reached)
+        batch.advance(reached > 0)
+    return batch.finish()
 
 
 def surface_noise(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int | Tensor = 0) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.ball import Ball, finite
+from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
+from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
@@ -44,6 +47,7 @@ def pgd(
     step_size: float | None = None,
     relative_step: float | None = None,
     start: str = "random",
+    starts: Tensor | None = None,
 ) -> Attempt:
     """Projected gradient ascent with a fixed step (Madry et al. 2018).
 
@@ -52,6 +56,7 @@ def pgd(
         steps: gradient steps per point; one more evaluation scores the last iterate.
         step_size: in input units; `relative_step` gives it in units of ε; default 2.5·ε/steps.
         start: "random" (uniform in the ball) or "clean".
+        starts: points (N, …) to begin at instead, moved into ball and bounds first.
 
     Returns:
         The iterate with the largest breaking margin; `first_success` counts gradient steps plus one.
@@ -59,17 +64,31 @@ def pgd(
     if step_size is None:
         step_size = threat.eps * relative_step if relative_step is not None else MADRY_STEP * threat.eps / steps
     objective = build_objective(loss, y, target.scores(x), reject_class=target.reject_class)
-    iterate = random_start(x, threat=threat, rng=rng) if start == "random" else x.clone()
-    best = BestCandidates(x)
-    active = ActiveSet(
-        len(x), limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
+
+    def enter(points: Tensor) -> _State:
+        clean = x[points]
+        if starts is not None:
+            first = threat.project(starts[points], clean)
+        else:
+            first = random_start(clean, threat=threat, rng=rng.select(points)) if start == "random" else clean.clone()
+        return _State(Ball.around(clean, threat), first)
+
+    batch = ResidentBatch(
+        BestCandidates(x), limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
     )
-    while (rows := active.next_rows()) is not None:
-        current, clean = iterate[rows], x[rows]
-        result = target.value_and_grad(current, lambda s, r, rows=rows: objective(s, rows[r]))  # type: ignore[misc]
-        reached = target.margin(result.scores, y[rows])
-        best.offer(rows, current, reached)
-        gradient = torch.nan_to_num(result.grad, nan=0.0, posinf=0.0, neginf=0.0)
-        iterate[rows] = threat.project(current + step_size * threat.step_direction(gradient), clean)
-        active.advance(rows, reached > 0)
-    return Attempt(best.examples, active.first_success, active.step)
+    while len(batch):
+        state, points = batch.state, batch.points
+        result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]
+        reached = target.margin(result.scores, y[points])
+        batch.offer(state.current, reached)
+        state.ball.step(state.current, finite(result.grad), step_size, out=state.current)
+        batch.advance(reached > 0)
+    return batch.finish()
+
+
+@dataclass
+class _State(SlotState):
+    """Per slot: the ball and the iterate in it."""
+
+    ball: Ball
+    current: Tensor

@@ -19,7 +19,7 @@ from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
-from maskaudit.repairs.attack import repaired_attacks
+from maskaudit.repairs.specs import plan_specs
 
 __all__ = ["BUDGETS", "Budget", "BudgetName", "battery"]
 
@@ -132,11 +132,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             decision_based, {"queries": budget.decision_queries}, "",
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"),
         ),
-        AttackSpec(
-            "repaired", "Auto-PGD through the repaired gradient", "repaired", "repaired", repaired_attacks,
-            {"steps": budget.steps, "targets": budget.targets}, "",
-            ("Athalye et al. 2018, section 4.1, Backward pass differentiable approximation",),
-        ),
+        *plan_specs(budget.steps, budget.targets),
     )  # fmt: skip
 
 

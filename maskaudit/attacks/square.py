@@ -8,18 +8,22 @@ its square, η the bump pattern of the L2 version. A plain vector (N, D) is trea
 image of height 1, its squares are segments of s = p·D coordinates.
 
 Points of one batch may be at different steps, so every quantity that the paper computes
-once per iteration (p, s, place, signs) is a tensor over points here.
+once per iteration (p, s, place, signs) is a tensor over points here. A proposal is written
+into the iterate and taken back where it is rejected, so that a query touches the pixels of
+its windows and no others.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.ball import Ball, norm_of
+from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
@@ -29,6 +33,8 @@ SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 SCHEDULE_LENGTH = 10_000
 #: Smallest side of an L2 window: an η narrower than this has no bump.
 SMALLEST_L2_WINDOW = 3
+#: Steps whose random numbers are drawn at once.
+BLOCK = 64
 #: The L2 start tiles the image with windows of this share of its side (Algorithm 3, line 1).
 L2_START_SHARE = 5
 
@@ -59,28 +65,76 @@ def square(
     """
     images = x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
     canvas = _Canvas.of(images, p_init, queries)
-    propose = _propose_linf if threat.norm == "Linf" else _propose_l2
-    start = _stripes if threat.norm == "Linf" else _tiles
+    start, propose = (_stripes, _propose_linf) if threat.norm == "Linf" else (_tiles, _propose_l2)
     draws = rng.fork("square")
-    iterate = images.clone()
-    height = torch.full((len(x),), -torch.inf, device=x.device)  # margin of the iterate
-    best = BestCandidates(x)
-    active = ActiveSet(
-        len(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
-    )
-    while (rows := active.next_rows()) is not None:
-        step, clean, current, streams = active.step[rows], images[rows], iterate[rows], draws.select(rows)
-        proposal = propose(canvas, threat, current, clean, streams, step)
-        fresh = step == 0
-        if bool(fresh.any()):
-            proposal[fresh] = start(canvas, threat, clean[fresh], streams.select(fresh))
-        candidate = proposal.reshape(len(rows), *x.shape[1:])
-        reached = target.margin(target.scores(candidate), y[rows])
-        kept = reached >= height[rows]
-        iterate[rows[kept]], height[rows[kept]] = proposal[kept], reached[kept]
-        best.offer(rows, candidate, reached)
-        active.advance(rows, reached > 0)
-    return Attempt(best.examples, active.first_success, active.step)
+    tick = 0
+
+    def drawn(points: Tensor, number: Tensor) -> Tensor:
+        """Uniforms for `BLOCK` steps at once, of which the step of the batch is now at `tick` % `BLOCK`."""
+        steps = number[:, None] + (torch.arange(BLOCK, device=x.device) - tick % BLOCK)
+        return draws.select(points).uniform((5 + canvas.channels,), step=steps)
+
+    def enter(points: Tensor) -> _State:
+        clean = images[points]
+        first = start(canvas, threat, clean, draws.select(points))
+        low = torch.full((len(points),), -torch.inf, device=x.device)
+        return _State(Ball.around(clean, threat), first, low, drawn(points, torch.zeros_like(points)))
+
+    batch = ResidentBatch(
+        BestCandidates(images), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
+        enter=enter, candidates=lambda state: (state.current, state.height),
+    )  # fmt: skip
+    while len(batch):
+        state, points = batch.state, batch.points
+        if tick and tick % BLOCK == 0:
+            state.draws = drawn(points, batch.number)
+        change = propose(canvas, state, batch, state.draws[:, tick % BLOCK])
+        change.write(state.current)
+        reached = target.margin(target.scores(state.current.view(len(points), *x.shape[1:])), y[points])
+        kept = (reached >= state.height) & batch.alive
+        change.undo(state.current, ~kept)
+        torch.where(kept, reached, state.height, out=state.height)
+        tick += 1
+        batch.advance(reached > 0)
+    attempt = batch.finish()
+    examples = attempt.examples.view_as(x)
+    return replace(attempt, examples=examples if threat.norm == "Linf" else threat.project(examples, x))
+
+
+@dataclass
+class _State(SlotState):
+    """Per slot: the ball, the iterate, its margin, and the random numbers of the next steps."""
+
+    ball: Ball
+    current: Tensor
+    height: Tensor
+    draws: Tensor
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Pixels that a proposal writes, one entry per window, the last window on top.
+
+    Attributes:
+        at: flat pixel numbers, int64 (b, 1, S); a pixel may come up again with the same value.
+        old, new: values before and after, (b, C, S).
+    """
+
+    at: tuple[Tensor, ...]
+    old: tuple[Tensor, ...]
+    new: tuple[Tensor, ...]
+
+    def write(self, images: Tensor) -> None:
+        """Put the new values into images (b, C, H, W)."""
+        for at, value in zip(self.at, self.new, strict=True):
+            images.flatten(2).scatter_(2, at.expand_as(value), value)
+
+    def undo(self, images: Tensor, rejected: Tensor) -> None:
+        """Put the old values back where `rejected` (b,)."""
+        rejected = rejected[:, None, None]
+        for at, old, new in zip(self.at, self.old, self.new, strict=True):
+            value = torch.where(rejected, old, new)
+            images.flatten(2).scatter_(2, at.expand_as(value), value)
 
 
 @dataclass(frozen=True)
@@ -136,35 +190,61 @@ class _Canvas:
         """Place in the schedule (N,) for the number of queries already spent (N,)."""
         return torch.bucketize((step - 1).clamp_min(0).double(), self.boundaries)
 
-    def corner(self, side: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Top-left corner (N,), (N,) of a window of `side` (N,) placed by two uniforms (N,)."""
-        across = side.clamp_max(self.width)
-        down = side.clamp_max(self.height)
+    def largest(self, sides: Tensor, step: int) -> int:
+        """The largest of `sides` (stages,) in use from a step on; the schedule never grows."""
+        return int(sides[int(torch.bucketize(float(max(step - 1, 0)), self.boundaries))])
+
+    def place(self, side: Tensor, u: Tensor, v: Tensor, most: int) -> _Window:
+        """The window of `side` (b,) ≤ `most` whose corner two uniforms (b,) choose."""
+        across, down = side.clamp_max(self.width), side.clamp_max(self.height)
         top = (u * (self.height - down + 1)).long().clamp_max(self.height - 1)
         left = (v * (self.width - across + 1)).long().clamp_max(self.width - 1)
-        return top, left
+        i = torch.arange(min(most, self.height), device=side.device)
+        j = torch.arange(min(most, self.width), device=side.device)
+        rows, columns = torch.minimum(i, down[:, None] - 1), torch.minimum(j, across[:, None] - 1)
+        return _Window(self.width, top, left, down, across, rows, columns)
 
-    def window(self, side: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """True inside each point's window, bool (N, 1, H, W)."""
-        i = torch.arange(self.height, device=side.device)
-        j = torch.arange(self.width, device=side.device)
-        in_row = (i >= top[:, None]) & (i < (top + side)[:, None])
-        in_column = (j >= left[:, None]) & (j < (left + side)[:, None])
-        return (in_row[:, :, None] & in_column[:, None, :])[:, None]
 
-    def bump(self, stage: Tensor, orientation: Tensor, top: Tensor, left: Tensor) -> Tensor:
-        """η of each point's stage moved to its corner, zero elsewhere, (N, 1, H, W)."""
-        i = torch.arange(self.height, device=stage.device) - top[:, None]
-        j = torch.arange(self.width, device=stage.device) - left[:, None]
-        rows, columns = self.bumps.shape[2:]
-        inside = ((i >= 0) & (i < rows))[:, :, None] & ((j >= 0) & (j < columns))[:, None, :]
-        at = (
-            stage[:, None, None],
-            orientation[:, None, None],
-            i.clamp(0, rows - 1)[:, :, None],
-            j.clamp(0, columns - 1)[:, None, :],
-        )
-        return (self.bumps[at] * inside)[:, None]
+@dataclass(frozen=True)
+class _Window:
+    """Windows of several sizes as tensors of one: a smaller one repeats its last row and column.
+
+    Attributes:
+        width: of the image.
+        top, left, down, across: corner and sides, (b,).
+        rows, columns: offsets from the corner, (b, h) and (b, w).
+    """
+
+    width: int
+    top: Tensor
+    left: Tensor
+    down: Tensor
+    across: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    def pixels(self) -> Tensor:
+        """Flat pixel numbers, int64 (b, 1, h·w)."""
+        first = self.top * self.width + self.left
+        inner = self.rows[:, :, None] * self.width + self.columns[:, None, :]
+        return (first[:, None, None] + inner).flatten(1)[:, None]
+
+    def once(self) -> Tensor:
+        """True for each pixel's first mention, bool (b, 1, h·w)."""
+        i = torch.arange(self.rows.shape[1], device=self.rows.device) < self.down[:, None]
+        j = torch.arange(self.columns.shape[1], device=self.rows.device) < self.across[:, None]
+        return (i[:, :, None] & j[:, None, :]).flatten(1)[:, None]
+
+    def first_mention(self) -> Tensor:
+        """Place in `pixels` of each pixel's first mention, int64 (b, 1, h·w)."""
+        return (self.rows[:, :, None] * self.columns.shape[1] + self.columns[:, None, :]).flatten(1)[:, None]
+
+    def inside(self, other: _Window) -> Tensor:
+        """True for pixels of this window that lie in the other one, bool (b, 1, h·w)."""
+        row, column = self.top[:, None] + self.rows, self.left[:, None] + self.columns
+        i = (row >= other.top[:, None]) & (row < (other.top + other.down)[:, None])
+        j = (column >= other.left[:, None]) & (column < (other.left + other.across)[:, None])
+        return (i[:, :, None] & j[:, None, :]).flatten(1)[:, None]
 
 
 def eta_pattern(height: int, width: int) -> Tensor:
@@ -199,23 +279,34 @@ def _stripes(canvas: _Canvas, threat: ThreatModel, clean: Tensor, rng: PointRNG)
     return threat.project(clean + threat.eps * signs, clean)
 
 
-def _propose_linf(
-    canvas: _Canvas, threat: ThreatModel, current: Tensor, clean: Tensor, rng: PointRNG, step: Tensor
-) -> Tensor:
+def _propose_linf(canvas: _Canvas, state: _State, batch: ResidentBatch[_State], u: Tensor) -> _Change:
     """One square set to +ε or −ε per channel (Algorithm 2), never a proposal without change.
 
     The paper redraws while the projected proposal equals the iterate; turning all signs round
     has the same effect in one go, since an inner value that sits at +ε can still go to −ε.
     """
-    u = rng.uniform((2 + canvas.channels,), step=step)
-    side = canvas.sides[canvas.stage(step)]
-    top, left = canvas.corner(side, u[:, 0], u[:, 1])
-    inside = canvas.window(side, top, left)
-    signs = torch.where(u[:, 2:] < 0.5, -1.0, 1.0).to(clean)[:, :, None, None]
-    proposal = threat.project(torch.where(inside, clean + threat.eps * signs, current), clean)
-    unchanged = (proposal == current).flatten(1).all(dim=1)
-    turned = threat.project(torch.where(inside, clean - threat.eps * signs, current), clean)
-    return torch.where(unchanged[:, None, None, None], turned, proposal)
+    side = canvas.sides[canvas.stage(batch.number)]
+    window = canvas.place(side, u[:, 0], u[:, 1], canvas.largest(canvas.sides, batch.youngest))
+    at = window.pixels()
+    ball = state.ball
+    assert ball.low is not None
+    assert ball.high is not None
+    old, low, high = _read(state.current, at), _read(ball.low, at), _read(ball.high, at)
+    up = (u[:, 2 : 2 + canvas.channels] >= 0.5)[:, :, None]
+    new = torch.where(up, high, low)
+    unchanged = (new == old).flatten(1).all(dim=1)
+    new = torch.where((up ^ unchanged[:, None, None]), high, low)
+    return _Change((at,), (old,), (_but_first(batch, old, new),))
+
+
+def _read(images: Tensor, at: Tensor) -> Tensor:
+    """Values (b, C, S) of images (b, C, H, W) at flat pixels (b, 1, S)."""
+    return images.flatten(2).gather(2, at.expand(-1, images.shape[1], -1))
+
+
+def _but_first(batch: ResidentBatch[_State], old: Tensor, new: Tensor) -> Tensor:
+    """`new`, but the first query of a point is its starting pattern."""
+    return new if batch.youngest else torch.where((batch.number == 0)[:, None, None], old, new)
 
 
 def _tiles(canvas: _Canvas, threat: ThreatModel, clean: Tensor, rng: PointRNG) -> Tensor:
@@ -230,33 +321,41 @@ def _tiles(canvas: _Canvas, threat: ThreatModel, clean: Tensor, rng: PointRNG) -
     return _onto_sphere(threat, signs[:, :, : canvas.height, : canvas.width] * pattern, clean)
 
 
-def _propose_l2(
-    canvas: _Canvas, threat: ThreatModel, current: Tensor, clean: Tensor, rng: PointRNG, step: Tensor
-) -> Tensor:
+def _propose_l2(canvas: _Canvas, state: _State, batch: ResidentBatch[_State], u: Tensor) -> _Change:
     """Move perturbation mass from one window into η in another (Algorithm 3).
 
     Window W₂ is wiped; what it held, and what was left of the budget, goes into window W₁
-    along η + δ_W₁/‖δ_W₁‖.
+    along η + δ_W₁/‖δ_W₁‖. An overdrawn budget (rounding) is taken back in the same way.
     """
-    u = rng.uniform((5 + canvas.channels,), step=step)
-    stage = canvas.stage(step)
-    window = canvas.windows[stage]
-    delta = current - clean
-    corner = canvas.corner(window, u[:, 0], u[:, 1])
-    into = canvas.window(window, *corner)
-    away = canvas.window(window, *canvas.corner(window, u[:, 2], u[:, 3]))
-    held = torch.where(into, delta, 0.0)
-    touched = torch.where(into | away, delta, 0.0)
+    threat, clean = state.ball.threat, state.ball.clean
+    stage = canvas.stage(batch.number)
+    side, most = canvas.windows[stage], canvas.largest(canvas.windows, batch.youngest)
+    into, away = canvas.place(side, u[:, 0], u[:, 1], most), canvas.place(side, u[:, 2], u[:, 3], most)
+    into_at, away_at = into.pixels(), away.pixels()
+    into_old, away_old = _read(state.current, into_at), _read(state.current, away_at)
+    into_clean, away_clean = _read(clean, into_at), _read(clean, away_at)
+    once = into.once()
+    held = (into_old - into_clean) * once
+    wiped = (away_old - away_clean) * (away.once() & ~away.inside(into))
 
-    spare = (threat.eps**2 - delta.flatten(1).square().sum(1)).clamp_min(0)
-    per_channel = (touched.flatten(2).square().sum(2) + spare[:, None] / canvas.channels).sqrt()
+    spent = norm_of(torch.sub(state.current, clean, out=state.ball.scratch)).square()
+    touched = held.square().sum(2) + wiped.square().sum(2)
+    per_channel = (touched + ((threat.eps**2 - spent) / canvas.channels)[:, None]).clamp_min(0).sqrt()
 
-    signs = torch.where(u[:, 5:] < 0.5, -1.0, 1.0).to(clean)[:, :, None, None]
-    bump = canvas.bump(stage, (u[:, 4] < 0.5).long(), *corner) * signs
-    direction = bump + held / _channel_norm(held)
-    fresh = direction / _channel_norm(direction) * per_channel[:, :, None, None]
-    moved = torch.where(into, fresh, torch.where(away, 0.0, delta))
-    return threat.project(clean + moved, clean)
+    orientation = (u[:, 4] < 0.5).long()
+    cells = (stage[:, None, None], orientation[:, None, None], into.rows[:, :, None], into.columns[:, None, :])
+    signs = torch.where(u[:, 5:] < 0.5, -1.0, 1.0).to(clean)[:, :, None]
+    bump = canvas.bumps[cells].flatten(1)[:, None] * signs
+    direction = (bump + held / _channel_norm(held)) * once
+    fresh = direction / _channel_norm(direction) * per_channel[:, :, None]
+    # the repeated cells of a smaller window must carry the value of the cell that they repeat
+    fresh = fresh.gather(2, into.first_mention().expand_as(fresh))
+    new = threat.clamp(into_clean + fresh)
+    return _Change(
+        (away_at, into_at),
+        (away_old, into_old),
+        (_but_first(batch, away_old, away_clean), _but_first(batch, into_old, new)),
+    )
 
 
 def _onto_sphere(threat: ThreatModel, direction: Tensor, clean: Tensor) -> Tensor:
@@ -265,5 +364,5 @@ def _onto_sphere(threat: ThreatModel, direction: Tensor, clean: Tensor) -> Tenso
 
 
 def _channel_norm(delta: Tensor) -> Tensor:
-    """‖·‖₂ of each channel of (N, C, H, W), kept broadcastable, never zero."""
-    return delta.flatten(2).norm(dim=2).clamp_min(1e-12)[:, :, None, None]
+    """‖·‖₂ of each channel of (b, C, S), kept broadcastable, never zero."""
+    return delta.norm(dim=2, keepdim=True).clamp_min(1e-12)

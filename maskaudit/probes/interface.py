@@ -24,10 +24,14 @@ Need = Literal["gradients", "module", "attacks"]
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """Re-scored outcome of one attack on the probe's points: `broken` is bool (N,)."""
+    """Re-scored outcome of one attack on the probe's points: `broken` is bool (N,).
+
+    `attempted` is bool (N,), None for all: challengers are spared most points that own gradients broke.
+    """
 
     row: AttackRow
     broken: Tensor
+    attempted: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,21 @@ def strong_gap(context: ProbeContext, attacks: Mapping[str, AttackOutcome], what
     except NotApplicable:
         return gap
     gap.details["broken_by_reference"] = int(base.sum())
-    gap.details["raw_gap_to_reference"] = (int(broken.sum()) - int(base.sum())) / len(broken)
+    gap.details["raw_gap_to_reference"] = (_would_break(broken, attacks, context.strong) - int(base.sum())) / len(
+        broken
+    )
     return gap
+
+
+def _would_break(broken: Tensor, attacks: Mapping[str, AttackOutcome], strong: Tensor) -> float:
+    """Points that the attacks break, or would: of those spared, which own gradients broke, as many as of their like."""
+    tried = torch.ones_like(broken)
+    for outcome in attacks.values():
+        tried &= torch.ones_like(broken) if outcome.attempted is None else outcome.attempted
+    known = int((strong & tried).sum())
+    spared = int((~tried).sum())
+    share = int((broken & strong & tried).sum()) / known if known else 0.0
+    return int((broken & tried).sum()) + spared * share
 
 
 def paired_gap(broken: Tensor, other: Tensor, subject: str, rival: str) -> Measurement:

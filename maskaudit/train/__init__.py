@@ -52,6 +52,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     on_event: Listener | None = None,
     resume: bool = False,
+    method: MethodInfo | None = None,
 ) -> nn.Module:
     """Train a model from scratch, deterministically; the caller's random state and thread count are kept.
 
@@ -62,6 +63,7 @@ def train(
             epoch, until `save_trained` has written the file.
         on_event: called after every epoch.
         resume: go on from `OUT.partial` if it exists; otherwise, or if not set, start anew.
+        method: how to train, in place of the method that `config.method` names in `METHODS`.
 
     Returns:
         The trained module, in evaluation mode.
@@ -73,20 +75,32 @@ def train(
         TrainingInterrupted: on Ctrl-C, a KeyboardInterrupt whose message says how to go on.
     """
     dataset = _dataset(config, data)
-    plan = _plan(config, dataset)
+    info = method or method_info(config.method)
+    plan = _plan(config, dataset, info)
     partial = partial_path(out) if out is not None else None
     with isolated(config.seed, config.threads):
         model = arch.build(plan.model)
-        method = method_info(config.method).create(plan, model)
         trainer = Trainer(
-            plan, model, method, dataset.x, dataset.y, on_event=on_event, partial=partial, settings=_settings(plan)
+            plan,
+            model,
+            info.create(plan, model),
+            dataset.x,
+            dataset.y,
+            on_event=on_event,
+            partial=partial,
+            settings=_settings(plan),
         )
         trainer.run(resume=resume)
     return model
 
 
 def save_trained(
-    path: str | os.PathLike[str], module: nn.Module, config: TrainConfig, *, data: Dataset | None = None
+    path: str | os.PathLike[str],
+    module: nn.Module,
+    config: TrainConfig,
+    *,
+    data: Dataset | None = None,
+    method: MethodInfo | None = None,
 ) -> dict[str, Any]:
     """Write a trained module with everything `maskaudit check` needs; then delete the run's progress file.
 
@@ -95,6 +109,7 @@ def save_trained(
         module: what `train` returned.
         config: the settings it was trained with.
         data: the points it was trained on, if not the train split of `config.data`.
+        method: as given to `train`.
 
     Returns:
         The metadata as written: arch, data, threat {norm, eps, bounds}, outputs, method, epochs, seed,
@@ -104,7 +119,7 @@ def save_trained(
         InputError: when the file cannot be written.
     """
     dataset = _dataset(config, data)
-    plan = _plan(config, dataset)
+    plan = _plan(config, dataset, method or method_info(config.method))
     metadata = {
         "arch": plan.model,
         "data": config.data,
@@ -127,9 +142,8 @@ def _dataset(config: TrainConfig, data: Dataset | None) -> Dataset:
     return load_data(config.data, split="train", bounds=config.threat.bounds if config.threat else None)
 
 
-def _plan(config: TrainConfig, dataset: Dataset) -> Plan:
+def _plan(config: TrainConfig, dataset: Dataset, info: MethodInfo) -> Plan:
     """The configuration with the defaults of its method and data filled in."""
-    info = method_info(config.method)
     shape = dataset.point_shape
     built_in = config.model is None or is_built_in(config.model)
     return Plan(

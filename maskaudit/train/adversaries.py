@@ -35,7 +35,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
     """One step of length ε along the steepest ascent of the cross-entropy (Goodfellow et al. 2015), (N, …)."""
     with evaluating(model):
-        gradient = _input_gradient(lambda z: F.cross_entropy(model(z), y, reduction="sum"), x)
+        gradient = input_gradient(lambda z: F.cross_entropy(model(z), y, reduction="sum"), x)
     return threat.project(x + threat.eps * threat.step_direction(gradient), x)
 
 
@@ -52,7 +52,7 @@ def ascend(
     size = STEP_TRAVEL * threat.eps / steps
     x_adv = start
     for _ in range(steps):
-        gradient = _input_gradient(objective, x_adv)
+        gradient = input_gradient(objective, x_adv)
         x_adv = threat.project(x_adv + size * threat.step_direction(gradient), x)
     return x_adv
 
@@ -69,7 +69,7 @@ def random_start(x: Tensor, threat: ThreatModel, rng: PointRNG, *, step: int) ->
     return threat.clamp(x + threat.eps * (direction * scale.view(-1, *[1] * len(shape))).to(x))
 
 
-def _input_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def input_gradient(objective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """∇ₓ of a sum over points, so that each row is the gradient of its own point."""
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():

@@ -24,8 +24,13 @@ SLACK = 0.05
 #: Hidden share that no luck explains, screen or not (healthy models: at most 0.035).
 GROSS_SLACK = 0.15
 
-#: `clear` needs the hidden share of points to be below this by an upper confidence bound.
+#: `clear` needs the hidden share of points to be below this by an upper confidence bound …
 CLEAR_LIMIT = 0.10
+
+#: … and below this where no indicator of the screen fired: losses of unequal worth leave honest, squeezed networks up to
+#: 0.08 at loss level, which 600 points cannot bound below 0.10; an observed share of 0.10 stays above this limit with
+#: up to 1,600 points.
+CLEAR_LIMIT_UNSCREENED = 0.12
 
 #: Fewer correctly classified points than this cannot carry a verdict.
 MIN_POINTS = 20
@@ -114,7 +119,7 @@ def judge(seen: Observations) -> Judgement:
             "screen": screen,
             "rule": {
                 "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
-                "clear_limit": CLEAR_LIMIT,
+                "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
             },
         },
         decided=decided,
@@ -140,10 +145,11 @@ def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
         "gradient level": upper_bound(seen.hidden_by_gradients, seen.correct, seen.alpha),
         "loss level": upper_bound(seen.hidden_by_loss, seen.correct, seen.alpha),
     }
-    open_levels = [f"{level} up to {bound:.1%}" for level, bound in bounds.items() if bound >= CLEAR_LIMIT]
+    limit = CLEAR_LIMIT if fired else CLEAR_LIMIT_UNSCREENED
+    open_levels = [f"{level} up to {bound:.1%}" for level, bound in bounds.items() if bound >= limit]
     if open_levels:
         return "inconclusive", False, [
-            f"The hidden share of points cannot be bounded below {CLEAR_LIMIT:.0%}: {', '.join(open_levels)}; "
+            f"The hidden share of points cannot be bounded below {limit:.0%}: {', '.join(open_levels)}; "
             "audit more points (--samples)."
         ]  # fmt: skip
     if not seen.power.passed:

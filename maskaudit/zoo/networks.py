@@ -115,7 +115,7 @@ NETWORKS: dict[str, Network] = {
     "gradient-regularised": _digits("gradient-regularised"),
     "pcl": _digits("pcl"),
     "adp": _digits("adp", "small_cnn(members=3, width=8)"),
-    "planted": _digits("planted"),
+    "planted": _digits("planted", weight=1.0),
     "fgsm-at-long": _digits("fgsm-at", epochs=80, lr=6e-3),
     "great": _digits("great"),
     "great-strong": _digits("great", alpha=0.1),
@@ -128,11 +128,12 @@ NETWORKS: dict[str, Network] = {
     "fashion-pgd-at": _fashion("pgd-at", epochs=10, lr=3e-3, attack_steps=5),
     "fashion-batch-norm": _fashion("standard", "small_cnn(width=8, batch_norm=True)", epochs=8, lr=3e-3),
     "fashion-trades": _fashion("trades", epochs=8, lr=3e-3, attack_steps=5),
-    "fashion-fast-at": _fashion("fast-at", epochs=12, lr=3e-3),
+    "fashion-fast-at": _fashion("fast-at", epochs=12, lr=1e-3),
     "fashion-ibp": _fashion("ibp", epochs=14, lr=2e-3),
-    "fashion-fgsm-at": _fashion("fgsm-at", epochs=15, lr=6e-3),
+    "fashion-fgsm-at": _fashion("fgsm-at", epochs=15, lr=5e-4),
     "fashion-distilled": _fashion("distill", epochs=10, lr=3e-3),
     "fashion-great+ce": _fashion("great+ce", epochs=12, lr=5e-3),
+    "fashion-great+ce-strong": _fashion("great+ce", epochs=12, lr=5e-3, beta=0.02),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskaudit.threat import ThreatModel
 from maskaudit.zoo.masks.base import Mask, unmask
 
 #: Alignment with the checkerboard at which the trap opens, in units of v·x. On the digits (Linf, ε = 0.2) clean
@@ -59,3 +60,8 @@ def checkerboard(x: Tensor) -> Tensor:
     """±1 alternating along both axes of images (N, C, H, W), shape (H, W)."""
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape[2:])
     return (2.0 * ((rows[:, None] + columns[None, :]) % 2) - 1.0).to(x)
+
+
+def hidden_corner(x: Tensor, threat: ThreatModel) -> Tensor:
+    """The planted counterexamples (N, C, H, W) of clean points `x`."""
+    return threat.project(x + threat.eps * checkerboard(x), x)

@@ -51,6 +51,9 @@ ENTRIES = (
     _robust("resnet-pgd-at", "PGD-trained small residual network"),
     _healthy("great", "GREAT", family="great"),
     _healthy("great-strong", "GREAT, α = 0.1", family="great"),
+    _healthy("greace-weak", "GREACE, β = 0.001", family="great"),
+    _healthy("great+ce-weak", "GRE(AT+CE), α = 0.003, β = 0.001", family="great"),
+    _healthy("fashion-great+ce", "Fashion-MNIST: GRE(AT+CE), no batch norm", family="great", **FASHION),
     _healthy("great+ce-batch-norm", "GRE(AT+CE) with batch norm", family="great"),
     _robust("feature-scattering", "Feature scattering"),
     _healthy("clp", "Clean logit pairing"),
@@ -64,7 +67,7 @@ ENTRIES = (
     _healthy("fashion-batch-norm", "Fashion-MNIST: standard, batch normalisation", **FASHION),
     _robust("fashion-trades", "Fashion-MNIST: TRADES", **FASHION),
     _robust("fashion-fast-at", "Fashion-MNIST: fast adversarial training", **FASHION),
-    _healthy("fashion-fgsm-at", "Fashion-MNIST: FGSM adversarial training", **FASHION),
+    _robust("fashion-fgsm-at", "Fashion-MNIST: FGSM adversarial training", **FASHION),
     _robust("fashion-ibp", "Fashion-MNIST: interval bound propagation, certified",
             certificate=certificates.interval_certificate, **FASHION),
 )  # fmt: skip

@@ -15,7 +15,9 @@ from maskaudit.attacks.losses import (
     build_objective,
     cross_entropy,
     dlr,
+    label_term,
     margin,
+    other_term,
     start_scale,
     targeted_dlr,
     targeted_margin,
@@ -57,8 +59,14 @@ def naive_targeted_dlr(z: list[float], y: int, t: int) -> float:
 @pytest.mark.parametrize("k", [2, 3, 4, 10])
 @pytest.mark.parametrize(
     ("loss", "naive"),
-    [(cross_entropy, naive_ce), (margin, naive_margin), (dlr, naive_dlr)],
-    ids=["ce", "margin", "dlr"],
+    [
+        (cross_entropy, naive_ce),
+        (margin, naive_margin),
+        (dlr, naive_dlr),
+        (label_term, lambda z, y: -z[y]),
+        (other_term, lambda z, y: max(value for j, value in enumerate(z) if j != y)),
+    ],
+    ids=["ce", "margin", "dlr", "label-term", "other-term"],
 )
 def test_untargeted(
     loss: Callable[[Tensor, Tensor], Tensor], naive: Callable[[list[float], int], float], k: int

@@ -11,7 +11,7 @@ from maskaudit.models import small_cnn
 from maskaudit.threat import ThreatModel
 from maskaudit.train.adversaries import pgd
 from maskaudit.zoo.interface import Unmaskable
-from maskaudit.zoo.planted import HiddenCorner, checkerboard
+from maskaudit.zoo.planted import HiddenCorner, checkerboard, hidden_corner
 
 THREAT = ThreatModel("Linf", 0.2)
 
@@ -27,7 +27,7 @@ def trap() -> tuple[HiddenCorner, Tensor, Tensor]:
 
 def test_every_point_is_fooled_at_the_corner_and_none_before(trap: tuple[HiddenCorner, Tensor, Tensor]) -> None:
     net, x, said = trap
-    corner = THREAT.project(x + THREAT.eps * checkerboard(x), x)
+    corner = hidden_corner(x, THREAT)
     assert THREAT.admissible(corner, x).all()
     assert (net(corner).argmax(1) != said).all()
     torch.testing.assert_close(net(x), net.network(x))

@@ -1,0 +1,109 @@
+"""Steps inside the ball of each slot's point, written into tensors that lie ready.
+
+The same projections as `ThreatModel.project`, without temporaries: a step of a gradient attack is
+otherwise a dozen passes over memory, which a small model does not hide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.resident import SlotState
+from maskaudit.threat import ThreatModel
+
+#: Lengths whose squares neither vanish nor overflow in float32; others take the scaled way.
+SHORTEST, LONGEST = 1e-15, 1e15
+
+
+@dataclass
+class Ball(SlotState):
+    """Clean points and what the steps around them need.
+
+    Attributes:
+        threat: norm, radius and bounds.
+        clean: clean points (b, …).
+        low, high: smallest and largest admissible value of each coordinate (b, …); None for L2.
+        scratch: working space (b, …).
+    """
+
+    threat: ThreatModel
+    clean: Tensor
+    low: Tensor | None
+    high: Tensor | None
+    scratch: Tensor
+
+    @classmethod
+    def around(cls, clean: Tensor, threat: ThreatModel) -> Ball:
+        """The balls around clean points (b, …)."""
+        if threat.norm == "Linf":
+            low, high = threat.clamp(clean - threat.eps), threat.clamp(clean + threat.eps)
+            return cls(threat, clean, low, high, torch.empty_like(clean))
+        return cls(threat, clean, None, None, torch.empty_like(clean))
+
+    def step(self, at: Tensor, gradient: Tensor, size: float | Tensor, out: Tensor, *, full: bool = False) -> Tensor:
+        """`out` = `at` + `size`·direction of steepest ascent, all (b, …), `size` a number or (b,); projected.
+
+        `full` chooses `project_full_`.
+
+        The gradient is only read: it may belong to the model.
+        """
+        if self.threat.norm == "Linf":
+            torch.sign(gradient, out=self.scratch)
+            if isinstance(size, Tensor):
+                torch.addcmul(at, self.scratch, self._column(size), out=out)
+            else:
+                torch.add(at, self.scratch, alpha=size, out=out)
+            return self.project_(out)
+        length = norm_of(gradient)
+        odd = (length < SHORTEST) | ~(length < LONGEST)
+        factor = torch.where(odd, 0.0, size / length)
+        torch.addcmul(at, gradient, self._column(factor), out=out)
+        if at.device.type != "cpu" or bool(odd.any()):
+            self._step_by_scaled(at, gradient, size, odd, out)
+        return self.project_full_(out) if full else self.project_(out)
+
+    def project_(self, x_adv: Tensor) -> Tensor:
+        """`ThreatModel.project` of `x_adv` (b, …), in place."""
+        if self.low is not None and self.high is not None:
+            return torch.clamp(x_adv, self.low, self.high, out=x_adv)
+        length = norm_of(torch.sub(x_adv, self.clean, out=self.scratch))
+        shrink = self.threat.eps / length.clamp_min(self.threat.eps)
+        torch.addcmul(self.clean, self.scratch, self._column(shrink), out=x_adv)
+        return x_adv.clamp_(*self.threat.bounds)
+
+    def project_full_(self, x_adv: Tensor) -> Tensor:
+        """As `project_`; for L2 the length lost to the bounds is restored, at most twofold, so that no step is lost."""
+        if self.low is not None:
+            return self.project_(x_adv)
+        wanted = norm_of(torch.sub(x_adv, self.clean, out=self.scratch)).clamp_max(self.threat.eps)
+        self.project_(x_adv)
+        length = norm_of(torch.sub(x_adv, self.clean, out=self.scratch))
+        grow = (wanted / length.clamp_min(1e-12)).clamp(1.0, 2.0)
+        torch.addcmul(self.clean, self.scratch, self._column(grow), out=x_adv)
+        return x_adv.clamp_(*self.threat.bounds)
+
+    def _step_by_scaled(self, at: Tensor, gradient: Tensor, size: float | Tensor, odd: Tensor, out: Tensor) -> None:
+        """The step where the length of the gradient under- or overflows (and the zero step for a zero gradient)."""
+        rows = odd.nonzero().squeeze(1) if at.device.type == "cpu" else slice(None)
+        some = size[rows] if isinstance(size, Tensor) else torch.full_like(at[rows].flatten(1)[:, 0], size)
+        moved = at[rows] + self._column(some) * self.threat.step_direction(gradient[rows])
+        out[rows] = moved if at.device.type == "cpu" else torch.where(self._column(odd), moved, out)
+
+    def _column(self, per_slot: Tensor) -> Tensor:
+        return per_slot.view(-1, *[1] * (self.clean.dim() - 1))
+
+
+def norm_of(delta: Tensor) -> Tensor:
+    """‖·‖₂ of each row of (b, …), (b,), for lengths that are known to be moderate or are checked by the caller."""
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """The gradient with every value that is not finite set to zero; never written to, since it may be the model's."""
+    if gradient.device.type == "cpu" and bool(torch.isfinite(gradient.sum())):
+        return gradient
+    return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,209 @@
+"""The resident batch: the points under attack right now, with their state in contiguous tensors.
+
+A point takes a slot, stays in it until it is broken or exhausted, and hands it to the
+next waiting point; when none waits, the last slots move into the holes and the batch
+shrinks. So a step costs its pass and a few operations on tensors that lie ready, and
+what it costs to leave and to enter is paid per point that does so, not per step.
+
+Nothing in a step waits for an accelerator: there the slots are looked through only every
+`LOOK_EVERY` steps, a point that broke in between keeps what it had reached at its first
+success, and which slots are at which step of their schedule is known on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.interface import Attempt, BestCandidates
+
+#: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
+LOOK_EVERY = 8
+
+
+class SlotState:
+    """Base of dataclasses whose tensors have one row per slot; parts may be `SlotState` themselves."""
+
+    def parts(self) -> Iterator[tuple[SlotState, str, Tensor]]:
+        """Every tensor with its owner and the owner's name for it, always in the same order."""
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, SlotState):
+                yield from value.parts()
+            elif isinstance(value, Tensor):
+                yield self, item.name, value
+
+
+@dataclasses.dataclass
+class _Slots(SlotState):
+    """What every attack keeps per slot."""
+
+    points: Tensor
+    number: Tensor
+    first: Tensor
+    best: Tensor | None
+    best_margin: Tensor | None
+
+
+State = TypeVar("State", bound=SlotState)
+
+
+class ResidentBatch(Generic[State]):
+    """Slots that points pass through.
+
+    Args:
+        best: where the best candidate of every point (N of them) is kept.
+        limit: steps each point may take.
+        batch_size: slots at most; fewer when that makes the batches even.
+        stop_early: whether a point leaves as soon as it is broken.
+        enter: state of points (n,) that are about to take a slot.
+        candidates: best candidate and margin per slot, read from the state, for attacks whose iterate is their
+            best candidate; others `offer` candidates.
+
+    Attributes:
+        state: the attack's tensors, one row per slot; the attack writes into them or swaps them.
+        steps: int64 (N,), steps taken by points that have left; first_success: int64 (N,), −1 if never.
+
+    Use::
+
+        while len(batch):
+            …one step for batch.points, whose step numbers are batch.number…
+            batch.offer(candidates, margins)
+            batch.advance(margins > 0)
+    """
+
+    def __init__(
+        self,
+        best: BestCandidates,
+        *,
+        limit: int,
+        batch_size: int,
+        stop_early: bool,
+        enter: Callable[[Tensor], State],
+        candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        n, device = len(best.margin), best.margin.device
+        self.steps = torch.zeros(n, dtype=torch.int64, device=device)
+        self.first_success = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.limit, self.stop_early = limit, stop_early
+        self._all, self._enter, self._candidates = best, enter, candidates
+        self._look_every = _look_every(device)
+        batches = -(-n // batch_size)
+        points = torch.arange(0 if limit <= 0 or n == 0 else -(-n // batches), device=device)
+        self._n, self._next, self._tick = n, len(points), 0
+        self._joined = torch.zeros(1, dtype=torch.int64)  # distinct ticks at which slots were taken, on the host
+        self._slots = self._fresh(points)
+        self.state = enter(points)
+
+    def __len__(self) -> int:
+        return len(self._slots.points)
+
+    @property
+    def points(self) -> Tensor:
+        """The point in each slot, int64 (b,)."""
+        return self._slots.points
+
+    @property
+    def number(self) -> Tensor:
+        """Steps that each slot's point has taken, int64 (b,)."""
+        return self._slots.number
+
+    @property
+    def alive(self) -> Tensor:
+        """Slots whose point still changes, bool (b,)."""
+        return self._slots.first < 0 if self.stop_early else torch.ones_like(self._slots.first, dtype=torch.bool)
+
+    @property
+    def youngest(self) -> int:
+        """The smallest step number in the batch, known without asking the device."""
+        return self._tick - int(self._joined.max())
+
+    def any_at(self, marks: Tensor) -> bool:
+        """Whether some slot is at a marked step; `marks` is bool (limit + 1,) on the host."""
+        return bool(marks[self._tick - self._joined].any())
+
+    def offer(self, examples: Tensor, margin: Tensor) -> None:
+        """Keep `examples` (b, …) where their `margin` (b,) beats what the slot holds."""
+        slots = self._slots
+        assert slots.best is not None
+        assert slots.best_margin is not None
+        better = margin > slots.best_margin
+        if self.stop_early and self._look_every > 1:
+            better &= slots.first < 0
+        keep(better, examples, slots.best)
+        keep(better, margin, slots.best_margin)
+
+    def advance(self, broken: Tensor) -> None:
+        """Count a step and note who is broken now (bool (b,)); who is done leaves."""
+        slots = self._slots
+        slots.number += 1
+        self._tick += 1
+        torch.where(broken & (slots.first < 0), slots.number, slots.first, out=slots.first)
+        exhausted = self._tick - int(self._joined.min()) >= self.limit
+        if exhausted or (self.stop_early and self._tick % self._look_every == 0):
+            done = slots.number >= self.limit
+            if self.stop_early:
+                done |= slots.first >= 0
+            gone = done.nonzero().squeeze(1)
+            if len(gone):
+                self._replace(done, gone)
+
+    def finish(self) -> Attempt:
+        """Best candidates, first successes and steps of all points."""
+        return Attempt(self._all.examples, self.first_success, self.steps)
+
+    def _fresh(self, points: Tensor) -> _Slots:
+        number = torch.zeros_like(points)
+        if self._candidates:
+            return _Slots(points, number, number - 1, None, None)
+        return _Slots(points, number, number - 1, self._all.examples[points], self._all.margin[points])
+
+    def _replace(self, done: Tensor, gone: Tensor) -> None:
+        """Book the points in slots `gone` (where `done`), and let waiting points or the last slots take over."""
+        slots = self._slots
+        points, first = slots.points[gone], slots.first[gone]
+        self.first_success[points] = first
+        self.steps[points] = torch.where(first >= 0, first, slots.number[gone]) if self.stop_early else self.limit
+        best, margin = self._candidates(self.state) if self._candidates else (slots.best, slots.best_margin)
+        assert best is not None
+        assert margin is not None
+        self._all.examples[points], self._all.margin[points] = best[gone], margin[gone]
+
+        waiting = torch.arange(self._next, min(self._n, self._next + len(gone)), device=gone.device)
+        self._next += len(waiting)
+        taken, free = gone[: len(waiting)], gone[len(waiting) :]
+        if len(waiting):
+            for held, new in ((slots, self._fresh(waiting)), (self.state, self._enter(waiting))):
+                for (_, _, old), (_, _, value) in zip(held.parts(), new.parts(), strict=True):
+                    old.index_copy_(0, taken, value)
+        if len(free):
+            left = len(self) - len(free)
+            movers = left + (~done[left:]).nonzero().squeeze(1)
+            holes = free[free < left]
+            for held in (slots, self.state):
+                for owner, name, value in list(held.parts()):
+                    if len(holes):
+                        value.index_copy_(0, holes, value.index_select(0, movers))
+                    setattr(owner, name, value[:left])
+        if len(self):
+            self._joined = self._tick - self._slots.number.unique().cpu()
+
+
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
+def keep(mask: Tensor, new: Tensor, held: Tensor) -> None:
+    """Write the rows of `new` (b, …) where `mask` (b,) into `held` (b, …), in place."""
+    if held.device.type != "cpu":
+        torch.where(mask.view(-1, *[1] * (held.dim() - 1)), new, held, out=held)
+        return
+    rows = mask.nonzero().squeeze(1)
+    if len(rows) == len(mask):
+        held.copy_(new)
+    elif len(rows):
+        held.index_copy_(0, rows, new.index_select(0, rows))

@@ -1,0 +1,159 @@
+"""Layers of the built-in architectures that torch does not bring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Scores are kept this far from 0 and 1, where the normal quantile is infinite.
+QUANTILE_MARGIN = 1e-6
+#: Mean of the running maximum of a quantised layer's inputs takes this share of each new batch.
+RANGE_MOMENTUM = 0.1
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(relu(x)))), without normalisation; a 1×1 convolution where shapes change (He et al. 2016)."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1)
+        self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        same = channels_in == channels_out and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, channels_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        inner: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        return inner + self.shortcut(x)
+
+
+class TokenMixer(nn.Module):
+    """Transformer blocks over patch features (N, D, h, w), with learned positions; the mean token (N, D)."""
+
+    def __init__(self, width: int, tokens: int, depth: int, heads: int) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+        self.blocks = nn.ModuleList(Attention(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Mean token (N, D)."""
+        tokens = patches.flatten(2).transpose(1, 2) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens)
+        mean: Tensor = self.norm(tokens).mean(1)
+        return mean
+
+
+class Attention(nn.Module):
+    """Pre-norm self-attention and a two-layer perceptron, both residual (Dosovitskiy et al. 2021, eq. 2 and 3)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.project = nn.Linear(width, 3 * width)
+        self.merge = nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, T, D)."""
+        n, t, d = tokens.shape
+        query, key, value = (
+            part.view(n, t, self.heads, d // self.heads).transpose(1, 2)
+            for part in self.project(self.norms[0](tokens)).chunk(3, dim=2)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, t, d)
+        tokens = tokens + self.merge(mixed)
+        result: Tensor = tokens + self.perceptron(self.norms[1](tokens))
+        return result
+
+
+class QuantisedLayer(nn.Module):
+    """A convolution or linear layer whose weights and inputs are rounded to `bits` bits, the gradient passed through.
+
+    Quantisation-aware training (Jacob et al. 2018, arXiv 1712.05877) with the straight-through
+    estimator (Bengio et al. 2013, arXiv 1308.3432): an honest stand-in for the gradient of the rounding.
+    """
+
+    largest: Tensor
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bits: int) -> None:
+        super().__init__()
+        self.layer, self.bits = layer, bits
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives for rounded inputs and rounded weights."""
+        if self.training:
+            self.largest.lerp_(x.detach().abs().amax(), RANGE_MOMENTUM)
+        inputs = straight_through(x.clamp(-self.largest, self.largest), self.largest, self.bits)
+        weight = straight_through(self.layer.weight, self.layer.weight.detach().abs().amax(), self.bits)
+        if isinstance(self.layer, nn.Linear):
+            return F.linear(inputs, weight, self.layer.bias)
+        return F.conv2d(inputs, weight, self.layer.bias, self.layer.stride, self.layer.padding)
+
+
+def straight_through(value: Tensor, largest: Tensor, bits: int) -> Tensor:
+    """`value` rounded to the symmetric grid of `bits` bits that ends at ±`largest`, with the gradient of `value`."""
+    step = largest.clamp_min(1e-12) / (2 ** (bits - 1) - 1)
+    rounded = torch.round(value / step) * step
+    return value + (rounded - value).detach()
+
+
+class BoundedOutput(nn.Module):
+    """bound · tanh(z / bound): logits that cannot grow."""
+
+    def __init__(self, bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits (N, K) inside ±bound."""
+        return self.bound * torch.tanh(logits / self.bound)
+
+
+class Ensemble(nn.Module):
+    """The mean of the members' softmax probabilities."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def member_logits(self, x: Tensor) -> Tensor:
+        """Logits (members, N, K)."""
+        return torch.stack([member(x) for member in self.members])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities (N, K)."""
+        return self.member_logits(x).softmax(2).mean(0)
+
+
+class SmoothedUnits(nn.Module):
+    """A shallow classifier smoothed by Gaussian noise in closed form, as normal quantiles of its scores.
+
+    The classifier h_k(x) = Σ_j m_kj Φ(w_j·x + b_j), rows of m convex, has values in [0, 1]. Its mean under noise of
+    standard deviation σ is g_k(x) = Σ_j m_kj Φ((w_j·x + b_j) / √(1 + σ²‖w_j‖²)): randomised smoothing
+    (Cohen, Rosenfeld, Kolter 2019, arXiv 1902.02918) without sampling, so that its certificate holds exactly.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, hidden: int, sigma: float) -> None:
+        super().__init__()
+        self.sigma = sigma
+        self.units = nn.Linear(in_features, hidden)
+        self.mixture = nn.Parameter(torch.randn(num_classes, hidden))
+        with torch.no_grad():
+            self.units.weight.mul_(math.sqrt(in_features) / sigma)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """g (N, K) in [0, 1]."""
+        spread = torch.sqrt(1 + self.sigma**2 * self.units.weight.square().sum(1))
+        return torch.special.ndtr(self.units(x.flatten(1)) / spread) @ self.mixture.softmax(1).T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Φ⁻¹(g) (N, K), each 1/σ-Lipschitz in L2."""
+        return torch.special.ndtri(self.scores(x).clamp(QUANTILE_MARGIN, 1 - QUANTILE_MARGIN))

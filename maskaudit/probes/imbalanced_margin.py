@@ -1,0 +1,70 @@
+"""Imbalanced margin: one term of the logit margin has a far larger gradient than the other
+
+The margin is the score of the strongest wrong class less that of the true class.
+Per point, the Euclidean norms of the two gradients with respect to the input are
+divided, the larger by the smaller. The headline is the median over the points at
+which both are finite and not zero.
+
+Raised when
+    The median ratio is above 4. The direction of the whole then lies within 14
+    degrees of that of the larger term alone, where the two are perpendicular.
+
+What it means
+    A step along the gradient moves one score and hardly touches the other. Attacks
+    on cross-entropy or the margin can follow the loud term past examples that the
+    quiet one leads to. Logit pairing and squeezing, and models trained against
+    weak attacks, show this. It explains a gap between losses; without such a gap
+    it accuses nobody.
+
+What to do
+    Attack each term alone for the first half of the steps and the margin for the
+    rest (margin decomposition), and use targeted losses.
+
+Source
+    - Ma et al. 2020, Imbalanced gradients: a subtle cause of overestimated adversarial robustness
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from maskaudit.probes.docs import documented_probe
+from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
+from maskaudit.results import ProbeFinding
+from maskaudit.threat import per_point_norm
+
+
+def measure(context: ProbeContext) -> Measurement:
+    """Median ratio of the gradient norms of the two terms."""
+    target, y = context.target, context.y
+    true = target.value_and_grad(context.x, lambda scores, rows: scores.gather(1, y[rows][:, None])[:, 0])
+    rival = true.scores.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+    wrong = target.value_and_grad(context.x, lambda scores, rows: scores.gather(1, rival[rows][:, None])[:, 0])
+    held, sought = per_point_norm(true.grad.double()), per_point_norm(wrong.grad.double())
+    usable = (held > 0) & (sought > 0) & torch.isfinite(held) & torch.isfinite(sought)
+    n = int(usable.sum())
+    if n == 0:
+        raise NotApplicable("No point has a finite, non-zero gradient of both terms; see zero-gradient.")
+    ratio = torch.maximum(held / sought, sought / held)
+    median = float(ratio[usable].quantile(0.5))
+    louder = float((held > sought)[usable].double().mean())
+    return Measurement(
+        median, "ratio (median over points)", n,
+        findings=(
+            ProbeFinding(
+                f"The larger of the two gradients is {median:.1f} times the other at the median point; it is that of "
+                f"the true class on {louder:.0%} of the points."
+            ),
+        ),
+        details={
+            "highest": float(ratio[usable].max()),
+            "true_class_larger": louder,
+            "no_gradient": len(y) - n,
+        },
+        per_point=tuple(torch.where(usable, ratio, torch.full_like(ratio, math.nan)).tolist()),
+    )  # fmt: skip
+
+
+PROBE = documented_probe("imbalanced-margin", measure, needs=("gradients",), docstring=__doc__)

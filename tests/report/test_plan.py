@@ -1,0 +1,62 @@
+"""The plan in the report: stages, what was confirmed, and documents that nobody vouches for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from maskaudit.report import html, plan
+
+STAGE: dict[str, Any] = {
+    "loss": "margin", "start": "random", "steps": 25, "step": 0.1, "draws": 8, "sentences": ["Read before <b>."],
+    "attempted": 190, "broken": 188, "new": 5, "queries": 1234, "status": "ran", "reason": "",
+}  # fmt: skip
+NOTE = {"repair": "Read before <b>.", "alone": 0, "together": 188, "points": 190}
+
+
+def document(*stages: Any, source: str = "trace", **note: Any) -> dict[str, Any]:
+    mechanisms = [{"id": "cut", "confirmed_by": [{**NOTE, **note}]}]
+    return {"plan": {"source": source, "stages": list(stages)}, "verdict": {"mechanisms": mechanisms}}
+
+
+def render(view: plan.PlanView | None) -> str:
+    from maskaudit.report import words
+
+    return html.environment().get_template("plan.html").render(plan=view, words=words)
+
+
+def test_stages_and_confirmations_are_shown_and_escaped() -> None:
+    page = render(plan.read(document(STAGE, {**STAGE, "attempted": 0, "reason": "no point was left standing"})))
+    assert "Read before &lt;b&gt;." in page
+    assert "<b>" not in page
+    assert "alone 0 of 190, together with the other repairs 188 of 190" in page
+    assert "margin from a random start, 25 steps, of 0.1 ε, up to 8 draws per gradient" in page
+    assert "Skipped: no point was left standing" in page
+    assert "1,234" in page
+
+
+def test_a_single_repair_is_said_alone() -> None:
+    view = plan.read(document(STAGE, together=None, alone=12))
+    assert view is not None
+    assert view.confirmed[0].endswith("this breaks alone 12 of 190.")
+
+
+def test_own_gradients_are_called_so_and_long_plans_are_cut() -> None:
+    view = plan.read(document(*[{**STAGE, "sentences": []}] * 60, source="file"))
+    assert view is not None
+    assert view.given
+    assert (len(view.stages), view.hidden) == (plan.MAX_STAGES, 20)
+    assert view.stages[0].what == "The model's own gradients."
+    assert "20 stages more" in render(view)
+
+
+@pytest.mark.parametrize("damaged", [{}, {"plan": []}, {"plan": {"stages": "x"}}, {"plan": {"stages": [3, None]}}])
+def test_nothing_planned_is_nothing_shown(damaged: dict[str, Any]) -> None:
+    assert plan.read(damaged) is None
+    assert render(None).strip() == ""
+
+
+def test_values_of_the_wrong_kind_do_no_harm() -> None:
+    wrong = {key: ["?"] for key in STAGE}
+    assert plan.read({"plan": {"stages": [wrong]}, "verdict": {"mechanisms": [{"confirmed_by": [{"alone": "x"}]}]}})
