@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import cross_entropy, margin
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
@@ -21,7 +24,7 @@ from maskaudit.threat import ThreatModel
 #: Multiples of ε on the accuracy curve, and the points it is measured on.
 EPS_FRACTIONS = (0.25, 0.5, 0.75, 1.5)
 EPS_POINTS = 48
-EPS_QUERIES = 200
+EPS_QUERIES = 100
 
 #: Grid of the surface slice, in units of ε along each axis.
 SURFACE_STEPS = 21
@@ -44,28 +47,23 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
         return []
     drawn = int(rows[-1]) + 1
     x, y = ledger.x[rows], ledger.y[rows]
-    masks: dict[float, tuple[Tensor, Tensor, Tensor]] = {
-        threat.eps: (ledger.reference()[rows], ledger.strong()[rows], ledger.best_known()[rows])
-    }
-    for fraction in EPS_FRACTIONS:
+    audited = (ledger.reference()[rows], ledger.strong()[rows], ledger.best_known()[rows])
+    masks: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+    strong, best = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
+    for fraction in sorted((*EPS_FRACTIONS, 1.0)):
         ball = threat.with_eps(threat.eps * fraction)
-        stream = rng.select(rows).fork(f"eps {fraction}")
-        broken = []
-        for attempt in (
-            pgd(target, x, y, threat=ball, rng=stream),
-            apgd(target, x, y, threat=ball, rng=stream, loss="margin", steps=25),
-            square(target, x, y, threat=ball, rng=stream, queries=EPS_QUERIES),
-        ):
-            broken.append(_rescored(target, attempt.examples, x, y, ball))
-        usual, own, free = broken
-        masks[ball.eps] = (usual, usual | own, usual | own | free)
-    curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]
-    strong = torch.zeros(len(rows), dtype=torch.bool)
-    best = strong.clone()
-    for eps in sorted(masks):
-        usual, own, every = masks[eps]
+        if fraction == 1.0:
+            usual, own, every = audited
+        else:
+            lighter = _LighterSearch(target, x, y, ball, rng.select(rows).fork(f"eps {fraction}"))
+            usual = lighter.broken(pgd, torch.ones_like(strong))
+            own = usual | lighter.broken(apgd, ~(usual | strong), loss="margin", steps=25)
+            every = own | lighter.broken(square, ~(own | best), queries=EPS_QUERIES)
         strong, best = strong | own, best | every
-        figures = {"reference": usual, "strong": strong, "best_known": best}
+        masks[ball.eps] = (usual, strong, best)
+    curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]
+    for eps, (usual, own, every) in masks.items():
+        figures = {"reference": usual, "strong": own, "best_known": every}
         curve.append({"eps": eps, "n": drawn, **{k: int((~m).sum()) / drawn for k, m in figures.items()}})
     return curve
 
@@ -162,10 +160,27 @@ def _proof(ledger: Ledger, row: int) -> tuple[str, Tensor]:
     raise KeyError(row)
 
 
-def _rescored(target: Target, examples: Tensor, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
-    return rescore(
-        target.raw, examples, x, y, threat=threat, random=target.random, reject_class=target.reject_class
-    ).broken
+@dataclass(frozen=True)
+class _LighterSearch:
+    """Attacks at a radius that the audit did not look at, on the points that are still in question."""
+
+    target: Target
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    rng: PointRNG
+
+    def broken(self, attack: Callable[..., Attempt], wanted: Tensor, **settings: Any) -> Tensor:
+        """Points (N,) of `wanted` (N,) that the attack breaks, by fresh scoring."""
+        found, rows = torch.zeros_like(wanted), wanted.nonzero().squeeze(1)
+        if len(rows):
+            x, y = self.x[rows], self.y[rows]
+            attempt = attack(self.target, x, y, threat=self.threat, rng=self.rng.select(rows), **settings)
+            found[rows] = rescore(
+                self.target.raw, attempt.examples, x, y, threat=self.threat, random=self.target.random,
+                reject_class=self.target.reject_class,
+            ).broken  # fmt: skip
+        return found
 
 
 def _pixels(image: Tensor) -> str:

@@ -82,7 +82,7 @@ class TestVerdicts:
         mechanism = standard_audit("saturated-tanh").report.verdict.mechanisms[0]
         assert mechanism.id == "saturation"
         assert mechanism.locations[0].file is not None
-        assert mechanism.locations[0].file.endswith("masks.py")
+        assert mechanism.locations[0].file.endswith("layers.py")
 
 
 def comparable(audit: Audit) -> dict[str, Any]:

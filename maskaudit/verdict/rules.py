@@ -27,9 +27,9 @@ GROSS_SLACK = 0.15
 #: `clear` needs the hidden share of points to be below this by an upper confidence bound …
 CLEAR_LIMIT = 0.10
 
-#: … and below this where no indicator of the screen fired: losses of unequal worth leave honest, squeezed networks up to
-#: 0.08 at loss level, which 600 points cannot bound below 0.10; an observed share of 0.10 stays above this limit with
-#: up to 1,600 points.
+#: … and below this where no indicator of the screen fired: losses of unequal worth leave honest, squeezed networks
+#: up to 0.08 at loss level, which 600 points cannot bound below 0.10; an observed share of 0.10 stays above this
+#: limit with up to 1,600 points.
 CLEAR_LIMIT_UNSCREENED = 0.12
 
 #: Fewer correctly classified points than this cannot carry a verdict.
