@@ -27,7 +27,7 @@ DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 from json_fields import CLASSES, GATE_KEYS, SECTIONS, TOP  # noqa: E402
-from reference import attacks_page, commands_page, probes_page  # noqa: E402
+from reference import attacks_page, commands_page, probes_page, zoo_table  # noqa: E402
 
 from maskaudit import results  # noqa: E402
 from maskaudit.report import text  # noqa: E402
@@ -233,6 +233,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "gate-config": lambda: "```toml\n" + (DOCS / "samples" / "maskaudit.toml").read_text(encoding="utf-8") + "```\n",
     "gate-summary": gate_summary,
     "gate-keys": gate_keys,
+    "zoo-table": zoo_table,
 }
 
 

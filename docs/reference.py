@@ -322,3 +322,28 @@ def markdown(content: str) -> str:
     for i in range(0, len(pieces), 2):
         pieces[i] = re.sub(r"[\\*<|]|\](?=\()", r"\\\g<0>", pieces[i])
     return "`".join(pieces)
+
+
+def zoo_table() -> str:
+    """Every model of the zoo with what is known of it, by data set."""
+    from maskaudit.zoo import ZOO
+    from maskaudit.zoo.truth import read_truths
+
+    truths = read_truths()
+    parts = []
+    for data in sorted({entry.data for entry in ZOO.values()}):
+        parts.append(
+            f"\n**{data}**\n\n| model | what it is | part | truth | clean | best known | gradient | loss "
+            "| right mechanism |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        )
+        for entry in (entry for entry in ZOO.values() if entry.data == data):
+            truth = truths[entry.name]
+            best = f"{truth.best_known:.3f}"
+            if truth.certified_accuracy is not None:
+                best += f" (certified {truth.certified_accuracy:.3f})"
+            parts.append(
+                f"| `{entry.name}` | {entry.title} | {entry.part} | {'masked' if entry.masked else 'not masked'} "
+                f"| {truth.clean:.3f} | {best} | {truth.gradient_gap:.3f} | {truth.loss_gap:.3f} "
+                f"| {', '.join(entry.mechanisms) if entry.masked else ''} |\n"
+            )
+    return "".join(parts)
