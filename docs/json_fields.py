@@ -60,7 +60,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "title": "one line",
         "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `repaired` or `sanity`",
         "role": "the family that it counts for",
-        "robust_accuracy": "share of all drawn points that it left standing; what a challenger was spared, because own "
+        "robust_accuracy": "share of all drawn points that it left standing; what it was spared, because own "
         "gradients had broken it, counts as broken; null when it attacked a sample only",
         "interval": "the same with its interval",
         "broken": "correctly classified points that it broke, by fresh scoring",

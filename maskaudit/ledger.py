@@ -121,7 +121,7 @@ class Ledger:
 
     def _row(self, entry: Entry) -> AttackRow:
         spec, n = entry.spec, len(self)
-        spared = self.strong() & ~entry.attempted if spec.role == "challenger" else torch.zeros_like(self.correct)
+        spared = self.strong() & ~entry.attempted if spec.role != "second_opinion" else torch.zeros_like(self.correct)
         whole = bool((entry.attempted | spared | ~self.correct).all()) and entry.status == "ran" and n > 0
         standing = int((self.correct & ~entry.broken & ~spared).sum())
         steps = sorted(step for step in entry.first_success.values() if step >= 0)

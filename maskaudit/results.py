@@ -106,8 +106,8 @@ class ProbeResult:
 class AttackRow:
     """One attack's outcome over the points it was given, as re-scored by independent code.
 
-    `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; a challenger
-    is spared most points that own gradients have broken, and these count as broken here, as in a cascade of attacks.
+    `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; what
+    an attack was spared, because own gradients had broken it before, counts as broken, as in a cascade of attacks.
     Both are None where it met a sample only. `broken` counts correctly classified points
     broken by this attack, `attempted` those it was run on, `new` those that no earlier row had broken.
     `curve` lists [step, points broken by then].
