@@ -181,6 +181,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "functions": "custom backward functions held against differences of their own forward",
         "randomness": "source and effect of random answers, or null",
         "optimises": "places where the forward pass itself optimises",
+        "batch_dependent": "first place where an answer depends on the rest of the batch, or null",
         "ops": "number of operations seen",
         "sentence": "the outcome in words",
     },

@@ -13,13 +13,14 @@ from maskaudit.attacks.interface import AttackSpec
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import PLAN_VERSION, Plan, Stage, repair_key, same_place
 from maskaudit.repairs.planner import make_plan
-from maskaudit.repairs.propose import resolve
+from maskaudit.repairs.propose import openings, resolve
 from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.results import Confirmation, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.target import Target
 from maskaudit.trace.records import Trace
-from maskaudit.verdict.rules import SCREEN
+from maskaudit.verdict.mechanisms import TITLES
+from maskaudit.verdict.rules import GROSS_SLACK, SCREEN
 
 #: Points, of those that own gradients left standing, on which repairs are tried alone and together, per look.
 CONFIRM_POINTS = 64
@@ -54,8 +55,13 @@ class Outcome:
         }
 
 
-def planned(trace: Trace | None, probes: Sequence[ProbeResult], settings: AuditSettings, target: Target) -> Plan:
+def planned(
+    trace: Trace | None, probes: Sequence[ProbeResult], settings: AuditSettings, target: Target, stand_ins: StandIns
+) -> Plan:
     """The plan that was given, its repairs found again on this trace; else the one that trace and probes suggest.
+
+    Args:
+        stand_ins: knows which units fire on none of the points.
 
     Raises:
         UsageError: when the given plan repairs a place that the model does not have.
@@ -69,7 +75,10 @@ def planned(trace: Trace | None, probes: Sequence[ProbeResult], settings: AuditS
         return Plan()
     hinted = any(probe.rule in SCREEN and probe.status == "finding" for probe in probes)
     effort = settings.effort
-    return make_plan(trace, steps=effort.steps, targets=effort.targets, hinted=hinted, random=target.random)
+    dormant = openings(stand_ins.dormant(), trace)
+    return make_plan(
+        trace, steps=effort.steps, targets=effort.targets, hinted=hinted, random=target.random, dormant=dormant
+    )
 
 
 class AdaptiveAttack:
@@ -100,6 +109,9 @@ class AdaptiveAttack:
             if stage.repairs and sample is None:
                 sample = rows[~self.attacker.ledger.strong()[rows]][:CONFIRM_POINTS]
                 self.sampled |= set(sample.tolist())
+            if stage.opens and stage.purpose == "confirm" and not self._revealed():
+                self.outcomes[number].reason = "nothing was found behind dormant units"
+                continue
             chosen = sample if stage.purpose == "confirm" else self._standing(stage, spec, rows)
             if chosen is not None and len(chosen):
                 self._stage(number, stage, spec, chosen)
@@ -113,15 +125,23 @@ class AdaptiveAttack:
         stages = [
             {
                 **stage.to_dict(), "row": stage.row,
-                "sentences": [repair.sentence for repair in stage.repairs], **outcome.to_dict(),
+                "sentences": list(dict.fromkeys(repair.sentence for repair in stage.repairs)), **outcome.to_dict(),
             }
             for stage, outcome in zip(self.plan.stages, self.outcomes, strict=True)
         ]  # fmt: skip
         return {"plan_version": PLAN_VERSION, "source": self.plan.source, "stages": stages}
 
     def confirmed(self, mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
-        """The mechanisms, each with what its repair broke alone and together with the others."""
-        return tuple(self._confirm(mechanism) for mechanism in mechanisms)
+        """The mechanisms, each with what its repair broke alone and together with the others.
+
+        Dormant units are named here, and only where opening them broke more points that own gradients left
+        standing than healthy models show: every network has such units.
+        """
+        known = tuple(self._confirm(mechanism) for mechanism in mechanisms)
+        ledger = self.attacker.ledger
+        if len(self._revealed()) <= GROSS_SLACK * int(ledger.correct.sum()):
+            return known
+        return (*known, self._dormant())
 
     # --- one stage --------------------------------------------------------------------------------
 
@@ -131,6 +151,8 @@ class AdaptiveAttack:
         done = ledger.entry(spec).broken if stage.repairs else ledger.strong()
         if stage.start == "challenger":
             done = done | ledger.best_known()
+        elif stage.opens:
+            done = done | ledger.strong()
         return rows[~done[rows]]
 
     def _stage(self, number: int, stage: Stage, spec: AttackSpec, rows: Tensor) -> None:
@@ -144,6 +166,8 @@ class AdaptiveAttack:
             outcome.status, outcome.reason = "skipped", result
             return
         fallen = set(rows[result.broken].tolist())
+        if outcome.status == "ran":  # an earlier look had no use for the stage, or it had failed there, which stays
+            outcome.reason = ""
         outcome.met |= set(rows.tolist())
         outcome.fell |= fallen
         outcome.new += sum(not bool(known[row]) for row in fallen)
@@ -171,9 +195,37 @@ class AdaptiveAttack:
             return None
         return len(set[int]().union(*(outcome.fell for outcome in mine)) & self.sampled)
 
+    def _revealed(self) -> set[int]:
+        """Points that own gradients left standing and that fell once dormant units were opened."""
+        pairs = zip(self.plan.stages, self.outcomes, strict=True)
+        fell = set[int]().union(*(outcome.fell for stage, outcome in pairs if stage.opens))
+        strong = self.attacker.ledger.strong()
+        return {row for row in fell if not bool(strong[row])}
+
+    def _dormant(self) -> Mechanism:
+        """The rectifiers whose dormant units hide something: those that break most of it alone, else all of them."""
+        pairs = [(s, o) for s, o in zip(self.plan.stages, self.outcomes, strict=True) if s.opens and o.met]
+        together = set[int]().union(*(o.fell for s, o in pairs if s.purpose == "attack")) & self.sampled
+        places = [repair for repair in self.plan.repairs if repair.remedy == "open"]
+        alone = {
+            place: max(
+                (len(o.fell & self.sampled) for s, o in pairs if s.repairs[0] == place and _single(s)), default=0
+            )
+            for place in places
+        }
+        if len(places) == 1:
+            alone = {places[0]: len(together)}
+        by_itself = [place for place in places if alone[place] > len(together) / 2]
+        guilty = by_itself or places
+        notes = tuple(Confirmation(p.sentence, alone[p], len(together), len(self.sampled)) for p in guilty)
+        return Mechanism(
+            "saturation", TITLES["saturation"], "high" if by_itself else "medium",
+            tuple(place.location for place in guilty), notes,
+        )  # fmt: skip
+
     def _confirm(self, mechanism: Mechanism) -> Mechanism:
         cures = [r for r in self.plan.repairs if r.mechanism == mechanism.id and _at(mechanism, r)]
-        whole = max((s.repairs for s in self.plan.stages if s.repairs), key=_curing, default=())
+        whole = max((s.repairs for s in self.plan.stages if s.repairs and not s.opens), key=_curing, default=())
         if not cures or not self.sampled:
             return mechanism
         cure = cures[0]
@@ -183,6 +235,11 @@ class AdaptiveAttack:
             return mechanism
         note = Confirmation(cure.sentence, alone, together, len(self.sampled))
         return replace(mechanism, confirmed_by=(note,))
+
+
+def _single(stage: Stage) -> bool:
+    """Whether it opens the dormant units of one place only."""
+    return sum(repair.remedy == "open" for repair in stage.repairs) == 1
 
 
 def _curing(repairs: tuple[Repair, ...]) -> int:

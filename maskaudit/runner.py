@@ -234,8 +234,8 @@ class _Run:
     def _plan(self, trace: Trace | None, rows: Tensor) -> None:
         """Settle the adaptive attack for this and all later looks."""
         settings = self.settings
-        plan = planned(trace, self.static_probes, settings, self.target)
         stand_ins = StandIns(self.target, self.ledger.x[rows], threat=self.threat, seed=settings.seed)
+        plan = planned(trace, self.static_probes, settings, self.target, stand_ins)
         specs = [spec for spec in self.specs if spec.name in PLANNED]
         self.adaptive = AdaptiveAttack(self.attacker, plan, specs, stand_ins)
 

@@ -20,6 +20,7 @@ from maskaudit.repairs.plan_file import parse_plan, plan_document
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
 from maskaudit.zoo import masks
+from maskaudit.zoo.planted import HiddenCorner
 
 #: The plan is what is tested; of the challengers the cheapest stays, so that there are candidates to start from.
 LEFT_OUT = ("transfer", "decision", "square", "finite-differences", "torchattacks-pgd", "torchattacks-square")
@@ -122,8 +123,37 @@ def test_the_command_line_refuses_what_is_no_plan(content: str, tmp_path: Path) 
     assert str(path) in str(result.exception)
 
 
-def test_healthy_models_spend_nothing(standard: LoadedModel, pgd_trained: LoadedModel) -> None:
+def test_healthy_models_get_a_short_look_behind_dormant_units(standard: LoadedModel, pgd_trained: LoadedModel) -> None:
+    """Both have such units; nothing waits behind them, so nothing is named, and places are not told apart."""
     for model in (standard, pgd_trained):
         audit = audited(network(model))
-        assert audit.report.plan["stages"] == []
+        stages = audit.report.plan["stages"]
+        assert {repair["remedy"] for stage in stages for repair in stage["repairs"]} == {"open"}
+        standing = max(stage["attempted"] for stage in stages)
+        assert sum(stage["forwards"] + stage["backwards"] for stage in stages) <= 70 * standing
+        assert all(stage["attempted"] == 0 for stage in stages if stage["purpose"] == "confirm")
+        assert audit.report.verdict.mechanisms == ()
         assert {row.name for row in audit.report.attacks} & {"adaptive", "adaptive-ce"} == set()
+
+
+@pytest.fixture(scope="module")
+def hidden_corner(pgd_trained: LoadedModel) -> Audit:
+    return audited(HiddenCorner(network(pgd_trained)))
+
+
+def test_a_corner_behind_a_dormant_unit_is_found_and_placed(hidden_corner: Audit) -> None:
+    report = hidden_corner.report
+    assert report.verdict.label == "masked"
+    (mechanism,) = (m for m in report.verdict.mechanisms if m.id == "saturation")
+    (place,) = mechanism.locations
+    assert (place.module, place.op) == ("", "relu")
+    (note,) = mechanism.confirmed_by
+    assert note.alone == note.together == note.points > 5
+    innocent = [s for s in report.plan["stages"] if s["purpose"] == "confirm" and s["repairs"][0]["module"] != ""]
+    assert innocent
+    assert all(stage["attempted"] == note.points and stage["broken"] == 0 for stage in innocent)
+
+
+def test_a_saved_plan_opens_the_same_units(hidden_corner: Audit, pgd_trained: LoadedModel) -> None:
+    plan = parse_plan(plan_document(hidden_corner.report.to_dict()))
+    assert outcomes(audited(HiddenCorner(network(pgd_trained)), plan=plan)) == outcomes(hidden_corner)

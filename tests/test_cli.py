@@ -74,11 +74,12 @@ class TestCheck:
         assert document["accuracy"]["clean"]["value"] > 0.93
         assert document["accuracy"]["best_known"]["value"] == 0.0
 
-    def test_out_writes_the_four_files_and_leaves_no_journal(self, audited: tuple[Path, Result]) -> None:
+    def test_out_writes_its_files_and_leaves_no_journal(self, audited: tuple[Path, Result]) -> None:
         out, _ = audited
         assert sorted(p.name for p in out.iterdir()) == [
             "audit.json",
             "evidence.safetensors",
+            "plan.json",
             "report.html",
             "summary.md",
         ]

@@ -136,7 +136,7 @@ def _pickle_part(data: bytes) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
-    except (zipfile.BadZipFile, zlib.error, StopIteration, EOFError, OSError, ValueError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, StopIteration, EOFError, OSError, ValueError, OverflowError, RuntimeError):
         return b""
 
 

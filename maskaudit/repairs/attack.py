@@ -10,6 +10,7 @@ from torch import Tensor
 from maskaudit.attacks.interface import AttackUnavailable, Attempt, BestCandidates
 from maskaudit.repairs.plan import Stage
 from maskaudit.repairs.planner import make_plan
+from maskaudit.repairs.propose import openings
 from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -46,10 +47,11 @@ def _planned(
     targets: int,
 ) -> Attempt:  # fmt: skip
     stages: tuple[Stage, ...] = ()
+    stand_ins = StandIns(target, x, threat=threat, seed=target.seed)
     if len(x):
         trace = trace_model(target, x, y, eps=per_coordinate(threat, x))
-        stages = make_plan(trace, steps=steps, targets=targets, random=target.random).stages
-    stand_ins = StandIns(target, x, threat=threat, seed=target.seed)
+        dormant = openings(stand_ins.dormant(), trace)
+        stages = make_plan(trace, steps=steps, targets=targets, random=target.random, dormant=dormant).stages
     best = BestCandidates(x)
     queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     first = torch.full_like(queries, -1)

@@ -19,6 +19,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from maskaudit.repairs.dormant import DormantUnits, Opener
 from maskaudit.repairs.functions import FunctionPatches
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
@@ -43,16 +44,18 @@ class RepairedModel:
         model: the audited module or callable.
         repairs: what to repair, in any order.
         stand_ins: learned stand-ins by module path, for the repairs that need one ("" is the whole model).
+        dormant: units that are off on all audited points, for the repairs that open them.
     """
 
     def __init__(
         self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair],
-        stand_ins: Mapping[str, nn.Module] | None = None,
+        stand_ins: Mapping[str, nn.Module] | None = None, dormant: DormantUnits | None = None,
     ) -> None:  # fmt: skip
         self.model, self.repairs = model, tuple(repairs)
         self.tapped: Tensor | None = None
         wanted = {r.location.module for r in self.repairs if r.remedy == "stand-in"}
         self.stand_ins = {path: net for path, net in (stand_ins or {}).items() if path in wanted}
+        self._dormant = dormant or {}
         self._taps = any(r.remedy == "tap" for r in self.repairs)
         self._functions = FunctionPatches([r.location.op for r in self.repairs if r.remedy == "function-forward"])
         self._nodes = {r.location.op.rstrip("_") for r in self.repairs if r.by_node}
@@ -61,7 +64,7 @@ class RepairedModel:
         """The model's own output, bit for bit, on a repaired graph."""
         if not (torch.is_grad_enabled() and inputs.requires_grad) and not self._taps:
             return self.model(inputs)
-        mode = _Mode(self.model, self.repairs, inputs, self.stand_ins)
+        mode = _Mode(self.model, self.repairs, inputs, self.stand_ins, self._dormant)
         with graph_visible(), mode.watching():
             output = self.model(inputs)
         self.tapped = mode.tapped
@@ -110,10 +113,12 @@ class _Mode(TorchFunctionMode):
     """One forward pass under repair."""
 
     def __init__(
-        self, model: object, repairs: Sequence[Repair], inputs: Tensor, stand_ins: Mapping[str, nn.Module]
-    ) -> None:
+        self, model: object, repairs: Sequence[Repair], inputs: Tensor, stand_ins: Mapping[str, nn.Module],
+        dormant: DormantUnits,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.inputs = inputs
+        self.opener = Opener(dormant)
         self.stand_ins = stand_ins
         self.carrying = any(r.remedy == "carry" for r in repairs)
         self.prefixes = {r.location.module for r in repairs if r.remedy == "prefix"}
@@ -167,6 +172,9 @@ class _Mode(TorchFunctionMode):
         inputs = tensors_of((args, kwargs))
         if name in ESCAPES and args and isinstance(args[0], Tensor):
             args = (args[0].detach(), *args[1:])  # a stand-in may have put it on the graph, which numpy refuses
+        opened: Tensor | None = None
+        if repair is not None and repair.remedy == "open":
+            opened = self.opener.added(repair.location, name, args, kwargs)
         live = next((t for t in inputs if t.requires_grad and id(t) not in self.constants), None)
         if self.enable and live is not None and not torch.is_grad_enabled() and self._may_enable():
             with torch.inference_mode(False), torch.enable_grad():
@@ -174,7 +182,10 @@ class _Mode(TorchFunctionMode):
         else:
             output = func(*args, **kwargs)
         self.escaped = self.escaped or name in ESCAPES
-        if repair is not None and (live is not None or repair.remedy == "tap"):
+        if opened is not None and isinstance(output, Tensor) and opened.shape == output.shape:
+            with torch.enable_grad():
+                output = graft(output, output + opened)
+        elif repair is not None and repair.remedy != "open" and (live is not None or repair.remedy == "tap"):
             output = self._repair(repair, func, name, args, kwargs, live, output)
         elif self.carrying and live is not None and name in HARD_CHOICES | HARD:
             output = self._soften_choice(name, args, kwargs, live, output)

@@ -68,6 +68,11 @@ class Stage:
         return "adaptive-ce" if self.loss == "ce" else "adaptive"
 
     @property
+    def opens(self) -> bool:
+        """Whether it looks behind units that no audited point fires, which takes no fault of the model."""
+        return any(repair.remedy == "open" for repair in self.repairs)
+
+    @property
     def cost(self) -> int:
         """Gradient steps per point."""
         runs = self.targets if self.loss.startswith("targeted") else 1

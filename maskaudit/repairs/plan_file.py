@@ -15,8 +15,8 @@ from maskaudit.trace.records import Remedy
 
 #: Larger files are no plans: a stage takes a few hundred bytes.
 MAX_BYTES = 1 << 20
-MAX_STAGES = 100
-MAX_REPAIRS = 50
+MAX_STAGES = 300
+MAX_REPAIRS = 300
 #: Most gradient steps per point that one stage may take; beyond it is a slip of the pen.
 MAX_STEPS = 100_000
 MAX_RUNS = 1000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from maskaudit.errors import UsageError
+from maskaudit.repairs.dormant import DormantUnits, is_rectifier
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import repair_key
 from maskaudit.results import Location
@@ -25,6 +26,7 @@ _SENTENCES: dict[Remedy, str] = {
     "rescale": "Divide the logits by {scale:.3g}.",
     "carry": "Give every hard choice, comparison, rounding and cut a soft stand-in.",
     "prefix": "Let the gradient pass everything before {module} as if it were the identity.",
+    "open": "Let the gradient pass the units of {op} that fire on none of the audited points, as if they were on.",
     "stand-in": "Let the gradient pass {module} through a small network that learnt what it does.",
 }
 
@@ -76,6 +78,24 @@ def _repair(culprit: Culprit, op: Op | None) -> Repair:
         sentence=_SENTENCES[culprit.remedy].format(op=where.op, module=where.module, scale=culprit.scale),
         scale=culprit.scale,
         by_node=by_node,
+    )
+
+
+def openings(units: DormantUnits, trace: Trace) -> tuple[Repair, ...]:
+    """One repair per place with dormant units, in the order of the forward pass.
+
+    They cure nothing that is known to be there, so they name no mechanism. Inside TorchScript units are not seen:
+    there a rectifier is opened, by its autograd node, where it stops the gradient of every traced point.
+    """
+    shut = (
+        op.location for op in trace.ops
+        if op.kind == "node" and is_rectifier(op.location.op)
+        and op.flow is not None and op.flow.points and op.flow.zero_share == 1
+    )  # fmt: skip
+    sentence = _SENTENCES["open"]
+    return (
+        *(Repair("open", place, "", sentence.format(op=place.op)) for place in units),
+        *(Repair("open", place, "", sentence.format(op=place.op), by_node=True) for place in shut),
     )
 
 

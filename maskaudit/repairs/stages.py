@@ -13,6 +13,7 @@ from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import pgd, random_start
+from maskaudit.repairs.dormant import DormantUnits, dormant_units
 from maskaudit.repairs.expectation import expected
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import Stage
@@ -32,15 +33,22 @@ TERMS: tuple[Loss, ...] = ("label-term", "other-term")
 
 
 class StandIns:
-    """Learned stand-ins of one model's blocks, each fitted on the same points when it is first asked for.
+    """What repairs learn from the audited points, each when it is first asked for: stand-ins of blocks, dormant units.
 
     Args:
-        target: the open target; x: points (N, …) to fit on.
+        target: the open target; x: points (N, …) to learn from.
     """
 
     def __init__(self, target: Target, x: Tensor, *, threat: ThreatModel, seed: int) -> None:
         self._target, self._x, self._threat, self._seed = target, x, threat, seed
         self._fitted: dict[str, nn.Module] = {}
+        self._dormant: DormantUnits | None = None
+
+    def dormant(self) -> DormantUnits:
+        """Units that are off on all of the points."""
+        if self._dormant is None:
+            self._dormant = dormant_units(self._target, self._x)
+        return self._dormant
 
     def of(self, repairs: tuple[Repair, ...]) -> dict[str, nn.Module]:
         """Stand-ins by module path for the repairs that need one.
@@ -105,7 +113,8 @@ def _attacked(target: Target, repairs: tuple[Repair, ...], stand_ins: StandIns) 
     if not repairs:
         yield target
         return
-    with repaired_target(target, repairs, stand_ins.of(repairs)) as repaired:
+    dormant = stand_ins.dormant() if any(repair.remedy == "open" for repair in repairs) else None
+    with repaired_target(target, repairs, stand_ins.of(repairs), dormant) as repaired:
         yield repaired
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairedModel
@@ -17,19 +18,21 @@ from maskaudit.trace.behaviour import twin
 
 @contextlib.contextmanager
 def repaired_target(
-    target: Target, repairs: Sequence[Repair], stand_ins: Mapping[str, nn.Module] | None = None
-) -> Iterator[Target]:
+    target: Target, repairs: Sequence[Repair], stand_ins: Mapping[str, nn.Module] | None = None,
+    dormant: DormantUnits | None = None,
+) -> Iterator[Target]:  # fmt: skip
     """A target that decides like `target` and whose gradients are repaired; passes count in the same ledger.
 
     Args:
         target: the open target; its model is not touched.
         repairs: as `propose` returns them.
         stand_ins: learned stand-ins by module path, where a repair asks for one.
+        dormant: units that are off on all audited points, where a repair opens them.
 
     Scores are the model's own, bit for bit, unless a repair taps or rescales them; then they are those of
     the tapped tensor over its scale, for points where both decide alike, and the model's own elsewhere.
     """
-    model = RepairedModel(target.model, repairs, stand_ins)
+    model = RepairedModel(target.model, repairs, stand_ins, dormant)
     tap = next((r for r in repairs if r.remedy == "tap"), None)
     divisor = next((r.scale for r in repairs if r.remedy == "rescale"), 1.0)
 

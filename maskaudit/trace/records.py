@@ -25,6 +25,7 @@ Remedy = Literal[
     "rescale",  # scores are divided by a constant
     "carry",  # every hard choice, comparison, rounding and cut of the model gets a soft stand-in
     "prefix",  # what comes before a module passes the gradient straight to the model's input
+    "open",  # rectifier units that fire on no audited point: gradient passes as if they were on
     "stand-in",  # a learned network carries the gradient past a module, or past the whole model
     "none",
 ]

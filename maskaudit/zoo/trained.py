@@ -22,7 +22,7 @@ ENTRIES = (
     _masked("great+ce-strong", "GRE(AT+CE), α = 0.03, β = 0.01", "loss", _DRIFT, family="great"),
     _masked("distilled", "Defensive distillation, T = 100", "loss", _DRIFT),
     _masked("pcl", "Prototype conformity loss", "loss", _DRIFT),
-    _masked("hidden-corner", "PGD-trained, a counterexample planted out of sight", "gradient", ("unknown",),
+    _masked("hidden-corner", "PGD-trained, a counterexample planted out of sight", "gradient", ("saturation",),
             network="pgd-at", wrap=HiddenCorner, known=hidden_corner, module="", ops=("relu",)),
     _masked("fashion-distilled", "Fashion-MNIST: defensive distillation, T = 100", "loss", _DRIFT, **FASHION),
     _masked("fashion-great+ce-strong", "Fashion-MNIST: GRE(AT+CE), β = 0.02", "loss", _DRIFT, family="great",

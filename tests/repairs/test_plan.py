@@ -55,7 +55,7 @@ REFUSED: tuple[tuple[Any, str], ...] = (
     ({"plan_version": 2, "stages": []}, "plan_version 2"),
     ({"plan_version": True, "stages": []}, "plan_version True"),
     ({"plan_version": 1, "stages": {}}, "expected a list, found an object"),
-    ({"plan_version": 1, "stages": [{"loss": "margin"}] * 101}, "at most 100 entries"),
+    ({"plan_version": 1, "stages": [{"loss": "margin"}] * 301}, "at most 300 entries"),
     ({"plan_version": 1, "stages": [], "note": 1}, "unknown field 'note'"),
     ({"plan_version": 1, "stages": ["margin"]}, "stage 1: expected a JSON object, found a text"),
     ({"plan_version": 1, "stages": [{}]}, "stage 1 lacks the field 'loss'"),

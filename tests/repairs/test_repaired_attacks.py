@@ -68,12 +68,20 @@ def test_random_model_behind_a_quantiser(net: nn.Module, points: Points) -> None
     assert left <= 0.05
 
 
-def test_healthy_models_cost_nothing(net: nn.Module, points: Points) -> None:
+def test_a_model_without_faults_or_dormant_units_costs_nothing(points: Points) -> None:
+    x = points[0]
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    with Target(linear) as target:
+        attempt = repaired_attacks(target, x, target.raw(x).argmax(1), threat=LINF, rng=rng(len(x)))
+    assert torch.equal(attempt.examples, x)
+    assert int(attempt.queries.sum()) == 0
+
+
+def test_healthy_models_cost_a_short_look_behind_dormant_units(net: nn.Module, points: Points) -> None:
     target, x, y = opened(net, points)
     with target:
         attempt = repaired_attacks(target, x, y, threat=LINF, rng=rng(len(x)))
-    assert torch.equal(attempt.examples, x)
-    assert int(attempt.queries.sum()) == 0
+    assert 0 < int(attempt.queries.max()) <= 35
 
 
 class StraightThrough(nn.Module):

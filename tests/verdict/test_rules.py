@@ -16,6 +16,7 @@ from maskaudit.verdict.power import NOT_CHECKED, check_power
 from maskaudit.verdict.rules import (
     ALPHA,
     CLEAR_LIMIT,
+    CLEAR_LIMIT_UNSCREENED,
     GROSS_SLACK,
     MIN_POINTS,
     SCREEN,
@@ -110,10 +111,18 @@ def test_the_boundary_of_masked(n: int, level: str, probes: tuple[ProbeResult, .
 @pytest.mark.parametrize("level", ["gradients", "loss"])
 @pytest.mark.parametrize("n", [100, 200, 800])
 def test_the_boundary_of_clear(n: int, level: str) -> None:
-    most = max(k for k in range(n) if upper_bound(k, n, ALPHA / 6) < CLEAR_LIMIT)
-    for count, label in ((most, "clear"), (most + 1, "inconclusive")):
-        counts = (count, 0) if level == "gradients" else (0, count)
-        assert judge(seen(n, *counts)).verdict.label == label
+    for probes, limit in ((FIRED, CLEAR_LIMIT), ((), CLEAR_LIMIT_UNSCREENED)):
+        most = max(k for k in range(n) if upper_bound(k, n, ALPHA / 6) < limit)
+        for count, label in ((most, "clear"), (most + 1, "inconclusive")):
+            counts = (count, 0) if level == "gradients" else (0, count)
+            assert judge(seen(n, *counts, probes=probes)).verdict.label == label
+
+
+def test_a_tenth_is_never_clear() -> None:
+    """An observed hidden share of `masked` models is bounded by no limit at any size that a budget draws."""
+    for n in (100, 600, 1600):
+        for probes in ((), FIRED):
+            assert judge(seen(n, n // 10, 0, probes=probes)).verdict.label != "clear"
 
 
 def test_screen_indicators() -> None:
@@ -180,7 +189,7 @@ def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> Non
 
 
 def test_clear_is_seldom_said_where_the_limit_is_hidden() -> None:
-    assert share_of("clear", (CLEAR_LIMIT, 0.0), False, 2000) <= 0.02
+    assert share_of("clear", (CLEAR_LIMIT_UNSCREENED, 0.0), False, 2000) <= 0.02
 
 
 # --- figures, claim, wording ----------------------------------------------------------------------
