@@ -7,7 +7,7 @@ from typing import Any
 
 from maskaudit.report import coerce, words
 
-#: Most stages that the page shows; a plan file may have a hundred.
+#: Most stages that the page shows; a plan may have hundreds.
 MAX_STAGES = 40
 
 
@@ -27,7 +27,8 @@ class StageView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """The plan: its stages, sentences on which repair confirmed which mechanism, and where it came from."""
+    """The plan: stages that met a point (all, where none did), sentences on which repair confirmed which mechanism,
+    where the plan came from, and how many stages are left out."""
 
     stages: tuple[StageView, ...]
     confirmed: tuple[str, ...]
@@ -45,7 +46,7 @@ def read(document: dict[str, Any]) -> PlanView | None:
     confirmed = [
         sentence for mechanism in coerce.mappings(verdict.get("mechanisms")) for sentence in _confirmations(mechanism)
     ]
-    shown = tuple(stages[:MAX_STAGES])
+    shown = tuple(([stage for stage in stages if stage.ran] or stages)[:MAX_STAGES])
     return PlanView(shown, tuple(confirmed), plan.get("source") == "file", len(stages) - len(shown))
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missin
 #: Masked in different ways, and clear; only two networks have to be trained for them.
 MODELS = ("standard", "pgd-at", "quantised", "zero-backward", "pgd-at-x100")
 #: Pages that a printed report may have.
-MOST_PAGES = 8
+MOST_PAGES = 9
 LIMIT = 1_000_000
 
 

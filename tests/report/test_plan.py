@@ -32,8 +32,14 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
     assert "<b>" not in page
     assert "alone 0 of 190, together with the other repairs 188 of 190" in page
     assert "margin from a random start, 25 steps, of 0.1 ε, up to 8 draws per gradient" in page
-    assert "Skipped: no point was left standing" in page
+    assert "Skipped" not in page
+    assert "And 1 stage more" in page
     assert "1,234" in page
+
+
+def test_where_no_stage_met_a_point_the_reasons_are_shown() -> None:
+    page = render(plan.read(document({**STAGE, "attempted": 0, "reason": "no point was left standing"})))
+    assert "Skipped: no point was left standing" in page
 
 
 def test_a_single_repair_is_said_alone() -> None:
