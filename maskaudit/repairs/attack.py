@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import AttackUnavailable, Attempt, BestCandidates
+from maskaudit.attacks.interface import AttackUnavailable, Attempt
 from maskaudit.repairs.plan import Stage
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings
+from maskaudit.repairs.relay import Relay
 from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -52,28 +52,20 @@ def _planned(
         trace = trace_model(target, x, y, eps=per_coordinate(threat, x))
         dormant = openings(stand_ins.dormant(), trace)
         stages = make_plan(trace, steps=steps, targets=targets, random=target.random, dormant=dormant).stages
-    best = BestCandidates(x)
-    queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    first = torch.full_like(queries, -1)
-    standing = torch.arange(len(x), device=x.device)
+    relay = Relay(target, x, y)
     for number, stage in enumerate(stages):
+        standing = relay.standing
         if stage.row not in rows or stage.purpose != "attack" or not len(standing):
             continue
         try:
             attempt = run_stage(
                 target, x[standing], y[standing], stage, threat=threat, stand_ins=stand_ins,
-                rng=rng.select(standing).fork(f"stage {number}"), candidates=best.examples[standing],
+                rng=rng.select(standing).fork(f"stage {number}"), candidates=relay.best.examples[standing],
             )  # fmt: skip
         except AttackUnavailable:
             continue
-        reached = target.margin(target.scores(attempt.examples), y[standing])
-        best.offer(standing, attempt.examples, reached)
-        hit = (attempt.first_success >= 0) & (reached > 0) & (first[standing] < 0)
-        first[standing[hit]] = queries[standing[hit]] + attempt.first_success[hit]
-        queries[standing] += attempt.queries
-        if target.stop_early:
-            standing = standing[~(reached > 0)]
-    return Attempt(best.examples, first, queries)
+        relay.book(attempt)
+    return relay.finish()
 
 
 def per_coordinate(threat: ThreatModel, x: Tensor) -> float:

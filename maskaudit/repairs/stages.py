@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import pgd, random_start
 from maskaudit.repairs.dormant import DormantUnits, dormant_units
 from maskaudit.repairs.expectation import expected
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import Stage
+from maskaudit.repairs.relay import Relay
 from maskaudit.repairs.stand_in import fit_stand_in
 from maskaudit.repairs.target import repaired_target
 from maskaudit.rng import PointRNG
@@ -86,26 +87,17 @@ def run_stage(
     Returns:
         The best candidate per point by the margin of the original model.
     """
-    best = BestCandidates(x)
-    queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    first = torch.full_like(queries, -1)
-    standing = torch.arange(len(x), device=x.device)
+    relay = Relay(target, x, y)
     mean = expected(target, stage.draws, abs(rng.key) % 2**31)
     with _attacked(mean, stage.repairs, stand_ins) as attacked:
         for restart in range(stage.restarts):
+            standing = relay.standing
             if not len(standing):
                 break
             here = rng.select(standing).fork(f"restart {restart}")
             begun = None if candidates is None else candidates[standing]
-            attempt = _run(attacked, x[standing], y[standing], stage, restart, threat, here, begun)
-            reached = target.margin(target.scores(attempt.examples), y[standing])
-            best.offer(standing, attempt.examples, reached)
-            hit = (attempt.first_success >= 0) & (reached > 0) & (first[standing] < 0)
-            first[standing[hit]] = queries[standing[hit]] + attempt.first_success[hit]
-            queries[standing] += attempt.queries
-            if target.stop_early:
-                standing = standing[~(reached > 0)]
-    return Attempt(best.examples, first, queries)
+            relay.book(_run(attacked, x[standing], y[standing], stage, restart, threat, here, begun))
+    return relay.finish()
 
 
 @contextlib.contextmanager
