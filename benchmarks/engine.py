@@ -1,7 +1,11 @@
 """How much an attack costs beyond its passes through the model.
 
     python benchmarks/engine.py [--networks NAME …] [--attacks NAME …] [--points N …] [--threads N …]
-                                [--repeats N] [--device cpu|cuda] [--no-peers] [--check]
+                                [--repeats N] [--device cpu|cuda] [--no-peers] [--most-seconds S] [--check]
+    python benchmarks/engine.py --memory | --agreement [--device cuda]
+
+All sizes:         --networks small-cnn resnet18 --points 100 1000 10000 --threads 1 2 --most-seconds 600
+On an accelerator: --device cuda --networks resnet18 wrn28-10 --points 100 1000 10000, then --agreement --device cuda
 
 The engine ratio is the CPU time of an attack (device time on an accelerator) over passes × time of one
 optimally batched pass of the same network, forward or forward and backward to the input, measured right
@@ -9,16 +13,19 @@ before and after the attack. 1 is the physical limit. All engines run interleave
 an ε so small that hardly any point breaks: every engine then makes all its passes, and what is compared is
 what it does around them. The figure is the median of the repeats.
 
+From 1,000 points on the attacks take fewer steps (`plan`), and with `--most-seconds` a combination of which one run
+would take longer is named and left out.
+
 Results are merged into `benchmarks/engine-DEVICE.json` and written as a table into `engine-DEVICE.md`.
 `--check` measures our ratios anew and compares them with the committed ones instead; exit status 1 where
-one has slipped by more than `SLACK`.
+one has slipped by more than `SLACK`. `--agreement` runs every attack on the CPU and on the device with the same seeds
+and notes how many points share their fate (on the CPU: with batches of another size).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -33,6 +40,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.engine_agreement import agreement_rows, machine
 from benchmarks.engine_networks import NETWORKS
 from benchmarks.engine_subjects import BATCH, Counted, Run, subjects
 
@@ -41,6 +49,10 @@ HERE = Path(__file__).resolve().parent
 #: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
 SMALL = {"pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1)}
 LARGE = {"pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1)}
+#: Most of those steps from so many points on: a ratio needs only a few, and a run must end.
+FEWER = ((10_000, 4), (1_000, 20))
+#: … for large networks.
+FEWER_LARGE = ((10_000, 2), (1_000, 4))
 #: Radius at which hardly any point breaks.
 EPS = 1e-3
 #: How much a ratio may rise above the committed one, as a share of it: what repeated runs on a busy machine differ by.
@@ -61,6 +73,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--most-seconds", type=float, default=float("inf"), metavar="S")
+    parser.add_argument("--agreement", action="store_true", help="compare results of CPU and device instead")
     parser.add_argument("--memory", action="store_true", help="measure memory against steps instead")
     parser.add_argument("--peak", nargs=3, metavar=("ENGINE", "ATTACK", "STEPS"), help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true")
@@ -72,6 +86,8 @@ def main() -> int:
     document = json.loads(path.read_text()) if path.exists() else {"rows": [], "memory": []}
     if arguments.memory:
         document["memory"] = memory_rows(arguments.device)
+    elif arguments.agreement:
+        document["agreement"] = agreement_rows(arguments.device)
     else:
         if arguments.check:
             slips = slipped(document["rows"], list(measured(arguments)))
@@ -94,7 +110,6 @@ def measured(arguments: argparse.Namespace) -> Any:
     """Rows of the asked combinations."""
     for name in arguments.networks:
         factory, shape = NETWORKS[name]
-        plans = SMALL if shape[0] == 1 else LARGE
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             for n in arguments.points:
@@ -104,7 +119,11 @@ def measured(arguments: argparse.Namespace) -> Any:
                 with torch.no_grad():
                     y = torch.cat([network(part).argmax(1) for part in x.split(BATCH)])
                 for attack in arguments.attacks:
-                    steps, targets = plans[attack]
+                    steps, targets = plan(attack, shape, n)
+                    expected = n * steps * targets * floor(network, x)[attack != "square"]
+                    if expected > arguments.most_seconds:
+                        print(f"{name} {attack}-{steps} N={n} threads={threads}: left out, {expected:.0f} s a run")
+                        continue
                     engines = subjects(attack, steps, targets, EPS)
                     if arguments.no_peers or arguments.check:
                         engines = {"maskaudit": engines["maskaudit"]}
@@ -116,6 +135,13 @@ def measured(arguments: argparse.Namespace) -> Any:
                         print(f"{name} {attack}-{steps} N={n} threads={threads} {engine}: ratio {row['ratio']:.3f} "
                               f"({spread}), {row['seconds']:.2f} s", flush=True)  # fmt: skip
                         yield row
+
+
+def plan(attack: str, shape: tuple[int, ...], n: int) -> tuple[int, int]:
+    """Steps or queries, and target classes, of an attack on `n` points of a shape (C, H, W)."""
+    steps, targets = (SMALL if shape[0] == 1 else LARGE)[attack]
+    most = next((few for least, few in (FEWER if shape[0] == 1 else FEWER_LARGE) if n >= least), steps)
+    return min(steps, most), targets
 
 
 def ratios(network: nn.Module, x: Tensor, y: Tensor, engines: dict[str, Run], repeats: int) -> dict[str, Row]:
@@ -232,11 +258,6 @@ def slipped(committed: list[Row], now: list[Row]) -> list[str]:
     return said
 
 
-def machine(device: str) -> str:
-    """The machine in words."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()}, torch {torch.__version__}"
-
-
 def table(document: dict[str, Any], device: str) -> str:
     """The committed document."""
     rows = document["rows"]
@@ -261,6 +282,16 @@ def table(document: dict[str, Any], device: str) -> str:
         lines += [
             f"| {r['attack']} | {r['engine']} | " + " | ".join(f"{m} MiB" for m in r["mebibytes"]) + " |"
             for r in document["memory"]
+        ]
+    if document.get("agreement"):
+        lines += [
+            "", "Same seeds on the CPU and on the device (on the CPU: in batches of another size):", "",
+            "| attack | points | broken on the CPU | same fate | same step of first success | machine |",
+            "|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        lines += [
+            f"| {r['attack']} | {r['points']} | {r['broken']} | {r['same_fate']} | {r['same_step']} | {r['machine']} |"
+            for r in document["agreement"]
         ]
     return "\n".join(lines) + "\n"
 

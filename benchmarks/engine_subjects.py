@@ -62,7 +62,7 @@ def _ours(attack: str, steps: int, targets: int, eps: float) -> Run:
 
     def run(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         rng = PointRNG.create(0, attack, torch.arange(len(x), device=x.device))
-        with Target(network, batch_size=BATCH, device=x.device) as target:
+        with Target(network, batch_size=BATCH, device=x.device) as target, target.late_checks():
             attempt: Attempt
             if attack == "pgd":
                 attempt = pgd(target, x, y, threat=threat, rng=rng, steps=steps)

@@ -79,13 +79,18 @@ class Attacker:
         entry = self.ledger.entry(spec)
         if spec.role == "second_opinion" and entry.attempted.any():
             return
-        result = self.carry_out(spec, rows, None, spec.name)
-        if isinstance(result, str):
-            said = result if entry.status == "error" else f"skipped: {result}"
-            self.tell(AuditEvent(spec.name, len(rows), True, said))
-            return
-        said = f"broke {int(result.broken.sum())} of {len(rows)}"
-        self.tell(AuditEvent(spec.name, len(rows), True, said, result.seconds))
+        self.say_outcome(spec, rows, [self.carry_out(spec, rows, None, spec.name)])
+
+    def say_outcome(self, spec: AttackSpec, rows: Tensor, results: Sequence[Booked | str]) -> None:
+        """Tell the listener how an attack on points `rows` of the ledger ended, in however many parts it ran."""
+        entry = self.ledger.entry(spec)
+        refused = next((result for result in results if isinstance(result, str)), None)
+        if refused is not None:
+            said = refused if entry.status == "error" else f"skipped: {refused}"
+        else:
+            said = f"broke {int(entry.broken[rows].sum())} of {len(rows)}"
+        seconds = sum(result.seconds for result in results if isinstance(result, Booked))
+        self.tell(AuditEvent(spec.name, len(rows), True, said, seconds))
 
     def carry_out(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any] | None, stream: str) -> Booked | str:
         """Run one attack, or one stage of one, on points `rows` of the ledger; re-score and book what it brings.
@@ -182,14 +187,19 @@ class Attacker:
         self.tell(AuditEvent("surrogate", len(self.pool)))
         started = time.perf_counter()
         trained = train_surrogate(
-            self.target, self.pool, threat=self.threat, seed=self.settings.seed,
+            self.target, self.pool.to(self.settings.device), threat=self.threat, seed=self.settings.seed,
             num_classes=self.target.raw(self.pool[:1]).shape[1],
             rounds=self.settings.effort.surrogate_rounds,
         )  # fmt: skip
         for module in (trained, *self.user_surrogates):
-            module.eval()
+            module.to(self.settings.device).eval()
             self.surrogates.append(
-                Target(module, bounds=self.threat.bounds, batch_size=self.settings.batch_size, device="cpu")
+                Target(
+                    module,
+                    bounds=self.threat.bounds,
+                    batch_size=self.settings.batch_size,
+                    device=self.settings.device,
+                )  # fmt: skip
             )
         outcome = f"learnt from {len(self.pool)} points"
         self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))

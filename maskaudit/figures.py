@@ -23,7 +23,7 @@ from maskaudit.threat import ThreatModel
 
 #: Multiples of ε on the accuracy curve, and the points it is measured on.
 EPS_FRACTIONS = (0.25, 0.5, 0.75, 1.5)
-EPS_POINTS = 48
+EPS_POINTS = 32
 EPS_QUERIES = 100
 
 #: Grid of the surface slice, in units of ε along each axis.

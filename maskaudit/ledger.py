@@ -35,6 +35,7 @@ class Entry:
     seconds: float = 0.0
     status: str = "ran"
     reason: str = ""
+    settings: dict[str, int] = field(default_factory=dict)  # what the audit settled while it ran, beside the spec's
 
 
 class Ledger:
@@ -141,7 +142,11 @@ class Ledger:
             seconds=round(entry.seconds, 3),
             status=entry.status,  # type: ignore[arg-type]
             reason=entry.reason,
-            settings={key: value for key, value in spec.settings.items() if isinstance(value, (int, float, str, bool))},
+            settings={
+                key: value
+                for key, value in {**spec.settings, **entry.settings}.items()
+                if isinstance(value, (int, float, str, bool))
+            },
             sources=spec.sources,
             curve=tuple(_curve(steps)),
         )

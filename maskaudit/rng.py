@@ -68,27 +68,37 @@ class PointRNG:
         return self.coins(shape, step=step).to(torch.float32).mul_(2).sub_(1)
 
     def normal(self, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
-        """Standard normal by inversion, float32, shape (N, *shape)."""
+        """Standard normal by inversion, float32, shape (N, *shape), or (N, S, *shape) for `step` (N, S)."""
         bits = _shift_right(self._bits(math.prod(shape), step), 11)
         p = (bits.to(torch.float64) + 0.5) * 2.0**-53
         drawn: Tensor = torch.special.ndtri(p)
-        return drawn.to(torch.float32).view(len(self.points), *shape)
+        return drawn.to(torch.float32).reshape(*bits.shape[:-1], *shape)
 
     def integers(self, high: int | Tensor, shape: Sequence[int] = (), *, step: int | Tensor = 0) -> Tensor:
-        """Integers in [0, high), int64, shape (N, *shape); `high` is one int or broadcastable."""
+        """Integers in [0, high), int64, shape (N, *shape), or (N, S, *shape) for `step` (N, S).
+
+        `high` is one int or a tensor that broadcasts.
+        """
         bits = _shift_right(self._bits(math.prod(shape), step), 11)
-        fraction = (bits.to(torch.float64) * 2.0**-53).view(len(self.points), *shape)
-        high = torch.as_tensor(high, device=fraction.device)
-        return torch.minimum((fraction * high).long(), high.long() - 1)
+        fraction = (bits.to(torch.float64) * 2.0**-53).reshape(*bits.shape[:-1], *shape)
+        drawn = (fraction * high).long()
+        return torch.minimum(drawn, high.long() - 1) if isinstance(high, Tensor) else drawn.clamp_max_(high - 1)
 
     def _bits(self, count: int, step: int | Tensor) -> Tensor:
         """int64 with 64 random bits, shape (N, count), or (N, S, count) for `step` (N, S)."""
         points = self.points.to(torch.int64)
         state = _mix(points * _GOLDEN + self.key)
-        steps = torch.as_tensor(step, dtype=torch.int64, device=points.device)
-        state = _mix((state[:, None] if steps.dim() == 2 else state) + steps * _GOLDEN)
+        if isinstance(step, Tensor):
+            state = _mix((state[:, None] if step.dim() == 2 else state) + step.to(torch.int64) * _GOLDEN)
+        else:
+            state = _mix(state + _wrapped(step * _GOLDEN))
         position = torch.arange(1, count + 1, dtype=torch.int64, device=points.device) * _GOLDEN
         return _mix(state.unsqueeze(-1) + position)
+
+
+def _wrapped(value: int) -> int:
+    """An int as int64 holds it after overflow."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:

@@ -20,6 +20,7 @@ from maskaudit.attacker import Attacker
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import UNBOUNDED
 from maskaudit.attacks.second_opinion import external_attack
+from maskaudit.challenge import Challenge
 from maskaudit.data import Dataset
 from maskaudit.document import build_report
 from maskaudit.errors import MaskauditError, ModelError
@@ -45,8 +46,8 @@ from maskaudit.trace.inspect import inspection
 from maskaudit.trace.model import trace_model
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
-from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, RECAPTURE_POINTS, Power, check_power
-from maskaudit.verdict.rules import Judgement, Observations, judge
+from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
+from maskaudit.verdict.rules import SCREEN, Judgement, Observations, error_level, judge
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class _Run:
             target, self.ledger, threat, settings,
             pool=data.x if pool is None else pool, surrogates=surrogates, journal=journal, on_event=on_event,
         )  # fmt: skip
+        self.challenge = Challenge(self.attacker, self._suspected, error_level(len(self.looks)))
         self.static_probes: list[ProbeResult] = []
         self.attack_probes: list[ProbeResult] = []
         self.power = NOT_CHECKED
@@ -182,40 +184,37 @@ class _Run:
         if not self.static_probes:
             self._run_static_probes(rows)
             self._plan(self._trace(rows), rows)
+        own = [spec for spec in self.specs if spec.role in ("reference", "strong") and spec.name not in PLANNED]
+        for spec in (*own, UNBOUNDED):
+            self._run_on_due(spec, rows)
+        self._run_attack_probes()  # what they say decides how thoroughly the challengers search
         planned_yet = False
-        for spec in (*self.specs, UNBOUNDED):
-            if spec.name not in PLANNED:
-                due = self._due(spec, rows)
-                if len(due):
-                    self.attacker.run(spec, due)
-            elif self.adaptive is not None and not planned_yet:
-                planned_yet = True
-                self.adaptive.run(rows)
+        for spec in self.specs:
+            if spec.name in PLANNED:
+                if self.adaptive is not None and not planned_yet:
+                    planned_yet = True
+                    self.adaptive.run(rows)
+            elif spec.role == "challenger":
+                self.challenge.run(spec, rows)
+            elif spec not in own:
+                self._run_on_due(spec, rows)
         self._run_attack_probes()
 
-    def _due(self, spec: AttackSpec, rows: Tensor) -> Tensor:
-        """Points of this look that an attack is run on.
-
-        Second opinions attack a sample. Challengers attack what own gradients left standing: on the others they
-        can hide nothing, and a sample of those shows whether the search finds what is there to be found.
-        Everything else attacks every point.
-        """
+    def _run_on_due(self, spec: AttackSpec, rows: Tensor) -> None:
+        """Run an attack on those points of this look that are its business: a sample for second opinions."""
+        due = rows
         if spec.role == "second_opinion":
-            return rows[: self.settings.effort.second_opinion]
-        if spec.role != "challenger":
-            return rows
-        known = self.ledger.strong()
-        earlier = int(self._tried_by_challengers(known)[: int(rows[0])].sum())
-        broken = rows[known[rows]][: max(0, RECAPTURE_POINTS - earlier)]
-        return torch.cat([rows[~known[rows]], broken]).sort().values
+            due = rows[: self.settings.effort.second_opinion]
+        elif spec.second_chance:
+            due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]
+        if len(due):
+            self.attacker.run(spec, due)
 
-    def _tried_by_challengers(self, known: Tensor) -> Tensor:
-        """The known points (P,) that every challenger that ran has attacked."""
-        tried = known.clone()
-        for entry in self.ledger.entries.values():
-            if entry.spec.role == "challenger" and entry.status == "ran":
-                tried &= entry.attempted
-        return tried
+    def _suspected(self) -> bool:
+        """Whether a probe of the screen fired or the trace located a fault."""
+        return bool(self.trace.get("culprits")) or any(
+            probe.rule in SCREEN and probe.status == "finding" for probe in (*self.static_probes, *self.attack_probes)
+        )
 
     # --- probes, power, verdict -------------------------------------------------------------------
 
@@ -288,7 +287,7 @@ class _Run:
     def _check_power(self) -> Power:
         """Recapture of what own gradients broke; planted problems where that is too little."""
         ledger = self.ledger
-        known = self._tried_by_challengers(ledger.strong())
+        known = self.challenge.tried()
         if int(known.sum()) >= MIN_KNOWN:
             return check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
         rows = ledger.correct.nonzero().squeeze(1)

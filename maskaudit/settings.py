@@ -85,9 +85,16 @@ class AuditSettings:
         return BUDGETS[self.budget]
 
     def looks(self, available: int) -> tuple[int, ...]:
-        """Numbers of points at which the verdict is looked at, given how many the data set has."""
+        """Numbers of points at which the verdict is looked at, given how many the data set has.
+
+        Past the looks of the budget each doubles the one before, so that no audit draws more than twice the points
+        that its verdict needs.
+        """
         most = min(available, self.samples or self.effort.looks[-1])
-        return (*(n for n in self.effort.looks if n < most), most)
+        looks = list(self.effort.looks)
+        while 2 * looks[-1] < most:
+            looks.append(2 * looks[-1])
+        return (*(n for n in looks if n < most), most)
 
 
 @dataclass(frozen=True)

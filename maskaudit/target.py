@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from maskaudit import accelerator
 from maskaudit.errors import InputError, ModelError, UsageError
 from maskaudit.preserve import preserved
 
@@ -27,6 +28,9 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 #: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
 PROBABILITY_TOLERANCE = 1e-3
+
+#: What an infinite score becomes: differences of two such scores are still finite.
+LARGEST_SCORE = torch.finfo(torch.float32).max / 4
 
 #: What torch says of an op that has no derivative.
 _NOT_DIFFERENTIABLE = re.compile(r"derivative for \S+ is not implemented")
@@ -65,8 +69,37 @@ class Gradient:
     connected: bool
 
 
+@dataclass
+class Unchecked:
+    """Scores on an accelerator that nobody has looked at yet.
+
+    Attributes:
+        bad: inputs with NaN among their scores so far, int64 (), on the device.
+        asked: inputs so far.
+    """
+
+    bad: Tensor
+    asked: int = 0
+
+    def add(self, scores: Tensor) -> None:
+        """Count the scores (n, K) of one pass."""
+        self.bad += torch.isnan(scores.detach()).any(dim=1).sum()
+        self.asked += len(scores)
+
+    def settle(self) -> None:
+        """Look.
+
+        Raises:
+            ModelError: when there was a NaN.
+        """
+        _refuse_nan(int(self.bad), self.asked)
+
+
 class Target:
     """A classifier under audit.
+
+    Scores are looked at as they come. Within `late_checks`, where an attack runs, scores on an accelerator are
+    looked at once, at its end.
 
     Args:
         model: maps inputs (N, C, H, W) or (N, D) to logits or probabilities (N, K), K ≥ 2.
@@ -110,6 +143,8 @@ class Target:
         self.seed = seed
         self.ledger = PassLedger()
         self._stack: contextlib.ExitStack | None = None
+        self._unchecked: Unchecked | None = None
+        self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
 
     @property
     def random(self) -> bool:
@@ -133,6 +168,23 @@ class Target:
         assert self._stack is not None
         self._stack.close()
         self._stack = None
+
+    @contextlib.contextmanager
+    def late_checks(self) -> Iterator[None]:
+        """Within, passes on an accelerator do not wait for it; NaN among the scores is refused on leaving.
+
+        Raises:
+            ModelError: on leaving, as the passes themselves do elsewhere and on the CPU.
+        """
+        if accelerator.asking_is_free(self.device) or self._unchecked is not None:
+            yield
+            return
+        self._unchecked = unchecked = Unchecked(torch.zeros((), dtype=torch.int64, device=self.device))
+        try:
+            yield
+        finally:  # also where the NaN was what made the attack fail
+            self._unchecked = None
+            unchecked.settle()
 
     def raw(self, x: Tensor) -> Tensor:
         """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
@@ -231,7 +283,15 @@ class Target:
             output = self.model(inputs)
         except Exception as error:  # whatever the audited code raises is its failure, not ours
             raise _model_raised("", x, error) from error
-        return checked_scores(output, len(x)).to(x.device)
+        return self.checked(output, len(x)).to(x.device)
+
+    def checked(self, output: object, n: int) -> Tensor:
+        """What a model returned for `n` inputs as float32 scores (n, K); within `late_checks` NaN is refused later.
+
+        Raises:
+            ModelError: when it is something else.
+        """
+        return checked_scores(output, n, self._unchecked)
 
     def _normalise(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -240,10 +300,17 @@ class Target:
                 raise InputError(f"{name} has {len(values)} entries, but the inputs have {channels} channels.")
         shape = (1, -1, *[1] * (x.dim() - 2))
         if self.mean is not None:
-            x = x - torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
+            x = x - self._constant(self.mean, x).view(shape)
         if self.std is not None:
-            x = x / torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
+            x = x / self._constant(self.std, x).view(shape)
         return x
+
+    def _constant(self, values: tuple[float, ...], x: Tensor) -> Tensor:
+        """The values beside `x`; brought there once, since that waits for an accelerator."""
+        key = (values, x.dtype)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=x.dtype, device=x.device)
+        return self._constants[key]
 
     def _batches(self, n: int) -> Iterator[slice]:
         for start in range(0, n, self.batch_size):
@@ -278,12 +345,15 @@ def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) 
     wrong = scores.scatter(1, y[:, None], -torch.inf)
     if reject_class is not None:
         held = torch.maximum(held, scores[:, reject_class : reject_class + 1])
-        wrong = wrong.index_fill(1, torch.tensor([reject_class], device=scores.device), -torch.inf)
+        wrong[:, reject_class] = -torch.inf
     return wrong.amax(dim=1) - held.squeeze(1)
 
 
-def checked_scores(output: object, n: int) -> Tensor:
-    """The model's answer as float32 (N, K), or a ModelError that says what is wrong with it."""
+def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -> Tensor:
+    """The model's answer as float32 (N, K), infinities made finite, or a ModelError that says what is wrong with it.
+
+    With `unchecked` NaN is only counted there.
+    """
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         output = output[0]
     if hasattr(output, "logits") and isinstance(output.logits, Tensor):
@@ -297,12 +367,19 @@ def checked_scores(output: object, n: int) -> Tensor:
     if output.shape[1] < 2:
         raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
     scores = output.float()
-    if torch.isnan(scores).any():
-        bad = int(torch.isnan(scores).any(dim=1).sum())
-        raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; mend the model first.")
-    if torch.isinf(scores).any():
-        scores = scores.clamp(torch.finfo(torch.float32).min / 4, torch.finfo(torch.float32).max / 4)
+    if unchecked is not None:
+        unchecked.add(scores)
+        return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    if not torch.isfinite(scores.detach().sum()):  # or merely too large a sum
+        _refuse_nan(int(torch.isnan(scores).any(dim=1).sum()), n)
+        if torch.isinf(scores).any():
+            scores = scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
     return scores
+
+
+def _refuse_nan(bad: int, n: int) -> None:
+    if bad:
+        raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; mend the model first.")
 
 
 def detect_outputs(raw: Tensor) -> Outputs:

@@ -77,11 +77,16 @@ class ThreatModel:
         length: Tensor = torch.linalg.vector_norm(delta, dim=1)
         return length
 
+    @property
+    def slack(self) -> float:
+        """What float32 rounding may add to a length or a coordinate of an admissible input."""
+        low, high = self.bounds
+        return ROUNDING_ULPS * FLOAT32_EPS * max(abs(low), abs(high), self.eps)
+
     def admissible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """True per point (N,) where `x_adv` lies in ball and box, up to float32 rounding, and is finite."""
         low, high = self.bounds
-        magnitude = max(abs(low), abs(high), self.eps)
-        slack = ROUNDING_ULPS * FLOAT32_EPS * magnitude
+        slack = self.slack
         flat = x_adv.flatten(1)
         inside = (flat >= low - slack).all(dim=1) & (flat <= high + slack).all(dim=1)
         in_ball = self.distance(x_adv, x) <= self.eps + slack

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import maskaudit.runner as runner
-from maskaudit import api
+from maskaudit import api, challenge
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.attacks.square import square
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.paired import strong_gap
 from maskaudit.results import AttackRow, AuditReport
@@ -22,11 +23,19 @@ CHALLENGERS = ("noise", "square", "finite-differences", "decision")
 
 def audited(recapture: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
     """A linear model of which about half of the points break, audited with a sample of the given size."""
-    monkeypatch.setattr(runner, "RECAPTURE_POINTS", recapture)
+    monkeypatch.setattr(challenge, "RECAPTURE_POINTS", recapture)
+    monkeypatch.setattr(challenge, "FLOOR", 1.0)
+    return linear(eps=0.1)
+
+
+def linear(eps: float, front: nn.Module | None = None, **settings: object) -> AuditReport:
+    """A linear model, behind something if wanted, audited quickly on points that it classifies as they are labelled."""
     torch.manual_seed(0)
-    x, model = torch.rand(128, 6), nn.Linear(6, 3)
-    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
-    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=0.1, settings=settings).report
+    x, head = torch.rand(128, 6), nn.Linear(6, 3)
+    model = head if front is None else nn.Sequential(front, head)
+    left_out = ("transfer", "torchattacks-pgd", "torchattacks-square")
+    chosen = AuditSettings(**{"budget": "quick", "ignore": left_out, **settings})  # type: ignore[arg-type]
+    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=eps, settings=chosen).report
     return report
 
 
@@ -103,3 +112,83 @@ def test_the_sample_suffices_for_the_power_check() -> None:
     assert RECAPTURE_POINTS > MIN_KNOWN
     assert check_power("recapture", 40, RECAPTURE_POINTS).passed
     assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
+
+
+class Rounded(nn.Module):
+    """Inputs on a coarse grid: no gradient comes back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 16).round() / 16
+
+
+def by_name(report: AuditReport) -> dict[str, AttackRow]:
+    return {row.name: row for row in report.attacks}
+
+
+def test_a_search_gets_on_standing_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = linear(eps=0.1)
+    monkeypatch.setattr(challenge, "FLOOR", 1.0)
+    whole = linear(eps=0.1)
+    for name, limit in (("square", "queries"), ("finite-differences", "queries"), ("decision", "queries")):
+        row, all_of_it = by_name(learnt)[name], by_name(whole)[name]
+        shortened = row.settings[f"{limit}_on_standing_points"]
+        assert 0.25 * row.settings[limit] <= shortened < row.settings[limit]
+        assert row.attempted == all_of_it.attempted
+        assert row.forwards < 0.6 * all_of_it.forwards
+        assert all_of_it.settings[f"{limit}_on_standing_points"] == all_of_it.settings[limit]
+    assert learnt.verdict.label == whole.verdict.label == "clear"
+    assert learnt.accuracy["best_known"] == whole.accuracy["best_known"]
+
+
+def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
+    report = linear(eps=0.1, front=Rounded())
+    assert report.masking["screen"]["fired"]
+    assert not any("on_standing_points" in key for row in report.attacks for key in row.settings)
+
+
+def test_a_short_search_that_breaks_standing_points_is_run_again_with_the_whole_budget(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(challenge, "BY_THE_WAY", -1.0)  # whatever falls, falls not by the way
+    report = linear(eps=0.1)
+    for name in ("noise", "square"):
+        row = by_name(report)[name]
+        limit = "draws" if name == "noise" else "queries"
+        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+
+
+def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is_trained() -> None:
+    report = linear(eps=0.9, ignore=("torchattacks-pgd", "torchattacks-square"))
+    assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
+    assert report.verdict.label == "clear"
+    assert report.power["passed"]
+    assert report.power["n"] == challenge.SETTLED_POINTS
+    assert by_name(report)["square"].attempted == challenge.SETTLED_POINTS
+    assert by_name(report)["transfer"].status == "skipped"
+    assert "no point standing" in by_name(report)["transfer"].reason
+
+
+def test_cross_entropy_gets_its_restarts_where_only_another_loss_got_through() -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 3000 * self.head(x)
+
+    torch.manual_seed(0)
+    x, model = torch.rand(128, 6), Steep()
+    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
+    report = api.audit(model, (x, model(x).argmax(1)), eps=0.2, settings=settings).report
+    rows = by_name(report)
+    again = rows["apgd-ce-restarts"]
+    assert 0 < again.attempted < rows["apgd-ce"].attempted
+    assert again.settings["restarts"] == 4  # with the one before: as many runs as margin, DLR, rescaled and two targets
+    assert again.robust_accuracy is None
+    assert report.verdict.label == "masked"
+
+
+def test_an_effort_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="queries"):
+        AttackSpec("mine", "", "score", "challenger", square, effort="queries")

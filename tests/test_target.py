@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskaudit import accelerator
 from maskaudit.errors import InputError, ModelError, UsageError
 from maskaudit.target import Target, breaking_margin, checked_scores, detect_outputs
 
@@ -303,6 +304,51 @@ def test_a_failing_model_is_described_in_one_sentence(model: Callable[[Tensor], 
         Target(model).raw(X)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 4
+
+
+NAN_FOR_ONE = torch.where(torch.arange(N) == 3, torch.nan, 1.0)[:, None]
+
+
+def test_nan_is_refused_at_the_end_where_looking_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
+    target = Target(lambda x: linear(x) * NAN_FOR_ONE[: len(x)])
+    passed = []
+    with pytest.raises(ModelError, match=f"NaN for 2 of {2 * N} inputs inside the bounds"):  # noqa: PT012, SIM117
+        with target.late_checks():
+            target.scores(X)
+            with target.late_checks():  # an attack inside an attack
+                target.value_and_grad(X, picked)
+            passed.append(True)
+    assert passed
+    with pytest.raises(ModelError, match=f"NaN for 1 of {N} inputs"):
+        target.scores(X)
+    with target.late_checks():
+        assert bool(target.scores(X[:3]).isfinite().all())
+
+
+def test_nan_explains_what_failed_because_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
+    target = Target(lambda x: linear(x) * torch.nan)
+    with pytest.raises(ModelError, match="NaN for 5 of 5"), target.late_checks():  # noqa: PT012
+        target.scores(X[:5])
+        raise KeyError("a consequence")
+
+
+def test_on_the_cpu_nan_is_refused_at_once() -> None:
+    target, passed = Target(lambda x: linear(x) * torch.nan), []
+    with pytest.raises(ModelError, match="NaN for 23 of 23"), target.late_checks():  # noqa: PT012
+        target.scores(X)
+        passed.append(True)
+    assert not passed
+
+
+def test_scores_are_the_same_whether_they_are_looked_at_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(lambda x: linear(x) * torch.where(x[:, :1] > 0.5, torch.inf, 1.0))
+    now = target.scores(X)
+    monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
+    with target.late_checks():
+        assert torch.equal(target.scores(X), now)
+    assert bool(now.isfinite().all())
 
 
 def test_a_failing_backward_pass_is_the_models_failure() -> None:

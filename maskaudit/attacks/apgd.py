@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,9 +134,9 @@ def _single_run(
             first = threat.project(starts[points], clean)
         return _State.at(first, Ball.around(clean, threat))
 
-    marks = torch.zeros(steps + 2, dtype=torch.bool)  # on the host, with a copy where the slots are
+    marks = np.zeros(steps + 2, dtype=bool)  # on the host, with a copy where the slots are
     marks[checkpoints(steps)] = True
-    marks_here = marks.to(x.device)
+    marks_here = torch.from_numpy(marks).to(x.device)
     batch = ResidentBatch(
         best, limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskaudit import accelerator
 from maskaudit.attacks.resident import SlotState
 from maskaudit.threat import ThreatModel
 
@@ -61,7 +62,7 @@ class Ball(SlotState):
         odd = (length < SHORTEST) | ~(length < LONGEST)
         factor = torch.where(odd, 0.0, size / length)
         torch.addcmul(at, gradient, self._column(factor), out=out)
-        if at.device.type != "cpu" or bool(odd.any()):
+        if accelerator.perhaps(odd):
             self._step_by_scaled(at, gradient, size, odd, out)
         return self.project_full_(out) if full else self.project_(out)
 
@@ -87,10 +88,9 @@ class Ball(SlotState):
 
     def _step_by_scaled(self, at: Tensor, gradient: Tensor, size: float | Tensor, odd: Tensor, out: Tensor) -> None:
         """The step where the length of the gradient under- or overflows (and the zero step for a zero gradient)."""
-        rows = odd.nonzero().squeeze(1) if at.device.type == "cpu" else slice(None)
-        some = size[rows] if isinstance(size, Tensor) else torch.full_like(at[rows].flatten(1)[:, 0], size)
-        moved = at[rows] + self._column(some) * self.threat.step_direction(gradient[rows])
-        out[rows] = moved if at.device.type == "cpu" else torch.where(self._column(odd), moved, out)
+        length = self._column(size) if isinstance(size, Tensor) else size
+        scaled = at + length * self.threat.step_direction(gradient)
+        torch.where(self._column(odd), scaled, out, out=out)
 
     def _column(self, per_slot: Tensor) -> Tensor:
         return per_slot.view(-1, *[1] * (self.clean.dim() - 1))
@@ -104,6 +104,6 @@ def norm_of(delta: Tensor) -> Tensor:
 
 def finite(gradient: Tensor) -> Tensor:
     """The gradient with every value that is not finite set to zero; never written to, since it may be the model's."""
-    if gradient.device.type == "cpu" and bool(torch.isfinite(gradient.sum())):
+    if accelerator.asking_is_free(gradient.device) and bool(torch.isfinite(gradient.sum())):
         return gradient
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)

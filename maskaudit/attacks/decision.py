@@ -19,14 +19,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.boundary_search import BoundaryWalk, SignFlips, Starts, State, Walk
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.boundary_search import Search, Starts, Terrain, Walk
+from maskaudit.attacks.boundary_walk import BoundaryWalk
+from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.resident import ResidentBatch
+from maskaudit.attacks.sign_flips import BLOCK as SIGN_FLIPS_BLOCK
+from maskaudit.attacks.sign_flips import SignFlips
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
 Method = Literal["auto", "rays", "hopskipjump"]
+
+#: Directions of HopSkipJump drawn at once: enough steps that drawing costs little each, in 1 MB at most.
+MOST_STEPS_AT_ONCE, ELEMENTS_AT_ONCE = 32, 2**18
 
 
 def decision_based(
@@ -60,28 +67,43 @@ def decision_based(
     """
     if method == "auto":
         method = "rays" if threat.norm == "Linf" else "hopskipjump"
-    anchors = nearest_of_other_classes(target, x, y, pool, starts)
-    state = State(x, threat, anchors, rng.fork("decision"))
-    walk: Walk
-    if method == "rays":
-        walk = SignFlips(state)
-    elif method == "hopskipjump":
-        walk = BoundaryWalk(state)
-    else:
+    if method not in ("rays", "hopskipjump"):
         raise UsageError(f"The decision-based method must be auto, rays or hopskipjump, got {method!r}.")
-    best = BestCandidates(x)
-    active = ActiveSet(
-        len(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early, device=x.device
+    found = nearest_of_other_classes(target, x, y, pool, starts)
+    terrain = Terrain(threat, found.pool, rng.fork("decision"), x.shape[1:])
+    slots = max(1, min(len(x), target.batch_size))
+    block = SIGN_FLIPS_BLOCK if method == "rays" else _directions_at_once(slots * terrain.dims)
+
+    def enter(points: Tensor) -> Search:
+        clean = x[points]
+        walk: Walk
+        if method == "rays":
+            walk = SignFlips.begin(terrain, points.clone(), clean)
+        else:
+            walk = BoundaryWalk.begin(terrain, points.clone(), clean, block)
+        return Search.begin(terrain, points.clone(), clean, found.member[points], walk)
+
+    batch = ResidentBatch(
+        BestCandidates(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
     )
-    while (rows := active.next_rows()) is not None:
-        candidate = state.next_candidates(rows, walk, active.step[rows])
-        margin = target.margin(target.scores(candidate), y[rows])
+    while len(batch):
+        search, points = batch.state, batch.points
+        if batch.ticks % block == 0 and batch.ticks:
+            search.walk.refresh()
+        candidate = search.ask(batch.number)
+        margin = target.margin(target.scores(candidate), y[points])
         crossed = margin > 0
-        inside = threat.admissible(candidate, x[rows])
-        best.offer(rows[inside], candidate[inside], margin[inside])
-        state.learn(rows, candidate, crossed, walk)
-        active.advance(rows, crossed & inside)
-    return Attempt(best.examples, active.first_success, active.step)
+        length = search.length(candidate)
+        inside = length <= threat.eps + threat.slack  # and inside the bounds, where every candidate is
+        batch.offer(candidate, torch.where(inside, margin, -torch.inf))
+        search.learn(candidate, length.to(x.dtype), crossed)
+        batch.advance(crossed & inside)
+    return batch.finish()
+
+
+def _directions_at_once(elements: int) -> int:
+    """Steps whose directions of `elements` coordinates each are drawn at once."""
+    return max(1, min(MOST_STEPS_AT_ONCE, ELEMENTS_AT_ONCE // elements))
 
 
 def nearest_of_other_classes(target: Target, x: Tensor, y: Tensor, pool: Tensor | None, starts: int) -> Starts:

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit import accelerator
+from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
+from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
@@ -68,86 +70,111 @@ def finite_differences(
     """
     blocks = _Blocks.of(x, coordinate_limit)
     streams = rng.fork("finite differences")
-    n, device = len(x), x.device
-    iterate = x.clone()
-    direction = torch.zeros_like(x)
-    height = torch.full((n,), -torch.inf, device=device)  # margin of the iterate, −inf when not measured
-    scale = torch.zeros(n, dtype=torch.int64, device=device)  # which size of difference is in use
-    turn = torch.zeros(n, dtype=torch.int64, device=device)  # gradients measured so far
-    sizes = torch.tensor(scales, dtype=x.dtype, device=device) * blocks.unit(threat)
-    best = BestCandidates(x)
+    sizes = torch.tensor(scales, dtype=x.dtype, device=x.device) * blocks.unit(threat)
+    per_step = 2 * blocks.count + len(STEP_LENGTHS)
     per_chunk = max(1, min(target.batch_size, CHUNK_ELEMENTS // (2 * blocks.count * x[0].numel())))
-    active = ActiveSet(n, limit=queries, batch_size=per_chunk, stop_early=target.stop_early, device=device)
-    while (rows := active.next_rows()) is not None:
-        state = _Points(target, threat, best, rows, x[rows], y[rows], streams.select(rows))
-        gradient = blocks.gradient(state, iterate[rows], sizes[scale[rows]], turn[rows])
+
+    def enter(points: Tensor) -> _State:
+        unmeasured = torch.full((len(points),), -torch.inf, device=x.device)
+        return _State(x[points], x[points], torch.zeros_like(x[points]), unmeasured, torch.zeros_like(points))
+
+    batch = ResidentBatch(
+        BestCandidates(x), limit=-(-queries // per_step), batch_size=per_chunk, stop_early=target.stop_early,
+        enter=enter,
+    )  # fmt: skip
+    while len(batch):
+        state, points = batch.state, batch.points
+        draws = streams.select(points)
+        step = _Step(target, threat, batch, y[points])
+        gradient = blocks.gradient(step, state.iterate, sizes[state.scale], draws, batch.number)
         length = threat.dual_norm(gradient).view(-1, *[1] * (x.dim() - 1))
-        former = direction[rows]
-        ahead = torch.where(length > 0, MOMENTUM * former + gradient / length.clamp_min(1e-30), 0.0)
+        ahead = torch.where(length > 0, MOMENTUM * state.direction + gradient / length.clamp_min(1e-30), 0.0)
 
-        moved, reached = state.climb(iterate[rows], ahead)
-        informed = length.flatten() > 0
-        higher = reached > height[rows]
-        iterate[rows[higher]], height[rows[higher]] = moved[higher], reached[higher]
-        useful = higher & informed
-        direction[rows] = torch.where(useful.view_as(length), ahead, 0.0)
-        failed = rows[~useful]
-        scale[failed] += 1
-        turn[rows] += 1
-        stuck = failed[scale[failed] >= len(scales)]
-        if len(stuck):
-            iterate[stuck] = surface_noise(x[stuck], threat=threat, rng=streams.select(stuck), step=-turn[stuck])
-            height[stuck] = -torch.inf
-            scale[stuck] = 0
-        active.advance(rows, state.broken, cost=2 * blocks.count + len(STEP_LENGTHS))
-    return Attempt(best.examples, active.first_success, active.step)
+        moved, reached = step.climb(state.iterate, ahead)
+        higher = reached > state.height
+        keep(higher, moved, state.iterate)
+        keep(higher, reached, state.height)
+        useful = higher & (length.flatten() > 0)
+        state.direction = torch.where(useful.view_as(length), ahead, 0.0)
+        state.scale += ~useful
+        stuck = state.scale >= len(scales)
+        if accelerator.perhaps(stuck):
+            keep(stuck, surface_noise(state.clean, threat=threat, rng=draws, step=-1 - batch.number), state.iterate)
+            state.height.masked_fill_(stuck, -torch.inf)
+            state.scale.masked_fill_(stuck, 0)
+        batch.advance(step.broken)
+    attempt = batch.finish()
+    first = torch.where(attempt.first_success > 0, attempt.first_success * per_step, attempt.first_success)
+    return Attempt(attempt.examples, first, attempt.queries * per_step)
 
 
-class _Points:
-    """The points of one step, with the bookkeeping of everything that is evaluated for them.
+@dataclass
+class _State(SlotState):
+    """Per slot.
 
     Attributes:
-        broken: which of them some admissible evaluation has broken, bool (n,).
+        clean, iterate: the clean point and the place of the search, (b, …).
+        direction: former direction, (b, …).
+        height: margin of the iterate, −∞ when not measured, (b,).
+        scale: which size of difference is in use, int64 (b,).
     """
 
-    def __init__(
-        self,
-        target: Target,
-        threat: ThreatModel,
-        best: BestCandidates,
-        rows: Tensor,
-        clean: Tensor,
-        y: Tensor,
-        rng: PointRNG,
-    ) -> None:
-        self.target, self.threat, self.best = target, threat, best
-        self.rows, self.clean, self.y, self.rng = rows, clean, y, rng
-        self.broken = torch.zeros(len(rows), dtype=torch.bool, device=clean.device)
+    clean: Tensor
+    iterate: Tensor
+    direction: Tensor
+    height: Tensor
+    scale: Tensor
+
+
+class _Step:
+    """One step of the batch, with the bookkeeping of everything that is evaluated in it.
+
+    Attributes:
+        broken: which points some admissible evaluation has broken, bool (b,).
+    """
+
+    def __init__(self, target: Target, threat: ThreatModel, batch: ResidentBatch[_State], y: Tensor) -> None:
+        self.target, self.threat, self.batch, self.y = target, threat, batch, y
+        self.clean = batch.state.clean
+        self.rows = torch.arange(len(y), device=y.device)
+        self.broken = torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
     def margins(self, candidates: Tensor, *, inside: bool) -> Tensor:
-        """Margins (n, m) of m candidates per point (n, m, …); the best admissible one is offered.
+        """Margins (b, m) of m candidates per point (b, m, …); the best admissible one is offered.
 
-        `inside` says that all of them are admissible; otherwise each is checked.
+        `inside` says that all of them are admissible; otherwise each is checked, where it is worth offering.
         """
-        n, m = candidates.shape[:2]
-        flat = candidates.flatten(0, 1)
-        margin = self.target.margin(self.target.scores(flat), self.y.repeat_interleave(m)).view(n, m)
-        eligible = margin
-        if not inside:
-            clean = self.clean.repeat_interleave(m, dim=0)
-            eligible = margin.masked_fill(~self.threat.admissible(flat, clean).view(n, m), -torch.inf)
+        m = candidates.shape[1]
+        margin = self.target.margin(self.target.scores(candidates.flatten(0, 1)), self.y.repeat_interleave(m)).view(
+            -1, m
+        )
+        eligible = margin if inside else self._admissible(candidates, margin)
         value, index = eligible.max(dim=1)
-        self.best.offer(self.rows, candidates[torch.arange(n, device=flat.device), index], value)
+        self.batch.offer(candidates[self.rows, index], value)
         self.broken |= value > 0
         return margin
 
     def climb(self, start: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of the projected steps of all `STEP_LENGTHS` along `ahead`, and its margin (n,)."""
+        """The best of the projected steps of all `STEP_LENGTHS` along `ahead`, and its margin (b,)."""
         unit = self.threat.step_direction(ahead)
         lengths = [length * self.threat.eps for length in STEP_LENGTHS]
         tried = torch.stack([self.threat.project(start + step * unit, self.clean) for step in lengths], dim=1)
         reached, index = self.margins(tried, inside=True).max(dim=1)
-        return tried[torch.arange(len(start), device=start.device), index], reached
+        return tried[self.rows, index], reached
+
+    def _admissible(self, candidates: Tensor, margin: Tensor) -> Tensor:
+        """Margins (b, m) with −∞ for what is not admissible or, where that is free to know, beats nothing held."""
+        m = candidates.shape[1]
+        if not accelerator.asking_is_free(margin.device):
+            clean = self.clean.repeat_interleave(m, dim=0)
+            return torch.where(
+                self.threat.admissible(candidates.flatten(0, 1), clean).view_as(margin), margin, -torch.inf
+            )
+        rows, columns = (margin > self.batch.held[:, None]).nonzero(as_tuple=True)
+        good = self.threat.admissible(candidates[rows, columns], self.clean[rows])
+        eligible = torch.full_like(margin, -torch.inf)
+        eligible[rows, columns] = torch.where(good, margin[rows, columns], -torch.inf)
+        return eligible
 
 
 @dataclass(frozen=True)
@@ -183,18 +210,18 @@ class _Blocks:
         channels, height, width = self.shape
         return threat.eps / (channels * height * width / self.count) ** 0.5 / 2
 
-    def gradient(self, points: _Points, at: Tensor, size: Tensor, turn: Tensor) -> Tensor:
+    def gradient(self, step: _Step, at: Tensor, size: Tensor, rng: PointRNG, turn: Tensor) -> Tensor:
         """Σ_k slope_k·u_k over the blocks' unit directions u_k, shape of `at` (n, …).
 
         The end points are clipped to the bounds, so a difference is one-sided where the iterate
         sits on a bound; slopes divide by the distance that is left.
         """
-        low, high = points.threat.bounds
+        low, high = step.threat.bounds
         n, dims = len(at), at[0].numel()
-        offset = (self.directions(points.rng, turn).to(at) * size.view(n, 1, 1)).view(n, self.count, *at.shape[1:])
+        offset = (self.directions(rng, turn).to(at) * size.view(n, 1, 1)).view(n, self.count, *at.shape[1:])
         centre = at.unsqueeze(1)
         ends = torch.cat([(centre + offset).clamp(low, high), (centre - offset).clamp(low, high)], dim=1)
-        margin = points.margins(ends, inside=False)
+        margin = step.margins(ends, inside=False)
         chord = (ends[:, : self.count] - ends[:, self.count :]).view(n, self.count, dims)
         squared = chord.square().sum(dim=2).clamp_min(torch.finfo(at.dtype).tiny)
         slope = (margin[:, : self.count] - margin[:, self.count :]) / squared

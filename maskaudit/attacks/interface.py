@@ -1,4 +1,4 @@
-"""What an attack is, and the active set that all of them work on.
+"""What an attack is, what it returns, and the best candidates that it keeps.
 
 An attack is a plain function
 
@@ -54,6 +54,11 @@ class AttackSpec:
         settings: keyword arguments passed to `run`.
         loss_family: "ce" when it follows the gradient of untargeted cross-entropy (CE*), else "".
         sources: citations.
+        effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
+        second_chance: it attacks only points that another loss broke and cross-entropy did not.
+
+    Raises:
+        ValueError: when `effort` names no whole number among the settings.
     """
 
     name: str
@@ -64,48 +69,12 @@ class AttackSpec:
     settings: dict[str, Any] = field(default_factory=dict)
     loss_family: str = ""
     sources: tuple[str, ...] = ()
+    effort: str = ""
+    second_chance: bool = False
 
-
-class ActiveSet:
-    """Which points are still worth a pass: broken and exhausted points leave, waiting points move up.
-
-    Args:
-        n: number of points.
-        limit: steps each point may take.
-        batch_size: points per step.
-        stop_early: whether `update` drops points as soon as they are broken.
-        device: where indices live.
-
-    Use::
-
-        active = ActiveSet(len(x), limit=steps, batch_size=target.batch_size, stop_early=target.stop_early)
-        while (rows := active.next_rows()) is not None:
-            …one step for x[rows], whose step numbers are active.step[rows]…
-            active.advance(rows, broken)
-    """
-
-    def __init__(self, n: int, *, limit: int, batch_size: int, stop_early: bool, device: torch.device | str = "cpu"):
-        self.step = torch.zeros(n, dtype=torch.int64, device=device)
-        self.first_success = torch.full((n,), -1, dtype=torch.int64, device=device)
-        self.alive = torch.ones(n, dtype=torch.bool, device=device)
-        self.limit, self.batch_size, self.stop_early = limit, batch_size, stop_early
-        if limit <= 0:
-            self.alive.zero_()
-
-    def next_rows(self) -> Tensor | None:
-        """Indices of the next batch (lowest numbers first), or None when nothing is left to do."""
-        rows = self.alive.nonzero().squeeze(1)[: self.batch_size]
-        return rows if len(rows) else None
-
-    def advance(self, rows: Tensor, broken: Tensor, *, cost: int | Tensor = 1) -> None:
-        """Count `cost` steps for `rows` and note which of them are now broken (bool, same length)."""
-        self.step[rows] += cost
-        first = broken & (self.first_success[rows] < 0)
-        self.first_success[rows[first]] = self.step[rows[first]]
-        finished = self.step[rows] >= self.limit
-        if self.stop_early:
-            finished = finished | broken
-        self.alive[rows[finished]] = False
+    def __post_init__(self) -> None:
+        if self.effort and not isinstance(self.settings.get(self.effort), int):
+            raise ValueError(f"{self.name} names {self.effort!r} as its effort, but no whole number in its settings")
 
 
 class BestCandidates:
@@ -124,6 +93,8 @@ class BestCandidates:
 
     def offer(self, rows: Tensor, examples: Tensor, margin: Tensor) -> None:
         """Keep `examples` (len(rows), …) where their `margin` (len(rows),) beats what is held."""
-        better = margin > self.margin[rows]
-        self.examples[rows[better]] = examples[better]
-        self.margin[rows[better]] = margin[better]
+        held = self.margin[rows]
+        better = margin > held
+        column = better.view(-1, *[1] * (examples.dim() - 1))
+        self.examples[rows] = torch.where(column, examples, self.examples[rows])
+        self.margin[rows] = torch.where(better, margin, held)

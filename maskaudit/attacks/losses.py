@@ -41,7 +41,7 @@ def other_term(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Te
     """max_{j≠y} z_j, the second term of the margin; a class that means a refusal is left out."""
     wrong = scores.scatter(1, y[:, None], -torch.inf)
     if reject_class is not None:
-        wrong = wrong.index_fill(1, torch.tensor([reject_class], device=scores.device), -torch.inf)
+        wrong[:, reject_class] = -torch.inf
     return wrong.amax(dim=1)
 
 

@@ -60,7 +60,7 @@ BUDGETS: dict[BudgetName, Budget] = {
     ),
     "standard": Budget(
         looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=3, probe_points=128, second_opinion=48,
+        surrogate_rounds=2, probe_points=128, second_opinion=48,
     ),
     "thorough": Budget(
         looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
@@ -69,7 +69,10 @@ BUDGETS: dict[BudgetName, Budget] = {
 }  # fmt: skip
 
 _MADRY = "Madry et al. 2018, Towards deep learning models resistant to adversarial attacks"
-_CROCE = "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of parameter-free attacks"
+_CROCE = (
+    "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse "
+    "parameter-free attacks"
+)
 
 
 def battery(budget: Budget) -> tuple[AttackSpec, ...]:
@@ -90,7 +93,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "apgd-ce", "Auto-PGD on cross-entropy", "gradient", "strong", apgd,
-            {"loss": "ce", "steps": budget.steps, "restarts": other_runs}, "ce", (_CROCE,),
+            {"loss": "ce", "steps": budget.steps}, "ce", (_CROCE,),
         ),
         AttackSpec(
             "apgd-margin", "Auto-PGD on the logit margin", "gradient", "strong", apgd,
@@ -110,9 +113,14 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             {"loss": "targeted-dlr", "steps": budget.steps, "targets": budget.targets}, "", (_CROCE,),
         ),
         AttackSpec(
+            "apgd-ce-restarts", "Auto-PGD on cross-entropy again, where only another loss got through", "gradient",
+            "strong", apgd, {"loss": "ce", "steps": budget.steps, "restarts": other_runs - 1}, "ce", (_CROCE,),
+            second_chance=True,
+        ),
+        AttackSpec(
             "noise", "Random noise of full size", "random", "challenger",
             random_noise, {"draws": budget.noise_draws}, "",
-            ("Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1",),
+            ("Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1",), effort="draws",
         ),
         AttackSpec(
             "transfer", "Transfer from a surrogate trained on the model's answers", "transfer", "challenger",
@@ -120,17 +128,18 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "square", "Square attack", "score", "challenger", square, {"queries": budget.queries}, "",
-            ("Andriushchenko et al. 2020, Square Attack",),
+            ("Andriushchenko et al. 2020, Square Attack",), effort="queries",
         ),
         AttackSpec(
             "finite-differences", "Gradient ascent on score differences at several scales", "score", "challenger",
             finite_differences, {"queries": budget.queries}, "",
             ("Uesato et al. 2018, Adversarial risk and the dangers of evaluating against weak attacks",),
+            effort="queries",
         ),
         AttackSpec(
             "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
             decision_based, {"queries": budget.decision_queries}, "",
-            ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"),
+            ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"), effort="queries",
         ),
         *plan_specs(budget.steps, budget.targets),
     )  # fmt: skip

@@ -6,8 +6,8 @@ shrinks. So a step costs its pass and a few operations on tensors that lie ready
 what it costs to leave and to enter is paid per point that does so, not per step.
 
 Nothing in a step waits for an accelerator: there the slots are looked through only every
-`LOOK_EVERY` steps, a point that broke in between keeps what it had reached at its first
-success, and which slots are at which step of their schedule is known on the host.
+`LOOK_EVERY` steps (this look waits), a point that broke in between keeps what it had reached
+at its first success, and which slots are at which step of their schedule is known on the host.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from maskaudit import accelerator
 from maskaudit.attacks.interface import Attempt, BestCandidates
 
 #: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
 LOOK_EVERY = 8
+#: Elements up to which a tensor on the CPU is rewritten whole rather than row by row.
+FEW_ELEMENTS = 2**14
 
 
 class SlotState:
@@ -86,16 +90,17 @@ class ResidentBatch(Generic[State]):
         enter: Callable[[Tensor], State],
         candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        n, device = len(best.margin), best.margin.device
-        self.steps = torch.zeros(n, dtype=torch.int64, device=device)
-        self.first_success = torch.full((n,), -1, dtype=torch.int64, device=device)
+        n, here = len(best.margin), best.margin.device
+        self.steps = torch.zeros(n, dtype=torch.int64, device=here)
+        self.first_success = torch.full((n,), -1, dtype=torch.int64, device=here)
         self.limit, self.stop_early = limit, stop_early
         self._all, self._enter, self._candidates = best, enter, candidates
-        self._look_every = _look_every(device)
+        self._asking_is_free = accelerator.asking_is_free(here)
         batches = -(-n // batch_size)
-        points = torch.arange(0 if limit <= 0 or n == 0 else -(-n // batches), device=device)
+        points = torch.arange(0 if limit <= 0 or n == 0 else -(-n // batches), device=here)
         self._n, self._next, self._tick = n, len(points), 0
-        self._joined = torch.zeros(1, dtype=torch.int64)  # distinct ticks at which slots were taken, on the host
+        self._joined = np.zeros(len(points), dtype=np.int64)  # tick at which each slot was taken, on the host
+        self._first_joined = self._last_joined = 0
         self._slots = self._fresh(points)
         self.state = enter(points)
 
@@ -120,11 +125,31 @@ class ResidentBatch(Generic[State]):
     @property
     def youngest(self) -> int:
         """The smallest step number in the batch, known without asking the device."""
-        return self._tick - int(self._joined.max())
+        return self._tick - self._last_joined
 
-    def any_at(self, marks: Tensor) -> bool:
-        """Whether some slot is at a marked step; `marks` is bool (limit + 1,) on the host."""
+    @property
+    def ticks(self) -> int:
+        """Steps of the batch so far."""
+        return self._tick
+
+    @property
+    def held(self) -> Tensor:
+        """The best margin that each slot's point has reached, (b,)."""
+        if self._candidates:
+            return self._candidates(self.state)[1]
+        assert self._slots.best_margin is not None
+        return self._slots.best_margin
+
+    def any_at(self, marks: np.ndarray) -> bool:
+        """Whether some slot is at a marked step, known without asking the device; `marks` is bool (limit + 1,)."""
         return bool(marks[self._tick - self._joined].any())
+
+    def slots_at(self, marks: np.ndarray) -> Tensor | slice:
+        """The slots at a marked step, as an index of tensors with one row per slot; nobody waits for it."""
+        chosen = marks[self._tick - self._joined]
+        if chosen.all():
+            return slice(None)
+        return torch.from_numpy(chosen.nonzero()[0]).to(self.points.device, non_blocking=True)
 
     def offer(self, examples: Tensor, margin: Tensor) -> None:
         """Keep `examples` (b, …) where their `margin` (b,) beats what the slot holds."""
@@ -132,7 +157,7 @@ class ResidentBatch(Generic[State]):
         assert slots.best is not None
         assert slots.best_margin is not None
         better = margin > slots.best_margin
-        if self.stop_early and self._look_every > 1:
+        if self.stop_early and not self._asking_is_free:
             better &= slots.first < 0
         keep(better, examples, slots.best)
         keep(better, margin, slots.best_margin)
@@ -142,9 +167,16 @@ class ResidentBatch(Generic[State]):
         slots = self._slots
         slots.number += 1
         self._tick += 1
-        torch.where(broken & (slots.first < 0), slots.number, slots.first, out=slots.first)
-        exhausted = self._tick - int(self._joined.min()) >= self.limit
-        if exhausted or (self.stop_early and self._tick % self._look_every == 0):
+        exhausted = self._tick - self._first_joined >= self.limit
+        if self._asking_is_free:
+            news = bool(broken.any())
+            look = news and self.stop_early
+        else:
+            news = True
+            look = self.stop_early and self._tick % LOOK_EVERY == 0
+        if news:
+            torch.where(broken & (slots.first < 0), slots.number, slots.first, out=slots.first)
+        if exhausted or look:
             done = slots.number >= self.limit
             if self.stop_early:
                 done |= slots.first >= 0
@@ -190,16 +222,13 @@ class ResidentBatch(Generic[State]):
                         value.index_copy_(0, holes, value.index_select(0, movers))
                     setattr(owner, name, value[:left])
         if len(self):
-            self._joined = self._tick - self._slots.number.unique().cpu()
-
-
-def _look_every(device: torch.device) -> int:
-    return 1 if device.type == "cpu" else LOOK_EVERY
+            self._joined = self._tick - self._slots.number.cpu().numpy()
+            self._first_joined, self._last_joined = int(self._joined.min()), int(self._joined.max())
 
 
 def keep(mask: Tensor, new: Tensor, held: Tensor) -> None:
     """Write the rows of `new` (b, …) where `mask` (b,) into `held` (b, …), in place."""
-    if held.device.type != "cpu":
+    if held.numel() <= FEW_ELEMENTS or not accelerator.asking_is_free(held.device):
         torch.where(mask.view(-1, *[1] * (held.dim() - 1)), new, held, out=held)
         return
     rows = mask.nonzero().squeeze(1)

@@ -15,6 +15,7 @@ its windows and no others.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass, replace
 
@@ -147,6 +148,7 @@ class _Canvas:
         windows: int64 (stages,): side of the L2 window, odd where there is room.
         bumps: η of each stage's window in both orientations, (stages, 2, S_h, S_w), zero-padded.
         boundaries: queries after which the schedule moves on, float64 (stages − 1,).
+        on_host: what the host must know without asking the device, (sides, windows, boundaries).
     """
 
     height: int
@@ -156,6 +158,7 @@ class _Canvas:
     windows: Tensor
     bumps: Tensor
     boundaries: Tensor
+    on_host: tuple[list[int], list[int], list[float]]
 
     @classmethod
     def of(cls, images: Tensor, p_init: float, queries: int) -> _Canvas:
@@ -184,15 +187,16 @@ class _Canvas:
             torch.tensor(windows, device=device),
             bumps.to(images),
             boundaries.to(device),
+            (sides, windows, boundaries.tolist()),
         )
 
     def stage(self, step: Tensor) -> Tensor:
         """Place in the schedule (N,) for the number of queries already spent (N,)."""
         return torch.bucketize((step - 1).clamp_min(0).double(), self.boundaries)
 
-    def largest(self, sides: Tensor, step: int) -> int:
-        """The largest of `sides` (stages,) in use from a step on; the schedule never grows."""
-        return int(sides[int(torch.bucketize(float(max(step - 1, 0)), self.boundaries))])
+    def largest(self, sides: list[int], step: int) -> int:
+        """The largest of `sides` (stages) in use from a step on; the schedule never grows."""
+        return sides[bisect.bisect_left(self.on_host[2], float(max(step - 1, 0)))]
 
     def place(self, side: Tensor, u: Tensor, v: Tensor, most: int) -> _Window:
         """The window of `side` (b,) ≤ `most` whose corner two uniforms (b,) choose."""
@@ -286,7 +290,7 @@ def _propose_linf(canvas: _Canvas, state: _State, batch: ResidentBatch[_State], 
     has the same effect in one go, since an inner value that sits at +ε can still go to −ε.
     """
     side = canvas.sides[canvas.stage(batch.number)]
-    window = canvas.place(side, u[:, 0], u[:, 1], canvas.largest(canvas.sides, batch.youngest))
+    window = canvas.place(side, u[:, 0], u[:, 1], canvas.largest(canvas.on_host[0], batch.youngest))
     at = window.pixels()
     ball = state.ball
     assert ball.low is not None
@@ -329,7 +333,7 @@ def _propose_l2(canvas: _Canvas, state: _State, batch: ResidentBatch[_State], u:
     """
     threat, clean = state.ball.threat, state.ball.clean
     stage = canvas.stage(batch.number)
-    side, most = canvas.windows[stage], canvas.largest(canvas.windows, batch.youngest)
+    side, most = canvas.windows[stage], canvas.largest(canvas.on_host[1], batch.youngest)
     into, away = canvas.place(side, u[:, 0], u[:, 1], most), canvas.place(side, u[:, 2], u[:, 3], most)
     into_at, away_at = into.pixels(), away.pixels()
     into_old, away_old = _read(state.current, into_at), _read(state.current, away_at)

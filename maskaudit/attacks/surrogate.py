@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.adam import adam
 
 from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
@@ -22,6 +23,8 @@ from maskaudit.threat import ThreatModel, per_point_norm
 LEAK = 0.1
 #: Inputs per training step, and steps per round at least.
 BATCH, LEAST_STEPS = 128, 60
+#: Learning rate of Adam at its peak and at both ends, and the share of the steps in which it rises.
+HIGHEST_RATE, LOWEST_RATE, WARM_UP = 4e-3, 1e-4, 0.3
 #: Larger images are first averaged down to this side, which bounds the cost of a pass.
 LARGEST_SIDE = 32
 #: A mixture moves at most this share of the way to the other point.
@@ -74,8 +77,8 @@ def train_surrogate(
     num_classes: int,
     seed: int = 0,
     rounds: int = 3,
-    epochs: int = 3,
-    pool_limit: int = 2000,
+    epochs: int = 2,
+    pool_limit: int = 1000,
 ) -> nn.Module:
     """Fit a `Surrogate` to the target's predicted classes around the pool.
 
@@ -112,19 +115,31 @@ def train_surrogate(
 
 
 def _fit(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int) -> None:
-    """Cross-entropy on the answered inputs; Adam with a one-cycle rate."""
+    """Cross-entropy on the answered inputs; Adam with a rate that rises and falls once.
+
+    The functional form of Adam: to build an `Optimizer` torch imports its compiler, which takes longer than the fit.
+    """
     per_epoch = -(-len(x) // BATCH)
     epochs = max(epochs, -(-LEAST_STEPS // per_epoch))
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=max(2, epochs * per_epoch))
+    weights: list[Tensor] = list(model.parameters())
+    first, second = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
+    taken = [torch.zeros(()) for _ in weights]
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH):
-            optimiser.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimiser.step()
-            schedule.step()
+    turns = [
+        rows
+        for _ in range(epochs)
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(BATCH)
+    ]  # fmt: skip
+    for turn, rows in enumerate(turns):
+        progress = turn / len(turns)
+        rate = HIGHEST_RATE * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP)) + LOWEST_RATE
+        slopes = torch.autograd.grad(F.cross_entropy(model(x[rows]), y[rows]), weights)
+        with torch.no_grad():
+            adam(
+                weights, list(slopes), first, second, [], taken, amsgrad=False, beta1=0.9, beta2=0.999, lr=rate,
+                weight_decay=0.0, eps=1e-8, maximize=False,
+            )  # fmt: skip
 
 
 def _noisy(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:

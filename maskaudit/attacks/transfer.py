@@ -8,13 +8,16 @@ momentum", 2018 (Algorithm 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.attacks.noise import surface_noise
+from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -60,40 +63,50 @@ def transfer(
     if not surrogates:
         raise UsageError("The transfer attack needs at least one surrogate, got none.")
     streams = rng.fork("transfer")
-    best = BestCandidates(x)
-    iterate, direction = x.clone(), torch.zeros_like(x)
-    active = ActiveSet(
-        len(x),
-        limit=steps * restarts,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        device=x.device,
-    )
     goals = [_ranked_classes(surrogate, x, y) for surrogate in surrogates]
-    while (rows := active.next_rows()) is not None:
-        restart, turn = active.step[rows] // steps, active.step[rows] % steps
-        fresh = rows[turn == 0]
-        if len(fresh):
-            iterate[fresh] = _restart_point(
-                x[fresh], restart[turn == 0] < len(surrogates), threat, streams, fresh, active
-            )
-            direction[fresh] = 0.0
-        gradient = torch.zeros_like(x[rows])
+    restart_of = np.arange(steps * restarts + 1) // steps
+    begins = np.arange(steps * restarts + 1) % steps == 0
+
+    def enter(points: Tensor) -> _State:
+        return _State(x[points], x[points], torch.zeros_like(x[points]))
+
+    batch = ResidentBatch(
+        BestCandidates(x), limit=steps * restarts, batch_size=target.batch_size, stop_early=target.stop_early,
+        enter=enter,
+    )  # fmt: skip
+    while len(batch):
+        state, points = batch.state, batch.points
+        restart, turn = batch.number // steps, batch.number % steps
+        if batch.any_at(begins):
+            begin = _restart_point(state.clean, restart < len(surrogates), threat, streams.select(points), batch.number)
+            keep(turn == 0, begin, state.iterate)
+            state.direction.masked_fill_(_column(turn == 0, x), 0.0)
+        gradient = torch.empty_like(state.iterate)
         for number, surrogate in enumerate(surrogates):
-            here = restart % len(surrogates) == number
-            if bool(here.any()):
-                part, attempt = rows[here], restart[here] // len(surrogates)
-                gradient[here] = _surrogate_gradient(surrogate, iterate[part], y[part], attempt, goals[number][part])
-        length = threat.dual_norm(gradient).view(-1, *[1] * (x.dim() - 1))
-        ahead = MOMENTUM * direction[rows] + gradient / length.clamp_min(1e-30)
-        direction[rows] = ahead
-        size = FIRST_STEP * threat.eps * (1 - 0.9 * turn / steps).to(x).view_as(length)
-        candidate = threat.project(iterate[rows] + size * threat.step_direction(ahead), x[rows])
-        iterate[rows] = candidate
-        reached = target.margin(target.scores(candidate), y[rows])
-        best.offer(rows, candidate, reached)
-        active.advance(rows, reached > 0)
-    return Attempt(best.examples, active.first_success, active.step)
+            here = restart_of % len(surrogates) == number
+            if batch.any_at(here):
+                slots = batch.slots_at(here)
+                part, attempt = points[slots], restart[slots] // len(surrogates)
+                found = _surrogate_gradient(surrogate, state.iterate[slots], y[part], attempt, goals[number][part])
+                gradient[slots] = found
+        length = threat.dual_norm(gradient)
+        state.direction.mul_(MOMENTUM).add_(gradient / _column(length.clamp_min(1e-30), x))
+        size = FIRST_STEP * threat.eps * (1 - 0.9 * turn / steps).to(x)
+        ahead = threat.step_direction(state.direction)
+        state.iterate = threat.project(state.iterate + _column(size, x) * ahead, state.clean)
+        reached = target.margin(target.scores(state.iterate), y[points])
+        batch.offer(state.iterate, reached)
+        batch.advance(reached > 0)
+    return batch.finish()
+
+
+@dataclass
+class _State(SlotState):
+    """Per slot: the clean point, the iterate and the accumulated direction, (b, …)."""
+
+    clean: Tensor
+    iterate: Tensor
+    direction: Tensor
 
 
 def _ranked_classes(surrogate: Target, x: Tensor, y: Tensor) -> Tensor:
@@ -103,12 +116,13 @@ def _ranked_classes(surrogate: Target, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(ranks, dim=1)
 
 
-def _restart_point(
-    clean: Tensor, first: Tensor, threat: ThreatModel, streams: PointRNG, rows: Tensor, active: ActiveSet
-) -> Tensor:
-    """The clean point for first restarts (bool (n,)), a random point of the ball's surface otherwise."""
-    noisy = surface_noise(clean, threat=threat, rng=streams.select(rows), step=active.step[rows])
-    return torch.where(first.view(-1, *[1] * (clean.dim() - 1)), clean, noisy)
+def _restart_point(clean: Tensor, first: Tensor, threat: ThreatModel, draws: PointRNG, number: Tensor) -> Tensor:
+    """The clean point for first restarts (bool (b,)), a random point of the ball's surface otherwise, (b, …)."""
+    return torch.where(_column(first, clean), clean, surface_noise(clean, threat=threat, rng=draws, step=number))
+
+
+def _column(per_point: Tensor, like: Tensor) -> Tensor:
+    return per_point.view(-1, *[1] * (like.dim() - 1))
 
 
 def _surrogate_gradient(surrogate: Target, x: Tensor, y: Tensor, attempt: Tensor, classes: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ results do not depend on the number of workers. What is random in another way st
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from maskaudit import accelerator
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.errors import MaskauditError
 from maskaudit.repairs.specs import PLANNED
@@ -42,8 +44,21 @@ class Job:
     settings: dict[str, Any]
 
     def run(self, target: Target) -> Attempt:
-        """Run it here."""
-        return self.spec.run(target, self.x, self.y, threat=self.threat, rng=self.rng, **self.settings)
+        """Run it here: on the target's device from beginning to end, the result where the points came from.
+
+        Nothing in between waits for an accelerator to look at scores; what is wrong with them is said at the end.
+
+        Raises:
+            ModelError, AttackUnavailable, …: what the attack raised, or NaN among the scores.
+        """
+        home, there = self.x.device, target.device
+        settings = {name: accelerator.moved(value, there) for name, value in self.settings.items()}
+        x, y, rng = self.x.to(there), self.y.to(there), accelerator.moved(self.rng, there)
+        with contextlib.ExitStack() as stack:
+            for model in (target, *self.settings.get("surrogates", ())):
+                stack.enter_context(model.late_checks())
+            attempt = self.spec.run(target, x, y, threat=self.threat, rng=rng, **settings)
+        return Attempt(attempt.examples.to(home), attempt.first_success.to(home), attempt.queries.to(home))
 
     def shards(self) -> list[Job]:
         """The same job on `SHARD_POINTS` points at a time, in order."""

@@ -6,7 +6,6 @@ attributes to the inputs, both places are looked at. A further operator is one f
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.loading import onnx_layers as layers
+from maskaudit.loading import onnx_shapes as shapes
 from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints, number
 
 
@@ -67,130 +67,12 @@ def _softmax(function: Operator) -> Operator:
     return run
 
 
-def _flatten(a: Attributes, x: Tensor) -> Tensor:
-    axis = a.get("axis", 1)
-    axis = axis + x.dim() if axis < 0 else axis
-    return x.reshape(math.prod(x.shape[:axis]), -1)
-
-
-def _reshape(a: Attributes, x: Tensor, shape: Tensor | None = None) -> Tensor:
-    wanted = ints(shape) if shape is not None else list(a.get("shape"))
-    assert wanted is not None
-    if not a.get("allowzero", 0):
-        wanted = [x.shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-    return torch.reshape(x, wanted)
-
-
-def _transpose(a: Attributes, x: Tensor) -> Tensor:
-    return x.permute(a.get("perm", list(range(x.dim()))[::-1]))
-
-
-def _squeeze(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    chosen = ints(axes) if axes is not None else a.get("axes")
-    return x.squeeze() if chosen is None else x.squeeze(tuple(chosen))
-
-
-def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    chosen = ints(axes if axes is not None else a.get("axes")) or []
-    total = x.dim() + len(chosen)
-    for axis in sorted(axis % total for axis in chosen):
-        x = x.unsqueeze(axis)
-    return x
-
-
-def _slice(
-    a: Attributes, x: Tensor, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None
-) -> Tensor:
-    first = ints(starts if starts is not None else a.get("starts")) or []
-    last = ints(ends if ends is not None else a.get("ends")) or []
-    along = ints(axes if axes is not None else a.get("axes")) or list(range(len(first)))
-    stride = ints(steps) or [1] * len(first)
-    for start, end, axis, step in zip(first, last, along, stride, strict=True):
-        size = x.shape[axis]
-        picked = range(size)[slice(start, None if step < 0 and end < -size else end, step)]
-        if step > 0:
-            index: list[Any] = [slice(None)] * x.dim()
-            index[axis] = slice(picked.start, picked.stop, picked.step)
-            x = x[tuple(index)]
-        else:
-            x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
-    return x
-
-
-def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
-    axis = a.get("axis", 0) % max(1, x.dim())
-    index = torch.where(index < 0, index + x.shape[axis], index)
-    shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
-    return torch.reshape(x.index_select(axis, index.flatten()), shape)
-
-
-def _gather_elements(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
-    axis = a.get("axis", 0)
-    return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))
-
-
-def _concat(a: Attributes, *inputs: Tensor) -> Tensor:
-    return torch.cat(inputs, dim=a.get("axis"))
-
-
-def _split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> Any:
-    axis = a.get("axis", 0)
-    wanted = ints(sizes if sizes is not None else a.get("split"))
-    if wanted is None:
-        each = math.ceil(x.shape[axis] / (a.get("num_outputs") or a.outputs))
-        parts = x.split(each, dim=axis)
-    else:
-        parts = x.split(wanted, dim=axis)
-    return parts[0] if a.outputs == 1 else parts
-
-
-def _expand(a: Attributes, x: Tensor, shape: Tensor) -> Tensor:
-    return x.expand(torch.broadcast_shapes(x.shape, ints(shape) or []))
-
-
-_PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
-
-
-def _pad(a: Attributes, x: Tensor, pads: Any = None, value: Any = None, axes: Any = None) -> Tensor:
-    given = ints(pads if pads is not None else a.get("pads", a.get("paddings"))) or []
-    along = ints(axes) or list(range(len(given) // 2))
-    sizes = [(0, 0)] * x.dim()
-    for position, axis in enumerate(along):
-        sizes[axis % x.dim()] = (given[position], given[position + len(along)])
-    while sizes and sizes[0] == (0, 0) and len(sizes) > 1:
-        sizes = sizes[1:]
-    flat = [size for pair in reversed(sizes) for size in pair]
-    mode = _PAD_MODES[a.get("mode", "constant")]
-    if not any(flat):
-        return x
-    if mode == "constant":
-        return F.pad(x, flat, value=number(value if value is not None else a.get("value", 0.0)) or 0.0)
-    return F.pad(x, flat, mode=mode)
-
-
-def _shape(a: Attributes, x: Tensor) -> Tensor:
-    return torch.tensor(x.shape[a.get("start", 0) : a.get("end")], dtype=torch.int64, device=x.device)
-
-
 def _constant(a: Attributes) -> Tensor:
     for name in ("value", "value_float", "value_int", "value_floats", "value_ints"):
         value = a.get(name)
         if value is not None:
             return value if isinstance(value, Tensor) else torch.tensor(value)
     raise ValueError("a Constant of a kind that is not supported")
-
-
-def _constant_of_shape(a: Attributes, shape: Tensor) -> Tensor:
-    value = a.get("value", torch.zeros(1))
-    return value.to(shape.device).expand(ints(shape) or []).clone()
-
-
-def _range(a: Attributes, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
-    low, high, each = (number(item) for item in (start, limit, step))
-    assert low is not None
-    assert high is not None
-    assert each is not None
-    return torch.arange(low, high, each, dtype=start.dtype, device=start.device)
 
 
 def _cast(a: Attributes, x: Tensor) -> Tensor:
@@ -317,24 +199,24 @@ OPS: dict[str, Operator] = {
     "LayerNormalization": layers.layer_norm,
     "GroupNormalization": layers.group_norm,
     "LRN": layers.local_response,
-    "Flatten": _flatten,
-    "Reshape": _reshape,
-    "Transpose": _transpose,
-    "Squeeze": _squeeze,
-    "Unsqueeze": _unsqueeze,
-    "Slice": _slice,
-    "Gather": _gather,
-    "GatherElements": _gather_elements,
-    "Concat": _concat,
-    "Split": _split,
-    "Expand": _expand,
+    "Flatten": shapes.flatten,
+    "Reshape": shapes.reshape,
+    "Transpose": shapes.transpose,
+    "Squeeze": shapes.squeeze,
+    "Unsqueeze": shapes.unsqueeze,
+    "Slice": shapes.slices,
+    "Gather": shapes.gather,
+    "GatherElements": shapes.gather_elements,
+    "Concat": shapes.concat,
+    "Split": shapes.split,
+    "Expand": shapes.expand,
     "Tile": lambda a, x, repeats: x.repeat(ints(repeats)),
-    "Pad": _pad,
-    "Shape": _shape,
+    "Pad": shapes.pad,
+    "Shape": shapes.shape,
     "Size": _plain(lambda x: torch.tensor(x.numel(), device=x.device)),
     "Constant": _constant,
-    "ConstantOfShape": _constant_of_shape,
-    "Range": _range,
+    "ConstantOfShape": shapes.constant_of_shape,
+    "Range": shapes.arange,
     "Cast": _cast,
     "CastLike": _plain(lambda x, other: x.to(other.dtype)),
     "ReduceMean": _reduce(torch.mean),

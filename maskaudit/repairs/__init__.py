@@ -2,10 +2,10 @@
 
 from maskaudit.repairs.attack import repaired_attacks
 from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.mode import RepairedModel
 from maskaudit.repairs.plan import Plan, Stage
 from maskaudit.repairs.planner import make_plan, repair_sets
 from maskaudit.repairs.propose import fallbacks, propose
+from maskaudit.repairs.repaired import RepairedModel
 from maskaudit.repairs.target import repaired_target
 
 __all__ = [

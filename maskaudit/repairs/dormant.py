@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from maskaudit.results import Location
 from maskaudit.target import Target
-from maskaudit.trace.observe import op_name
+from maskaudit.trace.calls import op_name
 from maskaudit.trace.scope import ModuleScope, user_site
 
 #: Slope below the floor up to which a leaky rectifier counts as shut: what leaks is this part of what would pass.

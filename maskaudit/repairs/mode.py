@@ -1,10 +1,4 @@
-"""Run a model with repairs: same forward values, other gradients.
-
-One `TorchFunctionMode` does what can be done at the level of calls; scripted ops
-are reached through their autograd nodes after the forward pass. Nothing of the
-model is touched but the methods of repaired custom Functions, which are put back
-when the context ends.
-"""
+"""One forward pass under repair: a `TorchFunctionMode` and module hooks give what they see another gradient."""
 
 from __future__ import annotations
 
@@ -15,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from maskaudit.repairs.dormant import DormantUnits, Opener
-from maskaudit.repairs.functions import FunctionPatches
+from maskaudit.repairs.entries import Entries
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.surrogates import (
@@ -32,84 +25,12 @@ from maskaudit.repairs.surrogates import (
     soft_comparison,
     softened,
 )
-from maskaudit.trace.observe import ESCAPES, PROPERTIES, node_op_name, op_name, tensors_of
-from maskaudit.trace.scope import ModuleScope, graph_visible, user_site
+from maskaudit.trace.calls import ESCAPES, PROPERTIES, op_name, tensors_of
+from maskaudit.trace.scope import ModuleScope, user_site
 from maskaudit.trace.vocabulary import HARD
 
 
-class RepairedModel:
-    """Callable like the model; between calls it holds nothing of the last one but the tapped tensor.
-
-    Args:
-        model: the audited module or callable.
-        repairs: what to repair, in any order.
-        stand_ins: learned stand-ins by module path, for the repairs that need one ("" is the whole model).
-        dormant: units that are off on all audited points, for the repairs that open them.
-    """
-
-    def __init__(
-        self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair],
-        stand_ins: Mapping[str, nn.Module] | None = None, dormant: DormantUnits | None = None,
-    ) -> None:  # fmt: skip
-        self.model, self.repairs = model, tuple(repairs)
-        self.tapped: Tensor | None = None
-        wanted = {r.location.module for r in self.repairs if r.remedy == "stand-in"}
-        self.stand_ins = {path: net for path, net in (stand_ins or {}).items() if path in wanted}
-        self._dormant = dormant or {}
-        self._taps = any(r.remedy == "tap" for r in self.repairs)
-        self._functions = FunctionPatches([r.location.op for r in self.repairs if r.remedy == "function-forward"])
-        self._nodes = {r.location.op.rstrip("_") for r in self.repairs if r.by_node}
-
-    def __call__(self, inputs: Tensor) -> Any:
-        """The model's own output, bit for bit, on a repaired graph."""
-        if not (torch.is_grad_enabled() and inputs.requires_grad) and not self._taps:
-            return self.model(inputs)
-        mode = _Mode(self.model, self.repairs, inputs, self.stand_ins, self._dormant)
-        with graph_visible(), mode.watching():
-            output = self.model(inputs)
-        self.tapped = mode.tapped
-        if "" in self.stand_ins and isinstance(output, Tensor):
-            output = graft(output, self.stand_ins[""](inputs).view(output.shape))
-        if self._nodes:
-            for tensor in (*tensors_of(output), *(() if mode.tapped is None else (mode.tapped,))):
-                self._repair_nodes(tensor)
-        return output
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[RepairedModel]:
-        """Undo on leaving what repairs changed in custom Functions; forward and backward passes belong inside."""
-        self._functions.install()
-        try:
-            yield self
-        finally:
-            self._functions.undo()
-            self.tapped = None
-
-    def _repair_nodes(self, output: Tensor) -> None:
-        stack = [output.grad_fn]
-        seen: set[Node] = set()
-        while stack:
-            node = stack.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            if node_op_name(node) in self._nodes:
-                node.register_hook(_pass_through)
-            stack.extend(below for below, _ in node.next_functions)
-
-
-def _pass_through(
-    grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...] | None:
-    """Node hook: what arrives goes on to the first input, if it has the same shape."""
-    arriving = grad_outputs[0]
-    first = grad_inputs[0] if grad_inputs else None
-    if arriving is None or first is None or first.shape != arriving.shape:
-        return None
-    return (arriving, *grad_inputs[1:])
-
-
-class _Mode(TorchFunctionMode):
+class RepairMode(TorchFunctionMode):
     """One forward pass under repair."""
 
     def __init__(
@@ -124,14 +45,14 @@ class _Mode(TorchFunctionMode):
         self.prefixes = {r.location.module for r in repairs if r.remedy == "prefix"}
         self.by_op: dict[str, list[Repair]] = {}
         self.enable: list[str] = []
-        self.entries: set[str] = set()
+        entries: set[str] = set()
         self.boundaries = {r.location.module for r in repairs if r.remedy == "boundary"} | {p for p in stand_ins if p}
         self._at_boundary: list[Tensor | None] = []
         for repair in repairs:
             if repair.remedy == "enable-grad":
                 self.enable.append(repair.location.module)
             elif repair.remedy == "entry":
-                self.entries.add(repair.location.module)
+                entries.add(repair.location.module)
             elif not repair.by_node and repair.remedy not in ("boundary", "stand-in", "prefix", "carry"):
                 self.by_op.setdefault(repair.location.op, []).append(repair)
         self.scope = ModuleScope(model, before=self._before, after=self._after)
@@ -139,14 +60,12 @@ class _Mode(TorchFunctionMode):
         if isinstance(model, nn.Module):
             self.constants = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.tapped: Tensor | None = None
-        self.made: dict[int, Tensor] = {}
         self.shadows: dict[int, tuple[Tensor, Tensor]] = {}
-        self.live_by_shape: dict[tuple[int, ...], Tensor] = {tuple(inputs.shape): inputs}
-        self.escaped = False
+        self.entries = Entries(inputs, entries, self.constants)
         self._busy = False
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[_Mode]:
+    def watching(self) -> Iterator[RepairMode]:
         with self.scope.watching(), self:
             yield self
 
@@ -165,7 +84,7 @@ class _Mode(TorchFunctionMode):
 
     def _run(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.entries:
-            args = self._tie(args)
+            args = self.entries.tie(args, self.scope.path)
         repair = self._match(name)
         if repair is not None and repair.remedy == "ignore-hook":
             return RemovableHandle(OrderedDict())
@@ -181,7 +100,7 @@ class _Mode(TorchFunctionMode):
                 output = func(*_normal(args), **_normal(kwargs))
         else:
             output = func(*args, **kwargs)
-        self.escaped = self.escaped or name in ESCAPES
+        self.entries.escaped = self.entries.escaped or name in ESCAPES
         if opened is not None and isinstance(output, Tensor) and opened.shape == output.shape:
             with torch.enable_grad():
                 output = graft(output, output + opened)
@@ -192,7 +111,7 @@ class _Mode(TorchFunctionMode):
         elif (self.shadows or self.carrying) and isinstance(output, Tensor):
             output = self._carry(func, name, args, kwargs, output)
         if self.entries:
-            output = self._note(output, inputs)
+            output = self.entries.note(output, inputs, self.scope.path)
         return output
 
     # --- one call ---------------------------------------------------------------------------------
@@ -287,39 +206,6 @@ class _Mode(TorchFunctionMode):
         inside = any(m == "" or path == m or path.startswith(f"{m}.") for m in self.enable)
         return inside and user_site().function is None
 
-    # --- data that leave torch and come back ------------------------------------------------------
-
-    def _note(self, output: Any, inputs: tuple[Tensor, ...]) -> Any:
-        """Remember live tensors by shape; tie a dead output made of nothing live to the live tensor of its shape."""
-        for tensor in (*inputs, *tensors_of(output)):
-            if tensor.requires_grad and id(tensor) not in self.constants:
-                self.live_by_shape[tuple(tensor.shape)] = tensor
-            self.made[id(tensor)] = tensor
-        if isinstance(output, Tensor) and not inputs and self.scope.path in self.entries:
-            output = self._tied(output)
-            self.made[id(output)] = output
-        return output
-
-    def _tied(self, tensor: Tensor) -> Tensor:
-        source = self.live_by_shape.get(tuple(tensor.shape))
-        if source is None and tensor.dim():  # flattened or folded outside: the last live tensor of as many numbers
-            alike = [t for t in self.live_by_shape.values() if t.numel() == tensor.numel() and len(t) == len(tensor)]
-            with torch.enable_grad():
-                source = alike[-1].reshape(tensor.shape) if alike else None
-        dead = tensor.is_floating_point() and not tensor.requires_grad and id(tensor) not in self.constants
-        if not (self.escaped and dead and source is not None):
-            return tensor
-        return graft(tensor, source)
-
-    def _tie(self, value: Any) -> Any:
-        """Tensors that no call of this pass made, met in a module with an entry, get their gradient back."""
-        if isinstance(value, Tensor):
-            known = value is self.inputs or id(value) in self.made or self.scope.path not in self.entries
-            return value if known else self._tied(value)
-        if type(value) in (tuple, list):
-            return type(value)(self._tie(item) for item in value)
-        return value
-
     # --- modules ----------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, inputs: Any) -> Any:
@@ -328,7 +214,7 @@ class _Mode(TorchFunctionMode):
         self._busy = True
         try:
             if self.entries:
-                inputs = self._tie(inputs)
+                inputs = self.entries.tie(inputs, self.scope.path)
             name = self.scope.names.get(id(module))
             if name in self.boundaries:
                 self._at_boundary.append(next(iter(tensors_of(inputs)), self.inputs))
@@ -346,7 +232,7 @@ class _Mode(TorchFunctionMode):
             name = self.scope.names.get(id(module))
             if name in self.boundaries and self._at_boundary:
                 return self._across(name, output, self._at_boundary.pop())
-            return self._tie(output) if self.entries else None
+            return self.entries.tie(output, self.scope.path) if self.entries else None
         finally:
             self._busy = False
 

@@ -41,7 +41,7 @@ class StandIns:
     """
 
     def __init__(self, target: Target, x: Tensor, *, threat: ThreatModel, seed: int) -> None:
-        self._target, self._x, self._threat, self._seed = target, x, threat, seed
+        self._target, self._x, self._threat, self._seed = target, x.to(target.device), threat, seed
         self._fitted: dict[str, nn.Module] = {}
         self._dormant: DormantUnits | None = None
 

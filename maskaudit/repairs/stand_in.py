@@ -18,7 +18,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.behaviour import seeded
-from maskaudit.trace.observe import tensors_of
+from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.scope import ModuleScope
 
 #: Audited points that are perturbed, copies of each, and passes over all of them.

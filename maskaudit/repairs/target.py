@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from maskaudit import accelerator
 from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.mode import RepairedModel
-from maskaudit.target import Target, checked_scores
+from maskaudit.repairs.repaired import RepairedModel
+from maskaudit.target import Target
 from maskaudit.trace.behaviour import twin
 
 
@@ -37,7 +38,7 @@ def repaired_target(
     divisor = next((r.scale for r in repairs if r.remedy == "rescale"), 1.0)
 
     def scores(inputs: Tensor) -> Tensor:
-        own = checked_scores(model(inputs), len(inputs))
+        own = target.checked(model(inputs), len(inputs))
         tapped = model.tapped
         if target.outputs == "probabilities":
             own = own.clamp_min(torch.finfo(own.dtype).tiny).log()
@@ -46,7 +47,7 @@ def repaired_target(
         before = tapped.float() / tap.scale
         top = own.topk(2, dim=1).values  # a tie of clipped or hard scores decides nothing, whatever came before
         same = (before.argmax(dim=1) == own.argmax(dim=1)) & (top[:, 0] > top[:, 1])
-        if bool(same.all()):
+        if accelerator.asking_is_free(same.device) and bool(same.all()):
             return before
         fallback = graft(own, before) if before.requires_grad else own
         return torch.where(same[:, None], before, fallback)

@@ -50,7 +50,7 @@ def text(document: dict[str, Any]) -> str:
 def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(title, items) of everything that was found; an item is a place and what there is to say of it."""
     found = [
-        ("Suspects", [
+        ("Suspects; no attack was made, `maskaudit check` confirms or clears them", [
             (f"{c['mechanism']} ({c['confidence']}) in {place(c['location'])}", c["sentence"])
             for c in document["culprits"]
         ]),

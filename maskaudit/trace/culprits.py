@@ -11,36 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.results import Location
-from maskaudit.trace.behaviour import flat_share
-from maskaudit.trace.observe import PERIODIC, Seen
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, Remedy
+from maskaudit.trace.records import Confidence, Culprit, Cut, Flow
+from maskaudit.trace.stops import Stops, gap_scale
 from maskaudit.trace.vocabulary import (
     ALONE,
     COMPARISONS,
     DEAD_RELU,
     GATES,
-    HARD,
-    KILLS,
-    LOOP_GROWTH,
-    LOOP_TURNS,
-    PHASE,
     RANDOM,
     RELU,
     SATURATED,
     SATURATING,
-    SAWTOOTH,
     SCALING,
     SMOOTH,
     SOFTMAX,
     STRUCTURAL,
     ZERO_SHARE,
 )
-from maskaudit.trace.walk import Evidence, Walk
+from maskaudit.trace.walk import Evidence
 
 
 @dataclass
@@ -90,13 +81,13 @@ def behind_cuts(evidence: Evidence, found: list[Culprit]) -> list[Culprit]:
     return [culprit for culprit in search.stops() if culprit.location not in named]
 
 
-class _Search(Walk):
-    """Names what the walk found."""
+class _Search(Stops):
+    """Adds what only the whole tells: saturation, gates and what follows the scores."""
 
     def gradient_culprits(self) -> list[Culprit]:
         """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
-        found = [self._cut_culprit(op, back) for op, back in self.severed]
-        found += self.stops() + self._hooks() + self._optimisation()
+        found = [self.cut_culprit(op, back) for op, back in self.severed]
+        found += self.stops() + self.hooks() + self.optimisation()
         named = {c.op for c in found}
         found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]
         if not found:
@@ -104,11 +95,6 @@ class _Search(Walk):
         if not found and not self.e.health.connected:
             found.append(self._disconnected())
         return found
-
-    def stops(self) -> list[Culprit]:
-        """Ops through which the gradient passes and comes out as nothing, or as something else."""
-        killed = [self._killer_culprit(op) for op in self.killers]
-        return killed + self._lying() + self._ripples() + self._loops()
 
     def dead_way(self) -> frozenset[int]:
         """Ops that carry the data from a cut on towards the output."""
@@ -124,117 +110,6 @@ class _Search(Walk):
             "cut", place, "high", f"The gradient is cut: {place.op} passes the data on and drops the gradient."
         )
 
-    def _cut_culprit(self, op: Seen, back: Seen) -> Culprit:
-        tap = self._tap_scale(op)
-        remedy: Remedy = "reattach"
-        if tap is not None:
-            remedy = "tap"
-        elif back is not op or op.kind == "entry":
-            remedy = "entry"
-        elif op.no_grad is not None:
-            remedy = "enable-grad"
-        location = op.no_grad if op.no_grad is not None else op.location
-        sentence = f"The gradient is cut: {self.cuts_sentence(op)}."
-        mechanism = "cut" if tap is None else "output-hides-loss"
-        return Culprit(mechanism, location, "high", sentence, remedy, back.index, 1.0 if tap is None else tap)
-
-    def cuts_sentence(self, op: Seen) -> str:
-        """What the cut at `op` does."""
-        return next((cut.sentence for cut in self.cuts if cut.op == op.index), f"{op.name} drops the gradient")
-
-    def _killer_culprit(self, op: Seen) -> Culprit:
-        flow = self.flows[op.index]
-        share = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
-        tap = self._tap_scale(op)
-        scale = 1.0 if tap is None else tap
-        scripted_output = op.kind == "node" and op.index == self.e.observer.maker(self.e.raw)
-        if op.name in SOFTMAX and (scripted_output or self.decides(op)):
-            return Culprit(
-                "logit-scale", op.location, "high", f"The scores are so far apart that {share}.",
-                "soften" if scripted_output else "tap", op.index, scale,
-            )  # fmt: skip
-        if op.kind == "function":
-            check = self.e.functions.get(op.name)
-            staircase = check is not None and not check.smooth
-            mechanism = "shattered" if staircase else "lying-backward"
-            return Culprit(
-                mechanism, op.location, "high", f"{share}; its backward is written by hand.",
-                "function-forward" if tap is None else "tap", op.index, scale,
-            )  # fmt: skip
-        if op.name in SATURATING | RELU:
-            remedy: Remedy = "soften" if tap is None else "tap"
-            return Culprit("saturation", op.location, "high", f"{share}: it is saturated.", remedy, op.index,
-                           self._spread(op) if tap is None else scale)  # fmt: skip
-        if op.name in PERIODIC:
-            return Culprit("shattered", op.location, "high", f"{share}.", "mute", op.index)
-        hard: Confidence = "high" if op.name in HARD else "medium"
-        return Culprit(
-            "shattered" if tap is None else "output-hides-loss", op.location, hard,
-            f"{share}, although its output changes.",
-            "straight-through" if tap is None else "tap", op.index, scale,
-        )  # fmt: skip
-
-    def _lying(self) -> list[Culprit]:
-        killed = {op.name for op in self.killers}
-        found = []
-        for op in self.ops:
-            check = self.e.functions.get(op.name) if op.kind == "function" else None
-            if check is not None and check.kind == "lying" and op.name not in killed:
-                found.append(Culprit(
-                    "lying-backward", op.location, "high",
-                    f"The backward of {op.name} does not follow its own forward (agreement {check.agreement:.2f}).",
-                    "function-forward", op.index,
-                ))  # fmt: skip
-                killed.add(op.name)
-        return found
-
-    def _ripples(self) -> list[Culprit]:
-        found = []
-        killed = {op.index for op in self.killers}
-        for op in self.ops:
-            moved = self.e.phases.get(op.index, 0.0)
-            if op.name in SAWTOOTH:
-                if op.live_out and op.index in self.e.changes and self.e.health.zero_share > KILLS:
-                    sentence = f"{op.name} cancels the slope of what it is taken from: the result is a staircase."
-                    found.append(Culprit("shattered", op.location, "high", sentence, "mute", op.index))
-            elif op.live_out and moved > PHASE and op.index not in killed:
-                sentence = f"A change of ε moves the argument of {op.name} by {moved:.0f} rad: its slope is noise."
-                found.append(Culprit("jagged-surface", op.location, "high", sentence, "mute", op.index))
-        return found
-
-    def _hooks(self) -> list[Culprit]:
-        return [
-            Culprit("lying-backward", self.ops[i].location, "high",
-                    "A hook on the forward pass rewrites the gradient.", "ignore-hook", i)
-            for i in self.e.observer.hooked if i < len(self.ops) and self.ops[i].live_in
-        ]  # fmt: skip
-
-    def _loops(self) -> list[Culprit]:
-        """Lines that run again and again, and through which the gradient grows at every turn."""
-        turns: dict[tuple[str, str | None, int | None, str], list[Seen]] = {}
-        for op in self.ops:
-            if op.line is not None and op.index in self.flows and op.index in self.ancestors:
-                turns.setdefault((op.module, op.file, op.line, op.name), []).append(op)
-        found: dict[tuple[str, str | None, int | None], Culprit] = {}
-        for (module, file, line, _), ops in turns.items():
-            late, early = self.flows[ops[-1].index].norm_in, self.flows[ops[0].index].norm_out
-            if len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late and (module, file, line) not in found:
-                sentence = (
-                    f"This line runs {len(ops)} times, and the gradient grows {early / late:.0e}-fold on its way back "
-                    "through it: its slope is noise."
-                )
-                found[module, file, line] = Culprit(
-                    "jagged-surface", ops[0].location, "high", sentence, "boundary", ops[0].index
-                )
-        return list(found.values())
-
-    def _optimisation(self) -> list[Culprit]:
-        """Optimisation inside the forward pass of a model whose gradient is unhealthy, if its result is used."""
-        used = {op.location for op in self.ops if op.name == "grad" and op.index in self.ancestors}
-        places = [place for place in dict.fromkeys(self.e.observer.optimises) if place.op != "grad" or place in used]
-        sentence = "The forward pass optimises: an attack through it needs the gradient of every step."
-        return [Culprit("test-time-optimisation", place, "high", sentence) for place in places[:1]]
-
     def saturation(self, names: frozenset[str], limit: float) -> list[Culprit]:
         """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
         found = []
@@ -248,7 +123,7 @@ class _Search(Walk):
                 confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
                 sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
                 found.append(Culprit("saturation", op.location, confidence, sentence, "soften", op.index,
-                                     self._spread(op)))  # fmt: skip
+                                     self.spread(op)))  # fmt: skip
         return found
 
     def _gates(self) -> list[Culprit]:
@@ -267,8 +142,7 @@ class _Search(Walk):
         """Cross-entropy flat in float32: its derivative with respect to the scores is exactly zero."""
         if any(c.remedy == "tap" for c in already):
             return []
-        scores = self.e.scores
-        flat = flat_share(scores, self.e.y)
+        flat = self.e.flat
         if self.e.health.connected and self.e.health.zero_share <= ZERO_SHARE:
             flat = max(flat, self.e.health.ce_zero_share)
         if flat <= ZERO_SHARE:
@@ -278,7 +152,7 @@ class _Search(Walk):
         location = where.location if where is not None else Location("", "output")
         sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
         index = where.index if where is not None else -1
-        return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(scores.detach()))]
+        return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(self.e.scores.detach()))]
 
     def bent_output(self) -> list[Culprit]:
         """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
@@ -304,19 +178,3 @@ class _Search(Walk):
         )
         return [Culprit("output-hides-loss", bends[0].location, "high", sentence, "tap", bends[0].index,
                         gap_scale(bends[0].inputs[0].detach()))]  # fmt: skip
-
-    def _tap_scale(self, op: Seen) -> float | None:
-        return gap_scale(op.inputs[0].detach()) if self.decides(op) else None
-
-    def _spread(self, op: Seen) -> float:
-        """Temperature for a saturated op: the mean magnitude of its input, at least 1."""
-        if not op.inputs:
-            return 1.0
-        return max(1.0, float(op.inputs[0].detach().double().abs().mean()))
-
-
-def gap_scale(scores: Tensor) -> float:
-    """Divisor that brings the median top-two gap of scores (N, K) to `RESCALED_GAP`."""
-    top = scores.double().topk(2, dim=1).values
-    gap = float((top[:, 0] - top[:, 1]).median())
-    return gap / RESCALED_GAP if gap > 0 else 1.0

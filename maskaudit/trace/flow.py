@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ class _Tally:
     nonfinite: Tensor
     blocked: int = 0
     units: int = 0
-    handles: list[RemovableHandle] = field(default_factory=list)
 
 
 def margin_cotangent(raw: Tensor, y: Tensor) -> Tensor:
@@ -58,23 +57,33 @@ def gradient_flow(
         return {}, None
     tallies: dict[int, _Tally] = {}
     gradient: Tensor | None = None
+    with torch.enable_grad():
+        total = pairing(live)
     with _hooked(observer, tallies, points), contextlib.suppress(RuntimeError, NotImplementedError):
-        gradient, *_ = torch.autograd.grad(
-            [tensor for tensor, _ in live], observer.leaves, [cotangent for _, cotangent in live],
-            retain_graph=True, allow_unused=True,
-        )  # fmt: skip
+        gradient, *_ = torch.autograd.grad(total, observer.leaves, retain_graph=True, allow_unused=True)
     return {index: _summary(tally, points) for index, tally in tallies.items()}, gradient
+
+
+def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Scalar whose derivative with respect to each tensor is its cotangent.
+
+    `torch.autograd.grad` takes cotangents itself, but imports torch's symbolic shapes and sympy for them, which costs
+    many times what a trace does.
+    """
+    first, *others = [(tensor * cotangent).sum() for tensor, cotangent in roots]
+    return sum(others, start=first)
 
 
 @contextlib.contextmanager
 def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int) -> Iterator[None]:
     handles: list[RemovableHandle] = []
+    norms = _Norms(points)
     try:
         for op in observer.ops:
             nodes = [node for node in op.nodes if observer.reaches.get(node, False)]
             inner = {n for node in nodes for n, _ in node.next_functions if n is not None}
             for node in nodes:
-                hook = _hook(observer, tallies, op.index, node, points, exit_node=node not in inner)
+                hook = _hook(observer, tallies, op.index, node, norms, exit_node=node not in inner)
                 handles.append(node.register_hook(hook))
         yield
     finally:
@@ -83,7 +92,7 @@ def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int) -> Iter
 
 
 def _hook(
-    observer: Observer, tallies: dict[int, _Tally], index: int, node: Node, points: int, *, exit_node: bool
+    observer: Observer, tallies: dict[int, _Tally], index: int, node: Node, norms: _Norms, *, exit_node: bool
 ) -> Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]:
     leaving = [
         position
@@ -92,16 +101,20 @@ def _hook(
     ]
 
     def record(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
-        zero = torch.zeros(points, dtype=torch.float64)
-        tally = tallies.setdefault(index, _Tally(zero.clone(), zero.clone(), zero.clone()))
+        tally = tallies.get(index)
+        if tally is None:
+            tally = tallies[index] = _Tally(*torch.zeros(3, norms.points, dtype=torch.float64))
         if exit_node:
             for grad in grad_outputs:
-                tally.arriving += _squares(grad, points)
+                if grad is not None:
+                    tally.arriving += norms.of(grad)[0]
         outgoing = [grad_inputs[position] for position in leaving if position < len(grad_inputs)]
         for grad in outgoing:
-            tally.leaving += _squares(grad, points)
-            if grad is not None and not bool(torch.isfinite(grad).all()):
-                tally.nonfinite += _squares((~torch.isfinite(grad)).double(), points)
+            if grad is not None:
+                squares, nonfinite = norms.of(grad)
+                tally.leaving += squares
+                if nonfinite is not None:
+                    tally.nonfinite += nonfinite
         if exit_node and len(outgoing) == 1 and len(grad_outputs) == 1:
             _count_blocked(tally, grad_outputs[0], outgoing[0])
 
@@ -115,19 +128,44 @@ def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | Non
     tally.blocked += int((leaving.abs() < BLOCKED * arriving.abs()).count_nonzero())
 
 
-def _squares(grad: Tensor | None, points: int) -> Tensor:
-    """The squared norm per point, float64 (N,), on the CPU."""
-    if grad is None or not isinstance(grad, Tensor):
-        return torch.zeros(points, dtype=torch.float64)
-    values = grad.detach()
-    apart = bool(values.dim()) and values.shape[0] % points == 0 and bool(values.numel())
-    rows = values.reshape(points, -1) if apart else values.reshape(1, -1)
-    lengths = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    if not bool(torch.isfinite(lengths).all()):
-        rows = torch.nan_to_num(rows.double(), nan=0.0, posinf=0.0, neginf=0.0)
-        lengths = torch.linalg.vector_norm(rows, dim=1)
-    squares = lengths.cpu().square()
-    return squares if apart else squares.expand(points).clone()
+class _Norms:
+    """Squared norms per point of gradients; what leaves one op arrives at the next, so that each is asked for twice.
+
+    The gradients are held while the backward pass runs: an address names one of them only as long as it lives.
+    """
+
+    def __init__(self, points: int) -> None:
+        self.points = points
+        self._known: dict[int, tuple[Tensor, tuple[Tensor, Tensor | None]]] = {}
+
+    def of(self, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The squared norm of the finite part, float64 (N,) on the CPU, and the number of entries that are not finite.
+
+        The second is None where all are finite.
+        """
+        known = self._known.get(id(grad))
+        if known is None:
+            known = self._known[id(grad)] = grad, self._measured(grad.detach())
+        return known[1]
+
+    def _measured(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        rows = self._rows(values)
+        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu().square()
+        nonfinite: Tensor | None = None
+        if not bool(torch.isfinite(squares).all()):
+            nonfinite = self._per_point((~torch.isfinite(rows)).sum(dim=1).double().cpu())
+            rows = torch.nan_to_num(rows.double(), nan=0.0, posinf=0.0, neginf=0.0)
+            squares = torch.linalg.vector_norm(rows, dim=1).cpu().square()
+            nonfinite = nonfinite if bool(nonfinite.any()) else None
+        return self._per_point(squares), nonfinite
+
+    def _rows(self, values: Tensor) -> Tensor:
+        """One row per point; a single one where the leading dimension does not tell points apart."""
+        apart = bool(values.dim()) and values.shape[0] % self.points == 0 and bool(values.numel())
+        return values.reshape(self.points if apart else 1, -1)
+
+    def _per_point(self, row: Tensor) -> Tensor:
+        return row if len(row) == self.points else row.expand(self.points)
 
 
 def _summary(tally: _Tally, points: int) -> Flow:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from maskaudit.rng import PointRNG
-from maskaudit.trace.observe import FunctionCall, tensors_of
+from maskaudit.trace.calls import tensors_of
+from maskaudit.trace.flow import pairing
 from maskaudit.trace.records import FunctionCheck
+from maskaudit.trace.seen import FunctionCall
 
 #: Perturbation sizes in units of the standard deviation of the Function's input. The large ones are for
 #: straight-through estimators, which are honest about the trend of a staircase and wrong about each step.
@@ -71,7 +73,9 @@ def _apply(call: FunctionCall, arguments: tuple[Any, ...], place: int, value: Te
 def _vjp(output: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
     if not output.requires_grad:
         return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(output, leaf, cotangent, retain_graph=True, allow_unused=True)
+    with torch.enable_grad():
+        total = pairing([(output, cotangent)])
+    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
     return torch.zeros_like(leaf) if gradient is None else gradient
 
 

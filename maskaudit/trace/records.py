@@ -142,12 +142,14 @@ class GradientHealth:
         zero_share: share of points with an exactly zero margin gradient.
         ce_zero_share: the same for cross-entropy.
         agreement: (step size, correlation of directional derivatives with central differences) per scale.
+        pairs: how many directional derivatives were compared, per scale.
     """
 
     connected: bool
     zero_share: float
     ce_zero_share: float
     agreement: tuple[tuple[float, float], ...]
+    pairs: tuple[int, ...] = ()
 
     @property
     def poor(self) -> bool:

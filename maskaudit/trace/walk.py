@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskaudit.trace.calls import ESCAPES
 from maskaudit.trace.flow import gradient_flow
-from maskaudit.trace.observe import ESCAPES, Observer, Seen
+from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Cut, Flow, FunctionCheck, GradientHealth
+from maskaudit.trace.seen import Seen
 from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
 
 
@@ -27,6 +29,7 @@ class Evidence:
         health: the gradient as a whole.
         functions: checks of custom Functions, by class name.
         flows: gradient flow of the margin, by index of the op; empty where the output is not connected.
+        flat: share of points where the derivative of cross-entropy with respect to the scores is exactly zero.
     """
 
     observer: Observer
@@ -38,6 +41,7 @@ class Evidence:
     health: GradientHealth
     functions: dict[str, FunctionCheck]
     flows: dict[int, Flow]
+    flat: float
 
     @property
     def suspicious(self) -> bool:

@@ -85,8 +85,13 @@ class Observations:
 
     @property
     def alpha(self) -> float:
-        """One-sided error level of one comparison at one look: two levels share each look's part."""
-        return spend(ALPHA, 2 * self.looks)[0]
+        """One-sided error level of one comparison at one look."""
+        return error_level(self.looks)
+
+
+def error_level(looks: int) -> float:
+    """One-sided error level of one comparison at one of so many looks: two levels share each look's part of `ALPHA`."""
+    return spend(ALPHA, 2 * looks)[0]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.attacks.interface import ActiveSet, Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.pgd import fgsm, pgd, random_start
 from maskaudit.preserve import preserved
 from maskaudit.rng import PointRNG
@@ -192,28 +192,6 @@ def test_no_graph_is_kept() -> None:
 
 
 # --- the active set -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 10])
-def test_the_active_set_gives_each_point_its_steps_and_refills_the_batch(batch_size: int) -> None:
-    active = ActiveSet(7, limit=5, batch_size=batch_size, stop_early=True)
-    breaks_at = torch.tensor([1, 9, 3, 5, 9, 2, 9])
-    batches = 0
-    while (rows := active.next_rows()) is not None:
-        assert len(rows) <= batch_size
-        active.advance(rows, active.step[rows] + 1 >= breaks_at[rows])
-        batches += 1
-    assert active.first_success.tolist() == [1, -1, 3, 5, -1, 2, -1]
-    assert active.step.tolist() == [1, 5, 3, 5, 5, 2, 5]
-    assert batches == {1: 26, 3: 11, 10: 5}[batch_size]
-
-
-def test_the_active_set_without_early_stop_notes_the_first_success_only() -> None:
-    active = ActiveSet(1, limit=6, batch_size=4, stop_early=False)
-    while (rows := active.next_rows()) is not None:
-        active.advance(rows, active.step[rows] % 4 >= 2, cost=2)
-    assert (active.first_success.tolist(), active.step.tolist()) == ([4], [6])
-    assert ActiveSet(3, limit=0, batch_size=4, stop_early=True).next_rows() is None
 
 
 def test_best_candidates_keep_the_largest_margin() -> None:

@@ -6,18 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from maskaudit import accelerator
 from maskaudit.attacks import resident
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.ball import Ball, finite
+from maskaudit.attacks.decision import decision_based
+from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.attacks.square import square
+from maskaudit.attacks.transfer import transfer
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
@@ -43,9 +48,11 @@ def walked(breaks_at: Tensor, *, batch_size: int, stop_early: bool = True, limit
         sizes.append(len(batch))
         assert torch.equal(batch.state.place.flatten(), (100 * batch.points + batch.number).float())
         assert batch.youngest == int(batch.number.min())
-        marks = torch.zeros(limit + 1, dtype=torch.bool)
-        marks[2] = True
-        assert batch.any_at(marks) == bool((batch.number == 2).any())
+        marks = np.arange(limit + 1) == 2
+        at_two = (batch.number == 2).nonzero().squeeze(1)
+        assert batch.any_at(marks) == (len(at_two) > 0)
+        assert torch.equal(torch.arange(len(batch))[batch.slots_at(marks)], at_two)
+        assert torch.equal(batch.held, torch.where(batch.number == 0, -torch.inf, batch.number - 1.0))
         batch.offer(batch.state.place, batch.number.float())
         batch.state.place += 1
         batch.advance(batch.number + 1 >= breaks_at[batch.points])
@@ -64,6 +71,15 @@ def test_each_point_gets_its_steps_and_freed_slots_are_taken(batch_size: int, ba
     assert sum(sizes) == 26, "a point must not be passed through the model once it is broken"
     assert max(sizes) <= batch_size
     assert len(sizes) == batches
+
+
+def test_the_step_that_one_surrogate_is_asked_at_is_known_for_all_slots_at_once() -> None:
+    batch = ResidentBatch(
+        BestCandidates(torch.zeros(3, 1)), limit=2, batch_size=3, stop_early=True,
+        enter=lambda points: Walk(100.0 * points[:, None]),
+    )  # fmt: skip
+    assert batch.slots_at(np.array([True, False, False])) == slice(None)
+    assert len(torch.arange(3)[batch.slots_at(np.array([False, True, True]))]) == 0
 
 
 def test_without_early_stop_only_the_first_success_is_noted() -> None:
@@ -86,22 +102,38 @@ ATTACKS: dict[str, Callable[..., Attempt]] = {
     "apgd": lambda *a, **k: apgd(*a, steps=12, restarts=2, **k),
     "square": lambda *a, **k: square(*a, queries=90, **k),
     "noise": lambda *a, **k: random_noise(*a, draws=40, **k),
-}
+    "rays": lambda *a, **k: decision_based(*a, queries=150, method="rays", **k),
+    "hopskipjump": lambda *a, **k: decision_based(*a, queries=150, method="hopskipjump", **k),
+    "finite-differences": lambda *a, **k: finite_differences(*a, queries=200, coordinate_limit=5, **k),
+    "transfer": lambda target, *a, **k: transfer(
+        target, *a, surrogates=[crooked(target, seed) for seed in (0, 1)], steps=7, restarts=4, **k
+    ),
+}  # fmt: skip
+
+
+def crooked(target: Target, seed: int) -> Target:
+    """A surrogate that agrees with the target's only roughly, bit by bit the same in any batch."""
+    noise = torch.randn(12, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Target(
+        lambda x: target.model(x) + 3 * (x.flatten(1).double()[:, :, None] * noise).sum(1), bounds=target.bounds
+    )
+
+
+def outcome(name: str, threat: ThreatModel) -> Attempt:
+    """What an attack brings home from points of which some break, in three batches with refill."""
+    model, _, x, y = exact_linear((3, 2, 2), 5)
+    target = Target(model, bounds=threat.bounds, batch_size=N // 3)
+    return ATTACKS[name](target, x, y, threat=threat, rng=make_rng())
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_looking_seldom_changes_nothing(name: str, threat: ThreatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an accelerator does: broken points are noticed only every few steps, and have changed nothing since."""
-    model, _, x, y = exact_linear((3, 2, 2), 5)
-
-    def run() -> Attempt:
-        target = Target(model, bounds=threat.bounds, batch_size=N // 3)
-        return ATTACKS[name](target, x, y, threat=threat, rng=make_rng())
-
-    often = run()
-    monkeypatch.setattr(resident, "_look_every", lambda _device: 5)
-    seldom = run()
+    often = outcome(name, threat)
+    monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
+    monkeypatch.setattr(resident, "LOOK_EVERY", 5)
+    seldom = outcome(name, threat)
     assert 0 < int((often.first_success >= 0).sum()) < N
     for field in ("examples", "first_success", "queries"):
         assert torch.equal(getattr(often, field), getattr(seldom, field)), field

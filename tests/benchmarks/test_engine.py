@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+from maskaudit.attacks.interface import Attempt
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -86,6 +88,50 @@ def test_networks_have_their_shape(engine: ModuleType, name: str) -> None:
     assert millions == pytest.approx(
         {"small-cnn": 0.106, "strided-cnn": 0.166, "resnet18": 11.2, "wrn28-10": 36.5}[name], rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("attack", "channels", "points", "expected"),
+    [
+        ("pgd", 1, 100, (40, 1)), ("apgd-t", 1, 100, (100, 3)), ("square", 1, 1_000, (20, 1)),
+        ("pgd", 1, 10_000, (4, 1)),
+        ("pgd", 3, 999, (10, 1)), ("apgd-t", 3, 1_000, (4, 2)), ("square", 3, 10_000, (2, 1)),
+    ],
+)  # fmt: skip
+def test_many_points_take_few_steps(
+    engine: ModuleType, attack: str, channels: int, points: int, expected: tuple[int, int]
+) -> None:
+    assert engine.plan(attack, (channels, 8, 8), points) == expected
+
+
+def test_devices_are_compared_on_points_of_which_some_break(
+    engine: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreement = importlib.import_module("benchmarks.engine_agreement")
+    monkeypatch.setattr(agreement, "AGREEMENT_POINTS", 40)
+    wanted = {name: agreement.AGREEMENT_ATTACKS[name] for name in ("pgd", "noise")}
+    monkeypatch.setattr(agreement, "AGREEMENT_ATTACKS", wanted)
+    rows = agreement.agreement_rows("cpu")
+    assert [row["attack"] for row in rows] == ["pgd", "noise"]
+    assert all(0 < row["broken"] < 40 and row["same_fate"] >= 39 for row in rows)
+    told = engine.table({"rows": [], "memory": [], "agreement": rows}, "cpu")
+    assert "| pgd | 40 |" in told
+
+
+def test_a_points_fate_that_differs_is_counted(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = importlib.import_module("benchmarks.engine_agreement")
+    calls: list[int] = []
+
+    def fickle(target: Any, x: torch.Tensor, y: torch.Tensor, **_: Any) -> Attempt:
+        calls.append(target.batch_size)
+        first = torch.full((len(x),), -1)
+        first[: len(calls)] = 5
+        return Attempt(x, first, torch.ones_like(first))
+
+    monkeypatch.setattr(agreement, "AGREEMENT_ATTACKS", {"fickle": (fickle, {})})
+    (row,) = agreement.agreement_rows("cpu")
+    assert (row["broken"], row["same_fate"], row["same_step"]) == (1, row["points"] - 1, row["points"] - 1)
+    assert len(set(calls)) == 2
 
 
 def test_the_committed_table_is_the_committed_figures(engine: ModuleType) -> None:

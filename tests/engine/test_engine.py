@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskaudit import accelerator
 from maskaudit.attacker import Attacker
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import BUDGETS, battery
@@ -106,6 +107,41 @@ def test_a_killed_worker_becomes_an_error_row(net: nn.Module, points: tuple[Tens
     assert dead.status == "error"
     assert "signal 9" in dead.reason
     assert alive.status == "ran"
+
+
+def test_a_job_runs_on_the_targets_device_and_comes_home(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
+    seen: dict[str, Any] = {}
+
+    def looks(target: Target, x: Tensor, y: Tensor, *, rng: PointRNG, **settings: Any) -> Attempt:
+        seen.update(x=x, y=y, rng=rng.points, start=settings["start"])
+        never = torch.full((len(x),), -1, device="cpu")
+        return Attempt(torch.zeros(x.shape), never, never)
+
+    x, y = points
+    away = Target(net, device="meta")  # has shapes and no values
+    with pytest.raises((RuntimeError, NotImplementedError)):  # what nobody may look at cannot be settled
+        job(attack_of(looks), x, y, start=x, surrogates=[Target(net)]).run(away)
+    assert {name: tensor.device.type for name, tensor in seen.items()} == dict.fromkeys(seen, "meta")
+    with Target(net) as target:
+        attempt = job(attack_of(looks), x, y, start=x).run(target)
+    assert seen["x"] is x
+    assert attempt.examples.device == x.device
+
+
+def test_nan_from_a_surrogate_is_refused_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
+) -> None:
+    monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
+    other, passed = Target(lambda x: net(x) * torch.nan), []
+
+    def asks(target: Target, x: Tensor, y: Tensor, *, surrogates: Any, **_: Any) -> Attempt:
+        surrogates[0].scores(x)
+        passed.append(True)
+        return still(target, x, y)
+
+    with Target(net) as target, pytest.raises(ModelError, match=f"NaN for {len(points[0])}"):
+        job(attack_of(asks), *points, surrogates=[other]).run(target)
+    assert passed
 
 
 FAILURES = {

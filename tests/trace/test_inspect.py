@@ -24,6 +24,7 @@ def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     said = text(found)
     assert "round (inputs.py:" in said.splitlines()[0]
     assert "Would be repaired" in said
+    assert "no attack was made, `maskaudit check` confirms or clears them" in said
 
 
 def test_healthy_model_says_so(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:

@@ -14,7 +14,7 @@ from maskaudit.errors import ModelError
 from maskaudit.target import Target, detect_outputs
 from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.functions import check_function
-from maskaudit.trace.observe import FunctionCall, function_location
+from maskaudit.trace.seen import FunctionCall, function_location
 from maskaudit.verdict.mechanisms import TITLES
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import HEALTHY, MASKED, Masked

@@ -1,0 +1,122 @@
+"""What does a whole audit cost when more points are there?
+
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py [--models NAME …] [--points N …] [--budgets NAME …] [--render]
+
+Each audit is offered N points of the model's data set and `--samples N`. Its cost should grow linearly until the
+verdict is decided, and then stay flat: an audit draws points in looks, and stops at the first that decides.
+
+Fashion-MNIST serves its 10,000 test images first and then its training images; of other data sets the test points are
+repeated with uniform noise of 1/100 of the bounds on every repeat, so that no point comes twice.
+
+Finished rows are kept in `benchmarks/scaling.json`, keyed by model, budget and N; the table is `benchmarks/scaling.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from maskaudit import api
+from maskaudit.attacks.registry import BUDGETS
+from maskaudit.data import Dataset, load_data
+from maskaudit.rng import PointRNG
+from maskaudit.settings import AuditSettings
+
+HERE = Path(__file__).resolve().parent
+#: One model that breaks at once and one that is robust.
+MODELS = ("fashion-standard", "fashion-pgd-at")
+POINTS = (100, 300, 1_000, 3_000, 10_000, 50_000)
+#: Half-width of the noise on repeated points, as a share of the bounds: too little to change a label.
+REPEAT_NOISE = 0.01
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    """Measure what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), metavar="NAME", help="of the zoo")
+    parser.add_argument("--points", nargs="*", type=int, default=list(POINTS), metavar="N")
+    parser.add_argument("--budgets", nargs="*", choices=list(BUDGETS), default=["quick", "standard"])
+    parser.add_argument("--render", action="store_true", help="write the table from the kept rows alone")
+    arguments = parser.parse_args()
+    path = HERE / "scaling.json"
+    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    for budget in () if arguments.render else arguments.budgets:
+        for model in arguments.models:
+            for n in arguments.points:
+                row = measured(model, budget, n)
+                print(row, flush=True)
+                rows = merged(rows, row)
+                path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    (HERE / "scaling.md").write_text(table(rows), encoding="utf-8")
+    return 0
+
+
+def measured(model: str, budget: Any, n: int) -> Row:
+    """One audit of a model of the zoo that is offered `n` points."""
+    settings = AuditSettings(budget=budget, samples=n)
+    prepared = api.prepare(api.Request(f"zoo:{model}", settings=settings))
+    prepared = dataclasses.replace(prepared, data=offered(prepared.data, n))
+    started = time.process_time()
+    document = api.run(prepared).report.to_dict()
+    seconds = time.process_time() - started
+    return {
+        "model": model, "budget": budget, "points": n, "drawn": document["settings"]["samples"],
+        "verdict": document["verdict"]["label"], "forwards": document["timing"]["forwards"],
+        "backwards": document["timing"]["backwards"], "cpu_seconds": round(seconds, 2),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}",
+    }  # fmt: skip
+
+
+def offered(data: Dataset, n: int) -> Dataset:
+    """`n` points of the data set: as they come, then the training images of Fashion-MNIST, else noisy repeats."""
+    x, y = data.x, data.y
+    if data.name == "fashion-mnist" and n > len(x):
+        more = load_data("fashion-mnist", split="train", bounds=data.bounds)
+        x, y = torch.cat([x, more.x]), torch.cat([y, more.y])
+    while len(x) < n:
+        step = len(x) // len(data.x)
+        width = data.bounds[1] - data.bounds[0]
+        noise = 2 * PointRNG.create(step, "repeats", torch.arange(len(data.x))).uniform(data.x.shape[1:]) - 1
+        x = torch.cat([x, (data.x + REPEAT_NOISE * width * noise).clamp(*data.bounds)])
+        y = torch.cat([y, data.y])
+    return dataclasses.replace(data, x=x[:n], y=y[:n])
+
+
+def merged(rows: list[Row], row: Row) -> list[Row]:
+    """All rows with the new one in the place of an old one of the same key, sorted."""
+    kept = {(r["budget"], r["model"], r["points"]): r for r in (*rows, row)}
+    return [kept[key] for key in sorted(kept)]
+
+
+def table(rows: list[Row]) -> str:
+    """The committed document."""
+    command = "OMP_NUM_THREADS=1 python benchmarks/scaling.py"
+    lines = [
+        "# Cost of an audit against the points that are there", "",
+        "Each audit was offered N points and `--samples N`; *drawn* is how many it took before the verdict was decided "
+        f"or no more were allowed. Passes are counted in points. Made by `{command}`. See [README.md](README.md).", "",
+        "| budget | model | N offered | drawn | verdict | forward passes | backward passes | CPU seconds | machine |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    lines += [
+        f"| {r['budget']} | {r['model']} | {r['points']:,} | {r['drawn']:,} | {r['verdict']} | {r['forwards']:,} "
+        f"| {r['backwards']:,} | {r['cpu_seconds']:.1f} | {r['machine']} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Observed forward passes, and what differs between two of them: randomness, and what moves with the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskaudit.results import Location
+from maskaudit.target import Target
+from maskaudit.trace.behaviour import seed_generators, twin
+from maskaudit.trace.calls import tensors_of
+from maskaudit.trace.observe import Observer
+from maskaudit.trace.prints import random_states
+from maskaudit.trace.records import Randomness
+from maskaudit.trace.scope import Site
+from maskaudit.trace.seen import Seen
+
+#: Points that are answered once more, alone, to see whether they are answered alike.
+AGAIN_POINTS = 2
+#: Scores answered again may differ by this share of their spread: other batch sizes round otherwise.
+ROUNDING = 1e-3
+
+
+def observe(
+    target: Target, x: Tensor, seed: int | None = None, *, keep_tensors: bool = True,
+    revive: frozenset[int] = frozenset(),
+) -> tuple[Observer, Tensor]:  # fmt: skip
+    """One observed forward pass: the record, and the scores (N, K) with their graph.
+
+    The global generators are seeded (by the target's seed if no other is given) and left as the model leaves them.
+    """
+    leaf = x.clone().requires_grad_(True)
+    observer = Observer(target.model, leaf, keep_tensors=keep_tensors, revive=revive)
+
+    def model(inputs: Tensor) -> Any:
+        output = target.model(inputs)
+        found = tensors_of(output)
+        if found:
+            with torch._C.DisableTorchFunction():
+                observer.adopt(found[:1], Site(None, None))
+            observer.raw = found[0]
+        return output
+
+    seed_generators(target.seed if seed is None else seed)
+    with torch.enable_grad(), observer.watching():
+        scores = twin(target, model).differentiable_scores(leaf)
+    return observer, scores
+
+
+def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:
+    """The same, and the names of the global generators that it consumed."""
+    seed_generators(target.seed)
+    before = random_states()
+    observer, scores = observe(target, x)
+    return observer, scores, tuple(name for name, state in random_states().items() if state != before[name])
+
+
+def answers_alike(target: Target, x: Tensor, scores: Tensor) -> bool:
+    """Whether the first `AGAIN_POINTS` of the points, answered again and alone, get the scores (N, K) they had."""
+    few = x[:AGAIN_POINTS]
+    seed_generators(target.seed)
+    again = twin(target).scores(few)
+    before = scores.detach()[: len(few)]
+    spread = float(before.amax() - before.amin())
+    return float((again - before).abs().max()) <= ROUNDING * max(spread, torch.finfo(torch.float32).tiny)
+
+
+def batch_dependence(first: Observer) -> Location:
+    """The op by which the answer to a point depends on the other points of its batch, if it is known."""
+    return next((op.location for op in first.ops if op.across_batch), Location())
+
+
+def measure_randomness(
+    target: Target, x: Tensor, first: Observer, scores: Tensor, consumed: tuple[str, ...]
+) -> Randomness | None:
+    """Draw again, with the same and with another seed; None when the model answers alike."""
+    same, scores_same = observe(target, x, keep_tensors=False)
+    private = not torch.equal(scores, scores_same)
+    if not private and not consumed:
+        return None
+    other, scores_other = observe(target, x, target.seed + 1, keep_tensors=False)
+    if not private and torch.equal(scores, scores_other):
+        return None
+    start = _first_difference(first.ops, (same if private else other).ops)
+    change = (scores_other - scores).detach()
+    return Randomness(
+        sources=(*consumed, *(("state" if first.state_written else "private",) if private else ())),
+        location=first.ops[start].location if start is not None else Location(),
+        logit_spread=float(change.abs().amax(dim=1).median()),
+        flips=float((scores_other.argmax(dim=1) != scores.argmax(dim=1)).double().mean()),
+    )
+
+
+def _first_difference(a: list[Seen], b: list[Seen]) -> int | None:
+    for left, right in zip(a, b, strict=False):
+        if left.name != right.name or left.prints != right.prints:
+            return left.index
+    return None
+
+
+def moved_ops(a: list[Seen], b: list[Seen]) -> set[int]:
+    """Ops whose data moved with the input; where control flow parted, everything after counts as moved."""
+    moved: set[int] = set()
+    for position, op in enumerate(a):
+        other = b[position] if position < len(b) else None
+        if other is None or other.name != op.name:
+            return moved | {later.index for later in a[position:]}
+        if op.kind == "escape" or op.prints != other.prints or (op.nodes and not op.prints):
+            moved.add(op.index)
+    return moved
+
+
+def phase_changes(a: list[Seen], b: list[Seen]) -> dict[int, float]:
+    """Median absolute change of the argument of periodic ops."""
+    result = {}
+    for left, right in zip(a, b, strict=False):
+        if left.phase is not None and right.phase is not None and left.phase.shape == right.phase.shape:
+            change = (left.phase - right.phase).abs().double().flatten()
+            change = change[change > 0]
+            if len(change):
+                result[left.index] = float(change.median())
+    return result

@@ -1,0 +1,128 @@
+"""How much a trace looks at before it is sure, and what that costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskaudit.target import PassLedger, Target
+from maskaudit.trace import MAX_POINTS, trace_model
+from maskaudit.trace.health import clear_side, surely_common
+from maskaudit.trace.model import FEW_POINTS
+from tests.trace import masked_models as zoo
+
+Points = tuple[Tensor, Tensor]
+Build = Callable[[nn.Module], nn.Module]
+
+#: Points of an audited batch, and the share of one forward–backward pass over it that a trace may cost.
+BATCH, GOAL = 256, 0.25
+
+
+def linear(net: nn.Module) -> nn.Module:
+    """A model of two classes that count, whose gradient agrees with every difference."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 10)
+    with torch.no_grad():
+        layer.bias[2:] = -100
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def honest_quantiser(net: nn.Module) -> nn.Module:
+    """A poor gradient that no op explains."""
+    return zoo.Front(net, zoo.Apply(zoo.round_ste))
+
+
+def random_input(net: nn.Module) -> nn.Module:
+    return zoo.ForgottenDropout(net)
+
+
+LOOKS: list[tuple[Build, int]] = [
+    (linear, FEW_POINTS),
+    (lambda net: zoo.masks.QuantisedInput(net, 4), FEW_POINTS),
+    (lambda net: zoo.masks.SineInput(net), FEW_POINTS),
+    (honest_quantiser, MAX_POINTS),
+    (random_input, MAX_POINTS),
+]
+
+
+@pytest.mark.parametrize(("build", "points_seen"), LOOKS)
+def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
+    build: Build, points_seen: int, net: nn.Module, points: Points
+) -> None:
+    with Target(build(net).eval()) as target:
+        x = points[0]
+        y = target.predict(target.scores(x))
+        target.ledger = PassLedger()
+        found = trace_model(target, x, y, eps=0.2)
+        spent = target.ledger.forwards + target.ledger.backwards
+    assert found.points == points_seen
+    if points_seen == FEW_POINTS:
+        assert spent <= GOAL * 2 * BATCH
+
+
+@pytest.mark.parametrize(
+    ("correlation", "pairs", "side"),
+    [
+        (0.96, 16, 1), (0.94, 16, 0), (0.7, 16, 0), (0.6, 16, -1), (0.96, 8, 0), (0.98, 8, 1), (0.9, 64, 0),
+        (0.92, 64, 1), (0.87, 10_000, 0), (-1.0, 8, -1), (1.0, 3, 0),
+    ],
+)  # fmt: skip
+def test_a_correlation_is_clear_of_the_limit_by_its_own_error(correlation: float, pairs: int, side: int) -> None:
+    assert clear_side(correlation, pairs) == side
+
+
+@pytest.mark.parametrize(("zero", "points", "sure"), [(0, 8, False), (2, 8, False), (3, 8, True), (3, 16, False)])
+def test_few_points_without_a_gradient_may_be_luck(zero: int, points: int, sure: bool) -> None:
+    assert surely_common(zero / points, points) is sure
+
+
+def test_directions_are_added_only_at_the_step_size_in_doubt() -> None:
+    """Linear within 0.02 of the points, which ε/16 does not leave; another slope beyond, which ε/4 sees."""
+
+    class Bent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            u = x.flatten(1) - 0.5
+            other = torch.arange(64) % 2 * 2 - 1
+            margin = (u + other * (u - u.clamp(-0.02, 0.02))).sum(dim=1)
+            return torch.stack([torch.zeros_like(margin), margin], dim=1)
+
+    x, y = torch.full((MAX_POINTS, 1, 8, 8), 0.5), torch.zeros(MAX_POINTS, dtype=torch.int64)
+    with Target(Bent().eval()) as target:
+        health = trace_model(target, x, y, eps=0.2).health
+    _, (_, fine) = health.agreement
+    assert fine == pytest.approx(1)
+    assert health.pairs[0] > health.pairs[1]
+
+
+def test_points_with_infinite_gradient_are_counted_and_the_rest_is_measured() -> None:
+    model = nn.Sequential(nn.Flatten(), zoo.Apply(torch.sqrt), nn.Linear(64, 3, bias=False)).eval()
+    x = torch.full((4, 1, 8, 8), 0.25)
+    x[1, 0, 0, 0] = 0
+    with Target(model) as target:
+        found = trace_model(target, x, torch.zeros(4, dtype=torch.int64), eps=0.05)
+    flow = next(op.flow for op in found.ops if op.location.op == "sqrt")
+    assert flow is not None
+    assert flow.nonfinite_share == 0.25
+    assert 0 < flow.norm_out < float("inf")
+
+
+def test_tracing_imports_nothing_large() -> None:
+    """`torch.autograd.grad` with cotangents imports sympy, which takes longer than the trace of a small network."""
+    program = (
+        "import sys, torch\n"
+        "from maskaudit.target import Target\n"
+        "from maskaudit.trace import trace_model\n"
+        "model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()\n"
+        "before = set(sys.modules)\n"
+        "with Target(model) as target:\n"
+        "    trace_model(target, torch.rand(16, 1, 2, 2), torch.zeros(16, dtype=torch.int64))\n"
+        "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
+        "assert 'sympy' not in new, new\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
