@@ -199,7 +199,7 @@ class Attacker:
                     bounds=self.threat.bounds,
                     batch_size=self.settings.batch_size,
                     device=self.settings.device,
-                )  # fmt: skip
+                )
             )
         outcome = f"learnt from {len(self.pool)} points"
         self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))
