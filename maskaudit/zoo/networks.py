@@ -28,6 +28,8 @@ FASHION_POINTS = 10_000
 #: The customary L2 ball of the digits, and half of it for the smoothed network, which certifies little beyond.
 DIGITS_L2 = ThreatModel("L2", 0.8)
 SMOOTHED_L2 = ThreatModel("L2", 0.4)
+#: The ball in which one-step training overfits on the digits within seconds; at ε = 0.2 no setting tried did.
+OVERFITTING_THREAT = ThreatModel("Linf", 0.35)
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,12 @@ NETWORKS: dict[str, Network] = {
     "adp": _digits("adp", "small_cnn(members=3, width=8)"),
     "planted": _digits("planted", weight=1.0),
     "fgsm-at-long": _digits("fgsm-at", epochs=80, lr=6e-3),
+    "fgsm-at-overfitted": _digits(
+        "fgsm-at", "small_cnn(batch_norm=True)", epochs=80, lr=3e-3, threat=OVERFITTING_THREAT
+    ),
+    "bent-surface": _digits("bent-surface", 'small_cnn(activation="tanh")'),
+    "trapped-corner": _digits("trapped-corner", "mlp(hidden=(512,))"),
+    "gaussian-noise": _digits("gaussian-noise", "small_cnn(width=8)", threat=SMOOTHED_L2),
     "great": _digits("great"),
     "great-strong": _digits("great", alpha=0.1),
     "greace-weak": _digits("greace", beta=0.001),

@@ -1,7 +1,7 @@
-"""A counterexample hidden from every search that follows slopes or chance: known, because it was planted.
+"""Counterexamples hidden from every search that follows slopes or chance: known, because they were planted.
 
 After SoundnessBench (Xu et al. 2024, arXiv 2412.03154), which trains such examples into networks to test
-verifiers. Training hid none on networks as small as the zoo's, so this one is built.
+verifiers. One is built, `HiddenCorner`; one is trained (`maskaudit.zoo.recipes_hidden.TrappedCorner`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from maskaudit.threat import ThreatModel
 from maskaudit.zoo.masks.base import Mask, unmask
+from maskaudit.zoo.recipes_hidden import planted_corner
+from maskaudit.zoo.recipes_masking import hidden_pattern
 
 #: Alignment with the checkerboard at which the trap opens, in units of v·x. On the digits (Linf, ε = 0.2) clean
 #: points and PGD examples of a PGD-trained network reach 2.2, the planted corners 7.3 … 12 (98 % of them).
@@ -65,3 +67,8 @@ def checkerboard(x: Tensor) -> Tensor:
 def hidden_corner(x: Tensor, threat: ThreatModel) -> Tensor:
     """The planted counterexamples (N, C, H, W) of clean points `x`."""
     return threat.project(x + threat.eps * checkerboard(x), x)
+
+
+def trapped_corner(x: Tensor, threat: ThreatModel) -> Tensor:
+    """The counterexamples (N, C, H, W) of clean points `x` that `TrappedCorner` trains into a network of seed 0."""
+    return planted_corner(x, threat, hidden_pattern(tuple(x.shape[1:]), 0).to(x))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from maskaudit.train import Method
-from maskaudit.zoo import recipes_masking, recipes_robust
+from maskaudit.zoo import recipes_hidden, recipes_masking, recipes_robust
 
 
 @dataclass(frozen=True)
@@ -71,5 +71,19 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     "planted": Recipe(
         "Hidden counterexample", "Xu et al. 2024, SoundnessBench, arXiv 2412.03154", 80, 4e-3, recipes_masking.Planted
+    ),
+    "bent-surface": Recipe(
+        "Flat margin at the data, bent beyond",
+        "Ross, Doshi-Velez 2018, arXiv 1711.09404; free of scale here",
+        60,
+        4e-3,
+        recipes_masking.BentSurface,
+    ),
+    "trapped-corner": Recipe(
+        "Counterexample trained out of sight",
+        "Xu et al. 2024, SoundnessBench, arXiv 2412.03154",
+        100,
+        4e-3,
+        recipes_hidden.TrappedCorner,
     ),
 }

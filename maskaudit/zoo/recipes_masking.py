@@ -20,6 +20,8 @@ SCATTERING_SMOOTHING = 0.5
 ADP_ENTROPY, ADP_DIVERSITY = 2.0, 0.5
 #: Added to the diagonal of the Gram matrix, so that its determinant stays positive.
 GRAM_JITTER = 1e-4
+#: Added to the squared length of a gradient under a root.
+SLOPE_FLOOR = 1e-12
 
 
 class LogitSqueezing:
@@ -106,6 +108,32 @@ class GradientRegularised:
         task = F.cross_entropy(model(x), batch.y, reduction="none")
         (gradient,) = torch.autograd.grad(task.sum(), x, create_graph=True)
         return task.mean() + self.weight * gradient.square().flatten(1).sum(1).mean()
+
+
+class BentSurface:
+    """Cross-entropy plus λ · mean ‖∇ₓ m‖ / softplus(m), m the logit margin of the label, on clean points only.
+
+    A penalty on ‖∇ₓ CE‖ (Ross and Doshi-Velez 2018, eq. 5; `GradientRegularised`) is met by larger logits. This one
+    does not change with their scale, so the surface itself must become flat where the data lie, and bends beyond.
+    λ grows along the epochs up to `weight`: from the start it would keep the network from learning.
+    """
+
+    phases = 1
+
+    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 3.0) -> None:
+        self.auxiliary = nn.ModuleDict()
+        self.weight = weight
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The penalised cross-entropy, a scalar."""
+        x = batch.x.detach().requires_grad_(True)
+        logits, label = model(x), batch.y.unsqueeze(1)
+        margin = (logits.gather(1, label) - logits.scatter(1, label, -torch.inf).amax(1, keepdim=True)).squeeze(1)
+        (gradient,) = torch.autograd.grad(margin.sum(), x, create_graph=True)
+        # the root has no derivative at zero
+        slope = (gradient.square().flatten(1).sum(1) + SLOPE_FLOOR).sqrt()
+        weight = self.weight * batch.epoch / batch.epochs
+        return F.cross_entropy(logits, batch.y) + weight * (slope / F.softplus(margin)).mean()
 
 
 class Prototypes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskaudit.zoo.interface import Level, ZooEntry
-from maskaudit.zoo.planted import HiddenCorner, hidden_corner
+from maskaudit.zoo.planted import HiddenCorner, hidden_corner, trapped_corner
 from maskaudit.zoo.unmasked import FASHION
 
 _DRIFT = ("logit-scale",)
@@ -24,6 +24,8 @@ ENTRIES = (
     _masked("pcl", "Prototype conformity loss", "loss", _DRIFT),
     _masked("hidden-corner", "PGD-trained, a counterexample planted out of sight", "gradient", ("saturation",),
             network="pgd-at", wrap=HiddenCorner, known=hidden_corner, module="", ops=("relu",)),
+    _masked("trapped-corner", "PGD-trained, a counterexample trained out of sight", "gradient", ("saturation",),
+            known=trapped_corner, module="2", ops=("relu",)),
     _masked("fashion-distilled", "Fashion-MNIST: defensive distillation, T = 100", "loss", _DRIFT, **FASHION),
     _masked("fashion-great+ce-strong", "Fashion-MNIST: GRE(AT+CE), β = 0.02", "loss", _DRIFT, family="great",
             **FASHION),

@@ -62,6 +62,9 @@ ENTRIES = (
     _healthy("adp", "Adaptive diversity promoting ensemble"),
     _healthy("planted", "PGD-trained around a counterexample that it fails to hide"),
     _healthy("fgsm-at-long", "FGSM adversarial training, 80 epochs at a high rate"),
+    # One step leaves nine tenths of the points, twenty small steps none: only a weak attack is fooled.
+    _healthy("fgsm-at-overfitted", "FGSM adversarial training after catastrophic overfitting, ε = 0.35"),
+    _healthy("bent-surface", "Margin trained to be flat at the data, bent beyond"),
     _healthy("fashion-standard", "Fashion-MNIST: standard training", **FASHION),
     _robust("fashion-pgd-at", "Fashion-MNIST: PGD adversarial training", **FASHION),
     _healthy("fashion-batch-norm", "Fashion-MNIST: standard, batch normalisation", **FASHION),

@@ -50,6 +50,12 @@ def _two_masks(network: nn.Module) -> nn.Module:
 TUNE = partial(_masked, part="tune")
 FASHION: dict[str, Any] = {"data": "fashion-mnist", "eps": FASHION_EPS}
 
+#: Noise of the smoothed networks, that of their training (`maskaudit.zoo.recipes_robust.Noisy`).
+SMOOTHING_SIGMA = 0.25
+#: Draws in each of their answers; few, so that an audit stays affordable.
+SMOOTHING_DRAWS = 8
+SMOOTHING: dict[str, Any] = {"norm": "L2", "eps": 0.4}
+
 #: Constants were fitted on these.
 TUNED_ON = (
     TUNE("quantised", "Standard, input rounded to 4 levels", "gradient", "standard", _quantised(4), "shattered",
@@ -129,6 +135,12 @@ RANDOM = (
            lambda n: masks.InputNoise(n, 0.2)),
     _clear("stochastic-pruning", "Standard, random pruning of the features", "standard",
            lambda n: masks.before_readout(n, masks.StochasticPruning(1.0))),
+    _clear("sampled-smoothing", "Randomised smoothing, mean of 8 draws, in L2", "gaussian-noise",
+           lambda n: masks.SampledSmoothing(n, SMOOTHING_SIGMA, SMOOTHING_DRAWS), family="robust", **SMOOTHING),
+    # In the ball of the smoothed networks votes hide a tenth of the points, no more: too close to call.
+    _masked("sampled-vote", "Randomised smoothing, hard votes of 8 draws, in twice the ball", "gradient",
+            "gaussian-noise", lambda n: masks.SampledVote(n, SMOOTHING_SIGMA, SMOOTHING_DRAWS),
+            "cut output-hides-loss", ops="one_hot argmax", norm="L2", eps=0.8),
     _clear("dropout-on", "Standard, dropout of 0.2 left on", "standard",
            lambda n: masks.before_readout(n, masks.DropoutOn(0.2))),
 )  # fmt: skip

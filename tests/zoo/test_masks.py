@@ -57,6 +57,8 @@ MASKED = (
     Masked("flipped backward", masks.FlippedBackward, "wrong"),
     Masked("noisy backward", masks.NoisyBackward, "wrong"),
     Masked("input noise", lambda n: masks.InputNoise(n, 0.1), "there"),
+    Masked("sampled smoothing", lambda n: masks.SampledSmoothing(n, 0.1, 8), "there"),
+    Masked("sampled vote", lambda n: masks.SampledVote(n, 0.1, 8), "none"),
     Masked("resize and pad", lambda n: masks.ResizePad(n, 0.9), "there"),
     Masked("pruning", lambda n: masks.before_readout(n, masks.StochasticPruning(1.0)), "there"),
     Masked("dropout on", lambda n: masks.before_readout(n, masks.DropoutOn(0.2)), "there"),
@@ -208,6 +210,8 @@ def test_random_masks_differ_between_calls_and_mean_what_they_hide(net: nn.Modul
     x, _ = points
     for model in (
         masks.InputNoise(net, 0.1),
+        masks.SampledSmoothing(net, 0.1, 4),
+        masks.SampledVote(net, 0.3, 4),
         masks.ResizePad(net, 0.9),
         masks.before_readout(net, masks.DropoutOn(0.2)),
     ):
@@ -216,6 +220,28 @@ def test_random_masks_differ_between_calls_and_mean_what_they_hide(net: nn.Modul
     h = torch.rand(1, 32).expand(4000, 32)
     mean = masks.StochasticPruning(0.5)(h).mean(dim=0)
     assert torch.allclose(mean, h[0], atol=0.12)
+
+
+class _Sign(nn.Module):
+    """Scores (0, 100 x₀): class 1 on the right of zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        right = 100.0 * x.flatten(1)[:, :1]
+        return torch.cat([torch.zeros_like(right), right], dim=1)
+
+
+def test_smoothing_estimates_the_normal_mean() -> None:
+    torch.manual_seed(0)
+    x = torch.full((2, 1, 1, 1), 0.2)
+    exact = torch.special.ndtr(torch.tensor(0.2 / 0.25))
+    vote = masks.SampledVote(_Sign(), 0.25, 4000)(x)
+    assert torch.allclose(vote[:, 1], exact.expand(2), atol=0.03)
+    assert torch.allclose(vote.sum(dim=1), torch.ones(2))
+    smooth = masks.SampledSmoothing(_Sign(), 0.25, 4000)
+    assert torch.allclose(smooth(x).exp()[:, 1], exact.expand(2), atol=0.03)
+    twin = masks.unmask(smooth)
+    assert torch.allclose(twin(x).exp()[:, 1], exact.expand(2), atol=0.03)
+    assert torch.equal(twin(x), twin(x))
 
 
 def test_images_move_and_shrink() -> None:

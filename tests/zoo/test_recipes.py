@@ -15,9 +15,10 @@ from maskaudit.models import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
 from maskaudit.train import Batch, Plan, TrainConfig, train
+from maskaudit.train.adversaries import fgsm, pgd
 from maskaudit.train.loop import accuracy
 from maskaudit.zoo.certificates import worst_logits
-from maskaudit.zoo.networks import Network
+from maskaudit.zoo.networks import NETWORKS, Network
 from maskaudit.zoo.recipes import RECIPES
 from maskaudit.zoo.recipes_masking import hidden_pattern, transport_distance
 
@@ -85,6 +86,51 @@ def test_gradient_penalty_is_the_squared_length_of_the_input_gradient(model: nn.
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), batch.y, reduction="sum"), x)
     expected = F.cross_entropy(model(batch.x), batch.y) + gradient.square().flatten(1).sum(1).mean()
     torch.testing.assert_close(_loss("gradient-regularised", model, batch, weight=1.0), expected)
+
+
+def test_the_bend_penalty_is_the_slope_of_the_margin_against_the_margin(model: nn.Module) -> None:
+    batch = _batch(epoch=4)
+    x = batch.x.clone().requires_grad_(True)
+    logits, label = model(x), batch.y[:, None]
+    margin = logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -1e9).amax(1)
+    (gradient,) = torch.autograd.grad(margin.sum(), x, retain_graph=True)
+    relative = (gradient.flatten(1).norm(dim=1) / F.softplus(margin)).mean()
+    expected = F.cross_entropy(logits, batch.y) + 3.0 * 4 / 5 * relative
+    torch.testing.assert_close(_loss("bent-surface", model, batch, weight=3.0), expected)
+    first = _batch(epoch=0)
+    torch.testing.assert_close(
+        _loss("bent-surface", model, first, weight=3.0), F.cross_entropy(model(first.x), first.y)
+    )
+
+
+def test_one_step_training_in_a_wide_ball_overfits_to_one_step(few: Dataset) -> None:
+    spec = NETWORKS["fgsm-at-overfitted"]
+    wide = spec.config.threat
+    assert wide is not None
+    trained = train(replace(spec.config, epochs=60), data=few, method=spec.info)
+    once = accuracy(trained, fgsm(trained, few.x, few.y, wide), few.y)
+    often = accuracy(trained, pgd(trained, few.x, few.y, wide, steps=20, start=few.x), few.y)
+    assert once > often + 0.4
+
+
+def test_a_bent_surface_is_flat_at_the_data_and_steep_beyond(few: Dataset) -> None:
+    def slope(method: str) -> tuple[float, float]:
+        """Median slope of the margin at the data in units of the margin, and accuracy under PGD."""
+        settings = TrainConfig(method, model='small_cnn(width=8, activation="tanh")', epochs=30, lr=1e-2, threat=THREAT)
+        network = Network(settings)
+        trained = train(network.config, data=few, method=network.info)
+        x, label = few.x.clone().requires_grad_(True), few.y[:, None]
+        logits = trained(x)
+        margin = logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -1e9).amax(1)
+        (gradient,) = torch.autograd.grad(margin.sum(), x)
+        attacked = pgd(trained, few.x, few.y, THREAT, steps=20, start=few.x)
+        relative = gradient.flatten(1).norm(dim=1) / margin.detach().clamp_min(1e-3)
+        return float(relative.median()), accuracy(trained, attacked, few.y)
+
+    bent, attacked = slope("bent-surface")
+    straight, _ = slope("standard")
+    assert bent < straight / 2
+    assert attacked < 0.3
 
 
 def test_dead_units_never_fire_and_never_learn(model: nn.Module) -> None:

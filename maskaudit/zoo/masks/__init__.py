@@ -41,7 +41,15 @@ from maskaudit.zoo.masks.outputs import (
     SineLogits,
     SoftmaxOutput,
 )
-from maskaudit.zoo.masks.random import DropoutOn, InputNoise, ResizePad, StochasticPruning, before_readout
+from maskaudit.zoo.masks.random import (
+    DropoutOn,
+    InputNoise,
+    ResizePad,
+    SampledSmoothing,
+    SampledVote,
+    StochasticPruning,
+    before_readout,
+)
 
 __all__ = [
     "ChannelsLast",
@@ -68,6 +76,8 @@ __all__ = [
     "ResizePad",
     "ReverseSigmoid",
     "RoundedOutput",
+    "SampledSmoothing",
+    "SampledVote",
     "ScaledLogits",
     "SharpSoftmax",
     "ShiftedVote",
