@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 #: What a forward pass or an observer may add to or replace in a module.
 _TABLES = (
@@ -48,6 +49,28 @@ def preserved(model: nn.Module | Callable[..., Any], *, seed: int | None = None)
         finally:
             for part in snapshot:
                 part.restore()
+
+
+@contextlib.contextmanager
+def open_checkpoints() -> Iterator[None]:
+    """Blocks under `torch.utils.checkpoint` with `use_reentrant=True` just run while the context is open.
+
+    Such a block runs without a graph and again in a backward pass that must be a plain `.backward()`, which adds to the
+    gradients of the parameters. Run openly it gives the same values and input gradients, for more memory.
+    """
+    original = CheckpointFunction.__dict__.get("apply")
+    CheckpointFunction.apply = staticmethod(_run_block)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if original is None:
+            del CheckpointFunction.apply
+        else:
+            CheckpointFunction.apply = original  # type: ignore[method-assign]
+
+
+def _run_block(run_function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    return run_function(*args)
 
 
 @contextlib.contextmanager

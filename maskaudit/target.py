@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maskaudit import accelerator
 from maskaudit.errors import InputError, ModelError, UsageError
-from maskaudit.preserve import preserved
+from maskaudit.preserve import open_checkpoints, preserved
 
 Outputs = Literal["logits", "probabilities"]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -159,6 +159,7 @@ class Target:
     def __enter__(self) -> Target:
         with contextlib.ExitStack() as stack:
             stack.enter_context(preserved(self.model, seed=self.seed))
+            stack.enter_context(open_checkpoints())
             if isinstance(self.model, nn.Module) and hasattr(self.model, "training"):  # frozen TorchScript has no mode
                 self.model.eval()
             self._stack = stack.pop_all()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maskaudit import api, zoo
 from maskaudit.attacks import registry
@@ -288,3 +289,31 @@ def test_a_refused_answer_does_not_break_a_point(standard: LoadedModel) -> None:
     assert clean is not None
     assert best is not None
     assert best.value >= clean.value - 0.2
+
+
+def test_a_model_with_reentrant_checkpoints_is_audited_like_the_same_without() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant: bool | None) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second, self.reentrant = nn.Linear(6, 16), nn.Linear(16, 3), reentrant
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.reentrant is None:
+                hidden = self.first(x)
+            else:
+                hidden = checkpoint(self.first, x, use_reentrant=self.reentrant)
+            scores: Tensor = self.second(torch.relu(hidden))
+            return scores
+
+    x = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
+    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
+    reports = []
+    for reentrant in (None, True, False):
+        model = Checkpointed(reentrant)
+        reports.append(api.audit(model, (x, model(x).argmax(1)), eps=0.1, settings=settings).report)
+        assert all(parameter.grad is None for parameter in model.parameters())
+    for report in reports:
+        assert 0.1 < report.accuracy["best_known"].value < 0.9
+        assert report.accuracy == reports[0].accuracy
+        assert report.verdict.label == reports[0].verdict.label

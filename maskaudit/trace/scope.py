@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils.checkpoint import CheckpointFunction
 
 from maskaudit.files import shown_path
+from maskaudit.preserve import open_checkpoints
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
@@ -152,25 +152,9 @@ def _is_torch_file(file: str) -> bool:
 
 @contextlib.contextmanager
 def graph_visible() -> Iterator[None]:
-    """Every op leaves an autograd node of its own: TorchScript runs without its optimiser, reentrant checkpoints open.
-
-    `torch.utils.checkpoint` with `use_reentrant=True` runs its block without a graph and again in the backward pass;
-    here the block just runs, which gives the same values and the same gradient.
-    """
-    original = CheckpointFunction.__dict__.get("apply")
-    CheckpointFunction.apply = staticmethod(_run_block)  # type: ignore[method-assign]
-    try:
-        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            yield
-    finally:
-        if original is None:
-            del CheckpointFunction.apply
-        else:
-            CheckpointFunction.apply = original  # type: ignore[method-assign]
-
-
-def _run_block(run_function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-    return run_function(*args)
+    """Every op leaves an autograd node: TorchScript runs without its optimiser, reentrant checkpoints open."""
+    with open_checkpoints(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        yield
 
 
 class ModuleScope:
