@@ -38,6 +38,7 @@ def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="audits per model, seeds from 0")
+    parser.add_argument("--first-seed", type=int, default=0, help="leave out the audits of smaller seeds")
     parser.add_argument("--budget", choices=("quick", "standard", "thorough"), default="standard")
     parser.add_argument("--models", nargs="*", default=list(ZOO), metavar="NAME", choices=list(ZOO))
     parser.add_argument("--part", choices=("tune", "check"), help="only this part of the zoo")
@@ -97,7 +98,9 @@ def planned_jobs(asked: argparse.Namespace, models: list[str]) -> list[Job]:
         except Exception as error:  # one model that does not load must not stop the others
             print(f"{name} cannot be loaded and is left out: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        jobs += [Job("audit", name, weights, seed, asked.budget, audit_code) for seed in range(asked.seeds)]
+        jobs += [
+            Job("audit", name, weights, seed, asked.budget, audit_code) for seed in range(asked.first_seed, asked.seeds)
+        ]
         jobs += [
             Job("peer", name, weights, seed, asked.budget, peer_code, peer, points)
             for seed in range(asked.peer_seeds)

@@ -81,6 +81,7 @@ KINDS = {
     "decision": "asks for the predicted class only",
     "transfer": "follows the gradients of other models",
     "random": "guesses",
+    "universal": "carries over what was found at other points",
     "repaired": "follows gradients through a repaired backward pass",
     "sanity": "follows the model's gradients",
 }

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from maskaudit.attacker import Attacker, Booked
 from maskaudit.attacks.interface import AttackSpec
+from maskaudit.attacks.universal import keys
 from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS
 from maskaudit.verdict.rules import CLEAR_LIMIT
 from maskaudit.verdict.statistics import upper_bound
@@ -55,6 +56,9 @@ class Challenge:
     def run(self, spec: AttackSpec, rows: Tensor) -> None:
         """Run one challenger on what is its business among points `rows` of the ledger, those of this look."""
         ledger = self.attacker.ledger
+        if spec.kind == "universal":
+            self._share(spec, rows)
+            return
         strong = ledger.strong()
         standing, known = rows[~strong[rows]], rows[strong[rows]]
         if spec.kind == "transfer" and not len(standing):
@@ -88,12 +92,27 @@ class Challenge:
             results.append(attacker.carry_out(spec, left, spec.settings, f"{spec.name} again"))
         return results
 
+    def _share(self, spec: AttackSpec, rows: Tensor) -> None:
+        """What broke points is tried on those that nothing broke: what was hidden from own gradients first."""
+        ledger, attacker = self.attacker.ledger, self.attacker
+        best = ledger.best_known()
+        standing = rows[~best[rows]]
+        hidden = best & ~ledger.strong()
+        sources = (hidden if bool(hidden.any()) else best).nonzero().squeeze(1)
+        if not len(standing) or not len(sources):
+            if not ledger.entry(spec).attempted.any():
+                attacker.skip(spec, "no point is left standing" if len(sources) else "no point was broken")
+            return
+        found = torch.stack([ledger.example(row) for row in sources.tolist()])
+        tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
+        attacker.say_outcome(spec, standing, [attacker.carry_out(spec, standing, {"perturbations": tried}, spec.name)])
+
     def tried(self) -> Tensor:
-        """The points that own gradients broke and every challenger that ran has attacked, bool (P,)."""
+        """The points that own gradients broke and every challenger of its own means has attacked, bool (P,)."""
         ledger = self.attacker.ledger
         tried = ledger.strong()
         for entry in ledger.entries.values():
-            if entry.spec.role == "challenger" and entry.status == "ran":
+            if entry.spec.role == "challenger" and entry.status == "ran" and entry.spec.kind != "universal":
                 tried &= entry.attempted
         return tried
 

@@ -116,6 +116,13 @@ class Ledger:
         """Broken by anything, bool (P,)."""
         return self.union()
 
+    def example(self, row: int) -> Tensor:
+        """An example for a point that is broken, of the attack that ran last among those that have one."""
+        for entry in reversed(self.entries.values()):
+            if entry.spec.kind != "sanity" and row in entry.examples:
+                return entry.examples[row]
+        raise KeyError(row)
+
     def rows(self) -> tuple[AttackRow, ...]:
         """One row per attack, in the order they first ran."""
         return tuple(self._row(entry) for entry in self.entries.values())

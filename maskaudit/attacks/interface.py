@@ -48,7 +48,7 @@ class AttackSpec:
     Attributes:
         name: identifier in reports and for `--attack`.
         title: one line for people.
-        kind: "gradient", "score", "decision", "transfer", "random" or "external".
+        kind: "gradient", "score", "decision", "transfer", "random", "universal" or "external".
         role: which family it counts for (design: R₀, G*, C).
         run: the attack function.
         settings: keyword arguments passed to `run`.

@@ -19,6 +19,7 @@ from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
+from maskaudit.attacks.universal import universal
 from maskaudit.repairs.specs import plan_specs
 
 __all__ = ["BUDGETS", "Budget", "BudgetName", "battery"]
@@ -142,6 +143,10 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"), effort="queries",
         ),
         *plan_specs(budget.steps, budget.targets),
+        AttackSpec(
+            "universal", "Perturbations that broke other points", "universal", "challenger", universal,
+            {"most": 16}, "", ("Moosavi-Dezfooli et al. 2017, Universal adversarial perturbations",),
+        ),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from maskaudit.threat import ThreatModel
 #: Points of one shard: few enough to occupy several workers, enough that a pass through the model is not wasted.
 SHARD_POINTS = 32
 #: Settings of attacks that hold tensors which do not belong to the points one by one.
-SHARED_SETTINGS = ("pool", "surrogates")
+SHARED_SETTINGS = ("pool", "surrogates", "perturbations")
 
 
 class EngineError(MaskauditError):

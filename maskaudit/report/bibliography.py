@@ -42,6 +42,11 @@ ENTRIES: Mapping[str, tuple[str, tuple[tuple[str, str], ...]]] = {
          "Vladu, Adrian",
          "Towards Deep Learning Models Resistant to Adversarial Attacks",
          "booktitle", "International Conference on Learning Representations (ICLR)", "2018", ("eprint", "1706.06083")),
+        ("moosavi2017universal", "inproceedings",
+         "Moosavi-Dezfooli, Seyed-Mohsen and Fawzi, Alhussein and Fawzi, Omar and Frossard, Pascal",
+         "Universal Adversarial Perturbations",
+         "booktitle", "IEEE Conference on Computer Vision and Pattern Recognition (CVPR)", "2017",
+         ("eprint", "1610.08401")),
         ("papernot2017practical", "inproceedings",
          "Papernot, Nicolas and McDaniel, Patrick and Goodfellow, Ian and Jha, Somesh and Celik, Z. Berkay and "
          "Swami, Ananthram",
@@ -75,6 +80,7 @@ SHORT = {
     "goodfellow2015explaining": "Goodfellow et al., 2015",
     "kim2020torchattacks": "Kim, 2020",
     "madry2018towards": "Mądry et al., 2018",
+    "moosavi2017universal": "Moosavi-Dezfooli et al., 2017",
     "papernot2017practical": "Papernot et al., 2017",
     "uesato2018adversarial": "Uesato et al., 2018",
     "yu2023efficient": "Yu and Xu, 2023",
@@ -91,10 +97,12 @@ _ATTACKS = {
     "apgd-dlr": ("croce2020reliable",),
     "apgd-rescaled": ("croce2020reliable", "yu2023efficient"),
     "apgd-targeted": ("croce2020reliable",),
+    "apgd-ce-restarts": ("croce2020reliable",),
     "transfer": ("papernot2017practical",),
     "square": ("andriushchenko2020square",),
     "finite-differences": ("uesato2018adversarial",),
     "decision": ("chen2020hopskipjump", "chen2020rays"),
+    "universal": ("moosavi2017universal",),
 }
 
 

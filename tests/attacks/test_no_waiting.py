@@ -25,6 +25,7 @@ from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
+from maskaudit.attacks.universal import universal
 from maskaudit.engine.interface import Job
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, Unchecked
@@ -99,6 +100,7 @@ ATTACKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "apgd rescaled": (apgd, {"steps": 30, "loss": "rescaled"}),
     "square": (square, {"queries": ENDLESS}),
     "noise": (random_noise, {"draws": ENDLESS}),
+    "universal": (universal, {"perturbations": torch.rand(5000, 2, 3, 3)}),
     "rays": (decision_based, {"queries": ENDLESS, "method": "rays"}),
     "hopskipjump": (decision_based, {"queries": ENDLESS, "method": "hopskipjump"}),
     "finite differences": (finite_differences, {"queries": ENDLESS, "coordinate_limit": 5}),
