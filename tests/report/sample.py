@@ -97,7 +97,7 @@ def masked() -> AuditReport:
                     "unbounded_survivors": {"value": 0.0, "threshold": 0.02, "fired": False},
                 },
             },
-            "rule": {"alpha": 0.01, "looks": 3, "slack": 0.05, "gross_slack": 0.15, "clear_limit": 0.1},
+            "rule": {"alpha": 0.01, "looks": 3, "slack": 0.05, "gross_slack": 0.12, "clear_limit": 0.1},
         },
         power={
             "passed": True,

@@ -87,7 +87,7 @@ def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> 
         assert lower_bound(test.critical - 1, test.n, test.alpha) <= test.slack
         assert upper_bound(test.clear_at, test.n, test.alpha) < 0.1
         assert upper_bound(test.clear_at + 1, test.n, test.alpha) >= 0.1
-        assert test.slack == (0.05 if fired else 0.15)
+        assert test.slack == (0.05 if fired else 0.12)
 
 
 def test_distribution_names_observed_and_critical_count(document: dict[str, Any]) -> None:
