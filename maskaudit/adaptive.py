@@ -20,7 +20,7 @@ from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.target import Target
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import TITLES
-from maskaudit.verdict.rules import GROSS_SLACK, SCREEN
+from maskaudit.verdict.rules import GROSS_SLACK, fired_indicators
 
 #: Points, of those that own gradients left standing, on which repairs are tried alone and together, per look.
 CONFIRM_POINTS = 64
@@ -73,7 +73,7 @@ def planned(
         return given.with_repairs({repair_key(repair): resolve(repair, trace) for repair in given.repairs})
     if trace is None:
         return Plan()
-    hinted = any(probe.rule in SCREEN and probe.status == "finding" for probe in probes)
+    hinted = bool(fired_indicators(probes))
     effort = settings.effort
     dormant = openings(stand_ins.dormant(), trace)
     return make_plan(

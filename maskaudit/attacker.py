@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.attacks.surrogate import train_surrogate
+from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
 from maskaudit.engine import engine_for
 from maskaudit.engine.interface import Job
 from maskaudit.errors import ModelError
@@ -23,7 +23,7 @@ from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
-#: Points of the pool that the surrogate learns from and decision-based search starts from.
+#: Points of the pool that decision-based search starts from; the surrogate learns from the first of them.
 POOL_POINTS = 2000
 
 
@@ -184,11 +184,12 @@ class Attacker:
     def _prepare_surrogates(self) -> None:
         if self.surrogates:
             return
-        self.tell(AuditEvent("surrogate", len(self.pool)))
+        pool = self.pool[:POOL_LIMIT].to(self.settings.device)
+        self.tell(AuditEvent("surrogate", len(pool)))
         started = time.perf_counter()
         trained = train_surrogate(
-            self.target, self.pool.to(self.settings.device), threat=self.threat, seed=self.settings.seed,
-            num_classes=self.target.raw(self.pool[:1]).shape[1],
+            self.target, pool, threat=self.threat, seed=self.settings.seed,
+            num_classes=self.target.raw(pool[:1]).shape[1],
             rounds=self.settings.effort.surrogate_rounds,
         )  # fmt: skip
         for module in (trained, *self.user_surrogates):
@@ -201,5 +202,5 @@ class Attacker:
                     device=self.settings.device,
                 )
             )
-        outcome = f"learnt from {len(self.pool)} points"
-        self.tell(AuditEvent("surrogate", len(self.pool), True, outcome, time.perf_counter() - started))
+        outcome = f"learnt from {len(pool)} points"
+        self.tell(AuditEvent("surrogate", len(pool), True, outcome, time.perf_counter() - started))

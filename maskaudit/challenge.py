@@ -103,7 +103,7 @@ class Challenge:
             if not ledger.entry(spec).attempted.any():
                 attacker.skip(spec, "no point is left standing" if len(sources) else "no point was broken")
             return
-        found = torch.stack([ledger.example(row) for row in sources.tolist()])
+        found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
         tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
         attacker.say_outcome(spec, standing, [attacker.carry_out(spec, standing, {"perturbations": tried}, spec.name)])
 

@@ -96,7 +96,7 @@ def surface(target: Target, ledger: Ledger, threat: ThreatModel) -> dict[str, An
             break
     else:
         return None
-    name, example = _proof(ledger, row)
+    name, example = ledger.examples_of(row)[0]
     x, y = ledger.x[row : row + 1], ledger.y[row : row + 1]
     gradient = target.value_and_grad(x, lambda s, r: margin(s, y[r], target.reject_class)).grad
     u = threat.eps * threat.step_direction(torch.nan_to_num(gradient))
@@ -133,7 +133,7 @@ def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str
     low, high = threat.bounds
     shown = []
     for row in order[:MAX_STRIPS].tolist():
-        name, example = _proof(ledger, row)
+        name, example = ledger.examples_of(row)[0]
         clean = ledger.x[row]
         predicted = target.raw(example[None]).argmax(dim=1)
         shown.append(
@@ -150,14 +150,6 @@ def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str
             }
         )
     return shown
-
-
-def _proof(ledger: Ledger, row: int) -> tuple[str, Tensor]:
-    """Attack and example that broke a point, challengers last to first since they see the hidden ones."""
-    for entry in ledger.entries.values():
-        if entry.spec.kind != "sanity" and row in entry.examples:
-            return entry.spec.name, entry.examples[row]
-    raise KeyError(row)
 
 
 @dataclass(frozen=True)

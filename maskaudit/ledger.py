@@ -116,12 +116,13 @@ class Ledger:
         """Broken by anything, bool (P,)."""
         return self.union()
 
-    def example(self, row: int) -> Tensor:
-        """An example for a point that is broken, of the attack that ran last among those that have one."""
-        for entry in reversed(self.entries.values()):
-            if entry.spec.kind != "sanity" and row in entry.examples:
-                return entry.examples[row]
-        raise KeyError(row)
+    def examples_of(self, row: int) -> list[tuple[str, Tensor]]:
+        """Attacks that broke a point, with their examples, in the order they ran."""
+        return [
+            (entry.spec.name, entry.examples[row])
+            for entry in self.entries.values()
+            if entry.spec.kind != "sanity" and row in entry.examples
+        ]
 
     def rows(self) -> tuple[AttackRow, ...]:
         """One row per attack, in the order they first ran."""

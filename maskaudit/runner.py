@@ -47,7 +47,7 @@ from maskaudit.trace.model import trace_model
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
-from maskaudit.verdict.rules import SCREEN, Judgement, Observations, error_level, judge
+from maskaudit.verdict.rules import Judgement, Observations, error_level, fired_indicators, judge
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,7 @@ class _Run:
 
     def _suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""
-        return bool(self.trace.get("culprits")) or any(
-            probe.rule in SCREEN and probe.status == "finding" for probe in (*self.static_probes, *self.attack_probes)
-        )
+        return bool(self.trace.get("culprits") or fired_indicators((*self.static_probes, *self.attack_probes)))
 
     # --- probes, power, verdict -------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ LEAK = 0.1
 BATCH, LEAST_STEPS = 128, 60
 #: Learning rate of Adam at its peak and at both ends, and the share of the steps in which it rises.
 HIGHEST_RATE, LOWEST_RATE, WARM_UP = 4e-3, 1e-4, 0.3
+#: Pool members learnt from.
+POOL_LIMIT = 1000
 #: Larger images are first averaged down to this side, which bounds the cost of a pass.
 LARGEST_SIDE = 32
 #: A mixture moves at most this share of the way to the other point.
@@ -78,7 +80,7 @@ def train_surrogate(
     seed: int = 0,
     rounds: int = 3,
     epochs: int = 2,
-    pool_limit: int = 1000,
+    pool_limit: int = POOL_LIMIT,
 ) -> nn.Module:
     """Fit a `Surrogate` to the target's predicted classes around the pool.
 

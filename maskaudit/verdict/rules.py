@@ -5,6 +5,7 @@ The rule, with every constant of it, is in this module; `docs/verdict.md` explai
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -193,6 +194,11 @@ def _proven(seen: Observations, hidden: int, fired: bool) -> bool:
     return lower_bound(hidden, seen.correct, seen.alpha) > (SLACK if fired else GROSS_SLACK)
 
 
+def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:
+    """Rules of the screen's probes that found something."""
+    return [probe.rule for probe in probes if probe.rule in SCREEN and probe.status == "finding"]
+
+
 def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:
     """Which indicators fired; a probe that could not run fires nothing."""
     indicators = {
@@ -200,7 +206,7 @@ def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:
         for probe in probes
         if probe.rule in SCREEN and probe.status in ("pass", "finding")
     }
-    fired = [rule for rule, indicator in indicators.items() if indicator["fired"]]
+    fired = fired_indicators(probes)
     return {"fired": bool(fired), "reasons": fired, "indicators": indicators}
 
 
