@@ -21,9 +21,8 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
-#: Multiples of ε on the accuracy curve, and the points it is measured on.
+#: Multiples of ε on the accuracy curve, and the queries of its gradient-free search.
 EPS_FRACTIONS = (0.25, 0.5, 0.75, 1.5)
-EPS_POINTS = 32
 EPS_QUERIES = 100
 
 #: Grid of the surface slice, in units of ε along each axis.
@@ -35,14 +34,14 @@ MAX_STRIPS = 6
 MAX_STRIP_PIXELS = 64 * 64 * 3
 
 
-def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG) -> list[dict[str, Any]]:
-    """Accuracy of the first points under smaller and larger balls: usual attack, own gradients, all.
+def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG, points: int) -> list[dict[str, Any]]:
+    """Accuracy of the first `points` points under smaller and larger balls: usual attack, own gradients, all.
 
     The ε of the audit takes its figures from the ledger; other radii get a lighter search
     (PGD-40, Auto-PGD on the margin, Square), and a point once broken stays broken at larger radii
     for the last two, since its example stays admissible.
     """
-    rows = ledger.correct.nonzero().squeeze(1)[:EPS_POINTS]
+    rows = ledger.correct.nonzero().squeeze(1)[:points]
     if not len(rows):
         return []
     drawn = int(rows[-1]) + 1

@@ -363,7 +363,7 @@ class _Run:
         rng = self.attacker.rng("figures", torch.arange(len(self.ledger)))
         try:
             self.figures = {
-                "eps_curve": eps_curve(self.target, self.ledger, self.threat, rng),
+                "eps_curve": eps_curve(self.target, self.ledger, self.threat, rng, self.settings.effort.curve_points),
                 "surface": surface(self.target, self.ledger, self.threat),
                 "gradient_flow": gradient_flow(self.trace),
                 "strips": strips(self.target, self.ledger, self.threat),

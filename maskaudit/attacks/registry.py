@@ -41,6 +41,7 @@ class Budget:
         surrogate_rounds: training rounds of the surrogate.
         probe_points: points that probes measure.
         second_opinion: points that torchattacks attacks.
+        curve_points: points of the figure of accuracy against ε.
     """
 
     looks: tuple[int, ...]
@@ -52,20 +53,21 @@ class Budget:
     surrogate_rounds: int
     probe_points: int
     second_opinion: int
+    curve_points: int
 
 
 BUDGETS: dict[BudgetName, Budget] = {
     "quick": Budget(
         looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
-        surrogate_rounds=2, probe_points=64, second_opinion=16,
+        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
     ),
     "standard": Budget(
         looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=128, second_opinion=48,
+        surrogate_rounds=2, probe_points=128, second_opinion=48, curve_points=32,
     ),
     "thorough": Budget(
         looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
-        surrogate_rounds=4, probe_points=256, second_opinion=128,
+        surrogate_rounds=4, probe_points=256, second_opinion=128, curve_points=64,
     ),
 }  # fmt: skip
 
