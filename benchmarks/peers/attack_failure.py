@@ -2,13 +2,16 @@
 
 M. Pintor, L. Demetrio, A. Sotgiu, A. Demontis, N. Carlini, B. Biggio, F. Roli, "Indicators of attack failure:
 debugging and improving optimization of adversarial examples", NeurIPS 2022, section 3. Written from the paper's
-definitions; none of its authors' code was read. The attack under inspection is PGD-40 on cross-entropy.
+definitions; the figures are the defaults of its authors' code (github.com/pralab/IndicatorsOfAttackFailure,
+`src/indicators/indicators.py`), of which nothing else was taken. The attack under inspection is PGD-40 on
+cross-entropy.
 
 Per point: I1 the gradient at the start is missing or zero; I2 the loss varies by more than a tenth of itself in a
-cube of radius 0.001; I3 an iterate was adversarial and the last is not; I4 a failed attack whose loss still rose in
-its last steps; I5 adversarial while attacked, but not when the model is asked afresh (the attacked model is the
-audited one, so this is what is left of a failing transfer); I6 an attack without a bound fails. The paper's figures
-are means over points; an indicator counts as fired when it is on for a tenth of them, which is our reading.
+small cube; I3 an iterate was adversarial and the last is not; I4 a failed attack whose loss still rose in its last
+steps; I5 adversarial while attacked, but not when the model is asked afresh (the attacked model is the audited one, so
+this is what is left of a failing transfer); I6 an attack without a bound fails. The paper's figures are means over
+points; an indicator counts as fired when it is on for a tenth of them, and I2 is on where the mean variation is above
+a tenth: our reading, kind to honest models, as is the smaller cube.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from torch.nn.functional import cross_entropy
 from benchmarks.peers.descent import Trace, descend, input_gradient
 from benchmarks.peers.interface import Peer, PeerAnswer, PeerTask
 
-#: I2: draws, radius in input units (of a range of width 1), and the relative variation that is too much.
-DRAWS = 10
+#: I2: draws, half the edge of the cube (of a range of width 1), and the mean relative variation that is too much.
+#: The edge of the authors' code, 8/255, is on for 36 % to 75 % of the points of ordinary networks, whose small loss
+#: rises quickly; this smaller one is on for none of them, and for the same 59 % behind a quantiser.
+DRAWS = 100
 RADIUS = 1e-3
 VARIATION = 0.1
 
-#: I4: last steps looked at, and the rise in them, relative to the whole rise, that is too much.
+#: I4: last iterates looked at, and the rise among them, relative to the range of the loss, that is too much.
 LAST_STEPS = 10
-RISE = 0.01
+RISE = 0.05
 
 #: Share of points on which an indicator must be on.
 SHARE = 0.1
@@ -74,16 +79,15 @@ def unstable(task: PeerTask, x: Tensor, y: Tensor) -> Tensor:
         for _ in range(DRAWS):
             near = task.threat.clamp(x + radius * (2 * torch.rand(x.shape, generator=generator) - 1))
             change += (cross_entropy(task.model(near), y, reduction="none").double() - start).abs() / DRAWS
-    # a loss of exactly zero that stays zero does not vary
-    return change > VARIATION * start
+    return change > VARIATION * torch.where(start == 0, 1.0, start)
 
 
 def incomplete(trace: Trace) -> Tensor:
-    """I4 per point (N,): no success, and the best loss so far still rose by more than `RISE` of its whole rise."""
-    best = trace.loss.double().cummax(dim=0).values
-    whole = best[-1] - best[0]
-    late = best[-1] - best[-1 - LAST_STEPS]
-    return ~trace.broken & (whole > 0) & (late > RISE * whole)
+    """I4 per point (N,): no success, and the best loss so far still rose by more than `RISE` of the loss's range."""
+    loss = trace.loss.double()
+    best = loss.cummax(dim=0).values
+    spread = loss.amax(dim=0) - loss.amin(dim=0)
+    return ~trace.broken & (best[-1] - best[-LAST_STEPS] > RISE * spread)
 
 
 PEER = Peer(
