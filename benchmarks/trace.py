@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.engine_networks import resnet18
 from maskaudit.target import Target
 from maskaudit.trace import trace_model
 from maskaudit.zoo.masks import QuantisedInput, SineInput
@@ -34,32 +38,6 @@ BATCH = 256
 QUICK, MORE = 0.5, 10
 #: Share of one forward–backward pass that a trace may cost.
 GOAL = 0.25
-
-
-class Block(nn.Module):
-    """Basic block of ResNet-18 (He et al. 2016)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm, self.norm_again = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm(self.first(x)))
-        return F.relu(self.norm_again(self.second(h)) + self.shortcut(x))
-
-
-def resnet18(width: int = 64) -> nn.Module:
-    """ResNet-18 for images of 32 × 32."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    inputs = width
-    for factor, stride in ((1, 1), (2, 2), (4, 2), (8, 2)):
-        layers += [Block(inputs, width * factor, stride), Block(width * factor, width * factor, 1)]
-        inputs = width * factor
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 
 
 class StraightThrough(nn.Module):
