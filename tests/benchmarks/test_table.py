@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import comparison
 from benchmarks.comparison import OURS, Row, better
+from benchmarks.peers import PEERS
 from benchmarks.score import Outcome, Share, audit_outcome, peer_outcome, summarise
 from benchmarks.table import Knowledge, render
 from maskaudit.zoo.interface import ZooEntry
@@ -148,18 +149,23 @@ def test_shares_carry_their_exact_interval() -> None:
     assert str(Share(33, 33)) == "33 of 33 (0.852–1.000)"  # 0.005^(1/33)
 
 
-def _row(title: str, found: int, cpu: float) -> Row:
+def _row(title: str, found: int, cpu: float, peer: str = "binarization") -> Row:
     outcomes = [outcome("masked" if k < found else "clear", True, cpu_seconds=cpu) for k in range(4)]
-    return Row(title, summarise(outcomes))
+    return Row(title, summarise(outcomes), peer=peer)
 
 
 def test_every_column_in_which_a_peer_is_better_is_named() -> None:
-    said = better([_row(OURS, 3, 2.0), _row("sharp", 4, 3.0), _row("fast", 1, 0.5), _row("same", 3, 2.0)])
+    said = better([_row(OURS, 3, 2.0), _row("sharp", 4, 3.0), _row("fast", 1, 0.5, "autoattack"), _row("same", 3, 2.0)])
     assert "sensitivity)*: sharp (4 of 4" in said
     assert "CPU s, median*: fast (0.5); ours 2.0" in said
-    assert "same" not in said
+    assert "same (" not in said
     assert "healthy" not in said
+    assert f"**Why.** sharp {comparison.SPARES['binarization']}; fast {comparison.SPARES['autoattack']}." in said
     assert better([_row(OURS, 4, 1.0), _row("worse", 3, 1.0)]).startswith("No peer has a better figure")
+
+
+def test_it_is_known_of_every_peer_why_it_can_be_better() -> None:
+    assert set(comparison.SPARES) == set(PEERS)
 
 
 def test_a_lenient_reading_is_not_cheaper_for_being_read_again() -> None:
