@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import random_start
@@ -58,7 +59,7 @@ def apgd(
         x: clean points (N, …) in bounds; y: labels (N,).
         steps: gradient steps per run.
         restarts: independent random starts; only points still standing go on to the next
-            (all points where early stopping is off).
+            (of a random model all that are not broken beyond doubt).
         targets: for targeted losses, the number of wrong classes tried in turn, most likely first.
         starts: points (N, …) at which the runs of the first restart begin, moved into ball and bounds first;
             without them, and in later restarts, runs begin at random.
@@ -77,7 +78,7 @@ def apgd(
             loss, y[standing], clean_scores[standing], target_rank=run % runs, reject_class=target.reject_class
         )
         held = BestCandidates.of(best.examples[standing], best.margin[standing])
-        attempt = _single_run(
+        attempt, settled = _single_run(
             target, x[standing], y[standing], objective, held,
             threat=threat, rng=rng.select(standing).fork(f"run {run}"), steps=steps,
             starts=None if starts is None or run >= runs else starts[standing],
@@ -86,8 +87,7 @@ def apgd(
         hit = (attempt.first_success >= 0) & (first[standing] < 0)
         first[standing[hit]] = spent[standing[hit]] + attempt.first_success[hit]
         spent[standing] += attempt.queries
-        if target.stop_early:
-            standing = standing[attempt.first_success < 0]
+        standing = standing[~settled]
         if not len(standing):
             break
     return Attempt(best.examples, first, spent)
@@ -125,7 +125,9 @@ class _State(SlotState):
 def _single_run(
     target: Target, x: Tensor, y: Tensor, objective: Objective, best: BestCandidates,
     *, threat: ThreatModel, rng: PointRNG, steps: int, starts: Tensor | None,
-) -> Attempt:  # fmt: skip
+) -> tuple[Attempt, Tensor]:  # fmt: skip
+    """One run from one start per point, and which points need no further one, bool (N,)."""
+
     def enter(points: Tensor) -> _State:
         clean = x[points]
         if starts is None:
@@ -138,7 +140,12 @@ def _single_run(
     marks[checkpoints(steps)] = True
     marks_here = torch.from_numpy(marks).to(x.device)
     batch = ResidentBatch(
-        best, limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
+        best,
+        limit=steps + 1,
+        batch_size=target.batch_size,
+        stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
+        enter=enter,
     )
     while len(batch):
         state, points = batch.state, batch.points
@@ -151,7 +158,7 @@ def _single_run(
             gradient = _maybe_halve(state, marks_here[batch.number], gradient)
         _move(state, gradient, batch.number == 0)
         batch.advance(reached > 0)
-    return batch.finish()
+    return batch.finish(), batch.settled
 
 
 def _observe(state: _State, value: Tensor, gradient: Tensor) -> None:

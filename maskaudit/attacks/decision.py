@@ -21,6 +21,7 @@ from torch import Tensor
 
 from maskaudit.attacks.boundary_search import Search, Starts, Terrain, Walk
 from maskaudit.attacks.boundary_walk import BoundaryWalk
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.attacks.sign_flips import BLOCK as SIGN_FLIPS_BLOCK
@@ -84,7 +85,12 @@ def decision_based(
         return Search.begin(terrain, points.clone(), clean, found.member[points], walk)
 
     batch = ResidentBatch(
-        BestCandidates(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
+        BestCandidates(x),
+        limit=queries,
+        batch_size=target.batch_size,
+        stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
+        enter=enter,
     )
     while len(batch):
         search, points = batch.state, batch.points

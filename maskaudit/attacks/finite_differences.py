@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maskaudit import accelerator
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
@@ -80,6 +81,7 @@ def finite_differences(
 
     batch = ResidentBatch(
         BestCandidates(x), limit=-(-queries // per_step), batch_size=per_chunk, stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
         enter=enter,
     )  # fmt: skip
     while len(batch):

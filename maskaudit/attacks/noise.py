@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.rng import PointRNG
@@ -35,6 +36,7 @@ def random_noise(
     stream = rng.fork("noise")
     batch = ResidentBatch(
         BestCandidates(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
         enter=lambda points: Ball.around(x[points], threat),
     )  # fmt: skip
     while len(batch):

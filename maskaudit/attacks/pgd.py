@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.resident import ResidentBatch, SlotState
@@ -74,7 +75,12 @@ def pgd(
         return _State(Ball.around(clean, threat), first)
 
     batch = ResidentBatch(
-        BestCandidates(x), limit=steps + 1, batch_size=target.batch_size, stop_early=target.stop_early, enter=enter
+        BestCandidates(x),
+        limit=steps + 1,
+        batch_size=target.batch_size,
+        stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
+        enter=enter,
     )
     while len(batch):
         state, points = batch.state, batch.points

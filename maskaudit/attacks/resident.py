@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from maskaudit import accelerator
+from maskaudit.attacks.confirm import Confirmation, look_after
 from maskaudit.attacks.interface import Attempt, BestCandidates
 
 #: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
@@ -49,6 +50,7 @@ class _Slots(SlotState):
     points: Tensor
     number: Tensor
     first: Tensor
+    sure: Tensor
     best: Tensor | None
     best_margin: Tensor | None
 
@@ -64,6 +66,7 @@ class ResidentBatch(Generic[State]):
         limit: steps each point may take.
         batch_size: slots at most; fewer when that makes the batches even.
         stop_early: whether a point leaves as soon as it is broken.
+        confirm: for random models, says now and then which points are broken beyond doubt; they leave.
         enter: state of points (n,) that are about to take a slot.
         candidates: best candidate and margin per slot, read from the state, for attacks whose iterate is their
             best candidate; others `offer` candidates.
@@ -71,6 +74,7 @@ class ResidentBatch(Generic[State]):
     Attributes:
         state: the attack's tensors, one row per slot; the attack writes into them or swaps them.
         steps: int64 (N,), steps taken by points that have left; first_success: int64 (N,), −1 if never.
+        settled: bool (N,), points that left before their time and need no further attempt.
 
     Use::
 
@@ -88,12 +92,15 @@ class ResidentBatch(Generic[State]):
         batch_size: int,
         stop_early: bool,
         enter: Callable[[Tensor], State],
+        confirm: Confirmation | None = None,
         candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         n, here = len(best.margin), best.margin.device
         self.steps = torch.zeros(n, dtype=torch.int64, device=here)
         self.first_success = torch.full((n,), -1, dtype=torch.int64, device=here)
+        self.settled = torch.zeros(n, dtype=torch.bool, device=here)
         self.limit, self.stop_early = limit, stop_early
+        self._confirm, self._looks = confirm, look_after(limit)
         self._all, self._enter, self._candidates = best, enter, candidates
         self._asking_is_free = accelerator.asking_is_free(here)
         batches = -(-n // batch_size)
@@ -135,10 +142,7 @@ class ResidentBatch(Generic[State]):
     @property
     def held(self) -> Tensor:
         """The best margin that each slot's point has reached, (b,)."""
-        if self._candidates:
-            return self._candidates(self.state)[1]
-        assert self._slots.best_margin is not None
-        return self._slots.best_margin
+        return self._held()[1]
 
     def any_at(self, marks: np.ndarray) -> bool:
         """Whether some slot is at a marked step, known without asking the device; `marks` is bool (limit + 1,)."""
@@ -176,8 +180,9 @@ class ResidentBatch(Generic[State]):
             look = self.stop_early and self._tick % LOOK_EVERY == 0
         if news:
             torch.where(broken & (slots.first < 0), slots.number, slots.first, out=slots.first)
+        look |= self._confirmed()
         if exhausted or look:
-            done = slots.number >= self.limit
+            done = (slots.number >= self.limit) | slots.sure
             if self.stop_early:
                 done |= slots.first >= 0
             gone = done.nonzero().squeeze(1)
@@ -188,21 +193,40 @@ class ResidentBatch(Generic[State]):
         """Best candidates, first successes and steps of all points."""
         return Attempt(self._all.examples, self.first_success, self.steps)
 
-    def _fresh(self, points: Tensor) -> _Slots:
-        number = torch.zeros_like(points)
+    def _held(self) -> tuple[Tensor, Tensor]:
+        """The best candidate of each slot's point (b, …) and its margin (b,)."""
         if self._candidates:
-            return _Slots(points, number, number - 1, None, None)
-        return _Slots(points, number, number - 1, self._all.examples[points], self._all.margin[points])
+            return self._candidates(self.state)
+        assert self._slots.best is not None
+        assert self._slots.best_margin is not None
+        return self._slots.best, self._slots.best_margin
+
+    def _confirmed(self) -> bool:
+        """Note which points are broken beyond doubt, where it is time to ask; whether there are any."""
+        if self._confirm is None or not self.any_at(self._looks):
+            return False
+        slots, (best, margin) = self._slots, self._held()
+        rows = torch.arange(len(self), device=margin.device)[self.slots_at(self._looks)]
+        rows = rows[margin[rows] > 0]
+        if len(rows):
+            slots.sure[rows] = self._confirm(best[rows], slots.points[rows])
+        return bool(slots.sure.any())
+
+    def _fresh(self, points: Tensor) -> _Slots:
+        number, sure = torch.zeros_like(points), torch.zeros_like(points, dtype=torch.bool)
+        if self._candidates:
+            return _Slots(points, number, number - 1, sure, None, None)
+        return _Slots(points, number, number - 1, sure, self._all.examples[points], self._all.margin[points])
 
     def _replace(self, done: Tensor, gone: Tensor) -> None:
         """Book the points in slots `gone` (where `done`), and let waiting points or the last slots take over."""
         slots = self._slots
         points, first = slots.points[gone], slots.first[gone]
         self.first_success[points] = first
-        self.steps[points] = torch.where(first >= 0, first, slots.number[gone]) if self.stop_early else self.limit
-        best, margin = self._candidates(self.state) if self._candidates else (slots.best, slots.best_margin)
-        assert best is not None
-        assert margin is not None
+        stopped = (first >= 0) & self.stop_early
+        self.steps[points] = torch.where(stopped, first, slots.number[gone])
+        self.settled[points] = stopped | slots.sure[gone]
+        best, margin = self._held()
         self._all.examples[points], self._all.margin[points] = best[gone], margin[gone]
 
         waiting = torch.arange(self._next, min(self._n, self._next + len(gone)), device=gone.device)

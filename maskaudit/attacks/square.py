@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, norm_of
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
@@ -83,6 +84,7 @@ def square(
 
     batch = ResidentBatch(
         BestCandidates(images), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
         enter=enter, candidates=lambda state: (state.current, state.height),
     )  # fmt: skip
     while len(batch):

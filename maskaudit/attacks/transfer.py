@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.attacks.noise import surface_noise
@@ -72,6 +73,7 @@ def transfer(
 
     batch = ResidentBatch(
         BestCandidates(x), limit=steps * restarts, batch_size=target.batch_size, stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
         enter=enter,
     )  # fmt: skip
     while len(batch):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
@@ -33,6 +34,7 @@ def universal(
     """
     batch = ResidentBatch(
         BestCandidates(x), limit=len(perturbations), batch_size=target.batch_size, stop_early=target.stop_early,
+        confirm=confirmation(target, x, y),
         enter=lambda points: _State(x[points]),
     )  # fmt: skip
     while len(batch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.target import Target
 
@@ -14,11 +15,12 @@ class Relay:
 
     Attributes:
         best: the best candidate per point so far.
-        standing: the points that the next attempt is made on, int64 (n,); all of them where nothing stops early.
+        standing: the points that the next attempt is made on, int64 (n,): those not broken, of a random model not
+            beyond doubt; all of them where there is a reject class.
     """
 
     def __init__(self, target: Target, x: Tensor, y: Tensor) -> None:
-        self._target, self._y = target, y
+        self._target, self._y, self._confirm = target, y, confirmation(target, x, y)
         self._queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._first = torch.full_like(self._queries, -1)
         self.best = BestCandidates(x)
@@ -34,6 +36,12 @@ class Relay:
         self._queries[standing] += attempt.queries
         if target.stop_early:
             self.standing = standing[~(reached > 0)]
+        elif self._confirm is not None:
+            sure = (self.best.margin[standing] > 0).nonzero().squeeze(1)
+            sure = sure[self._confirm(self.best.examples[standing[sure]], standing[sure])]
+            left = torch.ones_like(standing, dtype=torch.bool)
+            left[sure] = False
+            self.standing = standing[left]
 
     def finish(self) -> Attempt:
         """All attempts as one."""

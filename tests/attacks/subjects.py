@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from maskaudit.attacks.interface import Attempt
 from maskaudit.data import load_data
 from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
@@ -156,6 +157,14 @@ def survivors(model: nn.Module, x_adv: Tensor, x: Tensor, y: Tensor, threat: Thr
     assert bool(threat.admissible(x_adv, x).all())
     target = Target(model)
     return ~(target.margin(target.scores(x_adv), y) > 0)
+
+
+def assert_left_beyond_doubt(target: Target, attempt: Attempt, y: Tensor, limit: int) -> None:
+    """Points of a random model had `limit` queries, or an example that wins most of 200 fresh draws; y (M ≥ N,)."""
+    early = attempt.queries < limit
+    with target:
+        draws = [target.margin(target.raw(attempt.examples), y[: len(early)]) > 0 for _ in range(200)]
+    assert bool((torch.stack(draws).double().mean(dim=0)[early] > 0.75).all())
 
 
 def assert_same_fate(attack: Callable[..., Any], model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> None:

@@ -19,6 +19,7 @@ from tests.attacks.subjects import (
     LINF,
     Noisy,
     Subjects,
+    assert_left_beyond_doubt,
     assert_same_fate,
     binary,
     correct_points,
@@ -154,13 +155,13 @@ def test_bookkeeping(subjects: Subjects) -> None:
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda t: t.norm)
-def test_random_models_get_the_whole_budget(subjects: Subjects, threat: ThreatModel) -> None:
+def test_points_of_a_random_model_leave_beyond_doubt_only(subjects: Subjects, threat: ThreatModel) -> None:
     target = Target(Noisy(subjects.standard, 0.5), draws=2)
     with target:
         attempt = decision_based(
             target, subjects.x[:6], subjects.y[:6], threat=threat, rng=point_rng(6), queries=60, pool=subjects.pool[:50]
         )
-    assert (attempt.queries == 60).all()
+    assert_left_beyond_doubt(target, attempt, subjects.y, 60)
     assert threat.admissible(attempt.examples, subjects.x[:6]).all()
 
 
