@@ -95,7 +95,6 @@ class AdaptiveAttack:
         self.specs = {spec.name: spec for spec in specs}
         self.outcomes = [Outcome() for _ in plan.stages]
         self.sampled: set[int] = set()
-        attacker.keep_candidates = any(stage.start == "challenger" for stage in plan.stages)
 
     def run(self, rows: Tensor) -> None:
         """All stages on points `rows` of the ledger, in order, each on those that are its business."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,6 @@ class Attacker:
         self.user_surrogates = surrogates
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event
-        self.keep_candidates = False
         self._candidates: dict[int, tuple[float, Tensor]] = {}
 
     def rng(self, stream: str, rows: Tensor) -> PointRNG:
@@ -129,7 +129,7 @@ class Attacker:
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
         entry.seconds += seconds
-        if self.keep_candidates and spec.kind != "sanity":
+        if spec.kind != "sanity":
             self._keep(rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
 
@@ -139,12 +139,23 @@ class Attacker:
             [self._candidates[r][1] if r in self._candidates else self.ledger.x[r] for r in rows.tolist()]
         )
 
+    def nearest(self, rows: Tensor, share: float, least: int) -> Tensor:
+        """Those of `rows` whose candidates have the largest margins: a share of them, at `least` so many."""
+        margins = torch.tensor([self._candidates[r][0] if r in self._candidates else -math.inf for r in rows.tolist()])
+        most = max(least, math.ceil(share * len(rows)))
+        return rows[margins.argsort(descending=True, stable=True)[:most].sort().values]
+
     def _keep(self, rows: Tensor, examples: Tensor, score: Score) -> None:
+        """Keep the best candidates for points that nothing has broken."""
+        useful = (score.admissible & ~self.ledger.best_known()[rows]).nonzero().squeeze(1)
+        rows, examples = rows[useful], examples[useful]
+        if not len(rows):
+            return
         margins = self.target.margin(self.target.scores(examples), self.ledger.y[rows]).tolist()
-        for position, (row, margin) in enumerate(zip(rows.tolist(), margins, strict=True)):
+        for row, margin, example in zip(rows.tolist(), margins, examples, strict=True):
             held = self._candidates.get(row)
-            if bool(score.admissible[position]) and (held is None or margin > held[0]):
-                self._candidates[row] = (margin, examples[position].clone())
+            if held is None or margin > held[0]:
+                self._candidates[row] = (margin, example.clone())
 
     def skip(self, spec: AttackSpec, reason: str) -> None:
         """Book that an attack had nothing to do."""

@@ -49,6 +49,9 @@ from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, error_level, fired_indicators, judge
 
+#: Share of the standing points, and how many at least, that count as near misses.
+NEAR_SHARE, NEAR_LEAST = 0.1, 4
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -184,7 +187,11 @@ class _Run:
         if not self.static_probes:
             self._run_static_probes(rows)
             self._plan(self._trace(rows), rows)
-        own = [spec for spec in self.specs if spec.role in ("reference", "strong") and spec.name not in PLANNED]
+        own = [
+            spec
+            for spec in self.specs
+            if spec.role in ("reference", "strong") and spec.name not in PLANNED and not spec.near_miss
+        ]
         for spec in (*own, UNBOUNDED):
             self._run_on_due(spec, rows)
         self._run_attack_probes()  # what they say decides how thoroughly the challengers search
@@ -196,8 +203,9 @@ class _Run:
                     self.adaptive.run(rows)
             elif spec.role == "challenger":
                 self.challenge.run(spec, rows)
-            elif spec not in own:
+            elif spec not in own and not spec.near_miss:
                 self._run_on_due(spec, rows)
+        self._run_on_near_misses(rows)
         self._run_attack_probes()
 
     def _run_on_due(self, spec: AttackSpec, rows: Tensor) -> None:
@@ -209,6 +217,18 @@ class _Run:
             due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]
         if len(due):
             self.attacker.run(spec, due)
+
+    def _run_on_near_misses(self, rows: Tensor) -> None:
+        """Own gradients once more on the points of this look that stand most narrowly, from their best candidates."""
+        specs = [spec for spec in self.specs if spec.near_miss]
+        near = self.attacker.nearest(rows[~self.ledger.best_known()[rows]], NEAR_SHARE, NEAR_LEAST)
+        for spec in specs:
+            due = near[~self.ledger.best_known()[near]]
+            if len(due):
+                settings = {**spec.settings, "starts": self.attacker.candidates(due)}
+                self.attacker.say_outcome(spec, due, [self.attacker.carry_out(spec, due, settings, spec.name)])
+            elif not self.ledger.entry(spec).attempted.any():
+                self.attacker.skip(spec, "no point was left standing")
 
     def _suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""

@@ -56,6 +56,7 @@ class AttackSpec:
         sources: citations.
         effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
+        near_miss: it comes last and attacks only the points that stand most narrowly, from the best candidates.
 
     Raises:
         ValueError: when `effort` names no whole number among the settings.
@@ -71,6 +72,7 @@ class AttackSpec:
     sources: tuple[str, ...] = ()
     effort: str = ""
     second_chance: bool = False
+    near_miss: bool = False
 
     def __post_init__(self) -> None:
         if self.effort and not isinstance(self.settings.get(self.effort), int):

@@ -71,6 +71,9 @@ BUDGETS: dict[BudgetName, Budget] = {
     ),
 }  # fmt: skip
 
+#: Runs on each near miss, on cross-entropy and on targeted margins alike: nine wrong classes, as AutoAttack tries them.
+NEAR_RUNS = 9
+
 _MADRY = "Madry et al. 2018, Towards deep learning models resistant to adversarial attacks"
 _CROCE = (
     "Croce & Hein 2020, Reliable evaluation of adversarial robustness with an ensemble of diverse "
@@ -148,6 +151,16 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         AttackSpec(
             "universal", "Perturbations that broke other points", "universal", "challenger", universal,
             {"most": 16}, "", ("Moosavi-Dezfooli et al. 2017, Universal adversarial perturbations",),
+        ),
+        AttackSpec(
+            "apgd-ce-near", "Auto-PGD on cross-entropy from the best candidates, where they nearly broke the point",
+            "gradient", "strong", apgd, {"loss": "ce", "steps": budget.steps, "restarts": NEAR_RUNS}, "ce", (_CROCE,),
+            near_miss=True,
+        ),
+        AttackSpec(
+            "apgd-near", "Auto-PGD on targeted margins from the best candidates, where they nearly broke the point",
+            "gradient", "strong", apgd, {"loss": "targeted-margin", "steps": budget.steps, "targets": NEAR_RUNS}, "",
+            (_CROCE,), near_miss=True,
         ),
     )  # fmt: skip
 
