@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit import api, challenge
+from maskaudit import api, challenge, runner
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.square import square
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
@@ -187,6 +189,36 @@ def test_cross_entropy_gets_its_restarts_where_only_another_loss_got_through() -
     assert again.settings["restarts"] == 4  # with the one before: as many runs as margin, DLR, rescaled and two targets
     assert again.robust_accuracy is None
     assert report.verdict.label == "masked"
+
+
+def test_near_misses_are_attacked_last_with_matched_budgets() -> None:
+    report = linear(eps=0.1)
+    rows = by_name(report)
+    loss, margins = rows["apgd-ce-near"], rows["apgd-near"]
+    standing = [names for names in report.points["broken_by"] if not {"apgd-ce", "apgd-margin"} & set(names)]
+    assert 0 < loss.attempted <= max(runner.NEAR_LEAST, math.ceil(runner.NEAR_SHARE * len(standing)) + 1)
+    assert margins.attempted <= loss.attempted
+    assert loss.settings["steps"] == margins.settings["steps"]
+    assert loss.settings["restarts"] == margins.settings["targets"]
+    assert [row.name for row in report.attacks if row.role != "second_opinion"][-2:] == ["apgd-ce-near", "apgd-near"]
+
+
+def test_what_the_best_candidate_leads_to_is_found() -> None:
+    """A ditch that is flat a little way off: corners of the ball come near it, and only from there a slope leads in."""
+
+    class Ditch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            off = (x[:, 0] - x[:, 1] - 0.3).abs()
+            depth = torch.where(off < 0.12, 0.02 - off, -0.12 + 0 * off)
+            return torch.stack([torch.zeros_like(depth), depth], dim=1)
+
+    x = 0.5 + 0.001 * torch.rand(64, 2)
+    settings = AuditSettings(budget="quick", select=("noise", "apgd-ce-near", "apgd-near"))
+    report = api.audit(Ditch(), (x, torch.zeros(64, dtype=torch.int64)), eps=0.2, settings=settings).report
+    rows = by_name(report)
+    assert rows["noise"].broken == 0
+    assert rows["pgd"].broken < 40
+    assert rows["apgd-ce-near"].broken == rows["apgd-ce-near"].attempted >= 3
 
 
 def test_an_effort_that_is_no_setting_is_refused() -> None:
