@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from maskaudit.report import advice, checklist, layers, methods, nulls, points, render, view
+from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
 from maskaudit.verdict.statistics import lower_bound, upper_bound
 
 from . import sample
@@ -218,6 +219,14 @@ def test_paragraph_says_what_was_done(document: dict[str, Any]) -> None:
         assert part in said
     assert "Square attack" in said
     assert "not a guarantee" in said
+
+
+def test_every_attack_that_names_a_source_has_it_in_the_bibliography() -> None:
+    for spec in battery(BUDGETS["quick"]):
+        keys = bibliography.keys_of(spec.name)
+        assert len(keys) >= bool(spec.sources), spec.name
+        assert set(keys) <= set(bibliography.ENTRIES) & set(bibliography.SHORT)
+    assert set(bibliography.SHORT) == set(bibliography.ENTRIES)
 
 
 def test_latex_cites_only_what_bibtex_defines(document: dict[str, Any]) -> None:
