@@ -22,7 +22,7 @@ from torch import Tensor
 from maskaudit.attacker import Attacker, Booked
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.universal import keys
-from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS
+from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS, check_power
 from maskaudit.verdict.rules import CLEAR_LIMIT
 from maskaudit.verdict.statistics import upper_bound
 
@@ -65,8 +65,8 @@ class Challenge:
             if not ledger.entry(spec).attempted.any():
                 self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
             return
-        earlier = int(self.tried()[: int(rows[0])].sum())
-        sample = known[: max(0, (SETTLED_POINTS if self._settled() else RECAPTURE_POINTS) - earlier)]
+        earlier = self.tried()[: int(rows[0])]
+        sample = known[: max(0, self._wanted(earlier) - int(earlier.sum()))]
         due = torch.cat([standing, sample]).sort().values
         if not len(due):
             return
@@ -108,13 +108,23 @@ class Challenge:
         attacker.say_outcome(spec, standing, [attacker.carry_out(spec, standing, {"perturbations": tried}, spec.name)])
 
     def tried(self) -> Tensor:
-        """The points that own gradients broke and every challenger of its own means has attacked, bool (P,)."""
+        """The points that own gradients broke and every search has attacked, bool (P,).
+
+        What lives on other attacks' work, or is left out of looks in which nothing stands, may have met fewer.
+        """
         ledger = self.attacker.ledger
         tried = ledger.strong()
         for entry in ledger.entries.values():
-            if entry.spec.role == "challenger" and entry.status == "ran" and entry.spec.kind != "universal":
+            searches = entry.spec.role == "challenger" and entry.spec.kind not in ("universal", "transfer")
+            if searches and entry.status == "ran":
                 tried &= entry.attempted
         return tried
+
+    def _wanted(self, earlier: Tensor) -> int:
+        """How many known points the search should meet, given those (bool) that it met in earlier looks."""
+        found, met = int((earlier & self.attacker.ledger.challengers()[: len(earlier)]).sum()), int(earlier.sum())
+        missed = met > 0 and not check_power("recapture", found, met).passed
+        return SETTLED_POINTS if self._settled() and not missed else RECAPTURE_POINTS
 
     def _settled(self) -> bool:
         """Whether the gradient level is bounded even if every standing point were a hidden one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from maskaudit import api, challenge, runner
 from maskaudit.attacks.interface import AttackSpec
+from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.attacks.square import square
+from maskaudit.ledger import Ledger
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.paired import strong_gap
 from maskaudit.results import AttackRow, AuditReport
@@ -114,6 +117,22 @@ def test_the_sample_suffices_for_the_power_check() -> None:
     assert RECAPTURE_POINTS > MIN_KNOWN
     assert check_power("recapture", 40, RECAPTURE_POINTS).passed
     assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.SETTLED_POINTS), (16, RECAPTURE_POINTS)])
+def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(found: int, wanted: int) -> None:
+    ledger, specs = Ledger(), {spec.name: spec for spec in battery(BUDGETS["quick"])}
+    points, every = torch.zeros(200, 2), torch.ones(200, dtype=torch.bool)
+    ledger.add_points(torch.arange(200), points, torch.zeros(200).long(), every, torch.zeros(200).long())
+    met = torch.arange(32)
+    ledger.record(specs["pgd"], torch.arange(200), points, every, torch.ones(200).long())
+    ledger.record(specs["square"], met, points[met], met < found, torch.ones(32).long())
+    ledger.record(specs["transfer"], torch.tensor([150]), points[:1], every[:1] & False, torch.ones(1).long())
+    search = challenge.Challenge(SimpleNamespace(ledger=ledger), lambda: False, 0.001)  # type: ignore[arg-type]
+    tried = search.tried()
+    assert torch.equal(tried.nonzero().squeeze(1), met), "where nothing stood no surrogate was trained: no search less"
+    assert search._wanted(tried) == wanted
+    assert search._wanted(tried[:0]) == challenge.SETTLED_POINTS
 
 
 class Rounded(nn.Module):
