@@ -27,12 +27,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.engine_agreement import machine
 from benchmarks.engine_networks import NETWORKS
+from benchmarks.trace import forward_backward
 from maskaudit import api
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import Attempt
@@ -124,7 +124,7 @@ class Strength:
 
 
 def main() -> int:
-    """Measure and write the table."""
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=["small-cnn", "resnet18"])
     parser.add_argument("--models", nargs="*", default=["pgd-at", "fashion-pgd-at", "resnet-pgd-at"], metavar="NAME")
@@ -132,8 +132,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    # what a compiler kept from an earlier run would hide its price
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    with tempfile.TemporaryDirectory() as empty:  # what a compiler kept from an earlier run would hide its price
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+        return report(arguments)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Measure what was asked for and write the table."""
     rows: list[Row] = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
@@ -160,7 +165,7 @@ def measured(name: str, threads: int, rounds: int, device: str) -> list[Row]:
     for form, make in FORMS.items():
         torch.compiler.reset()
         model = make(copy.deepcopy(plain))
-        first[form] = seconds(lambda: (forward(model, x), gradient(model, x, y)), device)  # noqa: B023
+        first[form] = seconds(lambda: (forward(model, x), forward_backward(model, x, y)), device)  # noqa: B023
         with torch.no_grad():
             alike[form] = float((model(x).argmax(dim=1) == y).double().mean())
         forms[form] = model
@@ -168,7 +173,7 @@ def measured(name: str, threads: int, rounds: int, device: str) -> list[Row]:
     for _ in range(rounds):
         for form, model in forms.items():
             times[form][0].append(seconds(lambda: forward(model, x), device))  # noqa: B023
-            times[form][1].append(seconds(lambda: gradient(model, x, y), device))  # noqa: B023
+            times[form][1].append(seconds(lambda: forward_backward(model, x, y), device))  # noqa: B023
     return [
         Row(name, len(x), threads, form, first[form], *(statistics.median(t) for t in times[form]), alike[form])
         for form in forms
@@ -202,12 +207,6 @@ def forward(model: nn.Module, x: Tensor) -> None:
     """One forward pass without a graph."""
     with torch.no_grad():
         model(x)
-
-
-def gradient(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """One step of an attack: forward, and backward to the input."""
-    leaf = x.clone().requires_grad_(True)
-    torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:

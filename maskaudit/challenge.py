@@ -22,7 +22,7 @@ from torch import Tensor
 from maskaudit.attacker import Attacker, Booked
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.universal import keys
-from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS, check_power
+from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS, Power, check_power
 from maskaudit.verdict.rules import CLEAR_LIMIT
 from maskaudit.verdict.statistics import upper_bound
 
@@ -120,10 +120,14 @@ class Challenge:
                 tried &= entry.attempted
         return tried
 
+    def recaptured(self, known: Tensor) -> Power:
+        """The power that the search shows on known points, a mask of the first points of the ledger, bool (≤ P,)."""
+        found = known & self.attacker.ledger.challengers()[: len(known)]
+        return check_power("recapture", int(found.sum()), int(known.sum()))
+
     def _wanted(self, earlier: Tensor) -> int:
         """How many known points the search should meet, given those (bool) that it met in earlier looks."""
-        found, met = int((earlier & self.attacker.ledger.challengers()[: len(earlier)]).sum()), int(earlier.sum())
-        missed = met > 0 and not check_power("recapture", found, met).passed
+        missed = bool(earlier.any()) and not self.recaptured(earlier).passed
         return SETTLED_POINTS if self._settled() and not missed else RECAPTURE_POINTS
 
     def _settled(self) -> bool:

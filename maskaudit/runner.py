@@ -29,6 +29,7 @@ from maskaudit.figures import eps_curve, gradient_flow, strips, surface
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
 from maskaudit.loading.interface import LoadedModel
+from maskaudit.near_misses import attack_near_misses
 from maskaudit.planted import solve_planted
 from maskaudit.plugins import catalogue, check_names
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
@@ -48,9 +49,6 @@ from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
 from maskaudit.verdict.rules import Judgement, Observations, error_level, fired_indicators, judge
-
-#: Share of the standing points, and how many at least, that count as near misses.
-NEAR_SHARE, NEAR_LEAST = 0.1, 4
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ class _Run:
                 self.challenge.run(spec, rows)
             elif spec not in own and not spec.near_miss:
                 self._run_on_due(spec, rows)
-        self._run_on_near_misses(rows)
+        attack_near_misses(self.attacker, [spec for spec in self.specs if spec.near_miss], rows)
         self._run_attack_probes()
 
     def _run_on_due(self, spec: AttackSpec, rows: Tensor) -> None:
@@ -217,18 +215,6 @@ class _Run:
             due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]
         if len(due):
             self.attacker.run(spec, due)
-
-    def _run_on_near_misses(self, rows: Tensor) -> None:
-        """Own gradients once more on the points of this look that stand most narrowly, from their best candidates."""
-        specs = [spec for spec in self.specs if spec.near_miss]
-        near = self.attacker.nearest(rows[~self.ledger.best_known()[rows]], NEAR_SHARE, NEAR_LEAST)
-        for spec in specs:
-            due = near[~self.ledger.best_known()[near]]
-            if len(due):
-                settings = {**spec.settings, "starts": self.attacker.candidates(due)}
-                self.attacker.say_outcome(spec, due, [self.attacker.carry_out(spec, due, settings, spec.name)])
-            elif not self.ledger.entry(spec).attempted.any():
-                self.attacker.skip(spec, "no point was left standing")
 
     def _suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""
@@ -307,7 +293,7 @@ class _Run:
         ledger = self.ledger
         known = self.challenge.tried()
         if int(known.sum()) >= MIN_KNOWN:
-            return check_power("recapture", int((known & ledger.challengers()).sum()), int(known.sum()))
+            return self.challenge.recaptured(known)
         rows = ledger.correct.nonzero().squeeze(1)
         own = [spec for spec in self.specs if spec.name not in self.catalogue.foreign]
         specs = tuple(spec for spec in own if spec.role == "challenger" and spec.kind in ("score", "random"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit import api, challenge, runner
+from maskaudit import api, challenge, near_misses
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.attacks.square import square
@@ -215,7 +215,7 @@ def test_near_misses_are_attacked_last_with_matched_budgets() -> None:
     rows = by_name(report)
     loss, margins = rows["apgd-ce-near"], rows["apgd-near"]
     standing = [names for names in report.points["broken_by"] if not {"apgd-ce", "apgd-margin"} & set(names)]
-    assert 0 < loss.attempted <= max(runner.NEAR_LEAST, math.ceil(runner.NEAR_SHARE * len(standing)) + 1)
+    assert 0 < loss.attempted <= max(near_misses.NEAR_LEAST, math.ceil(near_misses.NEAR_SHARE * len(standing)) + 1)
     assert margins.attempted <= loss.attempted
     assert loss.settings["steps"] == margins.settings["steps"]
     assert loss.settings["restarts"] == margins.settings["targets"]

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskaudit.rescore import MAJORITY_DRAWS
 from maskaudit.target import Target
 
-#: Fresh draws of one look, and the share of them that a candidate must win: an audit counts it as broken from a
-#: share of 0.65 of other 31 draws on, which a candidate that wins 0.9 here misses in less than one case in a
-#: thousand where that is its true share.
-DRAWS = 31
+#: The share of as many fresh draws as decide in the end that a candidate must win: an audit counts it as broken from a
+#: share of 0.65 of other draws on, which one whose true share is 0.9 misses in less than one case in a thousand.
 SHARE = 0.9
 
 
@@ -35,9 +34,9 @@ class Confirmation:
         target, labels = self.target, self.y[points]
         examples = examples.reshape(-1, *self.shape)
         won = torch.zeros_like(labels)
-        for _ in range(DRAWS):
+        for _ in range(MAJORITY_DRAWS):
             won += target.margin(target.raw(examples), labels) > 0
-        return won >= SHARE * DRAWS
+        return won >= SHARE * MAJORITY_DRAWS
 
 
 def confirmation(target: Target, x: Tensor, y: Tensor) -> Confirmation | None:

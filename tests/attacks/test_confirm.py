@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.confirm import DRAWS, SHARE, confirmation, look_after
+from maskaudit.attacks.confirm import SHARE, confirmation, look_after
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.repairs.relay import Relay
+from maskaudit.rescore import MAJORITY_DRAWS
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from tests.attacks.subjects import LINF, Noisy, Subjects, assert_left_beyond_doubt, point_rng
-
-BALL = ThreatModel("Linf", 0.1)
 
 
 class Wavering:
@@ -24,10 +23,8 @@ class Wavering:
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
-        self.asked = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        self.asked += len(x)
         wrong = torch.rand(len(x), generator=self.generator) < x[:, 0]
         return torch.stack([1 - wrong.float(), wrong.float()], dim=1) + 0 * x.sum(dim=1, keepdim=True)
 
@@ -62,7 +59,7 @@ def test_a_candidate_must_win_nearly_all_draws() -> None:
     assert sure[1] <= 0.02
     assert sure[2] <= 0.15
     assert sure[3] == 1
-    assert SHARE * DRAWS > 0.65 * 31, "stricter than what an audit counts as broken"
+    assert SHARE * MAJORITY_DRAWS > 0.65 * 31, "stricter than what an audit counts as broken"
 
 
 def test_sure_points_leave_early_and_doubtful_ones_stay() -> None:
