@@ -160,7 +160,8 @@ class AdaptiveAttack:
         settings: dict[str, Any] = {"stage": stage, "stand_ins": self.stand_ins}
         if stage.start == "challenger":
             settings["candidates"] = attacker.candidates(rows)
-        result = attacker.carry_out(replace(spec, run=run_stage), rows, settings, f"{spec.name} stage {number + 1}")
+        stream = f"{spec.name} stage {number + 1}"
+        result = attacker.carry_out(replace(spec, run=run_stage), rows, stream, settings=settings)
         if isinstance(result, str):
             outcome.status, outcome.reason = "skipped", result
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,12 +74,17 @@ class Attacker:
         points = torch.tensor([self.ledger.index[row] for row in rows.tolist()], dtype=torch.int64)
         return PointRNG.create(self.settings.seed, stream, points)
 
-    def run(self, spec: AttackSpec, rows: Tensor) -> None:
-        """Run one attack on points `rows`, re-score what it brings and book it."""
+    def run(self, spec: AttackSpec, rows: Tensor, settled: Mapping[str, float] | None = None) -> None:
+        """Run one attack on points `rows`, re-score what it brings and book it.
+
+        Args:
+            settled: settings that this audit adds to those of the spec; the report shows them.
+        """
         entry = self.ledger.entry(spec)
         if spec.role == "second_opinion" and entry.attempted.any():
             return
-        self.say_outcome(spec, rows, [self.carry_out(spec, rows, None, spec.name)])
+        entry.settings |= settled or {}
+        self.say_outcome(spec, rows, [self.carry_out(spec, rows, spec.name, changes=settled)])
 
     def say_outcome(self, spec: AttackSpec, rows: Tensor, results: Sequence[Booked | str]) -> None:
         """Tell the listener how an attack on points `rows` of the ledger ended, in however many parts it ran."""
@@ -92,12 +97,21 @@ class Attacker:
         seconds = sum(result.seconds for result in results if isinstance(result, Booked))
         self.tell(AuditEvent(spec.name, len(rows), True, said, seconds))
 
-    def carry_out(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any] | None, stream: str) -> Booked | str:
+    def carry_out(
+        self,
+        spec: AttackSpec,
+        rows: Tensor,
+        stream: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Booked | str:
         """Run one attack, or one stage of one, on points `rows` of the ledger; re-score and book what it brings.
 
         Args:
-            settings: arguments of the attack; None: those of the spec.
             stream: names its random numbers and its place in the journal.
+            settings: arguments of the attack; None: those of the spec, with what only a running audit has.
+            changes: arguments that differ from these.
 
         Returns:
             What was booked, or the reason why nothing was.
@@ -105,7 +119,7 @@ class Attacker:
         target, ledger = self.target, self.ledger
         entry = ledger.entry(spec)
         try:
-            settings = self._bound(spec) if settings is None else settings
+            settings = {**(self._bound(spec) if settings is None else settings), **(changes or {})}
             self.tell(AuditEvent(stream, len(rows)))
             started, before = time.perf_counter(), target.ledger.copy()
             attempt, score = self._attempt(spec, rows, settings, stream)

@@ -6,15 +6,16 @@ passes without weakening the claim:
 * On points that own gradients broke they can hide nothing; a sample of those shows whether the search finds what is
   there to be found (the power check), and how many queries it takes.
 * Where own gradients left next to nothing standing, no challenger can change the verdict.
-* Where neither probes nor trace suspect anything, a challenger is worth on the standing points what it was worth on the
-  sample. It gets twice the queries within which it broke nearly all of the sample that cheaper challengers had missed,
-  and never less than a quarter of its budget. Where that breaks standing points, it is run again with the whole budget.
+* Where neither probes nor trace suspect anything, the search as a whole is worth on the standing points what it was
+  worth on the sample. There every challenger begins with a quarter of its budget. If half of that sufficed, together,
+  for nearly all of the sample, the quarter is enough; if not, what they missed teaches on whole budgets how much more
+  each needs. Where standing points fall to that, the whole budget is spent on the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -29,15 +30,15 @@ from maskaudit.verdict.statistics import upper_bound
 #: Known-broken points that suffice where challengers cannot change the verdict; a share of 0.69 passes the power check.
 SETTLED_POINTS = 32
 
-#: The share of its successes on known points that a challenger must have had within the queries it is given …
+#: The share of the known points that challengers can break which together they must have broken within some queries …
 QUANTILE = 0.95
 #: … times this, since points that stand are harder than those that fell.
 RESERVE = 2
 #: No challenger gets a smaller share of its budget than this: what is cheap on known points may be dear on hidden ones.
 FLOOR = 0.25
 
-#: Points, as a share of the correctly classified ones, that a search on a learnt budget may break by the way; beyond
-#: that something is hidden, and it gets its whole budget.
+#: Points, as a share of the correctly classified ones, that challengers may break by the way though own gradients did
+#: not; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
 
 
@@ -52,6 +53,28 @@ class Challenge:
 
     def __init__(self, attacker: Attacker, suspected: Callable[[], bool], alpha: float) -> None:
         self.attacker, self.suspected, self.alpha = attacker, suspected, alpha
+        self._lessons: dict[str, list[Booked | str]] = {}
+        self._budgets: dict[str, int] = {}
+
+    def learn(self, specs: Sequence[AttackSpec], rows: Tensor) -> None:
+        """Before the first challenger of a look: budgets for its points `rows`, where the known ones can teach them."""
+        standing = bool((~self.attacker.ledger.strong()[rows]).any())
+        taught = [spec for spec in specs if self._can_learn(spec) and (standing or spec.kind != "transfer")]
+        whole = {spec.name: int(spec.settings[spec.effort]) for spec in taught}
+        self._budgets, self._lessons = whole, {spec.name: [] for spec in taught}
+        sample = self._sample(rows)
+        if not taught or not len(sample):
+            return
+        teaches = int(self.tried()[: int(rows[0])].sum()) + len(sample) >= MIN_KNOWN
+        self._study(taught, sample, {name: math.ceil(FLOOR * whole[name]) for name in whole} if teaches else whole, "")
+        if not teaches:
+            return
+        took = self._took(taught)
+        missed = {row for row, first in took.items() if all(first[name] > FLOOR / RESERVE * whole[name] for name in first)}
+        if len(missed) > (1 - QUANTILE) * len(took):
+            self._study(taught, sample[[row in missed for row in sample.tolist()]], whole, " further")
+            took = self._took(taught)
+        self._budgets = whole | learnt_budgets(list(took.values()), whole)
 
     def run(self, spec: AttackSpec, rows: Tensor) -> None:
         """Run one challenger on what is its business among points `rows` of the ledger, those of this look."""
@@ -59,37 +82,33 @@ class Challenge:
         if spec.kind == "universal":
             self._share(spec, rows)
             return
-        strong = ledger.strong()
-        standing, known = rows[~strong[rows]], rows[strong[rows]]
+        standing = rows[~ledger.strong()[rows]]
         if spec.kind == "transfer" and not len(standing):
             if not ledger.entry(spec).attempted.any():
                 self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
             return
-        earlier = self.tried()[: int(rows[0])]
-        sample = known[: max(0, self._wanted(earlier) - int(earlier.sum()))]
-        due = torch.cat([standing, sample]).sort().values
+        due = torch.cat([standing, self._sample(rows)]).sort().values
         if not len(due):
             return
-        if not self._may_learn(spec):
+        if spec.name not in self._lessons:
             self.attacker.run(spec, due)
             return
-        results = [self.attacker.carry_out(spec, sample, None, spec.name)] if len(sample) else []
+        results = self._lessons[spec.name]
         if len(standing):
             results += self._on_standing(spec, standing)
         self.attacker.say_outcome(spec, due, results)
 
     def _on_standing(self, spec: AttackSpec, standing: Tensor) -> list[Booked | str]:
-        """The search on what stands, on the budget that the sample taught and where that breaks points on the whole."""
+        """The search on what stands: on its learnt budget, and where something is hidden on the whole."""
         attacker, entry = self.attacker, self.attacker.ledger.entry(spec)
         whole = int(spec.settings[spec.effort])
-        budget = self._learnt(spec, whole)
-        entry.settings[f"{spec.effort}_on_standing_points"] = budget
-        results = [attacker.carry_out(spec, standing, {**spec.settings, spec.effort: budget}, f"{spec.name} standing")]
+        budget = whole if self._something_hidden() else self._budgets[spec.name]
+        results = [attacker.carry_out(spec, standing, f"{spec.name} standing", changes={spec.effort: budget})]
         left = standing[~entry.broken[standing]]
-        something_hidden = len(standing) - len(left) > BY_THE_WAY * int(attacker.ledger.correct.sum())
-        if budget < whole and something_hidden and len(left):
-            entry.settings[f"{spec.effort}_on_standing_points"] = whole
-            results.append(attacker.carry_out(spec, left, spec.settings, f"{spec.name} again"))
+        if budget < whole and self._something_hidden() and len(left):
+            budget = whole
+            results.append(attacker.carry_out(spec, left, f"{spec.name} again"))
+        entry.settings[f"{spec.effort}_on_standing_points"] = budget
         return results
 
     def _share(self, spec: AttackSpec, rows: Tensor) -> None:
@@ -105,7 +124,8 @@ class Challenge:
             return
         found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
         tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
-        attacker.say_outcome(spec, standing, [attacker.carry_out(spec, standing, {"perturbations": tried}, spec.name)])
+        result = attacker.carry_out(spec, standing, spec.name, settings={"perturbations": tried})
+        attacker.say_outcome(spec, standing, [result])
 
     def tried(self) -> Tensor:
         """The points that own gradients broke and every search has attacked, bool (P,).
@@ -137,23 +157,65 @@ class Challenge:
         standing = int((ledger.correct & ~ledger.strong()).sum())
         return upper_bound(standing, correct, self.alpha) < CLEAR_LIMIT
 
-    def _may_learn(self, spec: AttackSpec) -> bool:
+    def _sample(self, rows: Tensor) -> Tensor:
+        """The points of this look, broken by own gradients, that the search is tried on."""
+        earlier = self.tried()[: int(rows[0])]
+        return rows[self.attacker.ledger.strong()[rows]][: max(0, self._wanted(earlier) - int(earlier.sum()))]
+
+    def _something_hidden(self) -> bool:
+        """Whether challengers broke more points that own gradients left standing than fall by the way."""
+        ledger = self.attacker.ledger
+        hidden = ledger.correct & ledger.challengers() & ~ledger.strong()
+        return int(hidden.sum()) > BY_THE_WAY * int(ledger.correct.sum())
+
+    def _can_learn(self, spec: AttackSpec) -> bool:
         """Whether the sample can teach a budget: a search that stops at its first success, on an unsuspected model."""
         return bool(spec.effort) and self.attacker.target.stop_early and not self.suspected()
 
-    def _learnt(self, spec: AttackSpec, whole: int) -> int:
-        """The budget for a standing point, from what the search took for the points of the sample."""
+    def _study(self, specs: Sequence[AttackSpec], rows: Tensor, budgets: Mapping[str, int], stream: str) -> None:
+        """Every search on known points, each with its budget."""
+        for spec in specs:
+            budget = budgets[spec.name]
+            result = self.attacker.carry_out(spec, rows, spec.name + stream, changes={spec.effort: budget})
+            self._lessons[spec.name].append(result)
+            self.attacker.ledger.entry(spec).settings[f"{spec.effort}_on_known_points"] = budget
+
+    def _took(self, specs: Sequence[AttackSpec]) -> dict[int, dict[str, float]]:
+        """For each known point, a row of the ledger, the queries at the first success of every search that ran on it."""
         ledger = self.attacker.ledger
-        entry, strong = ledger.entry(spec), ledger.strong()
-        if int((strong & entry.attempted).sum()) < MIN_KNOWN:
-            return whole
-        cheaper = torch.zeros_like(strong)
-        for other in ledger.entries.values():
-            if other is entry:
-                break
-            if other.spec.role == "challenger":
-                cheaper |= other.broken
-        marginal = (strong & entry.broken & ~cheaper).nonzero().squeeze(1).tolist()
-        took = sorted(entry.first_success[row] for row in marginal)
-        needed = RESERVE * took[math.ceil(QUANTILE * len(took)) - 1] if took else 0
-        return min(whole, max(math.ceil(FLOOR * whole), needed))
+        ran = [ledger.entry(spec) for spec in specs if ledger.entry(spec).status == "ran"]
+        known = ledger.strong()
+        for entry in ran:
+            if entry.spec.kind != "transfer":  # it has no surrogate in looks where nothing stands
+                known &= entry.attempted
+        return {
+            row: {entry.spec.name: entry.first_success.get(row, math.inf) for entry in ran}
+            for row in known.nonzero().squeeze(1).tolist()
+        }
+
+
+def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]) -> dict[str, int]:
+    """What each search may spend on a standing point, by what all of them took for the same known points.
+
+    Beginning with `FLOOR / RESERVE` of its budget for each, the search that buys most points per query is extended until
+    `QUANTILE` of what the searches broke lies within reach of one of them. Each gets `RESERVE` times that.
+
+    Args:
+        took: for each known point, per search the queries at its first success, infinite where it had none.
+        whole: per search its whole budget.
+    """
+    spent = {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
+    broken = [point for point in took if min(point.values(), default=math.inf) < math.inf]
+    spare = len(broken) - math.ceil(QUANTILE * len(broken))
+    while True:
+        missed = [point for point in broken if all(first > spent[name] for name, first in point.items())]
+        if len(missed) <= spare:
+            return {name: min(whole[name], math.ceil(RESERVE * spent[name])) for name in whole}
+        offers = {
+            (name, first): sum(other[name] <= first for other in missed) / (first - spent[name])
+            for point in missed
+            for name, first in point.items()
+            if first < math.inf
+        }
+        name, first = max(offers, key=offers.__getitem__)
+        spent[name] = first

@@ -35,7 +35,7 @@ class Entry:
     seconds: float = 0.0
     status: str = "ran"
     reason: str = ""
-    settings: dict[str, int] = field(default_factory=dict)  # what the audit settled while it ran, beside the spec's
+    settings: dict[str, float] = field(default_factory=dict)  # what the audit settled while it ran, beside the spec's
 
 
 class Ledger:

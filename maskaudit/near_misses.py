@@ -24,7 +24,7 @@ def attack_near_misses(attacker: Attacker, specs: Sequence[AttackSpec], rows: Te
     for spec in specs:
         due = near[~ledger.best_known()[near]]
         if len(due):
-            settings = {**spec.settings, "starts": attacker.candidates(due)}
-            attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, settings, spec.name)])
+            starts = {"starts": attacker.candidates(due)}
+            attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, changes=starts)])
         elif not ledger.entry(spec).attempted.any():
             attacker.skip(spec, "no point was left standing")

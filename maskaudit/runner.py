@@ -190,9 +190,11 @@ class _Run:
             for spec in self.specs
             if spec.role in ("reference", "strong") and spec.name not in PLANNED and not spec.near_miss
         ]
-        for spec in (*own, UNBOUNDED):
+        self._run_on_due(UNBOUNDED, rows)
+        self._run_attack_probes()  # what they say decides how thoroughly the others search
+        for spec in own:
             self._run_on_due(spec, rows)
-        self._run_attack_probes()  # what they say decides how thoroughly the challengers search
+        self.challenge.learn([spec for spec in self.specs if spec.role == "challenger"], rows)
         planned_yet = False
         for spec in self.specs:
             if spec.name in PLANNED:
@@ -210,11 +212,13 @@ class _Run:
         """Run an attack on those points of this look that are its business: a sample for second opinions."""
         due = rows
         if spec.role == "second_opinion":
-            due = rows[: self.settings.effort.second_opinion]
+            due = rows[~self.ledger.best_known()[rows]][: self.settings.effort.second_opinion]
+            if not len(due) and not self.ledger.entry(spec).attempted.any():
+                self.attacker.skip(spec, "no point was left standing")
         elif spec.second_chance:
             due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]
         if len(due):
-            self.attacker.run(spec, due)
+            self.attacker.run(spec, due, {} if self._suspected() else spec.sparing)
 
     def _suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""

@@ -30,6 +30,9 @@ FIRST_CHECKPOINT = 0.22  # p₁
 CHECKPOINT_SHRINK = 0.03
 CHECKPOINT_MIN = 0.06
 
+#: Runs go together up to so many points: below, a pass costs the more per point the fewer there are.
+TOGETHER = 64
+
 
 def checkpoints(steps: int) -> list[int]:
     """Steps w_j at which the step size may be halved: p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06)."""
@@ -52,44 +55,60 @@ def apgd(
     restarts: int = 1,
     targets: int = 1,
     starts: Tensor | None = None,
+    reach: float | None = None,
 ) -> Attempt:
     """Auto-PGD on a loss of `maskaudit.attacks.losses`.
+
+    Later runs meet only the points still standing (of a random model all that are not broken beyond doubt). Where few
+    stand, so many runs go together that they fill a batch of `TOGETHER`; what comes out is the same.
 
     Args:
         x: clean points (N, …) in bounds; y: labels (N,).
         steps: gradient steps per run.
-        restarts: independent random starts; only points still standing go on to the next
-            (of a random model all that are not broken beyond doubt).
-        targets: for targeted losses, the number of wrong classes tried in turn, most likely first.
+        restarts: independent random starts.
+        targets: for targeted losses, the number of wrong classes tried, most likely first.
         starts: points (N, …) at which the runs of the first restart begin, moved into ball and bounds first;
             without them, and in later restarts, runs begin at random.
+        reach: a run gives a point up at the first checkpoint where the best candidate's margin is still more than this
+            share of the clean point's: where the margin falls evenly along the way, the point is broken only in a ball
+            1 / (1 − reach) times as large. None: every run makes all its steps.
 
     Returns:
         Best candidate per point; `first_success` counts gradient steps over all runs.
     """
     clean_scores = target.scores(x)
+    least = None if reach is None else reach * target.margin(clean_scores, y)
     best = BestCandidates(x)
     spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     first = torch.full_like(spent, -1)
-    runs = targets if loss.startswith("targeted") else 1
+    targets = targets if loss.startswith("targeted") else 1
     standing = torch.arange(len(x), device=x.device)
-    for run in range(restarts * runs):
-        objective = build_objective(
-            loss, y[standing], clean_scores[standing], target_rank=run % runs, reject_class=target.reject_class
-        )
-        held = BestCandidates.of(best.examples[standing], best.margin[standing])
-        attempt, settled = _single_run(
-            target, x[standing], y[standing], objective, held,
-            threat=threat, rng=rng.select(standing).fork(f"run {run}"), steps=steps,
-            starts=None if starts is None or run >= runs else starts[standing],
+    run = 0
+    while run < restarts * targets and len(standing):
+        together = range(run, min(restarts * targets, run + max(1, min(TOGETHER, target.batch_size) // len(standing))))
+        rows = standing.repeat(len(together))
+        ranks = torch.tensor([r % targets for r in together], device=x.device).repeat_interleave(len(standing))
+        held = BestCandidates.of(best.examples[rows], best.margin[rows])
+        begins = [
+            threat.project(starts[standing], x[standing])
+            if starts is not None and r < targets
+            else random_start(x[standing], threat=threat, rng=rng.select(standing).fork(f"run {r}"))
+            for r in together
+        ]
+        attempt, settled = _runs(
+            target, x[rows], y[rows], torch.cat(begins),
+            build_objective(loss, y[rows], clean_scores[rows], target_rank=ranks, reject_class=target.reject_class),
+            held, threat=threat, steps=steps, least=None if least is None else least[rows],
         )  # fmt: skip
-        best.examples[standing], best.margin[standing] = held.examples, held.margin
-        hit = (attempt.first_success >= 0) & (first[standing] < 0)
-        first[standing[hit]] = spent[standing[hit]] + attempt.first_success[hit]
-        spent[standing] += attempt.queries
-        standing = standing[~settled]
-        if not len(standing):
-            break
+        on = torch.ones_like(standing, dtype=torch.bool)  # a run counts as if the ones before it had been waited for
+        for part in torch.arange(len(rows), device=x.device).view(len(together), -1):
+            best.offer(standing, held.examples[part], held.margin[part].masked_fill(~on, -torch.inf))
+            hit = on & (attempt.first_success[part] >= 0) & (first[standing] < 0)
+            first[standing] = torch.where(hit, spent[standing] + attempt.first_success[part], first[standing])
+            spent[standing] += torch.where(on, attempt.queries[part], 0)
+            on &= ~settled[part]
+        standing = standing[on]
+        run = together.stop
     return Attempt(best.examples, first, spent)
 
 
@@ -122,20 +141,11 @@ class _State(SlotState):
         )  # fmt: skip
 
 
-def _single_run(
-    target: Target, x: Tensor, y: Tensor, objective: Objective, best: BestCandidates,
-    *, threat: ThreatModel, rng: PointRNG, steps: int, starts: Tensor | None,
+def _runs(
+    target: Target, x: Tensor, y: Tensor, begins: Tensor, objective: Objective, best: BestCandidates,
+    *, threat: ThreatModel, steps: int, least: Tensor | None,
 ) -> tuple[Attempt, Tensor]:  # fmt: skip
-    """One run from one start per point, and which points need no further one, bool (N,)."""
-
-    def enter(points: Tensor) -> _State:
-        clean = x[points]
-        if starts is None:
-            first = random_start(clean, threat=threat, rng=rng.select(points))
-        else:
-            first = threat.project(starts[points], clean)
-        return _State.at(first, Ball.around(clean, threat))
-
+    """One run per row from where it begins, and which rows need no further one, bool (N,)."""
     marks = np.zeros(steps + 2, dtype=bool)  # on the host, with a copy where the slots are
     marks[checkpoints(steps)] = True
     marks_here = torch.from_numpy(marks).to(x.device)
@@ -145,7 +155,7 @@ def _single_run(
         batch_size=target.batch_size,
         stop_early=target.stop_early,
         confirm=confirmation(target, x, y),
-        enter=enter,
+        enter=lambda points: _State.at(begins[points], Ball.around(x[points], threat)),
     )
     while len(batch):
         state, points = batch.state, batch.points
@@ -155,7 +165,10 @@ def _single_run(
         gradient = finite(result.grad)
         _observe(state, result.value, gradient)
         if batch.any_at(marks):
-            gradient = _maybe_halve(state, marks_here[batch.number], gradient)
+            at_mark = marks_here[batch.number]
+            gradient = _maybe_halve(state, at_mark, gradient)
+            if least is not None:
+                batch.give_up(at_mark & (batch.held < least[points]))
         _move(state, gradient, batch.number == 0)
         batch.advance(reached > 0)
     return batch.finish(), batch.settled

@@ -55,6 +55,7 @@ class AttackSpec:
         loss_family: "ce" when it follows the gradient of untargeted cross-entropy (CE*), else "".
         sources: citations.
         effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
+        sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
         near_miss: it comes last and attacks only the points that stand most narrowly, from the best candidates.
 
@@ -71,6 +72,7 @@ class AttackSpec:
     loss_family: str = ""
     sources: tuple[str, ...] = ()
     effort: str = ""
+    sparing: dict[str, float] = field(default_factory=dict)
     second_chance: bool = False
     near_miss: bool = False
 

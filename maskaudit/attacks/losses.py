@@ -83,20 +83,26 @@ def start_scale(scores: Tensor) -> Tensor:
     return (RESCALED_GAP / gap.clamp_min(1e-30)).clamp(1e-30, 1e30)
 
 
-def wrong_class(scores: Tensor, y: Tensor, rank: int, reject_class: int | None = None) -> Tensor:
-    """The wrong class with the `rank`-th largest score (0 = runner-up), wrapping round; shape (N,)."""
+def wrong_class(scores: Tensor, y: Tensor, rank: int | Tensor, reject_class: int | None = None) -> Tensor:
+    """The wrong class with the `rank`-th largest score (0 = runner-up), wrapping round; (N,), as a `rank` per point."""
     masked = scores.scatter(1, y[:, None], -torch.inf)
     available = scores.shape[1] - 1
     if reject_class is not None:
         masked[:, reject_class] = -torch.inf
         available = max(available - 1, 1)
-    return masked.argsort(dim=1, descending=True, stable=True)[:, rank % available]
+    order = masked.argsort(dim=1, descending=True, stable=True)
+    if isinstance(rank, Tensor):
+        return order.gather(1, (rank % available)[:, None]).squeeze(1)
+    return order[:, rank % available]
 
 
 def build_objective(
-    loss: Loss, y: Tensor, clean_scores: Tensor, *, target_rank: int = 0, reject_class: int | None = None
+    loss: Loss, y: Tensor, clean_scores: Tensor, *, target_rank: int | Tensor = 0, reject_class: int | None = None
 ) -> Objective:
-    """The objective (scores (B, K), rows (B,)) → (B,) for points with labels `y` (N,) and clean scores (N, K)."""
+    """The objective (scores (B, K), rows (B,)) → (B,) for points with labels `y` (N,) and clean scores (N, K).
+
+    Targeted losses aim at the wrong class of `target_rank`, one for all points or one per point (N,).
+    """
     if loss == "ce":
         return lambda scores, rows: cross_entropy(scores, y[rows])
     if loss == "margin":

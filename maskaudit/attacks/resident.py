@@ -51,6 +51,7 @@ class _Slots(SlotState):
     number: Tensor
     first: Tensor
     sure: Tensor
+    hopeless: Tensor
     best: Tensor | None
     best_margin: Tensor | None
 
@@ -102,7 +103,7 @@ class ResidentBatch(Generic[State]):
         self.limit, self.stop_early = limit, stop_early
         self._confirm, self._looks = confirm, look_after(limit)
         self._all, self._enter, self._candidates = best, enter, candidates
-        self._asking_is_free = accelerator.asking_is_free(here)
+        self._asking_is_free, self._given_up = accelerator.asking_is_free(here), False
         batches = -(-n // batch_size)
         points = torch.arange(0 if limit <= 0 or n == 0 else -(-n // batches), device=here)
         self._n, self._next, self._tick = n, len(points), 0
@@ -166,6 +167,11 @@ class ResidentBatch(Generic[State]):
         keep(better, examples, slots.best)
         keep(better, margin, slots.best_margin)
 
+    def give_up(self, hopeless: Tensor) -> None:
+        """Note whose slots are better spent on others (bool (b,)); they leave unsettled, at the next look for leavers."""
+        self._slots.hopeless |= hopeless
+        self._given_up = self._asking_is_free and bool(hopeless.any())
+
     def advance(self, broken: Tensor) -> None:
         """Count a step and note who is broken now (bool (b,)); who is done leaves."""
         slots = self._slots
@@ -174,7 +180,8 @@ class ResidentBatch(Generic[State]):
         exhausted = self._tick - self._first_joined >= self.limit
         if self._asking_is_free:
             news = bool(broken.any())
-            look = news and self.stop_early
+            look = (news and self.stop_early) or self._given_up
+            self._given_up = False
         else:
             news = True
             look = self.stop_early and self._tick % LOOK_EVERY == 0
@@ -182,7 +189,7 @@ class ResidentBatch(Generic[State]):
             torch.where(broken & (slots.first < 0), slots.number, slots.first, out=slots.first)
         look |= self._confirmed()
         if exhausted or look:
-            done = (slots.number >= self.limit) | slots.sure
+            done = (slots.number >= self.limit) | slots.sure | slots.hopeless
             if self.stop_early:
                 done |= slots.first >= 0
             gone = done.nonzero().squeeze(1)
@@ -213,10 +220,9 @@ class ResidentBatch(Generic[State]):
         return bool(slots.sure.any())
 
     def _fresh(self, points: Tensor) -> _Slots:
-        number, sure = torch.zeros_like(points), torch.zeros_like(points, dtype=torch.bool)
-        if self._candidates:
-            return _Slots(points, number, number - 1, sure, None, None)
-        return _Slots(points, number, number - 1, sure, self._all.examples[points], self._all.margin[points])
+        number, no = torch.zeros_like(points), torch.zeros_like(points, dtype=torch.bool)
+        held = (None, None) if self._candidates else (self._all.examples[points], self._all.margin[points])
+        return _Slots(points, number, number - 1, no, no.clone(), *held)
 
     def _replace(self, done: Tensor, gone: Tensor) -> None:
         """Book the points in slots `gone` (where `done`), and let waiting points or the last slots take over."""

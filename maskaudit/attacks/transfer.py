@@ -38,8 +38,8 @@ def transfer(
     threat: ThreatModel,
     rng: PointRNG,
     surrogates: Sequence[Target],
+    queries: int = 120,
     steps: int = 20,
-    restarts: int = 6,
 ) -> Attempt:
     """Momentum ascent on the surrogates' margin; every iterate is shown to the target.
 
@@ -51,8 +51,8 @@ def transfer(
         x: clean points (N, …) in bounds; y: labels (N,).
         surrogates: models in the same bounds and with the same classes; their passes are counted
             in their own ledgers.
-        steps: surrogate gradients, and target evaluations, per restart.
-        restarts: restarts per point.
+        queries: target evaluations per point, each after one gradient of a surrogate.
+        steps: of these, up to the next restart.
 
     Returns:
         The iterate with the largest breaking margin on the target; `first_success` counts target
@@ -65,14 +65,14 @@ def transfer(
         raise UsageError("The transfer attack needs at least one surrogate, got none.")
     streams = rng.fork("transfer")
     goals = [_ranked_classes(surrogate, x, y) for surrogate in surrogates]
-    restart_of = np.arange(steps * restarts + 1) // steps
-    begins = np.arange(steps * restarts + 1) % steps == 0
+    restart_of = np.arange(queries + 1) // steps
+    begins = np.arange(queries + 1) % steps == 0
 
     def enter(points: Tensor) -> _State:
         return _State(x[points], x[points], torch.zeros_like(x[points]))
 
     batch = ResidentBatch(
-        BestCandidates(x), limit=steps * restarts, batch_size=target.batch_size, stop_early=target.stop_early,
+        BestCandidates(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
         confirm=confirmation(target, x, y),
         enter=enter,
     )  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import maskaudit.attacks.apgd as apgd_module
 from maskaudit.attacks.apgd import apgd, checkpoints
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss
@@ -112,7 +113,43 @@ def test_an_unbroken_point_gets_every_run_and_a_broken_one_no_more(settings: dic
     assert 0 < int(standing.sum()) < N
     assert bool((attempt.queries[standing] == 9 * runs).all())
     assert torch.equal(attempt.queries[~standing], attempt.first_success[~standing])
-    assert target.ledger.backwards == int(attempt.queries.sum())
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("loss", ["ce", "targeted-margin"])
+def test_runs_together_come_out_like_runs_in_turn(
+    threat: ThreatModel, loss: Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, x, y = exact_linear((12,), 5)
+    attempts, spent = [], []
+    for together in (1, 64):
+        monkeypatch.setattr(apgd_module, "TOGETHER", together)
+        target = Target(model, bounds=threat.bounds)
+        attempts.append(
+            apgd(target, x, y, threat=threat, rng=make_rng(), loss=loss, steps=8, restarts=3, targets=2)
+        )  # fmt: skip
+        spent.append(target.ledger.backwards)
+    assert spent[0] == int(attempts[0].queries.sum()) < spent[1]  # in turn nothing is spent that does not count
+    for name in ("examples", "first_success", "queries"):
+        assert torch.equal(getattr(attempts[0], name), getattr(attempts[1], name)), name
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_points_beyond_reach_are_given_up_at_the_first_checkpoint(threat: ThreatModel) -> None:
+    """The margin of two linear classes falls evenly: what is beyond reach is known in closed form."""
+    model, weight, x, y = exact_linear((12,), 2)
+    target = Target(model, bounds=threat.bounds)
+    best = best_margin(weight, x, y, threat).float()
+    share = best / target.margin(target.scores(x), y)
+    limit = float(share[best < 0].median()) + 1e-3
+    whole = apgd(target, x, y, threat=threat, rng=make_rng(), steps=50)
+    spared = apgd(target, x, y, threat=threat, rng=make_rng(), steps=50, reach=limit)
+    beyond = (best < 0) & (share > limit)
+    assert 0 < int(beyond.sum()) < int((best < 0).sum())
+    assert torch.equal(spared.queries[beyond], torch.full_like(spared.queries[beyond], checkpoints(50)[0] + 1))
+    for name in ("examples", "first_success", "queries"):
+        assert torch.equal(getattr(spared, name)[~beyond], getattr(whole, name)[~beyond]), name
+    assert bool((spared.first_success[beyond] < 0).all())
 
 
 def test_with_a_reject_class_every_point_gets_the_whole_budget() -> None:
@@ -135,8 +172,8 @@ def test_restarts_begin_elsewhere() -> None:
     apgd(
         Target(watched), x, torch.tensor([0, 0]), threat=ThreatModel("Linf", 0.1), rng=make_rng(2), steps=2, restarts=2
     )
-    starts = [seen[1], seen[4]]  # after the clean pass: two runs of three evaluations
-    assert len(seen) == 7
+    starts = seen[1].split(2)  # after the clean pass: two runs of three evaluations, together
+    assert [len(batch) for batch in seen] == [2, 4, 4, 4]
     assert not torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0][0], starts[0][1])
 

@@ -96,6 +96,7 @@ class BuiltFromValues(TorchFunctionMode):
 ATTACKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "pgd": (pgd, {"steps": ENDLESS}),
     "apgd": (apgd, {"steps": 30}),
+    "apgd giving up": (apgd, {"steps": 30, "reach": 0.4}),
     "apgd targeted": (apgd, {"steps": 30, "loss": "targeted-dlr", "targets": 2}),
     "apgd rescaled": (apgd, {"steps": 30, "loss": "rescaled"}),
     "square": (square, {"queries": ENDLESS}),
@@ -104,7 +105,7 @@ ATTACKS: dict[str, tuple[Any, dict[str, Any]]] = {
     "rays": (decision_based, {"queries": ENDLESS, "method": "rays"}),
     "hopskipjump": (decision_based, {"queries": ENDLESS, "method": "hopskipjump"}),
     "finite differences": (finite_differences, {"queries": ENDLESS, "coordinate_limit": 5}),
-    "transfer": (transfer, {"steps": 3, "restarts": ENDLESS, "surrogates": 2}),
+    "transfer": (transfer, {"queries": ENDLESS, "steps": 3, "surrogates": 2}),
 }
 SHAPE = (2, 3, 3)
 

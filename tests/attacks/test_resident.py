@@ -106,7 +106,7 @@ ATTACKS: dict[str, Callable[..., Attempt]] = {
     "hopskipjump": lambda *a, **k: decision_based(*a, queries=150, method="hopskipjump", **k),
     "finite-differences": lambda *a, **k: finite_differences(*a, queries=200, coordinate_limit=5, **k),
     "transfer": lambda target, *a, **k: transfer(
-        target, *a, surrogates=[crooked(target, seed) for seed in (0, 1)], steps=7, restarts=4, **k
+        target, *a, surrogates=[crooked(target, seed) for seed in (0, 1)], queries=28, steps=7, **k
     ),
 }  # fmt: skip
 

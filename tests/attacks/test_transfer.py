@@ -70,7 +70,7 @@ def test_several_surrogates_take_turns(subjects: Subjects) -> None:
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda t: t.norm)
 def test_a_point_keeps_its_fate(subjects: Subjects, threat: ThreatModel) -> None:
-    attack = functools.partial(transfer, surrogates=[Target(subjects.standard)], steps=8, restarts=3)
+    attack = functools.partial(transfer, surrogates=[Target(subjects.standard)], queries=24, steps=8)
     assert_same_fate(attack, subjects.robust, subjects.x[:60], subjects.y[:60], threat)
 
 
@@ -84,8 +84,8 @@ def test_points_of_a_random_model_leave_beyond_doubt_only(subjects: Subjects) ->
             threat=LINF,
             rng=point_rng(6),
             surrogates=[Target(subjects.standard)],
+            queries=10,
             steps=5,
-            restarts=2,
         )
     assert_left_beyond_doubt(target, attempt, subjects.y, 10)
 
