@@ -62,8 +62,8 @@ ROLES: dict[str, tuple[str, str, str]] = {
     ),
     "second_opinion": (
         "second opinion",
-        "An independent implementation, run on a sample of the points. Its examples count for the best known accuracy "
-        "and prove no level.",
+        "An independent implementation, run on a sample of what still stood. Its examples count for the best "
+        "known accuracy and prove no level.",
         "If it breaks a point that nothing of ours breaks, run more of its attacks with `--attack torchattacks:NAME`.",
     ),
     "sanity": (

@@ -70,8 +70,9 @@ class Challenge:
         if not teaches:
             return
         took = self._took(taught)
-        missed = {row for row, first in took.items() if all(first[name] > FLOOR / RESERVE * whole[name] for name in first)}
-        if len(missed) > (1 - QUANTILE) * len(took):
+        enough = {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
+        missed = {row for row, first in took.items() if all(first[name] > enough[name] for name in first)}
+        if len(missed) > _spare(len(took)):
             self._study(taught, sample[[row in missed for row in sample.tolist()]], whole, " further")
             took = self._took(taught)
         self._budgets = whole | learnt_budgets(list(took.values()), whole)
@@ -135,7 +136,8 @@ class Challenge:
         ledger = self.attacker.ledger
         tried = ledger.strong()
         for entry in ledger.entries.values():
-            searches = entry.spec.role == "challenger" and entry.spec.kind not in ("universal", "transfer")
+            spec = entry.spec
+            searches = spec.role == "challenger" and spec.kind not in ("universal", "transfer") and not spec.near_miss
             if searches and entry.status == "ran":
                 tried &= entry.attempted
         return tried
@@ -181,7 +183,7 @@ class Challenge:
             self.attacker.ledger.entry(spec).settings[f"{spec.effort}_on_known_points"] = budget
 
     def _took(self, specs: Sequence[AttackSpec]) -> dict[int, dict[str, float]]:
-        """For each known point, a row of the ledger, the queries at the first success of every search that ran on it."""
+        """For each known point, a row of the ledger, the queries at the first success of every search that ran."""
         ledger = self.attacker.ledger
         ran = [ledger.entry(spec) for spec in specs if ledger.entry(spec).status == "ran"]
         known = ledger.strong()
@@ -197,8 +199,8 @@ class Challenge:
 def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]) -> dict[str, int]:
     """What each search may spend on a standing point, by what all of them took for the same known points.
 
-    Beginning with `FLOOR / RESERVE` of its budget for each, the search that buys most points per query is extended until
-    `QUANTILE` of what the searches broke lies within reach of one of them. Each gets `RESERVE` times that.
+    Beginning with `FLOOR / RESERVE` of its budget for each, the search that buys most points per query is extended
+    until `QUANTILE` of what the searches broke lies within reach of one of them. Each gets `RESERVE` times that.
 
     Args:
         took: for each known point, per search the queries at its first success, infinite where it had none.
@@ -206,10 +208,9 @@ def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]
     """
     spent = {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
     broken = [point for point in took if min(point.values(), default=math.inf) < math.inf]
-    spare = len(broken) - math.ceil(QUANTILE * len(broken))
     while True:
         missed = [point for point in broken if all(first > spent[name] for name, first in point.items())]
-        if len(missed) <= spare:
+        if len(missed) <= _spare(len(broken)):
             return {name: min(whole[name], math.ceil(RESERVE * spent[name])) for name in whole}
         offers = {
             (name, first): sum(other[name] <= first for other in missed) / (first - spent[name])
@@ -219,3 +220,8 @@ def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]
         }
         name, first = max(offers, key=offers.__getitem__)
         spent[name] = first
+
+
+def _spare(known: int) -> int:
+    """How many of so many known points may be missed."""
+    return math.ceil(round((1 - QUANTILE) * known, 6))

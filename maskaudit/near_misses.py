@@ -1,7 +1,8 @@
-"""The last attacks of a look: own gradients once more, where points stand most narrowly.
+"""The last attacks of a look: own gradients and random search once more, where points stand most narrowly.
 
-Auto-PGD from a random start gives up on points that it would break from close by. So every attack's best candidates
-are kept for the points that stand, and those that came nearest to breaking theirs are attacked again from them.
+Auto-PGD from a random start gives up on points that it would break from close by, and so does random search, with a
+fraction of the queries. So every attack's best candidates are kept for the points that stand, and those that came
+nearest to breaking theirs are attacked again from them.
 """
 
 from __future__ import annotations

@@ -194,14 +194,15 @@ class _Run:
         self._run_attack_probes()  # what they say decides how thoroughly the others search
         for spec in own:
             self._run_on_due(spec, rows)
-        self.challenge.learn([spec for spec in self.specs if spec.role == "challenger"], rows)
+        challengers = [spec for spec in self.specs if spec.role == "challenger" and not spec.near_miss]
+        self.challenge.learn(challengers, rows)
         planned_yet = False
         for spec in self.specs:
             if spec.name in PLANNED:
                 if self.adaptive is not None and not planned_yet:
                     planned_yet = True
                     self.adaptive.run(rows)
-            elif spec.role == "challenger":
+            elif spec in challengers:
                 self.challenge.run(spec, rows)
             elif spec not in own and not spec.near_miss:
                 self._run_on_due(spec, rows)
@@ -209,7 +210,7 @@ class _Run:
         self._run_attack_probes()
 
     def _run_on_due(self, spec: AttackSpec, rows: Tensor) -> None:
-        """Run an attack on those points of this look that are its business: a sample for second opinions."""
+        """Run an attack on what is its business among the points of this look; second opinions get a sample."""
         due = rows
         if spec.role == "second_opinion":
             due = rows[~self.ledger.best_known()[rows]][: self.settings.effort.second_opinion]
@@ -299,7 +300,7 @@ class _Run:
         if int(known.sum()) >= MIN_KNOWN:
             return self.challenge.recaptured(known)
         rows = ledger.correct.nonzero().squeeze(1)
-        own = [spec for spec in self.specs if spec.name not in self.catalogue.foreign]
+        own = [spec for spec in self.specs if spec.name not in self.catalogue.foreign and not spec.near_miss]
         specs = tuple(spec for spec in own if spec.role == "challenger" and spec.kind in ("score", "random"))
         self.tell(AuditEvent("power check", len(rows)))
         outcome = solve_planted(
@@ -344,7 +345,8 @@ class _Run:
     def _missing(self, failure: ModelError | None) -> tuple[str, ...]:
         """Why an essential part of the search did not run."""
         said = [] if failure is None else [f"The model failed while it was audited: {failure}"]
-        ran = [entry.spec for entry in self.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
+        met = [entry for entry in self.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
+        ran = [entry.spec for entry in met if not entry.spec.near_miss]
         families = {
             "the reference attack": any(spec.role == "reference" and spec.kind != "sanity" for spec in ran),
             "own-gradient attacks on other losses": any(s.role == "strong" and not s.loss_family for s in ran),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit import api, challenge, near_misses
+from maskaudit.attacks import decision, registry
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.attacks.square import square
@@ -23,6 +24,7 @@ from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.power import RECAPTURE_POINTS
 
+NEAR = ("apgd-ce-near", "apgd-near", "square-near")
 CHALLENGERS = ("noise", "square", "finite-differences", "decision")
 
 
@@ -178,6 +180,85 @@ def test_a_short_search_that_breaks_standing_points_is_run_again_with_the_whole_
         assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
 
 
+def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+
+    def on_second_thought(_self: challenge.Challenge) -> bool:
+        asked.append(None)
+        return len(asked) % 2 == 0
+
+    monkeypatch.setattr(challenge.Challenge, "_something_hidden", on_second_thought)
+    short, again = linear(eps=0.1), [row for row in CHALLENGERS if row != "decision"]
+    for name in again:
+        row = by_name(short)[name]
+        limit = "draws" if name == "noise" else "queries"
+        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+        assert row.settings[f"{limit}_on_known_points"] < row.settings[limit]
+
+
+@pytest.mark.parametrize(
+    ("took", "budgets"),
+    [
+        ([(100, 40)] * 40, (250, 100)),  # half of a quarter suffices for all
+        ([(math.inf, math.inf)] * 9 + [(1, 1)] * 20, (250, 100)),  # what nothing breaks teaches nothing
+        ([(1, 1)] * 38 + [(900, math.inf)] * 2, (250, 100)),  # one in twenty may be missed
+        ([(1, 1)] * 37 + [(300, math.inf)] * 3, (600, 100)),  # … but not more: twice what they took
+        ([(1, 1)] * 30 + [(400, 100)] * 10, (250, 200)),  # the cheaper of two that would do
+        ([(1, 1)] * 30 + [(300, math.inf)] * 5 + [(math.inf, 150)] * 5, (600, 300)),  # both are needed
+        ([(1, 1)] * 10 + [(900, math.inf)] * 10, (1000, 100)),  # never more than the whole
+    ],
+)
+def test_searches_learn_their_budgets_together(took: list[tuple[float, float]], budgets: tuple[int, int]) -> None:
+    points = [dict(zip(("square", "noise"), point, strict=True)) for point in took]
+    learnt = challenge.learnt_budgets(points, {"square": 1000, "noise": 400})
+    assert (learnt["square"], learnt["noise"]) == budgets
+
+
+def test_the_decision_based_search_has_its_pool_on_known_and_on_standing_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[Tensor | None] = []
+
+    def watched(target: Target, x: Tensor, y: Tensor, pool: Tensor | None, starts: int) -> decision.Starts:
+        pools.append(pool)
+        return nearest(target, x, y, pool, starts)
+
+    nearest = decision.nearest_of_other_classes
+    monkeypatch.setattr(decision, "nearest_of_other_classes", watched)
+    report = linear(eps=0.1)
+    assert "queries_on_standing_points" in by_name(report)["decision"].settings
+    assert len(pools) >= 2
+    assert all(pool is not None and len(pool) == 128 for pool in pools)
+
+
+def test_own_gradients_give_up_what_is_beyond_reach_where_nothing_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    spared = linear(eps=0.1)
+    suspected = by_name(linear(eps=0.1, front=Rounded()))
+    monkeypatch.setattr(registry, "REACH", math.inf)
+    whole = linear(eps=0.1)
+    for name in ("apgd-ce", "apgd-margin", "apgd-dlr", "apgd-rescaled", "apgd-targeted"):
+        assert by_name(spared)[name].settings["reach"] < 1
+        assert by_name(spared)[name].backwards < by_name(whole)[name].backwards
+        assert by_name(spared)[name].attempted == by_name(whole)[name].attempted
+        assert "reach" not in suspected[name].settings
+    assert spared.accuracy["best_known"] == whole.accuracy["best_known"]
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.9])
+def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
+    pytest.importorskip("torchattacks")
+    report = linear(eps=eps, ignore=("transfer", "universal"))
+    ours = {row.name for row in report.attacks if row.role != "second_opinion"} - set(NEAR)
+    standing = sum(not ours & set(names) for names in report.points["broken_by"])
+    for name in ("torchattacks-pgd", "torchattacks-square"):
+        row = by_name(report)[name]
+        if standing:
+            assert 0 < row.attempted <= standing
+        else:
+            assert (row.status, row.reason) == ("skipped", "no point was left standing")
+    assert (standing == 0) == (eps == 0.9)
+
+
 def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is_trained() -> None:
     report = linear(eps=0.9, ignore=("torchattacks-pgd", "torchattacks-square"))
     assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
@@ -219,7 +300,8 @@ def test_near_misses_are_attacked_last_with_matched_budgets() -> None:
     assert margins.attempted <= loss.attempted
     assert loss.settings["steps"] == margins.settings["steps"]
     assert loss.settings["restarts"] == margins.settings["targets"]
-    assert [row.name for row in report.attacks if row.role != "second_opinion"][-2:] == ["apgd-ce-near", "apgd-near"]
+    assert rows["square-near"].attempted <= margins.attempted
+    assert [row.name for row in report.attacks if row.role != "second_opinion"][-3:] == list(NEAR)
 
 
 def test_what_the_best_candidate_leads_to_is_found() -> None:

@@ -168,7 +168,7 @@ class ResidentBatch(Generic[State]):
         keep(better, margin, slots.best_margin)
 
     def give_up(self, hopeless: Tensor) -> None:
-        """Note whose slots are better spent on others (bool (b,)); they leave unsettled, at the next look for leavers."""
+        """Note whose slots are better spent on others (bool (b,)); they leave unsettled at the next look."""
         self._slots.hopeless |= hopeless
         self._given_up = self._asking_is_free and bool(hopeless.any())
 

@@ -1,4 +1,4 @@
-"""The second opinion: torchattacks, if installed, attacks a sample of the points in every audit."""
+"""The second opinion: torchattacks, if installed, attacks a sample of the points that still stand in every audit."""
 
 from __future__ import annotations
 

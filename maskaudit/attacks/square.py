@@ -50,6 +50,7 @@ def square(
     rng: PointRNG,
     queries: int = 1000,
     p_init: float = 0.8,
+    starts: Tensor | None = None,
 ) -> Attempt:
     """Random search on the margin; a proposal is kept when the margin does not fall.
 
@@ -61,6 +62,8 @@ def square(
         queries: evaluations per point, including the one of the starting pattern.
         p_init: share of the pixels changed by the first proposals; AutoAttack's value
             (Croce & Hein 2020) stands for both norms.
+        starts: points (N, …) at which the search begins, moved into ball and bounds first; without them it begins
+            with the paper's pattern.
 
     Returns:
         The candidate with the largest breaking margin; `first_success` counts queries.
@@ -78,7 +81,10 @@ def square(
 
     def enter(points: Tensor) -> _State:
         clean = images[points]
-        first = start(canvas, threat, clean, draws.select(points))
+        if starts is None:
+            first = start(canvas, threat, clean, draws.select(points))
+        else:
+            first = threat.project(starts[points].view_as(clean), clean)
         low = torch.full((len(points),), -torch.inf, device=x.device)
         return _State(Ball.around(clean, threat), first, low, drawn(points, torch.zeros_like(points)))
 

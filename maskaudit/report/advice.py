@@ -88,7 +88,7 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
         said = f"Claim of {words.percent(facts.view.claimed)}: {facts.view.claim}"
         prior = Item(prior.advice, "partly", "Compared with the author's claim only.", said, "verdict")
     elif second:
-        how = f"An independent implementation attacked a sample: {', '.join(row.name for row in second)}."
+        how = f"An independent implementation attacked a sample of what stood: {', '.join(row.name for row in second)}."
         prior = Item(prior.advice, "partly", how, "", "attacks")
     return (
         Item("A diverse set of attacks", "done" if len(kinds) > 2 else ("partly" if kinds else "not done"),

@@ -114,6 +114,7 @@ _ATTACKS = {
     "apgd-ce-restarts": ("croce2020reliable",),
     "apgd-ce-near": ("croce2020reliable",),
     "apgd-near": ("croce2020reliable",),
+    "square-near": ("andriushchenko2020square",),
     "adaptive-ce": ("tashiro2020diversity",),
     "adaptive": ("ma2020imbalanced", "tashiro2020diversity"),
     "repaired": ("athalye2018obfuscated",),

@@ -102,7 +102,10 @@ class _Paragraph:
             ("strong", "Further attacks on the model's own gradients:"),
             ("challenger", "Attacks that do not trust these gradients:"),
             ("repaired", "Attacks through a copy with a repaired backward pass:"),
-            ("second_opinion", "As a second opinion, an independent implementation attacked a sample:"),
+            (
+                "second_opinion",
+                "As a second opinion, an independent implementation attacked a sample of what still stood:",
+            ),
         )
         said = []
         for role, lead in families:

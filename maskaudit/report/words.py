@@ -45,7 +45,7 @@ ROLES = {
         "Repaired",
         "Gradient attacks through a copy with a repaired backward pass; every example is scored on the original model.",
     ),
-    "second_opinion": ("Second opinion", "An independent implementation, run on a sample of the points."),
+    "second_opinion": ("Second opinion", "An independent implementation, run on a sample of what still stood."),
     "sanity": ("Sanity check", "May leave the ball on purpose, so it should break everything; counts nowhere."),
     "other": ("Other", "Rows whose role this version does not know."),
 }

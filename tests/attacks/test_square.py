@@ -139,3 +139,22 @@ def test_tiny_inputs(shape: tuple[int, ...], norm: str) -> None:
     assert threat.admissible(attempt.examples, x).all()
     if norm == "Linf":
         assert (attempt.first_success > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (64,)], ids=str)
+def test_from_a_start_that_nearly_breaks_a_point_few_queries_do(shape: tuple[int, ...]) -> None:
+    """All pixels but two must be on one side: from close by the search is quick, the paper's pattern is far away."""
+    side = torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(0)).float() * 2 - 1
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        right = ((x - 0.5) * side > 0.09).flatten(1).sum(dim=1)
+        return torch.stack([torch.full_like(right, 61.5, dtype=torch.float32), right.float()], dim=1)
+
+    x, y = torch.full((20, *shape), 0.5), torch.zeros(20, dtype=torch.int64)
+    starts = x + 0.2 * side  # is moved into the ball
+    starts.flatten(1)[:, :4] = 0.5
+    settings = {"threat": ThreatModel("Linf", 0.1), "rng": point_rng(20), "queries": 600, "p_init": 0.1}
+    near, far = (square(Target(model), x, y, starts=begin, **settings) for begin in (starts, None))  # type: ignore[arg-type]
+    assert bool((near.first_success > 1).all() & (far.first_success > 1).all())
+    assert float(near.first_success.float().mean()) < 0.5 * float(far.first_success.float().mean())
+    assert bool(settings["threat"].admissible(near.examples, x).all())  # type: ignore[attr-defined]
