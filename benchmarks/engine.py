@@ -49,8 +49,8 @@ HERE = Path(__file__).resolve().parent
 #: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
 SMALL = {"pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1)}
 LARGE = {"pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1)}
-#: Most of those steps from so many points on: a ratio needs only a few, and a run must end.
-FEWER = ((10_000, 4), (1_000, 20))
+#: Most of those steps from so many points on: a run must end, and fewer would weigh how an attack begins.
+FEWER = ((1_000, 20),)
 #: … for large networks.
 FEWER_LARGE = ((10_000, 2), (1_000, 4))
 #: Radius at which hardly any point breaks.

@@ -156,5 +156,5 @@ def test_from_a_start_that_nearly_breaks_a_point_few_queries_do(shape: tuple[int
     settings = {"threat": ThreatModel("Linf", 0.1), "rng": point_rng(20), "queries": 600, "p_init": 0.1}
     near, far = (square(Target(model), x, y, starts=begin, **settings) for begin in (starts, None))  # type: ignore[arg-type]
     assert bool((near.first_success > 1).all() & (far.first_success > 1).all())
-    assert float(near.first_success.float().mean()) < 0.5 * float(far.first_success.float().mean())
+    assert float(near.first_success.float().mean()) < 0.7 * float(far.first_success.float().mean())
     assert bool(settings["threat"].admissible(near.examples, x).all())  # type: ignore[attr-defined]

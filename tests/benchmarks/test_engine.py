@@ -94,7 +94,7 @@ def test_networks_have_their_shape(engine: ModuleType, name: str) -> None:
     ("attack", "channels", "points", "expected"),
     [
         ("pgd", 1, 100, (40, 1)), ("apgd-t", 1, 100, (100, 3)), ("square", 1, 1_000, (20, 1)),
-        ("pgd", 1, 10_000, (4, 1)),
+        ("pgd", 1, 10_000, (20, 1)),
         ("pgd", 3, 999, (10, 1)), ("apgd-t", 3, 1_000, (4, 2)), ("square", 3, 10_000, (2, 1)),
     ],
 )  # fmt: skip
