@@ -124,8 +124,7 @@ class Attacker:
             started, before = time.perf_counter(), target.ledger.copy()
             attempt, score = self._attempt(spec, rows, settings, stream)
         except AttackUnavailable as reason:
-            if not entry.attempted.any():
-                entry.status, entry.reason = "skipped", str(reason)
+            self.skip(spec, str(reason))
             return str(reason)
         except ModelError:
             entry.status, entry.reason = "error", "the model failed during this attack"
@@ -172,9 +171,10 @@ class Attacker:
                 self._candidates[row] = (margin, example.clone())
 
     def skip(self, spec: AttackSpec, reason: str) -> None:
-        """Book that an attack had nothing to do."""
+        """Book that an attack had nothing to do, unless it had in an earlier look."""
         entry = self.ledger.entry(spec)
-        entry.status, entry.reason = "skipped", reason
+        if not entry.attempted.any():
+            entry.status, entry.reason = "skipped", reason
 
     def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any], stream: str) -> tuple[Attempt, Score]:
         """What the attack brings (from the journal if it is there), and its fresh score."""

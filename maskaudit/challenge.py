@@ -65,13 +65,13 @@ class Challenge:
         sample = self._sample(rows)
         if not taught or not len(sample):
             return
-        teaches = int(self.tried()[: int(rows[0])].sum()) + len(sample) >= MIN_KNOWN
+        teaches = int(self._tried_before(rows).sum()) + len(sample) >= MIN_KNOWN
         self._study(taught, sample, {name: math.ceil(FLOOR * whole[name]) for name in whole} if teaches else whole, "")
         if not teaches:
             return
         took = self._took(taught)
-        enough = {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
-        missed = {row for row, first in took.items() if all(first[name] > enough[name] for name in first)}
+        enough = _first_guess(whole)
+        missed = {row for row, first in took.items() if _missed(first, enough)}
         if len(missed) > _spare(len(took)):
             self._study(taught, sample[[row in missed for row in sample.tolist()]], whole, " further")
             took = self._took(taught)
@@ -85,8 +85,7 @@ class Challenge:
             return
         standing = rows[~ledger.strong()[rows]]
         if spec.kind == "transfer" and not len(standing):
-            if not ledger.entry(spec).attempted.any():
-                self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
+            self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
             return
         due = torch.cat([standing, self._sample(rows)]).sort().values
         if not len(due):
@@ -120,8 +119,7 @@ class Challenge:
         hidden = best & ~ledger.strong()
         sources = (hidden if bool(hidden.any()) else best).nonzero().squeeze(1)
         if not len(standing) or not len(sources):
-            if not ledger.entry(spec).attempted.any():
-                attacker.skip(spec, "no point is left standing" if len(sources) else "no point was broken")
+            attacker.skip(spec, "no point is left standing" if len(sources) else "no point was broken")
             return
         found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
         tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
@@ -142,6 +140,10 @@ class Challenge:
                 tried &= entry.attempted
         return tried
 
+    def _tried_before(self, rows: Tensor) -> Tensor:
+        """`tried` for the points of the looks before that of `rows`."""
+        return self.tried()[: int(rows[0])]
+
     def recaptured(self, known: Tensor) -> Power:
         """The power that the search shows on known points, a mask of the first points of the ledger, bool (≤ P,)."""
         found = known & self.attacker.ledger.challengers()[: len(known)]
@@ -161,7 +163,7 @@ class Challenge:
 
     def _sample(self, rows: Tensor) -> Tensor:
         """The points of this look, broken by own gradients, that the search is tried on."""
-        earlier = self.tried()[: int(rows[0])]
+        earlier = self._tried_before(rows)
         return rows[self.attacker.ledger.strong()[rows]][: max(0, self._wanted(earlier) - int(earlier.sum()))]
 
     def _something_hidden(self) -> bool:
@@ -206,10 +208,10 @@ def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]
         took: for each known point, per search the queries at its first success, infinite where it had none.
         whole: per search its whole budget.
     """
-    spent = {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
+    spent = _first_guess(whole)
     broken = [point for point in took if min(point.values(), default=math.inf) < math.inf]
     while True:
-        missed = [point for point in broken if all(first > spent[name] for name, first in point.items())]
+        missed = [point for point in broken if _missed(point, spent)]
         if len(missed) <= _spare(len(broken)):
             return {name: min(whole[name], math.ceil(RESERVE * spent[name])) for name in whole}
         offers = {
@@ -220,6 +222,16 @@ def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]
         }
         name, first = max(offers, key=offers.__getitem__)
         spent[name] = first
+
+
+def _first_guess(whole: Mapping[str, int]) -> dict[str, float]:
+    """What each search is expected to need: `RESERVE` times that is its smallest budget."""
+    return {name: FLOOR / RESERVE * budget for name, budget in whole.items()}
+
+
+def _missed(point: Mapping[str, float], spent: Mapping[str, float]) -> bool:
+    """Whether no search would break a known point within what is `spent`, by the queries that each took for it."""
+    return all(first > spent[name] for name, first in point.items())
 
 
 def _spare(known: int) -> int:

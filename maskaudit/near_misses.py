@@ -27,5 +27,5 @@ def attack_near_misses(attacker: Attacker, specs: Sequence[AttackSpec], rows: Te
         if len(due):
             starts = {"starts": attacker.candidates(due)}
             attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, changes=starts)])
-        elif not ledger.entry(spec).attempted.any():
+        else:
             attacker.skip(spec, "no point was left standing")

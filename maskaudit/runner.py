@@ -185,26 +185,23 @@ class _Run:
         if not self.static_probes:
             self._run_static_probes(rows)
             self._plan(self._trace(rows), rows)
-        own = [
-            spec
-            for spec in self.specs
-            if spec.role in ("reference", "strong") and spec.name not in PLANNED and not spec.near_miss
-        ]
+        first_round = [spec for spec in self.specs if not spec.near_miss]
+        own = [spec for spec in first_round if spec.role in ("reference", "strong") and spec.name not in PLANNED]
+        challengers = [spec for spec in first_round if spec.role == "challenger"]
         self._run_on_due(UNBOUNDED, rows)
         self._run_attack_probes()  # what they say decides how thoroughly the others search
         for spec in own:
             self._run_on_due(spec, rows)
-        challengers = [spec for spec in self.specs if spec.role == "challenger" and not spec.near_miss]
         self.challenge.learn(challengers, rows)
         planned_yet = False
-        for spec in self.specs:
+        for spec in first_round:
             if spec.name in PLANNED:
                 if self.adaptive is not None and not planned_yet:
                     planned_yet = True
                     self.adaptive.run(rows)
             elif spec in challengers:
                 self.challenge.run(spec, rows)
-            elif spec not in own and not spec.near_miss:
+            elif spec not in own:
                 self._run_on_due(spec, rows)
         attack_near_misses(self.attacker, [spec for spec in self.specs if spec.near_miss], rows)
         self._run_attack_probes()
@@ -214,7 +211,7 @@ class _Run:
         due = rows
         if spec.role == "second_opinion":
             due = rows[~self.ledger.best_known()[rows]][: self.settings.effort.second_opinion]
-            if not len(due) and not self.ledger.entry(spec).attempted.any():
+            if not len(due):
                 self.attacker.skip(spec, "no point was left standing")
         elif spec.second_chance:
             due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]

@@ -62,7 +62,7 @@ def wanted_globals(file: ModelFile) -> list[str]:
     try:
         if find is not None and file.data.startswith(b"PK"):
             return sorted(find(io.BytesIO(file.data)))
-    except Exception:
+    except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still said
         return _scan_pickles(_pickle_part(file.data))
     return _scan_pickles(_pickle_part(file.data))
 
