@@ -119,7 +119,7 @@ class _Search(Stops):
                 continue
             if op.name in SOFTMAX and self.decides(op):  # how far scores are apart is a matter of their scale
                 continue
-            if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.changes:
+            if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.movement.changes:
                 confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
                 sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
                 found.append(Culprit("saturation", op.location, confidence, sentence, "soften", op.index,
@@ -131,7 +131,7 @@ class _Search(Stops):
         for op in self.ops:
             if op.name not in GATES or not (op.live_in and op.live_out):
                 continue
-            dead = [p for p in op.parents if not self.ops[p].live_out and p in self.e.changes]
+            dead = [p for p in op.parents if not self.ops[p].live_out and p in self.e.movement.changes]
             before = {self.ops[a].name for p in dead for a in self.ancestors_of(p)}
             if before & COMPARISONS and not before & RANDOM:
                 sentence = f"{op.name} applies a mask computed from the data: the surface jumps when the mask changes."

@@ -61,7 +61,7 @@ def gradient_flow(
         total = pairing(live)
     with _hooked(observer, tallies, points), contextlib.suppress(RuntimeError, NotImplementedError):
         gradient, *_ = torch.autograd.grad(total, observer.leaves, retain_graph=True, allow_unused=True)
-    return {index: _summary(tally, points) for index, tally in tallies.items()}, gradient
+    return _flows(tallies, points), gradient
 
 
 def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -125,7 +125,7 @@ def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | Non
     if arriving is None or leaving is None or arriving.shape != leaving.shape:
         return
     tally.units += int(arriving.count_nonzero())
-    tally.blocked += int((leaving.abs() < BLOCKED * arriving.abs()).count_nonzero())
+    tally.blocked += int((leaving.abs() < arriving.abs().mul_(BLOCKED)).sum())
 
 
 class _Norms:
@@ -168,15 +168,25 @@ class _Norms:
         return row if len(row) == self.points else row.expand(self.points)
 
 
-def _summary(tally: _Tally, points: int) -> Flow:
-    arrived = tally.arriving > 0
-    count = int(arrived.sum())
-    killed = arrived & (tally.leaving == 0)
-    return Flow(
-        points=count,
-        norm_in=float(tally.arriving.sqrt().median()),
-        norm_out=float(tally.leaving.sqrt().median()),
-        zero_share=float(killed.sum()) / count if count else 0.0,
-        nonfinite_share=float((tally.nonfinite > 0).double().mean()) if points else 0.0,
-        blocked_share=tally.blocked / tally.units if tally.units else None,
-    )
+def _flows(tallies: dict[int, _Tally], points: int) -> dict[int, Flow]:
+    if not tallies:
+        return {}
+    arriving = torch.stack([tally.arriving for tally in tallies.values()])
+    leaving = torch.stack([tally.leaving for tally in tallies.values()])
+    nonfinite = torch.stack([tally.nonfinite for tally in tallies.values()])
+    arrived = arriving > 0
+    counts = arrived.sum(dim=1).tolist()
+    killed = (arrived & (leaving == 0)).sum(dim=1).tolist()
+    norms_in, norms_out = torch.stack([arriving, leaving]).sqrt().median(dim=2).values.tolist()
+    spoilt = (nonfinite > 0).sum(dim=1).tolist()
+    return {
+        index: Flow(
+            points=counts[i],
+            norm_in=norms_in[i],
+            norm_out=norms_out[i],
+            zero_share=killed[i] / counts[i] if counts[i] else 0.0,
+            nonfinite_share=spoilt[i] / points if points else 0.0,
+            blocked_share=tally.blocked / tally.units if tally.units else None,
+        )
+        for i, (index, tally) in enumerate(tallies.items())
+    }

@@ -1,4 +1,4 @@
-"""Trace a model: two observed forward passes, one backward pass, a few differences, and the search for culprits."""
+"""Trace a model: an observed forward pass, a backward pass, a few differences, and the search for culprits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.preserve import preserved
-from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, output_kind, seed_generators, zero_share
@@ -19,13 +18,12 @@ from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.health import Pass, gradient_health, margin_gradient, surely_good, surely_poor
 from maskaudit.trace.passes import (
+    Movement,
     answers_alike,
     batch_dependence,
     measure_randomness,
-    moved_ops,
     observe,
     observe_first,
-    phase_changes,
 )
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, Op, Randomness, Trace
 from maskaudit.trace.scope import graph_visible
@@ -62,11 +60,13 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
     if eps is None:
         eps = customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
     with preserved(target.model), graph_visible():
+        alike = False
         if len(x) > FEW_POINTS:
             trace = _look(target, x[:FEW_POINTS], y[:FEW_POINTS], eps, rounds=FEW_DIRECTIONS, first=True)
             if trace is not None and _settled(trace):
                 return trace
-        trace = _look(target, x, y, eps, rounds=DIRECTIONS, first=False)
+            alike = trace is not None
+        trace = _look(target, x, y, eps, rounds=DIRECTIONS, alike=alike)
         assert trace is not None
         return trace
 
@@ -78,20 +78,26 @@ def _settled(trace: Trace) -> bool:
     return surely_poor(trace.health, trace.points)
 
 
-def _look(target: Target, x: Tensor, y: Tensor, eps: float, *, rounds: Sequence[int], first: bool) -> Trace | None:
-    """One look at points `x`; a first one gives up (None) where answers may be random or depend on the batch."""
+def _look(
+    target: Target, x: Tensor, y: Tensor, eps: float, *, rounds: Sequence[int],
+    first: bool = False, alike: bool = False,
+) -> Trace | None:  # fmt: skip
+    """One look at points `x`; a first one gives up (None) where answers may be random or depend on the batch.
+
+    `alike` says that an earlier look has seen that they are not and do not.
+    """
     observer, scores, consumed = observe_first(target, x)
     raw = observer.raw
     assert raw is not None
-    alike = answers_alike(target, x, scores)
-    if first and (consumed or not alike):
+    if first and consumed:
+        return None
+    alike = alike or answers_alike(target, x, scores)
+    if first and not alike:
         return None
     randomness = None if alike and not consumed else measure_randomness(target, x, observer, scores, consumed)
     batch_dependent = None if alike or randomness is not None else batch_dependence(observer)
     alone = randomness is not None or batch_dependent is not None
-    signs = PointRNG.create(target.seed, "trace perturbation", torch.arange(len(x))).signs(x.shape[1:]).to(x)
-    low, high = target.bounds
-    moved, _ = observe(target, (x + eps * signs).clamp(low, high), keep_tensors=False)
+    movement = Movement(target, x, eps, observer.ops)
     flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, y))], len(x))
     target.count_backward(len(x))
     if target.outputs != "logits" or target.reject_class is not None:
@@ -100,18 +106,18 @@ def _look(target: Target, x: Tensor, y: Tensor, eps: float, *, rounds: Sequence[
     health = gradient_health(target, Pass(observer.leaf, scores, slope, grad, alone), y, eps, rounds=rounds)
     seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
-    changes, phases = moved_ops(observer.ops, moved.ops), phase_changes(observer.ops, moved.ops)
     flat = zero_share(slope)
-    evidence = Evidence(observer, raw, scores, y, changes, phases, health, checks, flows, flat)
+    evidence = Evidence(observer, raw, scores, y, movement, health, checks, flows, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:
         found = ranked([*found, *_behind_cuts(target, evidence, suspects)])
     culprits = [*found, *_stochastic(randomness)]
+    changes = movement.changes if culprits or health.poor else None
     return Trace(
         kind=_kind(target.model),
         points=len(x),
-        ops=tuple(_frozen(op, op.index in changes, suspects.flows.get(op.index)) for op in observer.ops),
+        ops=tuple(_frozen(op, changes, suspects.flows.get(op.index)) for op in observer.ops),
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
@@ -161,7 +167,7 @@ def _placed(check: FunctionCheck, ops: list[Seen]) -> FunctionCheck:
     return check
 
 
-def _frozen(op: Seen, changes: bool, flow: Flow | None) -> Op:
+def _frozen(op: Seen, changes: set[int] | None, flow: Flow | None) -> Op:
     return Op(
         index=op.index,
         location=op.location,
@@ -170,7 +176,7 @@ def _frozen(op: Seen, changes: bool, flow: Flow | None) -> Op:
         in_shape=_shape(op.inputs),
         live_in=op.live_in,
         live_out=op.live_out,
-        changes=changes,
+        changes=None if changes is None else op.index in changes,
         parents=op.parents,
         kind=op.kind,
         grad_mode=op.grad_mode,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskaudit.results import Location
+from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.trace.behaviour import seed_generators, twin
 from maskaudit.trace.calls import tensors_of
@@ -100,25 +102,49 @@ def _first_difference(a: list[Seen], b: list[Seen]) -> int | None:
     return None
 
 
-def moved_ops(a: list[Seen], b: list[Seen]) -> set[int]:
-    """Ops whose data moved with the input; where control flow parted, everything after counts as moved."""
-    moved: set[int] = set()
-    for position, op in enumerate(a):
-        other = b[position] if position < len(b) else None
-        if other is None or other.name != op.name:
-            return moved | {later.index for later in a[position:]}
-        if op.kind == "escape" or op.prints != other.prints or (op.nodes and not op.prints):
-            moved.add(op.index)
-    return moved
+class Movement:
+    """What an op's data do when every point moves by ε; the pass that shows it is made when it is first asked for.
 
+    Args:
+        target: the open target.
+        x: the observed inputs (N, …).
+        eps: size of the perturbation, in input units.
+        ops: what was recorded at `x`.
+    """
 
-def phase_changes(a: list[Seen], b: list[Seen]) -> dict[int, float]:
-    """Median absolute change of the argument of periodic ops."""
-    result = {}
-    for left, right in zip(a, b, strict=False):
-        if left.phase is not None and right.phase is not None and left.phase.shape == right.phase.shape:
-            change = (left.phase - right.phase).abs().double().flatten()
-            change = change[change > 0]
-            if len(change):
-                result[left.index] = float(change.median())
-    return result
+    def __init__(self, target: Target, x: Tensor, eps: float, ops: list[Seen]) -> None:
+        self._target, self._x, self._eps, self._ops = target, x, eps, ops
+
+    @cached_property
+    def _moved(self) -> list[Seen]:
+        low, high = self._target.bounds
+        rng = PointRNG.create(self._target.seed, "trace perturbation", torch.arange(len(self._x)))
+        signs = rng.signs(self._x.shape[1:]).to(self._x)
+        observer, _ = observe(self._target, (self._x + self._eps * signs).clamp(low, high), keep_tensors=False)
+        return observer.ops
+
+    @cached_property
+    def changes(self) -> set[int]:
+        """Ops whose data moved with the input; where control flow parted, everything after counts as moved."""
+        moved: set[int] = set()
+        for position, op in enumerate(self._ops):
+            other = self._moved[position] if position < len(self._moved) else None
+            if other is None or other.name != op.name:
+                return moved | {later.index for later in self._ops[position:]}
+            if op.kind == "escape" or op.prints != other.prints or (op.nodes and not op.prints):
+                moved.add(op.index)
+        return moved
+
+    @cached_property
+    def phases(self) -> dict[int, float]:
+        """Median absolute change of the argument of periodic ops, by index."""
+        result: dict[int, float] = {}
+        if all(op.phase is None for op in self._ops):
+            return result
+        for left, right in zip(self._ops, self._moved, strict=False):
+            if left.phase is not None and right.phase is not None and left.phase.shape == right.phase.shape:
+                change = (left.phase - right.phase).abs().double().flatten()
+                change = change[change > 0]
+                if len(change):
+                    result[left.index] = float(change.median())
+        return result

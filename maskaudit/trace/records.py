@@ -66,7 +66,8 @@ class Op:
         in_shape: shape of its first tensor input, None if unknown.
         live_in: whether an input was connected to the model's input in the autograd graph.
         live_out: whether its output is.
-        changes: whether its output's data change when the input is perturbed.
+        changes: whether its output's data change when the input is perturbed; None where the gradient is healthy and
+            nothing hung on it, so that no pass was spent.
         parents: indices of the ops that made its inputs.
         kind: "torch" for an observed call, "function" for a custom autograd Function, "node" for an autograd
             node without a visible call, "entry" for a tensor from outside torch, "escape" for data that leave it.
@@ -81,7 +82,7 @@ class Op:
     in_shape: tuple[int, ...] | None
     live_in: bool
     live_out: bool
-    changes: bool
+    changes: bool | None
     parents: tuple[int, ...]
     kind: Literal["torch", "function", "node", "entry", "escape"]
     grad_mode: bool = True

@@ -98,9 +98,9 @@ class Stops(Walk):
         found = []
         killed = {op.index for op in self.killers}
         for op in self.ops:
-            moved = self.e.phases.get(op.index, 0.0)
+            moved = self.e.movement.phases.get(op.index, 0.0)
             if op.name in SAWTOOTH:
-                if op.live_out and op.index in self.e.changes and self.e.health.zero_share > KILLS:
+                if op.live_out and op.index in self.e.movement.changes and self.e.health.zero_share > KILLS:
                     sentence = f"{op.name} cancels the slope of what it is taken from: the result is a staircase."
                     found.append(Culprit("shattered", op.location, "high", sentence, "mute", op.index))
             elif op.live_out and moved > PHASE and op.index not in killed:

@@ -10,6 +10,7 @@ from torch import Tensor
 from maskaudit.trace.calls import ESCAPES
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.passes import Movement
 from maskaudit.trace.records import Cut, Flow, FunctionCheck, GradientHealth
 from maskaudit.trace.seen import Seen
 from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
@@ -24,8 +25,7 @@ class Evidence:
         raw: the model's output (N, K).
         scores: the target's scores (N, K).
         y: labels (N,).
-        changes: indices of ops whose output moved when the input was perturbed.
-        phases: median phase change of periodic ops, by index.
+        movement: which ops move with the input, and how far the argument of periodic ones does.
         health: the gradient as a whole.
         functions: checks of custom Functions, by class name.
         flows: gradient flow of the margin, by index of the op; empty where the output is not connected.
@@ -36,8 +36,7 @@ class Evidence:
     raw: Tensor
     scores: Tensor
     y: Tensor
-    changes: set[int]
-    phases: dict[int, float]
+    movement: Movement
     health: GradientHealth
     functions: dict[str, FunctionCheck]
     flows: dict[int, Flow]
@@ -93,12 +92,13 @@ class Walk:
         if op.name in STRUCTURAL or op in self.killers:
             return False
         limit = ZERO_SHARE if op.name in SOFTMAX and self.decides(op) else KILLS
-        moves = self._moves(op) if op.name in HARD or self.decides(op) else op.index in self.e.changes
-        return flow.zero_share > limit and moves
+        if flow.zero_share <= limit:
+            return False
+        return self._moves(op) if op.name in HARD or self.decides(op) else op.index in self.e.movement.changes
 
     def _moves(self, op: Seen) -> bool:
         """Whether an op reads data that move with the input, if its own result happens to stay on these points."""
-        return op.index in self.e.changes or any(parent in self.e.changes for parent in op.parents)
+        return op.index in self.e.movement.changes or any(parent in self.e.movement.changes for parent in op.parents)
 
     def _without_derivative(self) -> list[Seen]:
         """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
@@ -111,7 +111,7 @@ class Walk:
         for op in self.ops:
             if op.live_out or op.index not in self.ancestors:
                 continue
-            if not (op.index in self.e.changes if alive else self._moves(op) or op.live_in):
+            if not (op.index in self.e.movement.changes if alive else self._moves(op) or op.live_in):
                 continue
             if op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in):
                 escape = self._escape_before(op)
