@@ -103,7 +103,7 @@ def _resolve(loaded: LoadedModel, request: Request) -> Prepared:
         certified=settings.certified if settings.certified is not None else brought.get("certified"),
         defaults=tuple(defaults),
     )
-    pool = load_data(str(source), split="train", bounds=bounds).x[:POOL_POINTS]
+    pool = load_data(str(source), split="train", bounds=bounds, limit=POOL_POINTS).x
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
     threat = ThreatModel(norm, float(eps), bounds)
     _check_fit(loaded, data, settings, by_default=request.data is None)
@@ -159,10 +159,10 @@ def audit(
     loaded = load_model(model) if isinstance(model, str) else in_memory(model)
     if isinstance(data, str):
         dataset = load_data(data, split="test", bounds=bounds)
-        pool = load_data(data, split="train", bounds=bounds).x[:POOL_POINTS]
+        pool = load_data(data, split="train", bounds=bounds, limit=POOL_POINTS).x
     else:
         dataset = data if isinstance(data, Dataset) else dataset_of(*data, bounds=bounds)
-        pool = dataset.x[:POOL_POINTS]
+        pool = dataset.some(POOL_POINTS).x
     radius = eps if eps is not None else customary_eps(norm, dataset.x.shape[1:], bounds)
     threat = ThreatModel(norm, radius, bounds)
     return run_audit(loaded, dataset, threat, settings or AuditSettings(), pool=pool, on_event=on_event)

@@ -20,8 +20,8 @@ Loader = Callable[[str, Split, tuple[float, float]], Dataset]
 DEFAULT_BOUNDS = (0.0, 1.0)
 
 
-#: Sources with a name of their own: (split, bounds) → Dataset.
-NAMED: dict[str, Callable[[Split, tuple[float, float]], Dataset]] = {
+#: Sources with a name of their own: (split, bounds, limit) → Dataset.
+NAMED: dict[str, Callable[[Split, tuple[float, float], int | None], Dataset]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
 }
@@ -33,7 +33,9 @@ PREFIXES: dict[str, Loader] = {
 }
 
 
-def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float] | None = None) -> Dataset:
+def load_data(
+    source: str, *, split: Split = "test", bounds: tuple[float, float] | None = None, limit: int | None = None
+) -> Dataset:
     """Read labelled points.
 
     Stored pixels (uint8 arrays, image files, digits) are mapped linearly from their full range
@@ -44,6 +46,7 @@ def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float]
             `torchvision:NAME`, `hf:ID` or `py:pkg.mod:callable`.
         split: `"test"`, `"train"` or `"all"`. A source without a train part gives the same points for each.
         bounds: smallest and largest admissible value; (0, 1) if not given.
+        limit: most points to load, chosen as `Dataset.some` does; no more are unpacked than are needed.
 
     Raises:
         UsageError: for an unknown kind of source, split or bounds.
@@ -52,15 +55,20 @@ def load_data(source: str, *, split: Split = "test", bounds: tuple[float, float]
     check_split(split)
     limits = (float(bounds[0]), float(bounds[1])) if bounds is not None else DEFAULT_BOUNDS
     check_bounds(limits)
+    data = _loaded(source, split, limits, limit)
+    return data if limit is None else data.some(limit)
+
+
+def _loaded(source: str, split: Split, limits: tuple[float, float], limit: int | None) -> Dataset:
     if source in NAMED:
-        return NAMED[source](split, limits)
+        return NAMED[source](split, limits, limit)
     prefix, colon, name = source.partition(":")
     if colon and prefix in PREFIXES:
         return PREFIXES[prefix](name, split, limits)
     path = Path(source)
     try:
         if path.is_dir():
-            return folder.load(path, split, limits)
+            return folder.load(path, split, limits, limit)
         if path.is_file():
             return npz.load(path, split, limits)
         exists = path.exists()

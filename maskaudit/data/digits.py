@@ -21,7 +21,7 @@ from maskaudit.data.interface import Dataset, Split, scale_to_bounds
 FULL = 16
 
 
-def load(split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
     """The digits as (N, 1, 8, 8), raw / 16 scaled to the bounds; N is 597 (test), 1200 (train) or 1797 (all)."""
     file = resources.files("maskaudit.data").joinpath("digits.npz")
     with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:

@@ -26,16 +26,18 @@ PREFIXES = {"train": "train", "test": "t10k"}
 SIDE = 28
 
 
-def load(split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
     """The images as (N, 1, 28, 28), raw / 255 scaled to the bounds; N is 10 000 (test), 60 000 (train) or 70 000 (all).
+
+    At most the first `limit`: they follow each other in random order.
 
     Raises:
         InputError: when no copy is found, naming the package that brings one, or when a file is damaged.
     """
     folder = _folder()
-    parts = [_part(folder, PREFIXES[part]) for part in (("train", "test") if split == "all" else (split,))]
-    pixels = torch.from_numpy(np.concatenate([images for images, _ in parts])).unsqueeze(1)
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts]).astype(np.int64))
+    parts = [_part(folder, PREFIXES[part], limit) for part in (("train", "test") if split == "all" else (split,))]
+    pixels = torch.from_numpy(np.concatenate([images for images, _ in parts])[:limit]).unsqueeze(1)
+    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])[:limit].astype(np.int64))
     return Dataset(
         name="fashion-mnist",
         x=scale_to_bounds(pixels, 255, bounds),
@@ -67,12 +69,12 @@ def _file(folder: Path, prefix: str, kind: str) -> Path | None:
     return next((path for path in (packed, plain) if path.is_file()), None)
 
 
-def _part(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,) of one split."""
+def _part(folder: Path, prefix: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 (N, 28, 28) and labels uint8 (N,) of one split, at most the first `limit`."""
     images_path, labels_path = (_file(folder, prefix, kind) for kind in ("images-idx3", "labels-idx1"))
     if images_path is None or labels_path is None:
         raise InputError(f"{folder} holds only a part of Fashion-MNIST: the {prefix} images or labels are missing.")
-    images, labels = idx.read(images_path), idx.read(labels_path)
+    images, labels = idx.read(images_path, limit), idx.read(labels_path, limit)
     if images.ndim != 3 or images.shape[1:] != (SIDE, SIDE):
         raise InputError(f"{images_path} must hold images of {SIDE}×{SIDE} pixels, got an array {images.shape}.")
     if labels.ndim != 1:

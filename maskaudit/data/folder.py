@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Split, evenly_spaced, scale_to_bounds
 from maskaudit.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -29,8 +29,10 @@ GREY_MODES = ("1", "L")
 COLOUR_MODES = ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
 
-def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(path: Path, split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
     """Images as (N, C, H, W), 0 … 255 scaled to the bounds: C = 1 when all are grey, else 3 (alpha is dropped).
+
+    Of more than `limit` images that many are decoded, evenly spaced, so that every class has its share.
 
     Raises:
         InputError: for fewer than two classes, no images, images of several sizes, or an unreadable image.
@@ -51,7 +53,10 @@ def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
         raise InputError(f"{path}: there are no PNG or JPEG images in its {len(classes)} class folders.")
     if ignored:
         notes.append(f"{ignored} files that are not PNG or JPEG were ignored.")
-    pixels = _decode([file for file, _ in files], notes)
+    size, modes = _survey([file for file, _ in files])
+    if limit is not None:
+        files = [files[i] for i in evenly_spaced(len(files), limit)]
+    pixels = _decode([file for file, _ in files], size, modes, notes)
     return Dataset(
         name=str(path),
         x=scale_to_bounds(torch.from_numpy(pixels), 255, bounds),
@@ -94,9 +99,8 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _decode(files: list[Path], notes: list[str]) -> np.ndarray:
-    """All images as uint8 (N, C, H, W); headers are compared before any pixel is decoded."""
-    size, modes = _survey(files)
+def _decode(files: list[Path], size: tuple[int, int], modes: set[str], notes: list[str]) -> np.ndarray:
+    """All images as uint8 (N, C, H, W); their headers were compared before any pixel is decoded."""
     grey = modes <= set(GREY_MODES)
     channels = 1 if grey else 3
     width, height = size

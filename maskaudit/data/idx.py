@@ -24,8 +24,10 @@ MAX_BYTES = 2**30
 _GZIP = b"\x1f\x8b"
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path, limit: int | None = None) -> np.ndarray:
     """The uint8 array that `path` holds, gzipped or not; no more is unpacked than the header announces.
+
+    With `limit` only so many entries of the first axis are read, and what follows them is not looked at.
 
     Raises:
         InputError: for a file that is missing, damaged, not IDX, not of unsigned bytes, or of a size that it denies.
@@ -41,11 +43,18 @@ def read(path: Path) -> np.ndarray:
             size = math.prod(shape)
             if size > MAX_BYTES:
                 raise InputError(f"{path} announces {size} bytes, above the limit of {MAX_BYTES}; it is damaged.")
+            if limit is not None and limit < shape[0]:
+                shape = (limit, *shape[1:])
+                return _array(_exactly(path, stream.read(math.prod(shape)), math.prod(shape)), shape)
             content = _exactly(path, stream.read(size), size)
             if stream.read(1):
                 raise InputError(f"{path} holds more than the {size} bytes its header announces; it is damaged.")
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} cannot be read, it may be truncated or damaged: {error}.") from error
+    return _array(content, shape)
+
+
+def _array(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -82,6 +83,15 @@ class Dataset:
         index = torch.argsort(keys, stable=True)[:n]
         return index, self.x[index], self.y[index]
 
+    def some(self, limit: int) -> Dataset:
+        """At most `limit` of the points: the first, or, where those lack a class, evenly spaced ones."""
+        if len(self) <= limit:
+            return self
+        rows = torch.arange(limit)
+        if len(self.y[:limit].unique()) < len(self.y.unique()):
+            rows = torch.tensor(evenly_spaced(len(self), limit))
+        return dataclasses.replace(self, x=self.x[rows], y=self.y[rows])
+
     def _check_arrays(self) -> None:
         if self.x.dtype != torch.float32 or self.y.dtype != torch.int64:
             raise InputError(
@@ -135,6 +145,12 @@ class Dataset:
             )
         if smallest < low or largest > high:
             object.__setattr__(self, "x", self.x.clamp(low, high))
+
+
+def evenly_spaced(total: int, limit: int) -> list[int]:
+    """At most `limit` of `total` positions, the first among them, in order."""
+    kept = min(total, limit)
+    return [position * total // kept for position in range(kept)]
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:

@@ -186,7 +186,7 @@ class _Search:
         self.ran: list[str] = []
         hides = any(isinstance(module, Unmaskable) for module in one.module.modules())
         self.twin = unmask(one.module).eval() if hides else None
-        self.pool = load_data(one.entry.data, split="train").x[:POOL_POINTS]
+        self.pool = load_data(one.entry.data, split="train", limit=POOL_POINTS).x
 
     def plan(self) -> Iterator[Step]:
         """The steps that apply: no twin, no attack through it."""

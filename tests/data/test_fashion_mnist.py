@@ -46,6 +46,19 @@ def test_a_copy_below_the_data_folder_is_read(
     assert float(load_data("fashion-mnist", split="train", bounds=(-1, 1)).x.min()) == -1.0
 
 
+def test_a_limit_unpacks_no_more_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, zipped=False)
+    monkeypatch.setenv("MASKAUDIT_DATA", str(tmp_path))
+    images = tmp_path / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[: 16 + 11 * 28 * 28])
+    some = load_data("fashion-mnist", split="train", limit=11)
+    assert torch.equal(some.x[:, 0], torch.from_numpy(IMAGES[:11].astype(np.float32)) / 255)
+    assert some.y.tolist() == LABELS[:11].tolist()
+    with pytest.raises(InputError, match="truncated"):
+        load_data("fashion-mnist", split="train", limit=12)
+    assert len(load_data("fashion-mnist", limit=100)) == 5
+
+
 def test_without_a_copy_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKAUDIT_DATA", str(tmp_path))
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nowhere")

@@ -41,6 +41,16 @@ def test_order_labels_and_scale(pets: Path) -> None:
     assert "same points" in " ".join(data.notes)
 
 
+def test_a_limit_decodes_a_share_of_every_class(pets: Path) -> None:
+    assert load_data(str(pets), limit=4).y.tolist() == [0, 0, 0, 1]
+    assert torch.equal(load_data(str(pets), limit=9).x, load_data(str(pets)).x)
+
+
+def test_a_limit_does_not_hide_a_coloured_image(pets: Path) -> None:
+    paint(pets / "dog" / "9.png", 77, "RGB")
+    assert load_data(str(pets), limit=2).x.shape == (2, 3, 4, 6)
+
+
 def test_colour_keeps_the_order_of_channels(tmp_path: Path) -> None:
     pixels = np.zeros((4, 6, 4), dtype=np.uint8)
     pixels[..., 0], pixels[..., 1], pixels[..., 2], pixels[..., 3] = 255, 51, 0, 7

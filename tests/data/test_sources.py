@@ -97,6 +97,15 @@ def test_npz_without_train_gives_the_same_points_and_says_so(tmp_path: Path) -> 
     assert "same points" in " ".join(test.notes)
 
 
+def test_a_limit_takes_the_first_points_unless_they_lack_a_class(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 6)[:, None]
+    mixed = load_data(save(tmp_path / "m.npz", x=x, y=np.array([0, 1, 2, 0, 1, 2])), limit=3)
+    assert mixed.x[:, 0].tolist() == pytest.approx([0, 0.2, 0.4])
+    ordered = load_data(save(tmp_path / "o.npz", x=x, y=np.array([0, 0, 1, 1, 2, 2])), limit=3)
+    assert ordered.y.tolist() == [0, 1, 2]
+    assert ordered.num_classes == 3
+
+
 def test_npz_declared_classes(tmp_path: Path) -> None:
     x = RNG.random((6, 5))
     assert load_data(save(tmp_path / "a.npz", x=x, y=LABELS, num_classes=np.array(7))).num_classes == 7
