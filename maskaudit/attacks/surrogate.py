@@ -52,13 +52,15 @@ class Surrogate(nn.Module):
                 shrink = [nn.AdaptiveAvgPool2d((height, width))]
             stride = 1 if max(height, width) <= 8 else 2
             side = (min(4, height), min(4, width))
+            reached = tuple(-(--(-n // stride) // 2) for n in (height, width))
+            pool = [] if reached == side else [nn.AdaptiveAvgPool2d(side)]
             body: list[nn.Module] = [
                 *shrink,
                 nn.Conv2d(channels, 24, 3, stride=stride, padding=1),
                 act,
                 nn.Conv2d(24, 48, 3, stride=2, padding=1),
                 act,
-                nn.AdaptiveAvgPool2d(side),
+                *pool,
                 nn.Flatten(),
                 nn.Linear(48 * side[0] * side[1], 96),
             ]
