@@ -49,6 +49,11 @@ def _residual(first: int, widths: tuple[int, ...], depth: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 10))
 
 
+def resnet20() -> nn.Module:
+    """ResNet-20 for (N, 3, 32, 32), the small network of He et al. 2016 for CIFAR: 270,000 parameters."""
+    return _residual(16, (16, 32, 64), 3)
+
+
 def resnet18() -> nn.Module:
     """ResNet-18 for (N, 3, 32, 32): 11 million parameters, 0.56 GMAC per forward pass."""
     return _residual(64, (64, 128, 256, 512), 2)

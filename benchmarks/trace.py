@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.engine_networks import resnet18
+from benchmarks.engine_networks import resnet18, resnet20
 from maskaudit.target import Target
 from maskaudit.trace import trace_model
 from maskaudit.zoo.masks import QuantisedInput, SineInput
@@ -62,6 +62,7 @@ def cnn(side: int) -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "CNN, digits 8 × 8": (lambda: cnn(8), (1, 8, 8)),
     "CNN, 28 × 28": (lambda: cnn(28), (1, 28, 28)),
+    "ResNet-20, 3 × 32 × 32": (resnet20, (3, 32, 32)),
     "ResNet-18, 3 × 32 × 32": (resnet18, (3, 32, 32)),
 }
 

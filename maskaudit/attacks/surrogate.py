@@ -9,6 +9,8 @@ saturated, rounded and one-hot outputs teach as much as logits do.
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,7 +54,7 @@ class Surrogate(nn.Module):
                 shrink = [nn.AdaptiveAvgPool2d((height, width))]
             stride = 1 if max(height, width) <= 8 else 2
             side = (min(4, height), min(4, width))
-            reached = tuple(-(--(-n // stride) // 2) for n in (height, width))
+            reached = tuple(ceil(ceil(n / stride) / 2) for n in (height, width))
             pool = [] if reached == side else [nn.AdaptiveAvgPool2d(side)]
             body: list[nn.Module] = [
                 *shrink,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,47 +48,43 @@ def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, y: Tensor) -> 
     return _gradient(target, target.margin(scores, y), leaf)
 
 
-def gradient_health(target: Target, seen: Pass, y: Tensor, eps: float, *, rounds: Sequence[int]) -> GradientHealth:
+def gradient_health(
+    target: Target, seen: Pass, y: Tensor, differences: Differences, *, rounds: Sequence[tuple[int, float]]
+) -> GradientHealth:
     """Zero shares, and correlation of ⟨∇margin, u⟩ with central differences over random sign directions u.
 
     Args:
         target: the open target.
         seen: the recorded pass.
         y: labels (N,).
-        eps: radius, in input units.
-        rounds: how many directions per point to add at a time; none are added once the correlation is clear of
-            `AGREEMENT` at a step size, on whichever side.
+        differences: what an earlier look at the first of these points compared; what is compared now is added.
+        rounds: how many directions every point is compared along by then, and by how many standard errors a correlation
+            has to be clear of `AGREEMENT` for the round to be left out.
 
     Every evaluation of a random model uses the same random numbers, so it is judged as one draw.
     """
     grad = seen.margin_grad
     if grad is None:
-        return GradientHealth(False, 1.0, 1.0, tuple((eps * s, 0.0) for s in DIFFERENCE_STEPS), pairs=(0, 0))
+        return GradientHealth(False, 1.0, 1.0, tuple((scale.step, 0.0) for scale in differences.scales), pairs=(0, 0))
     shares = zero_share(grad), _entropy_zero_share(target, seen, y, grad)
-    rng = PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
-    scales = [_Scale(eps * step) for step in DIFFERENCE_STEPS]
-    drawn = 0
-    for count in rounds:
-        open_scales = [scale for scale in scales if not scale.clear]
-        if not open_scales:
-            break
-        order = torch.arange(drawn, drawn + count).expand(len(y), count)
-        signs = rng.signs(seen.leaf.shape[1:], step=order).to(seen.leaf).unbind(dim=1)
-        _add_differences(target, seen, y, grad, signs, open_scales)
-        drawn += count
-    agreement = tuple((scale.step, scale.correlation) for scale in scales)
-    return GradientHealth(True, *shares, agreement, tuple(len(scale.predicted) for scale in scales))
+    for directions, clear_by in rounds:
+        differences.extend(target, seen, y, grad, directions, differences.unclear(clear_by))
+    agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
+    return GradientHealth(True, *shares, agreement, tuple(len(scale.predicted) for scale in differences.scales))
 
 
 @dataclass
 class _Scale:
-    """Changes of the margin over 2 × `step`, in input units: as the gradient predicts them, and as they are (M,)."""
+    """Changes of the margin over 2 × `step`, in input units: as the gradient predicts them, and as they are (M,).
+
+    `points` holds, per direction, how many points were compared along it: the first ones.
+    """
 
     step: float
     predicted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     measured: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     correlation: float = 0.0
-    clear: bool = False
+    points: list[int] = field(default_factory=list)
 
     def add(self, predicted: Tensor, measured: Tensor) -> None:
         """Take in further pairs and correlate all of them, uncentred; 1 when nothing changes and nothing should."""
@@ -99,16 +95,74 @@ class _Scale:
         lengths = float(p.norm()), float(m.norm())
         scale = lengths[0] * lengths[1]
         self.correlation = float(p @ m) / scale if scale else float(lengths[0] == lengths[1])
-        self.clear = clear_side(self.correlation, len(self.predicted)) != 0
+
+    def side(self, by: float = CLEAR_BY) -> int:
+        """See `clear_side`."""
+        return clear_side(self.correlation, len(self.predicted), by)
+
+    def missing(self, directions: int, points: int) -> Iterator[tuple[int, int]]:
+        """The directions along which fewer than `points` were compared, and the first point that was not; now taken."""
+        self.points += [0] * (directions - len(self.points))
+        for direction in range(directions):
+            first, self.points[direction] = self.points[direction], max(points, self.points[direction])
+            if first < points:
+                yield direction, first
 
 
-def clear_side(correlation: float, pairs: int) -> int:
-    """Whether a correlation over so many pairs is surely above (1) or below (−1) `AGREEMENT`; 0 if neither."""
+class Differences:
+    """Directional derivatives of the margin beside central differences, at every step size.
+
+    Args:
+        eps: radius, in input units.
+    """
+
+    def __init__(self, eps: float) -> None:
+        self.scales = [_Scale(eps * step) for step in DIFFERENCE_STEPS]
+
+    def unclear(self, by: float) -> list[_Scale]:
+        """The step sizes that could still turn the finding: none where one is surely poor, since the worst counts.
+
+        Where one is likely to be poor, only that one is worth pursuing.
+        """
+        if any(scale.side(by) < 0 for scale in self.scales):
+            return []
+        left = [scale for scale in self.scales if scale.side(by) == 0]
+        poor = [scale for scale in left if scale.side() < 0]
+        return [min(poor, key=lambda scale: scale.correlation)] if poor else left
+
+    def extend(
+        self, target: Target, seen: Pass, y: Tensor, grad: Tensor, directions: int, scales: list[_Scale]
+    ) -> None:  # fmt: skip
+        """Compare at the given step sizes until every point was compared along so many directions, in one pass."""
+        wanted = [(scale, *missing) for scale in scales for missing in scale.missing(directions, len(y))]
+        if not wanted:
+            return
+        x, rng = seen.leaf.detach(), PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
+        order = torch.arange(directions).expand(len(y), directions)
+        signs = rng.signs(x.shape[1:], step=order).to(x).unbind(dim=1)
+        low, high = target.bounds
+        around = [
+            (x[first:] + side * scale.step * signs[direction][first:]).clamp(low, high)
+            for scale, direction, first in wanted
+            for side in (1, -1)
+        ]
+        labels = [y[first:] for _, _, first in wanted for _ in (1, -1)]
+        margins = _margins(twin(target), around, labels, together=not seen.random)
+        for place, (scale, _, first) in enumerate(wanted):
+            (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
+            scale.add(((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64), up - down)
+
+
+def clear_side(correlation: float, pairs: int, by: float = CLEAR_BY) -> int:
+    """Whether a correlation over so many pairs is surely above (1) or below (−1) `AGREEMENT`; 0 if neither.
+
+    `by` is the number of standard errors that counts as sure.
+    """
     if pairs <= 3:
         return 0
     bounded = max(-1 + 1e-12, min(1 - 1e-12, correlation))
     distance = (math.atanh(bounded) - math.atanh(AGREEMENT)) * math.sqrt(pairs - 3)
-    return (distance >= CLEAR_BY) - (distance <= -CLEAR_BY)
+    return (distance >= by) - (distance <= -by)
 
 
 def surely_common(share: float, points: int) -> bool:
@@ -156,31 +210,14 @@ def _gradient(target: Target, value: Tensor, leaf: Tensor) -> Tensor | None:
     return None if grad is None else grad.detach()
 
 
-def _add_differences(
-    target: Target, seen: Pass, y: Tensor, grad: Tensor, directions: Sequence[Tensor], scales: Sequence[_Scale]
-) -> None:
-    """Add the changes of the margin between x + hu and x − hu for every direction u and step size h."""
-    x = seen.leaf.detach()
-    low, high = target.bounds
-    around = [(x + side * scale.step * u).clamp(low, high) for scale in scales for side in (1, -1) for u in directions]
-    margins = torch.cat(_margins(twin(target), around, y, together=not seen.random))
-    slopes = grad.repeat(len(directions), *[1] * (grad.dim() - 1))
-    points, values = torch.cat(around).split(2 * len(slopes)), margins.split(2 * len(slopes))
-    for scale, around_scale, margin in zip(scales, points, values, strict=True):
-        plus, minus = around_scale.chunk(2)
-        predicted = ((plus - minus) * slopes).flatten(1).sum(dim=1, dtype=torch.float64)
-        up, down = margin.chunk(2)
-        scale.add(predicted, up - down)
-
-
-def _margins(target: Target, batches: list[Tensor], y: Tensor, *, together: bool) -> list[Tensor]:
-    """Margins (N,) of equally large batches: in one pass, or each in its own under the same random numbers."""
+def _margins(target: Target, batches: list[Tensor], labels: list[Tensor], *, together: bool) -> list[Tensor]:
+    """Margins (N,) of batches: in one pass, or each in its own under the same random numbers."""
     if together:
         seed_generators(target.seed)
-        scores = target.scores(torch.cat(batches))
-        return list(target.margin(scores, y.repeat(len(batches))).split(len(y)))
+        margin = target.margin(target.scores(torch.cat(batches)), torch.cat(labels))
+        return list(margin.split([len(batch) for batch in batches]))
     margins = []
-    for batch in batches:
+    for batch, y in zip(batches, labels, strict=True):
         seed_generators(target.seed)
         margins.append(target.margin(target.scores(batch), y))
     return margins

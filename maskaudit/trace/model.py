@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,7 +17,15 @@ from maskaudit.trace.behaviour import loss_slope, output_kind, seed_generators, 
 from maskaudit.trace.culprits import Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
-from maskaudit.trace.health import Pass, gradient_health, margin_gradient, surely_good, surely_poor
+from maskaudit.trace.health import (
+    CLEAR_BY,
+    Differences,
+    Pass,
+    gradient_health,
+    margin_gradient,
+    surely_good,
+    surely_poor,
+)
 from maskaudit.trace.passes import (
     Movement,
     answers_alike,
@@ -34,15 +43,19 @@ from maskaudit.trace.walk import Evidence
 MAX_POINTS = 16
 #: Points of the first, cheap look, after which most models are done with.
 FEW_POINTS = 8
-#: Random directions per point in the first look and in the second, as they are added while a doubt is left.
-FEW_DIRECTIONS, DIRECTIONS = (1, 1), (2, 2)
+#: Random directions per point that the first look and the second reach, round by round, and by how many standard errors
+#: a correlation has to be clear before a round to make it needless. On few pairs, whose errors are larger than Fisher's
+#: where gradients are heavy-tailed, the second look takes only what is beyond doubt.
+FEW_ROUNDS = ((1, math.inf), (2, CLEAR_BY))
+ROUNDS = ((1, math.inf), (2, 4.0), (4, CLEAR_BY))
 
 
 def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) -> Trace:
     """Trace the forward and the backward pass of a target and name what hides its gradient.
 
     A first look takes `FEW_POINTS` points. Where it leaves a doubt, or answers are random, the model is looked at again
-    with `MAX_POINTS` points and more directions, and only that second look is reported.
+    with `MAX_POINTS` points and more directions, and only that second look is reported; of the first it keeps the
+    differences that were measured.
 
     Args:
         target: the open target.
@@ -59,14 +72,15 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
     if eps is None:
         eps = customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
+    differences = Differences(eps)
     with preserved(target.model), graph_visible():
         alike = False
         if len(x) > FEW_POINTS:
-            trace = _look(target, x[:FEW_POINTS], y[:FEW_POINTS], eps, rounds=FEW_DIRECTIONS, first=True)
+            trace = _look(target, x[:FEW_POINTS], y[:FEW_POINTS], eps, differences, rounds=FEW_ROUNDS, first=True)
             if trace is not None and _settled(trace):
                 return trace
             alike = trace is not None
-        trace = _look(target, x, y, eps, rounds=DIRECTIONS, alike=alike)
+        trace = _look(target, x, y, eps, differences, rounds=ROUNDS, alike=alike)
         assert trace is not None
         return trace
 
@@ -79,7 +93,7 @@ def _settled(trace: Trace) -> bool:
 
 
 def _look(
-    target: Target, x: Tensor, y: Tensor, eps: float, *, rounds: Sequence[int],
+    target: Target, x: Tensor, y: Tensor, eps: float, differences: Differences, *, rounds: Sequence[tuple[int, float]],
     first: bool = False, alike: bool = False,
 ) -> Trace | None:  # fmt: skip
     """One look at points `x`; a first one gives up (None) where answers may be random or depend on the batch.
@@ -103,7 +117,7 @@ def _look(
     if target.outputs != "logits" or target.reject_class is not None:
         grad = margin_gradient(target, observer.leaf, scores, y)
     slope = loss_slope(scores, y)
-    health = gradient_health(target, Pass(observer.leaf, scores, slope, grad, alone), y, eps, rounds=rounds)
+    health = gradient_health(target, Pass(observer.leaf, scores, slope, grad, alone), y, differences, rounds=rounds)
     seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(slope)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskaudit.target import PassLedger, Target
 from maskaudit.trace import MAX_POINTS, trace_model
-from maskaudit.trace.health import clear_side, surely_common
+from maskaudit.trace.health import Differences, Pass, clear_side, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from tests.trace import masked_models as zoo
 
@@ -63,6 +63,53 @@ def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
     assert found.points == points_seen
     if points_seen == FEW_POINTS:
         assert spent <= GOAL * 2 * BATCH
+
+
+def test_what_moves_is_looked_at_only_where_something_hangs_on_it(net: nn.Module, points: Points) -> None:
+    spent = []
+    for model in (linear(net).eval(), zoo.masks.QuantisedInput(net, 4).eval()):
+        with Target(model) as target:
+            y = target.predict(target.scores(points[0]))
+            target.ledger = PassLedger()
+            found = trace_model(target, points[0], y, eps=0.2)
+            spent.append(target.ledger.forwards)
+        assert {op.changes for op in found.ops} == ({None} if found.healthy else {True})
+    assert spent[1] - spent[0] == FEW_POINTS
+
+
+def test_a_second_look_keeps_the_differences_of_the_first(net: nn.Module, points: Points) -> None:
+    x, y = points[0][:6], points[1][:6]
+    with Target(net) as target:
+
+        def seen(rows: int) -> tuple[Target, Pass, Tensor, Tensor]:
+            leaf = x[:rows].clone().requires_grad_(True)
+            scores = target.differentiable_scores(leaf)
+            grad = margin_gradient(target, leaf, scores, y[:rows])
+            assert grad is not None
+            return target, Pass(leaf, scores, torch.zeros(0), grad, random=False), y[:rows], grad
+
+        grown, fresh = Differences(0.2), Differences(0.2)
+        grown.extend(*seen(4), 1, grown.scales[:1])
+        fresh.extend(*seen(6), 2, fresh.scales)
+        before = target.ledger.forwards
+        grown.extend(*seen(6), 2, grown.scales)
+        assert target.ledger.forwards - before == 6 + 2 * (24 - 4)
+    for a, b in zip(grown.scales, fresh.scales, strict=True):
+        assert len(a.predicted) == 12
+        assert a.correlation == pytest.approx(b.correlation, rel=1e-4)
+
+
+def test_a_step_size_that_is_surely_poor_ends_the_comparison() -> None:
+    many = torch.ones(16, dtype=torch.float64)
+    against = many * torch.tensor([1.0, -1.0]).repeat(8)
+    half_against = torch.cat([many[:12], -many[:4]])
+    differences = Differences(0.2)
+    coarse, fine = differences.scales
+    assert differences.unclear(4.0) == [coarse, fine]
+    coarse.add(many, half_against)
+    assert differences.unclear(4.0) == [coarse]  # likely poor: that is pursued, and nothing else
+    fine.add(many, against)
+    assert differences.unclear(4.0) == []
 
 
 @pytest.mark.parametrize(
