@@ -12,6 +12,7 @@ import click
 
 from maskaudit import __version__
 from maskaudit.errors import MaskauditError, UsageError
+from maskaudit.memory import keep_freed_memory
 from maskaudit.options import check_config, data_options, fraction, model_options, plan_file
 from maskaudit.status import FAIL_ON, exit_status
 
@@ -35,6 +36,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every foreseen error becomes one sentence on stderr and its exit status."""
     as_json = "--json" in sys.argv[1:]
+    keep_freed_memory()
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -40,8 +40,8 @@ class PointRNG:
         digest = hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest()
         return cls(int.from_bytes(digest, "little", signed=True), points)
 
-    def select(self, rows: Tensor) -> PointRNG:
-        """The generator restricted to some rows (index or mask), each keeping its own stream."""
+    def select(self, rows: Tensor | slice) -> PointRNG:
+        """The generator restricted to some rows (index, mask or slice), each keeping its own stream."""
         return replace(self, points=self.points[rows])
 
     def fork(self, stream: str) -> PointRNG:

@@ -183,12 +183,6 @@ class Search(SlotState):
         length = self.terrain.column(per_point_norm(delta)).clamp_min(1e-12)
         return torch.where(length > bound, x + delta * (bound / length), anchor).clamp_(*threat.bounds)
 
-    def length(self, point: Tensor) -> Tensor:
-        """Distance of `point` (b, …) from the clean points in the threat's norm, (b,), at least as exact as float32."""
-        if self.terrain.threat.norm == "Linf":  # the largest of rounded differences is the largest difference, rounded
-            return (point - self.clean).flatten(1).abs().amax(dim=1)
-        return self.terrain.threat.distance(point, self.clean)
-
     def _beaten(self) -> Tensor:
         """The radius that a new start must do with, (b,)."""
         held = self.radius

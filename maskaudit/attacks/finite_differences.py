@@ -141,16 +141,16 @@ class _Step:
         self.rows = torch.arange(len(y), device=y.device)
         self.broken = torch.zeros(len(y), dtype=torch.bool, device=y.device)
 
-    def margins(self, candidates: Tensor, *, inside: bool) -> Tensor:
+    def margins(self, candidates: Tensor, inside: Tensor | None = None) -> Tensor:
         """Margins (b, m) of m candidates per point (b, m, …); the best admissible one is offered.
 
-        `inside` says that all of them are admissible; otherwise each is checked, where it is worth offering.
+        `inside`, bool (b, m), says which are admissible; all of them if it is not given.
         """
         m = candidates.shape[1]
         margin = self.target.margin(self.target.scores(candidates.flatten(0, 1)), self.y.repeat_interleave(m)).view(
             -1, m
         )
-        eligible = margin if inside else self._admissible(candidates, margin)
+        eligible = margin if inside is None else torch.where(inside, margin, -torch.inf)
         value, index = eligible.max(dim=1)
         self.batch.offer(candidates[self.rows, index], value)
         self.broken |= value > 0
@@ -161,22 +161,8 @@ class _Step:
         unit = self.threat.step_direction(ahead)
         lengths = [length * self.threat.eps for length in STEP_LENGTHS]
         tried = torch.stack([self.threat.project(start + step * unit, self.clean) for step in lengths], dim=1)
-        reached, index = self.margins(tried, inside=True).max(dim=1)
+        reached, index = self.margins(tried).max(dim=1)
         return tried[self.rows, index], reached
-
-    def _admissible(self, candidates: Tensor, margin: Tensor) -> Tensor:
-        """Margins (b, m) with −∞ for what is not admissible or, where that is free to know, beats nothing held."""
-        m = candidates.shape[1]
-        if not accelerator.asking_is_free(margin.device):
-            clean = self.clean.repeat_interleave(m, dim=0)
-            return torch.where(
-                self.threat.admissible(candidates.flatten(0, 1), clean).view_as(margin), margin, -torch.inf
-            )
-        rows, columns = (margin > self.batch.held[:, None]).nonzero(as_tuple=True)
-        good = self.threat.admissible(candidates[rows, columns], self.clean[rows])
-        eligible = torch.full_like(margin, -torch.inf)
-        eligible[rows, columns] = torch.where(good, margin[rows, columns], -torch.inf)
-        return eligible
 
 
 @dataclass(frozen=True)
@@ -216,26 +202,32 @@ class _Blocks:
         """Σ_k slope_k·u_k over the blocks' unit directions u_k, shape of `at` (n, …).
 
         The end points are clipped to the bounds, so a difference is one-sided where the iterate
-        sits on a bound; slopes divide by the distance that is left.
+        sits on a bound; slopes divide by the distance that is left. Blocks are disjoint: what is not asked of the
+        model is computed for all of them in one image.
         """
         low, high = step.threat.bounds
-        n, dims = len(at), at[0].numel()
-        offset = (self.directions(rng, turn).to(at) * size.view(n, 1, 1)).view(n, self.count, *at.shape[1:])
-        centre = at.unsqueeze(1)
-        ends = torch.cat([(centre + offset).clamp(low, high), (centre - offset).clamp(low, high)], dim=1)
-        margin = step.margins(ends, inside=False)
-        chord = (ends[:, : self.count] - ends[:, self.count :]).view(n, self.count, dims)
-        squared = chord.square().sum(dim=2).clamp_min(torch.finfo(at.dtype).tiny)
+        n, centre = len(at), at.flatten(1)
+        block, signs = self.layout(rng, turn)
+        offset = signs.to(at) * size.view(n, 1)
+        moved = [(centre + offset).clamp(low, high), (centre - offset).clamp(low, high)]
+        chosen = block.unsqueeze(1) == torch.arange(self.count, device=at.device).view(1, -1, 1)
+        ends = at.new_empty(n, 2, self.count, centre.shape[1])
+        for side, end in enumerate(moved):
+            torch.where(chosen, end.unsqueeze(1), centre.unsqueeze(1), out=ends[:, side])
+        inside = torch.cat([self.inside(step, centre, end, block) for end in moved], dim=1)
+        margin = step.margins(ends.view(n, 2 * self.count, *at.shape[1:]), inside)
+        chord = moved[0] - moved[1]
+        squared = self.sums(chord.square(), block).clamp_min(torch.finfo(at.dtype).tiny)
         slope = (margin[:, : self.count] - margin[:, self.count :]) / squared
-        return torch.nan_to_num((slope.unsqueeze(1) @ chord).view_as(at), nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.nan_to_num((slope.gather(1, block) * chord).view_as(at), nan=0.0, posinf=0.0, neginf=0.0)
 
-    def directions(self, rng: PointRNG, turn: Tensor) -> Tensor:
-        """Disjoint blocks with signs, (n, count, D); plain unit vectors when blocks are single coordinates."""
+    def layout(self, rng: PointRNG, turn: Tensor) -> tuple[Tensor, Tensor]:
+        """The block of every coordinate, int64, and its sign, both (n, D); single coordinates all have the sign 1."""
         channels, height, width = self.shape
         dims = channels * height * width
         n = len(turn)
         if self.count == dims:
-            return torch.eye(dims, device=turn.device).expand(n, -1, -1)
+            return torch.arange(dims, device=turn.device).expand(n, -1), torch.ones(n, dims, device=turn.device)
         down, across = self.sides
         rows, columns = -(-height // down), -(-width // across)
         shift = rng.uniform((2,), step=2 * turn).to(turn.device)
@@ -245,5 +237,17 @@ class _Blocks:
         block = (channel * rows + i[:, None, :, None]) * columns + j[:, None, None, :]
         signs = rng.signs((dims,), step=2 * turn + 1)
         signs = torch.where((turn % 2 == 0)[:, None], torch.ones_like(signs), signs)
-        number = torch.arange(self.count, device=turn.device).view(1, -1, 1)
-        return (block.view(n, 1, dims) == number) * signs.unsqueeze(1)
+        return block.reshape(n, dims), signs
+
+    def inside(self, step: _Step, centre: Tensor, end: Tensor, block: Tensor) -> Tensor:
+        """Whether the iterate `centre` stays in the ball when a block moves to `end`, both (n, D); bool (n, count)."""
+        threat, clean = step.threat, step.clean.flatten(1)
+        reach = threat.eps + threat.slack
+        if threat.norm == "Linf":
+            return self.sums(((end - clean).abs_() > reach).to(end.dtype), block) == 0
+        before, after = ((place.double() - clean).square_() for place in (centre, end))
+        return before.sum(dim=1, keepdim=True) + self.sums(after - before, block) <= reach**2
+
+    def sums(self, values: Tensor, block: Tensor) -> Tensor:
+        """The sum of `values` (n, D) over every block, (n, count)."""
+        return values.new_zeros(len(values), self.count).scatter_add_(1, block, values)

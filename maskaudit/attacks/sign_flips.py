@@ -106,8 +106,10 @@ class SignFlips(Walk):
         """
         low, high = self.terrain.threat.bounds
         anchor, x = search.anchor.flatten(1), search.clean.flatten(1)
-        place = torch.arange(self.terrain.dims, device=x.device) + begin[:, None]
-        block = place.remainder_(self.terrain.dims) < size[:, None]
+        dims = self.terrain.dims
+        place, start = torch.arange(dims, device=x.device), ((dims - begin) % dims)[:, None]
+        end = start + size[:, None]
+        block = ((place >= start) & (place < end)) | (place < end - dims)
         up = (anchor > x) | (anchor >= high)
         flipped = torch.where(block, torch.where(up, low, high).to(x.dtype), anchor)
         first = self.turn == 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
+from maskaudit.chunks import chunks
 from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -39,25 +40,24 @@ class Surrogate(nn.Module):
     """Leaky-ReLU network from inputs of one fixed shape to logits (N, K).
 
     Images with both sides ≥ 4 get two convolutions, everything else two hidden layers.
-    Inputs are first mapped from `bounds` to [−1, 1].
+    Large images are averaged down first (`shrink`), then inputs are mapped from `bounds` to [−1, 1].
     """
 
     def __init__(self, point_shape: tuple[int, ...], num_classes: int, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.low, self.high = bounds
         act = nn.LeakyReLU(LEAK)
+        self.shrink: nn.Module = nn.Identity()
         if len(point_shape) == 3 and min(point_shape[1:]) >= 4:
             channels, height, width = point_shape
-            shrink: list[nn.Module] = []
             if max(height, width) > LARGEST_SIDE:
                 height, width = min(height, LARGEST_SIDE), min(width, LARGEST_SIDE)
-                shrink = [nn.AdaptiveAvgPool2d((height, width))]
+                self.shrink = nn.AdaptiveAvgPool2d((height, width))
             stride = 1 if max(height, width) <= 8 else 2
             side = (min(4, height), min(4, width))
             reached = tuple(ceil(ceil(n / stride) / 2) for n in (height, width))
             pool = [] if reached == side else [nn.AdaptiveAvgPool2d(side)]
             body: list[nn.Module] = [
-                *shrink,
                 nn.Conv2d(channels, 24, 3, stride=stride, padding=1),
                 act,
                 nn.Conv2d(24, 48, 3, stride=2, padding=1),
@@ -72,7 +72,12 @@ class Surrogate(nn.Module):
         self.body = nn.Sequential(*body, act, nn.Linear(96, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body((2 * x - (self.low + self.high)) / (self.high - self.low))
+        return self.answer(self.shrink(x))
+
+    def answer(self, shrunk: Tensor) -> Tensor:
+        """Logits (N, K) for inputs that `shrink` has been applied to."""
+        logits: Tensor = self.body((2 * shrunk - (self.low + self.high)) / (self.high - self.low))
+        return logits
 
 
 def train_surrogate(
@@ -109,19 +114,39 @@ def train_surrogate(
         torch.manual_seed(seed)
         model = Surrogate(tuple(pool.shape[1:]), num_classes, threat.bounds).to(pool.device)
         rng = PointRNG.create(seed, "surrogate", torch.arange(len(pool), device=pool.device))
-        asked = torch.cat([pool, _noisy(pool, threat, rng), _mixed(pool, threat, rng)])
-        answers = target.predict(target.scores(asked))
-        _fit(model, asked, answers, epochs=2 * epochs, seed=seed)
+        kinds: tuple[list[_Answered], ...] = ([], [], [])
+        for rows in chunks(len(pool), 3 * pool[0].numel()):
+            here, part = rng.select(rows), pool[rows]
+            asked = torch.cat([part, _noisy(part, threat, here), _mixed(part, pool, threat, here)])
+            answers = target.predict(target.scores(asked))
+            shrunk = model.shrink(asked).split(len(part))
+            for kind, *answered in zip(kinds, shrunk, answers.split(len(part)), strict=True):
+                kind.append((answered[0], answered[1]))
+        known = [_joined(kind) for kind in kinds]
+        own = known[0][1]
+        _fit(model, *_joined(known), epochs=2 * epochs, seed=seed)
         for turn in range(1, rounds):
-            fooled = _adversarial(model, pool, answers[: len(pool)], threat, rng.fork(f"round {turn}"))
-            asked = torch.cat([asked, fooled])
-            answers = torch.cat([answers, target.predict(target.scores(fooled))])
-            _fit(model, asked, answers, epochs=epochs, seed=seed + turn)
+            fooling = rng.fork(f"round {turn}")
+            fooled: list[_Answered] = []
+            for rows in chunks(len(pool), pool[0].numel()):
+                here = fooling.select(rows)
+                asked = _adversarial(model, pool[rows], own[rows], threat, here)
+                fooled.append((model.shrink(asked), target.predict(target.scores(asked))))
+            known.append(_joined(fooled))
+            _fit(model, *_joined(known), epochs=epochs, seed=seed + turn)
     return model.eval().requires_grad_(False)
 
 
-def _fit(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int) -> None:
-    """Cross-entropy on the answered inputs; Adam with a rate that rises and falls once.
+#: Shrunk inputs (n, …) and the classes (n,) that the target gave the inputs.
+_Answered = tuple[Tensor, Tensor]
+
+
+def _joined(parts: list[_Answered]) -> _Answered:
+    return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+
+
+def _fit(model: Surrogate, x: Tensor, y: Tensor, *, epochs: int, seed: int) -> None:
+    """Cross-entropy on the answered inputs, shrunk; Adam with a rate that rises and falls once.
 
     The functional form of Adam: to build an `Optimizer` torch imports its compiler, which takes longer than the fit.
     """
@@ -140,7 +165,7 @@ def _fit(model: nn.Module, x: Tensor, y: Tensor, *, epochs: int, seed: int) -> N
     for turn, rows in enumerate(turns):
         progress = turn / len(turns)
         rate = HIGHEST_RATE * min(progress / WARM_UP, (1 - progress) / (1 - WARM_UP)) + LOWEST_RATE
-        slopes = torch.autograd.grad(F.cross_entropy(model(x[rows]), y[rows]), weights)
+        slopes = torch.autograd.grad(F.cross_entropy(model.answer(x[rows]), y[rows]), weights)
         with torch.no_grad():
             adam(
                 weights, list(slopes), first, second, [], taken, amsgrad=False, beta1=0.9, beta2=0.999, lr=rate,
@@ -158,11 +183,11 @@ def _noisy(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
     return threat.clamp(pool + noise)
 
 
-def _mixed(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
-    """Pool members moved part of the way to another one, where classes meet."""
+def _mixed(part: Tensor, pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
+    """Members of a part of the pool moved some of the way to another one of the pool, where classes meet."""
     partner = pool[rng.integers(len(pool), step=2)]
-    share = LARGEST_MIX * rng.uniform((), step=3).to(pool)
-    return threat.clamp(torch.lerp(pool, partner, share.view(-1, *[1] * (pool.dim() - 1))))
+    share = LARGEST_MIX * rng.uniform((), step=3).to(part)
+    return threat.clamp(torch.lerp(part, partner, share.view(-1, *[1] * (pool.dim() - 1))))
 
 
 def _adversarial(

@@ -16,6 +16,9 @@ from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
 
 Split = Literal["train", "test", "all"]
 
+#: Of its multiples the fractional parts are spread more evenly than those of any other number.
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -148,9 +151,10 @@ class Dataset:
 
 
 def evenly_spaced(total: int, limit: int) -> list[int]:
-    """At most `limit` of `total` positions, the first among them, in order."""
+    """At most `limit` of `total` positions, evenly spaced, ordered so that the first of them are spread as well."""
     kept = min(total, limit)
-    return [position * total // kept for position in range(kept)]
+    order = sorted(range(kept), key=lambda number: number * _GOLDEN % 1) if kept < total else range(kept)
+    return [number * total // kept for number in order]
 
 
 def check_bounds(bounds: tuple[float, float]) -> None:

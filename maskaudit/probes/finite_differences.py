@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
+from maskaudit.chunks import chunks
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
@@ -109,22 +110,25 @@ def base_points(context: ProbeContext, directions: Tensor, step: float) -> Tenso
     return torch.minimum(torch.maximum(x + offset, low + room), high - room)
 
 
-def margin_differences(context: ProbeContext, base: Tensor, rival: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-    """Change of the margin over central steps, and the exact float32 steps taken.
+def margin_differences(
+    context: ProbeContext, base: Tensor, rival: Tensor, moves: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Change of the margin over central steps, and what the gradient predicts for the exact float32 steps taken.
 
     Args:
         base: (N, …); rival: class (N,) that the margin is measured against; moves: (K, N, …).
+        gradient: of that margin at `base`, (N, …), float64.
 
     Returns:
-        Differences (K, N) in float64 and displacements (K, N, …) in float64.
+        Both (K, N) in float64.
     """
-    differences, taken = [], []
+    measured, predicted = [], []
     for move in moves:
         ahead, behind = context.threat.clamp(base + move), context.threat.clamp(base - move)
         there = _margin(context.target.scores(ahead), context.y, rival)
-        differences.append(there - _margin(context.target.scores(behind), context.y, rival))
-        taken.append(ahead.double() - behind.double())
-    return torch.stack(differences), torch.stack(taken)
+        measured.append(there - _margin(context.target.scores(behind), context.y, rival))
+        predicted.append((ahead.double() - behind.double()).mul_(gradient).flatten(1).sum(dim=1))
+    return torch.stack(measured), torch.stack(predicted)
 
 
 def rounding_noise(context: ProbeContext, base: Tensor, rival: Tensor, scores: Tensor) -> Tensor:
@@ -181,23 +185,44 @@ def headline(scales: list[ScaleAgreement]) -> ScaleAgreement | None:
     return worst
 
 
-def measure(context: ProbeContext) -> Measurement:
-    """Mean cosine of measured and predicted margin changes at the worst scale."""
-    target, threat, y = context.target, context.threat, context.y
-    if target.random:
-        raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
+@dataclass(frozen=True)
+class _Compared:
+    """Per point (N,) and scale: measured and predicted changes (S, K, N), what rounding can do, usable gradients."""
+
+    measured: Tensor
+    predicted: Tensor
+    noise: Tensor
+    finite: Tensor
+
+
+def _compare(context: ProbeContext, steps: list[float]) -> _Compared:
+    target, y = context.target, context.y
     directions = unit_directions(context)
-    steps = [_step(threat, divisor) for divisor in DIVISORS]
     base = base_points(context, directions, max(steps))
     scores = target.scores(base)
     rival = wrong_class(scores, y, 0, target.reject_class)
     gradient = target.value_and_grad(base, lambda s, rows: targeted_margin(s, y[rows], rival[rows])).grad.double()
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
+    usable = gradient.nan_to_num(0.0, 0.0, 0.0)
     noise = rounding_noise(context, base, rival, scores)
+    changes = [margin_differences(context, base, rival, directions * step, usable) for step in steps]
+    measured, predicted = (torch.stack(parts) for parts in zip(*changes, strict=True))
+    return _Compared(measured, predicted, noise, finite)
+
+
+def measure(context: ProbeContext) -> Measurement:
+    """Mean cosine of measured and predicted margin changes at the worst scale."""
+    if context.target.random:
+        raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
+    y, steps = context.y, [_step(context.threat, divisor) for divisor in DIVISORS]
+    parts = [_compare(context.part(rows), steps) for rows in chunks(len(y), DIRECTIONS * context.x[0].numel())]
+    noise, finite = (torch.cat([getattr(part, name) for part in parts]) for name in ("noise", "finite"))
+    every_measured, every_predicted = (
+        torch.cat([getattr(part, name) for part in parts], dim=2) for name in ("measured", "predicted")
+    )
     scales, cosines = [], torch.full((len(DIVISORS), len(y)), torch.nan, dtype=torch.float64)
     for row, (divisor, step) in enumerate(zip(DIVISORS, steps, strict=True)):
-        measured, taken = margin_differences(context, base, rival, directions * step)
-        predicted = (gradient.nan_to_num(0.0, 0.0, 0.0) * taken).flatten(2).sum(dim=2)
+        measured, predicted = every_measured[row], every_predicted[row]
         cosine, usable = agreement(measured, predicted, noise)
         cosine = torch.where(finite, cosine, torch.zeros_like(cosine))
         cosines[row] = torch.where(usable, cosine, torch.full_like(cosine, torch.nan)).cpu()

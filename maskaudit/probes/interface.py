@@ -55,6 +55,10 @@ class ProbeContext:
     attacks: Mapping[str, AttackOutcome] = field(default_factory=dict)
     strong: Tensor | None = None
 
+    def part(self, rows: slice) -> ProbeContext:
+        """The same for some of the points, each with the random numbers it has among all; without attacks."""
+        return ProbeContext(self.target, self.x[rows], self.y[rows], self.threat, self.rng.select(rows))
+
 
 @dataclass(frozen=True)
 class Measurement:

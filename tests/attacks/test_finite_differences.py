@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.attacks.finite_differences import finite_differences
+from maskaudit.attacks.finite_differences import _Blocks, finite_differences
+from maskaudit.rng import PointRNG
 from maskaudit.target import Target
-from maskaudit.threat import ThreatModel, per_point_norm
+from maskaudit.threat import Norm, ThreatModel, per_point_norm
 from tests.attacks.subjects import (
     L2,
     LINF,
@@ -127,3 +129,23 @@ def test_points_of_a_random_model_leave_beyond_doubt_only(subjects: Subjects) ->
     with target:
         attempt = finite_differences(target, subjects.x[:5], subjects.y[:5], threat=LINF, rng=point_rng(5), queries=300)
     assert_left_beyond_doubt(target, attempt, subjects.y, 300)
+
+
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_block_ends_are_judged_as_the_threat_model_does(norm: Norm) -> None:
+    """The ends of a difference leave the iterate in one block only; their distances are added up block by block."""
+    torch.manual_seed(0)
+    threat = ThreatModel(norm, 0.1 if norm == "Linf" else 0.5)
+    clean = torch.rand(5, 1, 12, 12)
+    iterate = threat.project(clean + 0.2 * torch.randn_like(clean), clean)
+    blocks = _Blocks.of(clean, 20)
+    rng = PointRNG.create(0, "blocks", torch.arange(5))
+    block, signs = blocks.layout(rng, torch.arange(5))
+    assert blocks.count < 144
+    end = (iterate.flatten(1) + 0.04 * signs).clamp(0, 1)
+    step = SimpleNamespace(threat=threat, clean=clean)
+    found = blocks.inside(step, iterate.flatten(1), end, block)  # type: ignore[arg-type]
+    ends = torch.stack([torch.where(block == k, end, iterate.flatten(1)) for k in range(blocks.count)], dim=1)
+    for k in range(blocks.count):
+        assert torch.equal(found[:, k], threat.admissible(ends[:, k], clean.flatten(1)))
+    assert 0 < int(found.sum()) < found.numel()

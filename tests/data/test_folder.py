@@ -42,7 +42,7 @@ def test_order_labels_and_scale(pets: Path) -> None:
 
 
 def test_a_limit_decodes_a_share_of_every_class(pets: Path) -> None:
-    assert load_data(str(pets), limit=4).y.tolist() == [0, 0, 0, 1]
+    assert sorted(load_data(str(pets), limit=4).y.tolist()) == [0, 0, 0, 1]
     assert torch.equal(load_data(str(pets), limit=9).x, load_data(str(pets)).x)
 
 

@@ -102,8 +102,12 @@ def test_a_limit_takes_the_first_points_unless_they_lack_a_class(tmp_path: Path)
     mixed = load_data(save(tmp_path / "m.npz", x=x, y=np.array([0, 1, 2, 0, 1, 2])), limit=3)
     assert mixed.x[:, 0].tolist() == pytest.approx([0, 0.2, 0.4])
     ordered = load_data(save(tmp_path / "o.npz", x=x, y=np.array([0, 0, 1, 1, 2, 2])), limit=3)
-    assert ordered.y.tolist() == [0, 1, 2]
+    assert sorted(ordered.y.tolist()) == [0, 1, 2]
     assert ordered.num_classes == 3
+    x, y = np.linspace(0, 1, 900)[:, None], np.arange(900) // 90
+    many = load_data(save(tmp_path / "many.npz", x=x, y=y), limit=400)
+    assert many.y.bincount().tolist() == [40] * 10
+    assert set(many.y[:40].bincount(minlength=10).tolist()) <= {3, 4, 5}  # so is every first part
 
 
 def test_npz_declared_classes(tmp_path: Path) -> None:

@@ -118,11 +118,18 @@ def test_central_differences_of_a_quadratic_are_exact() -> None:
         directions = unit_directions(ctx)
         base = base_points(ctx, directions, threat.eps / 4)
         rival = 1 - ctx.y
-        measured, taken = margin_differences(ctx, base, rival, directions * threat.eps / 4)
-    gradient = model.b + base @ model.a  # of z_1 − z_0, for class 0
-    expected = (gradient.detach().double() * taken).sum(dim=2)
-    assert torch.allclose(measured, expected, atol=2e-5)
+        gradient = (model.b + base @ model.a).detach().double()  # of z_1 − z_0, for class 0
+        measured, predicted = margin_differences(ctx, base, rival, directions * threat.eps / 4, gradient)
+    assert torch.allclose(measured, predicted, atol=2e-5)
     assert bool((ctx.y == 0).all())
+
+
+def test_points_are_compared_alike_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(relu_net(64), points(24, 64), norm_threat("Linf"))
+    monkeypatch.setattr("maskaudit.chunks.MOST_ELEMENTS", 5 * 12 * 64)
+    parts = run(relu_net(64), points(24, 64), norm_threat("Linf"))
+    assert parts.value == pytest.approx(whole.value, abs=1e-6)
+    assert parts.n == whole.n
 
 
 @both_norms
