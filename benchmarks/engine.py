@@ -5,6 +5,7 @@
     python benchmarks/engine.py --memory | --agreement [--device cuda]
 
 All sizes:         --networks small-cnn resnet18 --points 100 1000 10000 --threads 1 2 --most-seconds 600
+Large images:      --networks image-cnn --points 16 --no-peers
 On an accelerator: --device cuda --networks resnet18 wrn28-10 --points 100 1000 10000, then --agreement --device cuda
 
 The engine ratio is the CPU time of an attack (device time on an accelerator) over passes × time of one
@@ -47,8 +48,14 @@ from benchmarks.engine_subjects import BATCH, Counted, Run, subjects
 HERE = Path(__file__).resolve().parent
 
 #: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
-SMALL = {"pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1)}
-LARGE = {"pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1)}
+SMALL = {
+    "pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1), "finite-differences": (2000, 1),
+    "decision": (1000, 1),
+}  # fmt: skip
+LARGE = {
+    "pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1), "finite-differences": (300, 1),
+    "decision": (50, 1),
+}  # fmt: skip
 #: Most of those steps from so many points on: a run must end, and fewer would weigh how an attack begins.
 FEWER = ((1_000, 20),)
 #: … for large networks.

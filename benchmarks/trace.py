@@ -3,9 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/trace.py [--rounds 5]
 
 Healthy networks, the same behind a quantiser, behind a ripple, and behind an honest straight-through rounding, whose
-poor gradient no op explains, so that a trace looks twice. The pass is that of
-an attack: the gradient of cross-entropy with respect to the input. Passes are counted in points, as the ledger of an
-audit does.
+poor gradient no op explains, so that a trace looks twice. The pass is that of an attack: the gradient of cross-entropy
+with respect to the input. Passes are counted in points, as the ledger of an audit does.
 Writes `benchmarks/trace.md`.
 """
 
@@ -153,11 +152,13 @@ def table(rows: list[Row], rounds: int) -> str:
         )
     lines += [
         "",
-        "A trace makes five to six small passes and hooks every op, which costs milliseconds whatever the size of the "
-        "network: where a whole pass takes milliseconds, that exceeds the goal. On networks of real size the passes "
-        "decide. A trace is made once per audit; its usual reference attack alone makes 40 such passes over every "
-        "batch. A model on which the first, cheap look leaves a doubt (a gradient that is poor without a reason, "
-        "random answers, a correlation too near to the limit) is looked at again with twice the points and directions.",
+        "A trace makes four to six small passes and hooks every op, which costs milliseconds whatever the size of the "
+        "network: where a whole pass takes milliseconds, that exceeds the goal, and a single pass of ten points alone "
+        "takes most of what the smallest network is allowed. On networks of real size the passes decide. A trace is "
+        "made once per audit; its usual reference attack alone makes 40 such passes over every batch. A model on which "
+        "the first, cheap look leaves a doubt (a gradient that is poor without a reason, random answers, a correlation "
+        "too near to the limit) is looked at again with twice the points, and with more directions until the doubt is "
+        "settled.",
     ]
     return "\n".join(lines) + "\n"
 
