@@ -216,7 +216,8 @@ class _Run:
         elif spec.second_chance:
             due = rows[(self.ledger.strong() & ~self.ledger.cross_entropy())[rows]]
         if len(due):
-            self.attacker.run(spec, due, {} if self._suspected() else spec.sparing)
+            spares = not (self.target.random or self._suspected())
+            self.attacker.run(spec, due, spec.sparing if spares else {})
 
     def _suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""

@@ -242,6 +242,23 @@ def test_own_gradients_give_up_what_is_beyond_reach_where_nothing_is_suspected(m
     assert spared.accuracy["best_known"] == whole.accuracy["best_known"]
 
 
+class Jitter(nn.Module):
+    """Noise that hides nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-4 * torch.randn_like(x)
+
+
+def test_nothing_is_spared_on_a_random_model_even_where_it_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no trace")
+
+    monkeypatch.setattr("maskaudit.runner.trace_model", fails)
+    rows = by_name(linear(eps=0.1, front=Jitter(), samples=16, ignore=tuple(CHALLENGERS)))
+    assert "reach" in by_name(linear(eps=0.1, samples=16, ignore=tuple(CHALLENGERS)))["apgd-ce"].settings
+    assert "reach" not in rows["apgd-ce"].settings
+
+
 @pytest.mark.parametrize("eps", [0.1, 0.9])
 def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
     pytest.importorskip("torchattacks")
