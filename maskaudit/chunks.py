@@ -9,7 +9,10 @@ MOST_ELEMENTS = 2**24
 
 
 def chunks(points: int, elements: int) -> Iterator[slice]:
-    """Slices that together are all `points`, as few as hold `MOST_ELEMENTS` when every point takes `elements`."""
+    """Slices of `points` rows in order; where a row takes `elements` numbers, none takes above `MOST_ELEMENTS`.
+
+    A row that takes more by itself is a slice of its own.
+    """
     size = max(1, MOST_ELEMENTS // max(1, elements))
     for start in range(0, points, size):
         yield slice(start, min(start + size, points))
