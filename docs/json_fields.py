@@ -124,7 +124,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "input_shape": "shape of one input",
         "mean": "normalisation given, or null",
         "std": "normalisation given, or null",
-        "batch_size": "largest number of points per pass",
+        "batch_size": "largest number of points per pass; by default 256, fewer for large inputs",
         "select": "`--select` as given",
         "ignore": "`--ignore` as given",
         "extra_attacks": "`--attack` as given",
@@ -229,7 +229,7 @@ GATE_KEYS: dict[str, dict[str, str]] = {
         "ignore": "leave these out, a list",
         "attacks": "attacks to add, a list of `torchattacks:NAME`",
         "device": "where the models run",
-        "batch_size": "most points per pass",
+        "batch_size": "most points per pass; by default 256, fewer for large inputs",
         "fail_on": "the mildest verdict that fails the build",
     },
     "baseline": {

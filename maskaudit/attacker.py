@@ -223,7 +223,7 @@ class Attacker:
                 Target(
                     module,
                     bounds=self.threat.bounds,
-                    batch_size=self.settings.batch_size,
+                    batch_size=self.target.batch_size,
                     device=self.settings.device,
                 )
             )

@@ -75,7 +75,7 @@ def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> N
 @click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
 @click.option("--surrogate", multiple=True, metavar="MODEL[@SPEC]", help="Another model to transfer attacks from.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=int, default=256, show_default=True)
+@click.option("--batch-size", type=int, metavar="N")
 @click.option("--workers", type=int, metavar="N", help="Processes that share the attacks; results do not depend on N.")
 @click.option("--ray", metavar="ADDRESS", help="Ray cluster that runs the attacks, e.g. auto or ray://head:10001.")
 @click.option("--select", multiple=True, metavar="RULE", help="Run only these probes and attacks.")

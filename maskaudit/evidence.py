@@ -24,7 +24,7 @@ from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
 from maskaudit.rescore import rescore
 from maskaudit.results import check_document, dump_json
-from maskaudit.target import Target, breaking_margin
+from maskaudit.target import Target, breaking_margin, usual_batch
 from maskaudit.threat import ThreatModel
 
 EVIDENCE_FILE = "evidence.safetensors"
@@ -177,7 +177,7 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
     tensors = evidence.tensors
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
     point = tensors["example_point"]
-    with _reviewed(model, scoring, threat) as target:
+    with _reviewed(model, scoring, threat, usual_batch(clean.shape[1:])) as target:
         right = _right(target, clean, label, random=bool(scoring.get("random")))
         rows = right[point].nonzero().squeeze(1)
         score = rescore(
@@ -215,7 +215,7 @@ def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
     ]
 
 
-def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel) -> Target:
+def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_size: int) -> Target:
     """The reviewer's copy of the model, set up as it was for the audit."""
     try:
         return Target(
@@ -224,6 +224,7 @@ def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel) -> Targe
             mean=_floats(scoring.get("mean")),
             std=_floats(scoring.get("std")),
             device=str(scoring.get("device", "cpu")) if torch.cuda.is_available() else "cpu",
+            batch_size=batch_size,
             seed=int(scoring.get("seed", 0)),
         )
     except (TypeError, ValueError) as error:

@@ -41,7 +41,7 @@ from maskaudit.repairs.stages import StandIns
 from maskaudit.rescore import clean_correct
 from maskaudit.results import AuditReport, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
-from maskaudit.target import Target
+from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.inspect import inspection
 from maskaudit.trace.model import trace_model
@@ -91,8 +91,10 @@ def run_audit(
     """
     if isinstance(loaded.module, nn.Module) and settings.device != "cpu":
         loaded.module.to(settings.device)
+    batch_size = settings.batch_size or usual_batch(data.point_shape)
+    settings = dataclasses.replace(settings, batch_size=batch_size)
     target = Target(
-        loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=settings.batch_size,
+        loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=batch_size,
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
     )  # fmt: skip
     with target:

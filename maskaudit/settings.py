@@ -24,7 +24,8 @@ class AuditSettings:
         outputs: what the model returns; "auto" looks at its answers to clean inputs.
         mean, std: normalisation applied before the model, if it is not part of it.
         reject_class: index of a refusal output, if the model has one.
-        device: where the model runs; batch_size: largest number of points per pass.
+        device: where the model runs.
+        batch_size: largest number of points per pass; None leaves it to the size of an input.
         workers: worker processes that share the attacks; None runs them in this process.
         ray: address of a Ray cluster that runs them instead, if any.
         select: if given, only these probes and attacks run (the reference attack always does).
@@ -50,7 +51,7 @@ class AuditSettings:
     std: tuple[float, ...] | None = None
     reject_class: int | None = None
     device: str = "cpu"
-    batch_size: int = 256
+    batch_size: int | None = None
     workers: int | None = None
     ray: str = ""
     select: tuple[str, ...] = ()
@@ -70,7 +71,7 @@ class AuditSettings:
             raise UsageError(f"The number of samples must be at least 1, got {self.samples}.")
         if self.claim is not None and not 0 <= self.claim <= 1:
             raise UsageError(f"A claimed robust accuracy is a fraction between 0 and 1, got {self.claim:g}.")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {self.batch_size}.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"The number of workers must be at least 1, got {self.workers}.")

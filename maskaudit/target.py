@@ -10,8 +10,9 @@ put back bit for bit.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -95,6 +96,15 @@ class Unchecked:
         _refuse_nan(int(self.bad), self.asked)
 
 
+#: Points per pass, and numbers per pass that lower it for large inputs: with a gradient a pass holds far more.
+BATCH, BATCH_ELEMENTS = 256, 2**22
+
+
+def usual_batch(point_shape: Sequence[int]) -> int:
+    """Points per pass where nobody says how many: `BATCH`, fewer for large inputs (27 of 3 × 224 × 224)."""
+    return max(1, min(BATCH, BATCH_ELEMENTS // max(1, math.prod(point_shape))))
+
+
 class Target:
     """A classifier under audit.
 
@@ -124,7 +134,7 @@ class Target:
         outputs: Outputs = "logits",
         draws: int = 1,
         reject_class: int | None = None,
-        batch_size: int = 256,
+        batch_size: int = BATCH,
         device: str | torch.device = "cpu",
         seed: int = 0,
     ) -> None:

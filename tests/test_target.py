@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from maskaudit import accelerator
 from maskaudit.errors import InputError, ModelError, UsageError
-from maskaudit.target import Target, breaking_margin, checked_scores, detect_outputs
+from maskaudit.target import Target, breaking_margin, checked_scores, detect_outputs, usual_batch
 
 N, D, K = 23, 6, 4
 GENERATOR = torch.Generator().manual_seed(0)
@@ -44,6 +44,14 @@ def test_scores_and_gradient_of_a_linear_model() -> None:
     assert result.connected
     assert not any(t.requires_grad for t in (result.scores, result.value, result.grad))
     assert not X.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"),
+    [((64,), 256), ((3, 32, 32), 256), ((3, 64, 64), 256), ((3, 224, 224), 27), ((3, 4096, 4096), 1), ((), 256)],
+)
+def test_large_inputs_go_in_smaller_batches(shape: tuple[int, ...], points: int) -> None:
+    assert usual_batch(shape) == points
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 23, 256])

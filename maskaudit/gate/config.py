@@ -182,14 +182,14 @@ def check_command(entry: Entry) -> str:
     options: tuple[tuple[str, Any], ...] = (
         ("arch", request.arch), ("data", request.data), ("norm", request.norm), ("eps", request.eps),
         ("bounds", request.bounds), ("mean", settings.mean), ("std", settings.std), ("claim", settings.claim),
-        ("reject-class", settings.reject_class), ("samples", settings.samples),
+        ("reject-class", settings.reject_class), ("samples", settings.samples), ("batch-size", settings.batch_size),
     )  # fmt: skip
     for name, value in options:
         if value is not None:
             words += [f"--{name}", ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)]
     for name, said in (
         ("outputs", settings.outputs), ("budget", settings.budget), ("seed", settings.seed),
-        ("device", settings.device), ("batch-size", settings.batch_size), ("fail-on", settings.fail_on),
+        ("device", settings.device), ("fail-on", settings.fail_on),
     ):  # fmt: skip
         if said != getattr(AuditSettings, name.replace("-", "_")):
             words += [f"--{name}", str(said)]
