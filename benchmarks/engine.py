@@ -50,11 +50,9 @@ HERE = Path(__file__).resolve().parent
 #: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
 SMALL = {
     "pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1), "finite-differences": (2000, 1),
-    "decision": (1000, 1),
 }  # fmt: skip
 LARGE = {
     "pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1), "finite-differences": (300, 1),
-    "decision": (50, 1),
 }  # fmt: skip
 #: Most of those steps from so many points on: a run must end, and fewer would weigh how an attack begins.
 FEWER = ((1_000, 20),)

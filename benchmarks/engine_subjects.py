@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.decision import decision_based
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.pgd import pgd
@@ -26,8 +25,6 @@ Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 #: Points per pass, for every engine.
 BATCH = 256
-#: Searches that no peer has in this form.
-OURS_ALONE = ("finite-differences", "decision")
 
 
 class Counted(nn.Module):
@@ -50,9 +47,9 @@ class Counted(nn.Module):
 
 
 def subjects(attack: str, steps: int, targets: int, eps: float) -> dict[str, Run]:
-    """Engine → function (network, x, y) → examples, for an attack of `OURS_ALONE` or one that peers have as well."""
+    """Engine → function (network, x, y) → examples, for "pgd", "apgd-ce", "apgd-t", "square" or "finite-differences"."""
     found = {"maskaudit": _ours(attack, steps, targets, eps)}
-    if attack in OURS_ALONE:
+    if attack == "finite-differences":  # no peer has this form of it
         return found
     if importlib.util.find_spec("torchattacks"):
         found["torchattacks"] = _torchattacks(attack, steps, targets, eps)
@@ -78,10 +75,8 @@ def _ours(attack: str, steps: int, targets: int, eps: float) -> Run:
                 attempt = apgd(target, x, y, threat=threat, rng=rng, steps=steps, loss="targeted-dlr", targets=targets)
             elif attack == "square":
                 attempt = square(target, x, y, threat=threat, rng=rng, queries=steps)
-            elif attack == "finite-differences":
-                attempt = finite_differences(target, x, y, threat=threat, rng=rng, queries=steps)
             else:
-                attempt = decision_based(target, x, y, threat=threat, rng=rng, queries=steps)
+                attempt = finite_differences(target, x, y, threat=threat, rng=rng, queries=steps)
         return attempt.examples
 
     return run

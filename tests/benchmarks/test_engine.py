@@ -55,7 +55,7 @@ def test_new_rows_replace_old_ones_of_the_same_key(engine: ModuleType) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "apgd-t", "square", "finite-differences", "decision"])
+@pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "apgd-t", "square", "finite-differences"])
 def test_every_engine_is_counted_by_the_passes_it_makes(engine: ModuleType, attack: str) -> None:
     """A network that nothing breaks: each engine makes at least its steps and at most a few passes more."""
     torch.manual_seed(0)
