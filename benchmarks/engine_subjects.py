@@ -47,7 +47,7 @@ class Counted(nn.Module):
 
 
 def subjects(attack: str, steps: int, targets: int, eps: float) -> dict[str, Run]:
-    """Engine → function (network, x, y) → examples, for "pgd", "apgd-ce", "apgd-t", "square" or "finite-differences"."""
+    """Engine → function (network, x, y) → examples, for one of the attacks of the benchmark."""
     found = {"maskaudit": _ours(attack, steps, targets, eps)}
     if attack == "finite-differences":  # no peer has this form of it
         return found
