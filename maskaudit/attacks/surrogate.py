@@ -120,8 +120,8 @@ def train_surrogate(
             asked = torch.cat([part, _noisy(part, threat, here), _mixed(part, pool, threat, here)])
             answers = target.predict(target.scores(asked))
             shrunk = model.shrink(asked).split(len(part))
-            for kind, *answered in zip(kinds, shrunk, answers.split(len(part)), strict=True):
-                kind.append((answered[0], answered[1]))
+            for kind, inputs, classes in zip(kinds, shrunk, answers.split(len(part)), strict=True):
+                kind.append((inputs, classes))
         known = [_joined(kind) for kind in kinds]
         own = known[0][1]
         _fit(model, *_joined(known), epochs=2 * epochs, seed=seed)

@@ -185,17 +185,8 @@ def headline(scales: list[ScaleAgreement]) -> ScaleAgreement | None:
     return worst
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """Per point (N,) and scale: measured and predicted changes (S, K, N), what rounding can do, usable gradients."""
-
-    measured: Tensor
-    predicted: Tensor
-    noise: Tensor
-    finite: Tensor
-
-
-def _compare(context: ProbeContext, steps: list[float]) -> _Compared:
+def _compare(context: ProbeContext, steps: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Measured and predicted changes (S, K, N), what rounding can do (N,), and whose gradient is finite (N,)."""
     target, y = context.target, context.y
     directions = unit_directions(context)
     base = base_points(context, directions, max(steps))
@@ -207,7 +198,7 @@ def _compare(context: ProbeContext, steps: list[float]) -> _Compared:
     noise = rounding_noise(context, base, rival, scores)
     changes = [margin_differences(context, base, rival, directions * step, usable) for step in steps]
     measured, predicted = (torch.stack(parts) for parts in zip(*changes, strict=True))
-    return _Compared(measured, predicted, noise, finite)
+    return measured, predicted, noise, finite
 
 
 def measure(context: ProbeContext) -> Measurement:
@@ -216,10 +207,7 @@ def measure(context: ProbeContext) -> Measurement:
         raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
     y, steps = context.y, [_step(context.threat, divisor) for divisor in DIVISORS]
     parts = [_compare(context.part(rows), steps) for rows in chunks(len(y), DIRECTIONS * context.x[0].numel())]
-    noise, finite = (torch.cat([getattr(part, name) for part in parts]) for name in ("noise", "finite"))
-    every_measured, every_predicted = (
-        torch.cat([getattr(part, name) for part in parts], dim=2) for name in ("measured", "predicted")
-    )
+    every_measured, every_predicted, noise, finite = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
     scales, cosines = [], torch.full((len(DIVISORS), len(y)), torch.nan, dtype=torch.float64)
     for row, (divisor, step) in enumerate(zip(DIVISORS, steps, strict=True)):
         measured, predicted = every_measured[row], every_predicted[row]

@@ -138,11 +138,13 @@ class Differences:
         if not wanted:
             return
         x, rng = seen.leaf.detach(), PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
-        order = torch.arange(directions).expand(len(y), directions)
-        signs = rng.signs(x.shape[1:], step=order).to(x).unbind(dim=1)
+        signs = {
+            (direction, first): rng.select(slice(first, None)).signs(x.shape[1:], step=direction).to(x)
+            for direction, first in {(direction, first) for _, direction, first in wanted}
+        }
         low, high = target.bounds
         around = [
-            (x[first:] + side * scale.step * signs[direction][first:]).clamp(low, high)
+            (x[first:] + side * scale.step * signs[direction, first]).clamp(low, high)
             for scale, direction, first in wanted
             for side in (1, -1)
         ]
