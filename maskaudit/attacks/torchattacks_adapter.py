@@ -23,6 +23,7 @@ import importlib
 import importlib.util
 import inspect
 import io
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -60,10 +61,23 @@ def available() -> tuple[bool, str]:
     if importlib.util.find_spec("torchattacks") is None:
         return False, f"torchattacks is not installed; {INSTALL_HINT}"
     try:
+        _postpone("scipy.stats")  # for one attack of many (TIFGSM); takes thirty times as long as torchattacks itself
         package = importlib.import_module("torchattacks")
     except Exception as error:  # a broken installation may raise anything on import
         return False, f"torchattacks does not import ({type(error).__name__}: {error}); {INSTALL_HINT}"
     return True, f"torchattacks {getattr(package, '__version__', 'of unknown version')}"
+
+
+def _postpone(name: str) -> None:
+    """Let the submodule `name` be loaded when something in it is first asked for, if nobody has loaded it yet."""
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None or spec.loader is None:
+        return
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)  # where `from parent import child` finds it without loading it
 
 
 def attack_names() -> tuple[str, ...]:

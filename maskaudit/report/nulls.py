@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from scipy import stats
+from numpy.typing import NDArray
+from scipy.special import bdtr, bdtrc, gammaln, logsumexp, xlog1py, xlogy  # scipy.stats takes half a second to import
 
 from maskaudit.report import coerce, words
 from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
@@ -99,23 +100,38 @@ def _test(
     level: str, title: str, share: Rate, slack: float, alpha: float, fired: bool, limit: float | None
 ) -> NullTest:
     n, hidden = share.n, round(share.value * share.n)
-    null = stats.binom(n, slack)
-    critical = int(null.isf(alpha)) + 1
-    exponent = float(null.logsf(hidden - 1)) / math.log(10)
+    critical = _upper_quantile(n, slack, alpha) + 1
+    exponent = float(logsumexp(_log_chances(np.arange(hidden, n + 1), n, slack))) / math.log(10)
     clear_at = -1
     if limit is not None and 0 < limit < 1:
-        clear_at = int(stats.binom.ppf(alpha, n, limit)) - 1
+        clear_at = _lower_quantile(n, limit, alpha) - 1
     return NullTest(level, title, n, hidden, slack, alpha, critical, max(exponent, -9999.0), fired, limit, clear_at)
+
+
+def _log_chances(counts: NDArray[np.int64], n: int, share: float) -> NDArray[np.float64]:
+    """Natural logarithms of the binomial probabilities of `counts` among `n`."""
+    ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
+    chances: NDArray[np.float64] = ways + xlogy(counts, share) + xlog1py(n - counts, -share)
+    return chances
+
+
+def _lower_quantile(n: int, share: float, alpha: float) -> int:
+    """The smallest count that the binomial distribution stays at or below with a probability of at least `alpha`."""
+    return int(np.argmax(bdtr(np.arange(n + 1), n, share) >= alpha))
+
+
+def _upper_quantile(n: int, share: float, alpha: float) -> int:
+    """The smallest count that it exceeds with a probability of at most `alpha`."""
+    return int(np.argmax(bdtrc(np.arange(n + 1), n, share) <= alpha))
 
 
 def draw(test: NullTest) -> Markup:
     """The distribution, the critical count and the observed count."""
-    null = stats.binom(test.n, test.slack)
-    first, last = int(null.ppf(_RARE)), int(null.isf(_RARE))
+    first, last = _lower_quantile(test.n, test.slack, _RARE), _upper_quantile(test.n, test.slack, _RARE)
     counts = np.arange(first, last + 1)
     stride = max(1, len(counts) // 400)
     counts = counts[::stride]
-    heights = null.pmf(counts)
+    heights = np.exp(_log_chances(counts, test.n, test.slack))
     right = max(last, test.hidden, test.critical if test.critical <= test.n else 0) * 1.12 + 2
     with drawing():
         figure = Figure(figsize=(WIDTH / 72, 190 / 72))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -41,6 +42,20 @@ def test_available_names_the_version() -> None:
     assert available() == (True, f"torchattacks {torchattacks.__version__}")
     assert {"PGD", "PGDL2", "Square", "APGDT", "FAB"} <= set(attack_names())
     assert "LGV" not in attack_names()
+
+
+def test_what_one_attack_needs_is_loaded_when_it_is_asked_for() -> None:
+    program = """
+import sys
+from maskaudit.attacks.torchattacks_adapter import attack_names, available
+assert available()[0] and "TIFGSM" in attack_names()
+assert "scipy.stats._stats_py" not in sys.modules
+import scipy.stats
+from scipy import stats
+assert stats is scipy.stats and stats.norm.cdf(0) == 0.5
+assert "scipy.stats._stats_py" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 def test_same_result_as_the_package_alone(subjects: Subjects) -> None:

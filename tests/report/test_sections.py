@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
@@ -89,6 +91,18 @@ def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> 
         assert upper_bound(test.clear_at, test.n, test.alpha) < 0.1
         assert upper_bound(test.clear_at + 1, test.n, test.alpha) >= 0.1
         assert test.slack == (0.05 if fired else 0.12)
+
+
+@pytest.mark.parametrize(("hidden", "n"), [(0, 1), (3, 20), (143, 190), (300, 1000), (10, 100_000), (0, 100_000)])
+def test_chance_and_limits_are_those_of_the_binomial_distribution(
+    document: dict[str, Any], hidden: int, n: int
+) -> None:
+    document["masking"]["loss_level"] = {"value": hidden / n, "low": 0.0, "high": 1.0, "n": n}
+    test = nulls.read(document)[1]
+    null = stats.binom(n, test.slack)
+    assert test.exponent == pytest.approx(max(float(null.logsf(hidden - 1)) / math.log(10), -9999.0), abs=1e-6)
+    assert test.critical == int(null.isf(test.alpha)) + 1
+    assert test.clear_at == int(stats.binom.ppf(test.alpha, n, test.clear_limit)) - 1
 
 
 def test_distribution_names_observed_and_critical_count(document: dict[str, Any]) -> None:
