@@ -82,13 +82,18 @@ class ThreatModel:
         low, high = self.bounds
         return ROUNDING_ULPS * FLOAT32_EPS * max(abs(low), abs(high), self.eps)
 
+    @property
+    def reach(self) -> float:
+        """The largest distance that an admissible input may measure: ε, and what rounding may add."""
+        return self.eps + self.slack
+
     def admissible(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """True per point (N,) where `x_adv` lies in ball and box, up to float32 rounding, and is finite."""
         low, high = self.bounds
         slack = self.slack
         smallest, largest = torch.aminmax(x_adv.flatten(1), dim=1)  # NaN where there is one, which nothing admits
         inside = (smallest >= low - slack) & (largest <= high + slack)
-        return inside & (self.distance(x_adv, x) <= self.eps + slack)
+        return inside & (self.distance(x_adv, x) <= self.reach)
 
     def step_direction(self, gradient: Tensor) -> Tensor:
         """Unit steepest-ascent direction for a gradient (N, …): its sign (Linf) or g/‖g‖₂ (L2); zero stays zero."""

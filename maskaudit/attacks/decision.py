@@ -100,7 +100,7 @@ def decision_based(
         margin = target.margin(target.scores(candidate), y[points])
         crossed = margin > 0
         length = threat.distance(candidate, search.clean)
-        inside = length <= threat.eps + threat.slack  # and inside the bounds, where every candidate is
+        inside = length <= threat.reach  # and inside the bounds, where every candidate is
         batch.offer(candidate, torch.where(inside, margin, -torch.inf))
         search.learn(candidate, length.to(x.dtype), crossed)
         batch.advance(crossed & inside)

@@ -242,11 +242,10 @@ class _Blocks:
     def inside(self, step: _Step, centre: Tensor, end: Tensor, block: Tensor) -> Tensor:
         """Whether the iterate `centre` stays in the ball when a block moves to `end`, both (n, D); bool (n, count)."""
         threat, clean = step.threat, step.clean.flatten(1)
-        reach = threat.eps + threat.slack
         if threat.norm == "Linf":
-            return self.sums(((end - clean).abs_() > reach).to(end.dtype), block) == 0
+            return self.sums(((end - clean).abs_() > threat.reach).to(end.dtype), block) == 0
         before, after = ((place.double() - clean).square_() for place in (centre, end))
-        return before.sum(dim=1, keepdim=True) + self.sums(after - before, block) <= reach**2
+        return before.sum(dim=1, keepdim=True) + self.sums(after - before, block) <= threat.reach**2
 
     def sums(self, values: Tensor, block: Tensor) -> Tensor:
         """The sum of `values` (n, D) over every block, (n, count)."""
