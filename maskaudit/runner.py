@@ -36,6 +36,7 @@ from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.run import run_probe
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
+from maskaudit.repairs.blame import traced
 from maskaudit.repairs.specs import PLANNED
 from maskaudit.repairs.stages import StandIns
 from maskaudit.rescore import clean_correct
@@ -44,7 +45,6 @@ from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_event
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.inspect import inspection
-from maskaudit.trace.model import trace_model
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
@@ -254,7 +254,7 @@ class _Run:
         x, y = self.ledger.x[rows], self.ledger.y[rows]
         trace: Trace | None = None
         try:
-            trace = trace_model(self.target, x, y, eps=per_coordinate(self.threat, x))
+            trace = traced(self.target, x, y, eps=per_coordinate(self.threat, x))
             self.trace = inspection(trace)
         except Exception as error:  # foreign code under observation: anything may come up
             self.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])

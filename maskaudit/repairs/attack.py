@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackUnavailable, Attempt
+from maskaudit.repairs.blame import traced
 from maskaudit.repairs.plan import Stage
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings
@@ -15,7 +16,6 @@ from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
-from maskaudit.trace import trace_model
 
 
 def repaired_attacks(
@@ -49,7 +49,7 @@ def _planned(
     stages: tuple[Stage, ...] = ()
     stand_ins = StandIns(target, x, threat=threat, seed=target.seed)
     if len(x):
-        trace = trace_model(target, x, y, eps=per_coordinate(threat, x))
+        trace = traced(target, x, y, eps=per_coordinate(threat, x))
         dormant = openings(stand_ins.dormant(), trace)
         stages = make_plan(trace, steps=steps, targets=targets, random=target.random, dormant=dormant).stages
     relay = Relay(target, x, y)

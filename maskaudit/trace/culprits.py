@@ -36,9 +36,15 @@ from maskaudit.trace.walk import Evidence
 
 @dataclass
 class Suspects:
-    """Result of the search; `dead_way` are the ops behind cuts, where the output is not connected to the input."""
+    """Result of the search.
+
+    Attributes:
+        dead_way: the ops behind cuts, where the output is not connected to the input.
+        beside: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.beside`.
+    """
 
     culprits: list[Culprit]
+    beside: list[Culprit]
     cuts: list[Cut]
     flows: dict[int, Flow]
     dead_way: frozenset[int]
@@ -54,7 +60,8 @@ def find_culprits(evidence: Evidence) -> Suspects:
         culprits += search.bent_output()
     culprits = ranked(culprits)
     dead_way = frozenset() if evidence.observer.live(evidence.raw) else search.dead_way()
-    return Suspects(culprits, search.cuts, search.flows, dead_way)
+    beside = [search.cut_culprit(*cut) for cut in search.bypassed] if evidence.suspicious else []
+    return Suspects(culprits, beside, search.cuts, search.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
@@ -86,7 +93,7 @@ class _Search(Stops):
 
     def gradient_culprits(self) -> list[Culprit]:
         """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
-        found = [self.cut_culprit(op, back) for op, back in self.severed]
+        found = [self.end_culprit(op, back) for op, back in self.severed]
         found += self.stops() + self.hooks() + self.optimisation()
         named = {c.op for c in found}
         found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]

@@ -68,7 +68,8 @@ def gradient_health(
         return GradientHealth(False, 1.0, 1.0, tuple((scale.step, 0.0) for scale in differences.scales), pairs=(0, 0))
     shares = zero_share(grad), _entropy_zero_share(target, seen, y, grad)
     for directions, clear_by in rounds:
-        differences.extend(target, seen, y, grad, directions, differences.unclear(clear_by))
+        scales = differences.unclear(clear_by)
+        differences.extend(target, seen.leaf.detach(), y, grad, directions, scales, together=not seen.random)
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
     return GradientHealth(True, *shares, agreement, tuple(len(scale.predicted) for scale in differences.scales))
 
@@ -131,13 +132,17 @@ class Differences:
         return [min(poor, key=lambda scale: scale.correlation)] if poor else left
 
     def extend(
-        self, target: Target, seen: Pass, y: Tensor, grad: Tensor, directions: int, scales: list[_Scale]
+        self, target: Target, x: Tensor, y: Tensor, grad: Tensor, directions: int, scales: list[_Scale], *,
+        together: bool,
     ) -> None:  # fmt: skip
-        """Compare at the given step sizes until every point was compared along so many directions, in one pass."""
+        """Compare `grad` (N, …), the gradient of the margin at `x` (N, …), until it was along so many directions.
+
+        At the given step sizes, `together` in one pass, or in one per side under the same random numbers.
+        """
         wanted = [(scale, *missing) for scale in scales for missing in scale.missing(directions, len(y))]
         if not wanted:
             return
-        x, rng = seen.leaf.detach(), PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
+        rng = PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
         signs = {
             (direction, first): rng.select(slice(first, None)).signs(x.shape[1:], step=direction).to(x)
             for direction, first in {(direction, first) for _, direction, first in wanted}
@@ -149,7 +154,7 @@ class Differences:
             for side in (1, -1)
         ]
         labels = [y[first:] for _, _, first in wanted for _ in (1, -1)]
-        margins = _margins(twin(target), around, labels, together=not seen.random)
+        margins = _margins(twin(target), around, labels, together=together)
         for place, (scale, _, first) in enumerate(wanted):
             (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
             scale.add(((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64), up - down)

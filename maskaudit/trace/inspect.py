@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from maskaudit.repairs.blame import traced
 from maskaudit.repairs.propose import propose
 from maskaudit.report.inspection import place
 from maskaudit.results import plain
 from maskaudit.target import Target
-from maskaudit.trace.model import trace_model
 from maskaudit.trace.records import Op, Trace
 
 
@@ -20,13 +20,13 @@ def inspect_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = N
     Args:
         target: the open target.
         x: inputs (N, …); y: labels (N,).
-        eps: see `trace_model`.
+        eps: see `maskaudit.trace.trace_model`.
 
     Returns:
         Plain types: `gradient`, `output_kind`, `culprits`, `repairs`, `flow` (worst op first), `cuts`,
         `functions`, `randomness`, `optimises`, `batch_dependent`, `ops`, `points`, `kind`.
     """
-    return inspection(trace_model(target, x, y, eps=eps))
+    return inspection(traced(target, x, y, eps=eps))
 
 
 def inspection(trace: Trace) -> dict[str, Any]:
@@ -54,6 +54,8 @@ def inspection(trace: Trace) -> dict[str, Any]:
 
 
 def _sentence(trace: Trace) -> str:
+    if trace.healthy and trace.health.poor:
+        return f"The gradient does not follow the model on {trace.points} points, and no op was found that explains it."
     if trace.healthy:
         return f"Nothing hides the gradient of this model as far as {trace.points} points show."
     worst = trace.culprits[0]

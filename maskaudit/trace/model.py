@@ -61,8 +61,7 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
         target: the open target.
         x: inputs (N, …) in bounds; the first `MAX_POINTS` are used.
         y: labels (N,), best those that the target answers.
-        eps: radius at which the gradient ought to be useful, in input units; by default the customary
-            L∞ radius for such inputs.
+        eps: radius at which the gradient ought to be useful, in input units; by default `usual_radius`.
 
     The model and the random state are put back bit for bit, also after an exception.
 
@@ -70,8 +69,7 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
         ModelError: when the model raises or returns something that is not class scores.
     """
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
-    if eps is None:
-        eps = customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
+    eps = usual_radius(target, x) if eps is None else eps
     differences = Differences(eps)
     with preserved(target.model), graph_visible():
         alike = False
@@ -83,6 +81,11 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
         trace = _look(target, x, y, eps, differences, rounds=ROUNDS, alike=alike)
         assert trace is not None
         return trace
+
+
+def usual_radius(target: Target, x: Tensor) -> float:
+    """The customary L∞ radius for inputs like `x` (N, …)."""
+    return customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
 
 
 def _settled(trace: Trace) -> bool:
@@ -139,6 +142,7 @@ def _look(
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
+        beside=tuple(suspects.beside),
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,
     )

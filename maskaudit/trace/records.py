@@ -180,7 +180,8 @@ class Culprit:
 class Trace:
     """Everything a trace found; `to_dict` has JSON types only.
 
-    `identities` are the paths of modules (the root excepted) whose input and output have equal shapes.
+    `beside` are cuts beside a path that stays live, where the gradient is poor: faults or not, which only their repair
+    shows. `identities` are the paths of modules (the root excepted) whose input and output have equal shapes.
     `batch_dependent` is the op by which the answer to a point depends on the other points of its batch, if one does.
     """
 
@@ -194,6 +195,7 @@ class Trace:
     health: GradientHealth
     optimises: tuple[Location, ...]
     culprits: tuple[Culprit, ...]
+    beside: tuple[Culprit, ...] = ()
     identities: tuple[str, ...] = ()
     batch_dependent: Location | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor
 
 from maskaudit.attacks.losses import RESCALED_GAP
@@ -31,18 +33,21 @@ class Stops(Walk):
         return killed + self._lying() + self._ripples() + self._loops()
 
     def cut_culprit(self, op: Seen, back: Seen) -> Culprit:
-        tap = self.tap_scale(op)
+        """The cut at `op`, whose data come back at `back`, with what ties them together again."""
         remedy: Remedy = "reattach"
-        if tap is not None:
-            remedy = "tap"
-        elif back is not op or op.kind == "entry":
+        if back is not op or op.kind == "entry":
             remedy = "entry"
         elif op.no_grad is not None:
             remedy = "enable-grad"
         location = op.no_grad if op.no_grad is not None else op.location
-        sentence = f"The gradient is cut: {self.cuts_sentence(op)}."
-        mechanism = "cut" if tap is None else "output-hides-loss"
-        return Culprit(mechanism, location, "high", sentence, remedy, back.index, 1.0 if tap is None else tap)
+        return Culprit("cut", location, "high", f"The gradient is cut: {self.cuts_sentence(op)}.", remedy, back.index)
+
+    def end_culprit(self, op: Seen, back: Seen) -> Culprit:
+        """The same where the output hangs on it: a cut behind the decision is passed by reading what comes before."""
+        cut, tap = self.cut_culprit(op, back), self.tap_scale(op)
+        if tap is None:
+            return cut
+        return dataclasses.replace(cut, mechanism="output-hides-loss", remedy="tap", scale=tap)
 
     def cuts_sentence(self, op: Seen) -> str:
         """What the cut at `op` does."""

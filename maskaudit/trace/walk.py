@@ -59,6 +59,7 @@ class Walk:
         self.cuts: list[Cut] = []
         self.killers: list[Seen] = []
         self.severed: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
+        self.bypassed: list[tuple[Seen, Seen]] = []  # the same, of cuts beside a path that stays live
         self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
 
     # --- walking ----------------------------------------------------------------------------------
@@ -129,8 +130,7 @@ class Walk:
         if any(cut.location == location for cut in self.cuts):
             return
         self.cuts.append(Cut(location, op.index, alive, sentence))
-        if not alive:
-            self.severed.append((op, back))
+        (self.bypassed if alive else self.severed).append((op, back))
 
     def _escape_before(self, entry: Seen) -> Seen | None:
         earlier = [op for op in self.ops[: entry.index] if op.kind == "escape" and op.name in ESCAPES]

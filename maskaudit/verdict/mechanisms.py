@@ -8,7 +8,7 @@ from typing import Any, Literal
 from maskaudit.results import Location, Mechanism, ProbeResult
 
 TITLES: Mapping[str, str] = {
-    "cut": "The gradient is cut: the output does not depend on the input in the autograd graph",
+    "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
     "saturation": "Saturated activations let no gradient through",
     "shattered": "The gradient is zero on most points although the output changes",
     "lying-backward": "The backward pass disagrees with the function it belongs to",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit.data import load_data
+from maskaudit.repairs.blame import traced
 from maskaudit.results import Location
 from maskaudit.target import Target, detect_outputs
 from maskaudit.trace import Trace, trace_model
@@ -25,7 +26,7 @@ def trace(model: object, points: Points) -> Trace:
     target = Target(model)  # type: ignore[arg-type]
     with target:
         target.outputs = detect_outputs(target.raw(points[0]))
-        return trace_model(target, *points, eps=0.2)
+        return traced(target, *points, eps=0.2)
 
 
 def source_line(location: Location) -> str:

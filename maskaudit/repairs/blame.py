@@ -1,0 +1,71 @@
+"""Who hides the gradient, tried where a trace alone cannot tell: cuts beside a path that stays live.
+
+A straight-through estimator detaches what its gradient is not to follow, and statistics are often taken off the graph:
+these are no faults. A detached network whose output is joined by a weak live term is one. A gradient comes out of both.
+So each cut is repaired, and the gradient compared with central differences again: where it follows the model now, the
+cut was to blame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from maskaudit.preserve import preserved
+from maskaudit.repairs.propose import propose
+from maskaudit.repairs.target import repaired_target
+from maskaudit.target import Target
+from maskaudit.trace.behaviour import seed_generators, zero_share
+from maskaudit.trace.culprits import ranked
+from maskaudit.trace.health import Differences
+from maskaudit.trace.model import FEW_POINTS, trace_model, usual_radius
+from maskaudit.trace.records import Culprit, Trace
+from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
+
+#: Cuts that are tried, in the order of the forward pass, and random directions per point that they are tried along.
+MOST_CUTS, DIRECTIONS = 4, 2
+_PROOF = "A live path beside it stays, but only with the cut repaired does the gradient follow the model."
+
+
+def traced(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) -> Trace:
+    """`trace_model`, and among the culprits the cuts beside a live path that are to blame.
+
+    Nothing is tried on models whose answers are random or depend on the batch.
+
+    Args:
+        target: the open target.
+        x: inputs (N, …) in bounds; y: labels (N,); eps: as for `trace_model`.
+
+    Raises:
+        ModelError: when the model raises or returns something that is not class scores.
+    """
+    trace = trace_model(target, x, y, eps=eps)
+    cuts = trace.beside[:MOST_CUTS]
+    if not cuts or trace.randomness is not None or trace.batch_dependent is not None:
+        return trace
+    few, labels = x[:FEW_POINTS].detach(), y[:FEW_POINTS]
+    radius = usual_radius(target, x) if eps is None else eps
+
+    def to_blame(tried: Sequence[Culprit]) -> bool:
+        return _follows(target, dataclasses.replace(trace, culprits=tuple(tried)), few, labels, radius)
+
+    with preserved(target.model):
+        guilty = [cut for cut in cuts if to_blame([cut])]
+        if not guilty and len(cuts) > 1 and to_blame(cuts):
+            guilty = list(cuts)
+    named = [dataclasses.replace(cut, sentence=f"{cut.sentence} {_PROOF}") for cut in guilty]
+    return dataclasses.replace(trace, culprits=tuple(ranked([*trace.culprits, *named])))
+
+
+def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> bool:
+    """Whether the gradient of the margin follows the model once the culprits of the trace are repaired."""
+    seed_generators(target.seed)
+    with repaired_target(target, propose(trace)) as repaired:
+        found = repaired.value_and_grad(x, lambda scores, rows: target.margin(scores, y[rows]))
+    if not found.connected or zero_share(found.grad) > ZERO_SHARE:
+        return False
+    differences = Differences(eps)
+    differences.extend(target, x, y, found.grad, DIRECTIONS, differences.scales, together=True)
+    return min(scale.correlation for scale in differences.scales) >= AGREEMENT
