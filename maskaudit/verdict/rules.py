@@ -145,9 +145,7 @@ def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
     if seen.missing:
         return "inconclusive", False, list(seen.missing)
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
-        return "suspect", False, [
-            "Most points have no usable gradient under any loss, and no attack that does without gradients broke them."
-        ]  # fmt: skip
+        return "suspect", False, [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
     bounds = {
         "gradient level": upper_bound(seen.hidden_by_gradients, seen.correct, seen.alpha),
         "loss level": upper_bound(seen.hidden_by_loss, seen.correct, seen.alpha),
@@ -186,6 +184,14 @@ def _proofs(seen: Observations, fired: bool) -> list[str]:
             f"{seen.correct - seen.strong} points that own gradients left standing fall."
         )
     return said
+
+
+def _unproven(seen: Observations) -> str:
+    """What became of the points that own gradients left standing, where that proves nothing."""
+    left = f"of the {seen.correct - seen.strong} points that own gradients left standing, "
+    if not seen.hidden_by_gradients:
+        return f"{left}no attack that does without them broke any"
+    return f"{left}attacks that do without them broke {seen.hidden_by_gradients}, too few to prove masking"
 
 
 def _proven(seen: Observations, hidden: int, fired: bool) -> bool:
@@ -271,7 +277,10 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
             f"at most {best:.1%} withstand every attack that was tried. {cause}"
         )
     if label == "suspect":
-        return f"The gradients carry no information here, and nothing else broke the points: searched with {search}."
+        return (
+            f"The gradients carry no information here, and yet {best:.1%} of the points withstand every attack that "
+            f"was tried: searched with {search}."
+        )
     if label == "inconclusive":
         return f"No verdict: the audit cannot say whether gradients mask anything; it ran {search}."
     return f"No masking found by {search}; {best:.1%} of the points withstand every attack that was tried."

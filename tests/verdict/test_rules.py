@@ -96,6 +96,13 @@ def test_labels(observed: Observations, label: Label) -> None:
     assert bool(judgement.verdict.mechanisms) is (label in ("masked", "suspect"))
 
 
+@pytest.mark.parametrize(("challengers", "said"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
+def test_a_suspect_is_told_what_fell(challengers: int, said: str) -> None:
+    verdict = judge(seen(200, challengers, probes=USELESS)).verdict
+    assert verdict.label == "suspect"
+    assert said in verdict.reasons[0]
+
+
 @pytest.mark.parametrize("looks", [1, 3])
 @pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
 @pytest.mark.parametrize("level", ["gradients", "loss"])
