@@ -111,12 +111,13 @@ def _inputs(path: Path, key: str, array: np.ndarray, bounds: tuple[float, float]
 
 
 def _labels(path: Path, key: str, array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {key} must be integer class numbers, got {array.dtype}; convert with .astype(int).")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1:
-        raise InputError(f"{path}: {key} must have shape (N,), one class number per input, got {array.shape}.")
+        hint = "; one-hot labels become class numbers with .argmax(axis=1)" if array.ndim == 2 else ""
+        raise InputError(f"{path}: {key} must have shape (N,), one class number per input, got {array.shape}{hint}.")
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{path}: {key} must be integer class numbers, got {array.dtype}; convert with .astype(int).")
     return torch.from_numpy(array.astype(np.int64))
 
 
