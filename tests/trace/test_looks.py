@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskaudit.target import PassLedger, Target
 from maskaudit.trace import MAX_POINTS, trace_model
-from maskaudit.trace.health import Differences, Pass, clear_side, margin_gradient, surely_common
+from maskaudit.trace.health import Differences, clear_side, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from tests.trace import masked_models as zoo
 
@@ -81,18 +81,18 @@ def test_a_second_look_keeps_the_differences_of_the_first(net: nn.Module, points
     x, y = points[0][:6], points[1][:6]
     with Target(net) as target:
 
-        def seen(rows: int) -> tuple[Target, Pass, Tensor, Tensor]:
+        def seen(rows: int) -> tuple[Target, Tensor, Tensor, Tensor]:
             leaf = x[:rows].clone().requires_grad_(True)
             scores = target.differentiable_scores(leaf)
             grad = margin_gradient(target, leaf, scores, y[:rows])
             assert grad is not None
-            return target, Pass(leaf, scores, torch.zeros(0), grad, random=False), y[:rows], grad
+            return target, leaf.detach(), y[:rows], grad
 
         grown, fresh = Differences(0.2), Differences(0.2)
-        grown.extend(*seen(4), 1, grown.scales[:1])
-        fresh.extend(*seen(6), 2, fresh.scales)
+        grown.extend(*seen(4), 1, grown.scales[:1], together=True)
+        fresh.extend(*seen(6), 2, fresh.scales, together=True)
         before = target.ledger.forwards
-        grown.extend(*seen(6), 2, grown.scales)
+        grown.extend(*seen(6), 2, grown.scales, together=True)
         assert target.ledger.forwards - before == 6 + 2 * (24 - 4)
     for a, b in zip(grown.scales, fresh.scales, strict=True):
         assert len(a.predicted) == 12
