@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/trace.py [--rounds 5]
 
 Healthy networks, the same behind a quantiser, behind a ripple, and behind an honest straight-through rounding, whose
-poor gradient no op explains, so that a trace looks twice. The pass is that of an attack: the gradient of cross-entropy
-with respect to the input. Passes are counted in points, as the ledger of an audit does.
+poor gradient no op explains, so that a trace looks twice and tries the detach that is in it. The pass is that of an
+attack: the gradient of cross-entropy with respect to the input. Passes are counted in points, as the ledger of an audit
+does.
 Writes `benchmarks/trace.md`.
 """
 
@@ -26,8 +27,8 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.engine_networks import resnet18, resnet20
+from maskaudit.repairs.blame import traced
 from maskaudit.target import Target
-from maskaudit.trace import trace_model
 from maskaudit.zoo.masks import QuantisedInput, SineInput
 
 HERE = Path(__file__).parent
@@ -106,13 +107,13 @@ def measured(name: str, model: nn.Module, shape: tuple[int, ...], rounds: int) -
         y = model(x).argmax(dim=1)
     passes, traces = [], []
     with Target(model) as target:
-        found = trace_model(target, x, y)
+        found = traced(target, x, y)
         spent = target.ledger.copy()
         forward_backward(model, x, y)
         quick = seconds(lambda: forward_backward(model, x, y)) < QUICK
         for _ in range(MORE * rounds if quick else rounds):
             passes.append(seconds(lambda: forward_backward(model, x, y)))
-            traces.append(seconds(lambda: trace_model(target, x, y)))
+            traces.append(seconds(lambda: traced(target, x, y)))
     return Row(name, sum(p.numel() for p in model.parameters()), statistics.median(passes), statistics.median(traces),
                spent.forwards, spent.backwards, found.points, len(found.culprits))  # fmt: skip
 
