@@ -91,6 +91,8 @@ class RepairMode(TorchFunctionMode):
         inputs = tensors_of((args, kwargs))
         if name in ESCAPES and args and isinstance(args[0], Tensor):
             args = (args[0].detach(), *args[1:])  # a stand-in may have put it on the graph, which numpy refuses
+        if repair is not None and name == "detach_":  # takes the tensor itself off the graph: afterwards it is too late
+            return args[0]
         opened: Tensor | None = None
         if repair is not None and repair.remedy == "open":
             opened = self.opener.added(repair.location, name, args, kwargs)

@@ -167,13 +167,14 @@ class Walk:
         return []
 
     def decides(self, op: Seen) -> bool:
-        """Whether the op's first input is (N, K) and already holds the model's decision."""
+        """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output."""
         if not op.inputs or op.index not in self.ancestors:
             return False
         before = op.inputs[0].detach()
         if before.shape != self.e.raw.shape or not before.is_floating_point():
             return False
-        return torch.equal(before.argmax(dim=1), self.e.raw.detach().argmax(dim=1))
+        raw = self.e.raw.detach()
+        return torch.equal(raw.gather(1, before.argmax(dim=1, keepdim=True)).squeeze(1), raw.amax(dim=1))
 
 
 def _noise(tensor: Tensor) -> Tensor:

@@ -43,8 +43,11 @@ Confidence = Literal["low", "medium", "high"]
 
 
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
-    """The mechanisms that a trace (plain form, see `maskaudit.trace.inspect`) located, most certain first."""
-    return tuple(
+    """The mechanisms that a trace (plain form, see `maskaudit.trace.inspect`) located, most certain first.
+
+    A line that was named for several of its ops is told once.
+    """
+    found = (
         Mechanism(
             culprit["mechanism"],
             TITLES.get(culprit["mechanism"], culprit["mechanism"]),
@@ -53,6 +56,7 @@ def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
         )
         for culprit in trace.get("culprits", ())
     )
+    return tuple(dict.fromkeys(found))
 
 
 def name_mechanisms(

@@ -115,6 +115,8 @@ def judge(seen: Observations) -> Judgement:
         seen.probes, seen.traced, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"]))
     )
     shown = mechanisms if label in ("masked", "suspect") else ()
+    if not shown and seen.traced:
+        reasons = [*reasons, _unconfirmed(seen.traced[0])]
     accuracy = _accuracy(seen)
     return Judgement(
         verdict=Verdict(label, _sentence(label, seen, shown), shown, tuple(reasons)),
@@ -184,6 +186,12 @@ def _proofs(seen: Observations, fired: bool) -> list[str]:
             f"{seen.correct - seen.strong} points that own gradients left standing fall."
         )
     return said
+
+
+def _unconfirmed(suspect: Mechanism) -> str:
+    """What the trace found on a model of which nothing is proven."""
+    title = f"{suspect.title[0].lower()}{suspect.title[1:]}"
+    return f"The trace suspects a fault that the attacks did not confirm: {title}{_place(suspect)}."
 
 
 def _unproven(seen: Observations) -> str:

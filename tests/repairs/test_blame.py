@@ -34,6 +34,13 @@ class Detached(_Beside):
         return self.net(x.detach())
 
 
+class InPlace(_Beside):
+    def answer(self, x: Tensor) -> Tensor:
+        held = x * 1.0
+        held.detach_()
+        return self.net(held)
+
+
 class UnderNoGrad(_Beside):
     def answer(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -90,6 +97,7 @@ def lines(trace: Trace) -> list[str]:
     ("build", "expected"),
     [
         (Detached, ["return self.net(x.detach())"]),
+        (InPlace, ["held.detach_()"]),
         (UnderNoGrad, ["with torch.no_grad():"]),
         (ThroughNumpy, ["return self.net(torch.from_numpy(x.detach().numpy() * 1.0))"]),
         (InHalves, ["upper = x[:, :, :4].detach()", "lower = x[:, :, 4:].detach()"]),

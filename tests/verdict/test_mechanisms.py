@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from maskaudit.results import Location, ProbeFinding, ProbeResult, ProbeStatus
-from maskaudit.verdict.mechanisms import TITLES, name_mechanisms
+from maskaudit.verdict.mechanisms import TITLES, located, name_mechanisms
 
 
 def probe(rule: str, status: ProbeStatus = "finding", **changes: Any) -> ProbeResult:
@@ -87,3 +87,11 @@ def test_the_proven_level_comes_first(by_loss: bool, first: str) -> None:
 def test_the_order_of_probes_does_not_matter() -> None:
     probes = (zero(0.0), agreement(0.95, 0.1), SATURATED, probe("randomness", "pass", value=0.1))
     assert name_mechanisms(probes, by_loss=False) == name_mechanisms(probes[::-1], by_loss=False)
+
+
+def test_a_line_that_is_named_for_several_ops_is_told_once() -> None:
+    culprits = [
+        {"mechanism": "saturation", "confidence": "high", "location": {"op": "tanh", "file": "net.py", "line": line}}
+        for line in (3, 3, 4)
+    ]
+    assert [m.locations[0].line for m in located({"culprits": culprits})] == [3, 4]

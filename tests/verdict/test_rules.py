@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from maskaudit.results import Label, ProbeResult, ProbeStatus
+from maskaudit.results import Label, Location, Mechanism, ProbeResult, ProbeStatus
+from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import NOT_CHECKED, check_power
 from maskaudit.verdict.rules import (
     ALPHA,
@@ -101,6 +102,17 @@ def test_a_suspect_is_told_what_fell(challengers: int, said: str) -> None:
     verdict = judge(seen(200, challengers, probes=USELESS)).verdict
     assert verdict.label == "suspect"
     assert said in verdict.reasons[0]
+
+
+@pytest.mark.parametrize(("hidden", "label"), [(0, "clear"), (30, "inconclusive"), (80, "masked")])
+def test_what_the_trace_suspects_is_told_where_nothing_is_proven(hidden: int, label: Label) -> None:
+    where = Location("front", "detach", "net.py", 7)
+    cut = Mechanism("cut", TITLES["cut"], "high", (where,))
+    verdict = judge(seen(200, hidden, traced=(cut,))).verdict
+    assert verdict.label == label
+    told = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
+    assert told is (label != "masked")
+    assert not told or "in detach (net.py:7)" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize("looks", [1, 3])
