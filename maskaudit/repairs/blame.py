@@ -26,6 +26,8 @@ from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
 #: Cuts that are tried, in the order of the forward pass, and random directions per point that they are tried along.
 MOST_CUTS, DIRECTIONS = 4, 2
+#: By how much an agreement near its limit has to rise at least: other pairs of points and directions move it as well.
+GAIN = 0.05
 _PROOF = "A live path beside it stays, but only with the cut repaired does the gradient follow the model."
 
 
@@ -69,6 +71,12 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     differences = Differences(eps)
     differences.extend(target, x, y, found.grad, DIRECTIONS, differences.scales, together=True)
     now = [scale.correlation for scale in differences.scales]
-    # over the larger steps a bent surface leaves its own gradient behind; at the smallest only a wrong one disagrees
-    mended = trace.health.agreement[-1][1] < AGREEMENT <= now[-1]
-    return mended or min(now) >= AGREEMENT
+    vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little
+    before = [0.0 if vanished else value for _, value in trace.health.agreement]
+    # over the larger steps a bent surface leaves its own gradient behind; over the smallest only a wrong one disagrees
+    return mended(min(before), min(now)) or mended(before[-1], now[-1])
+
+
+def mended(before: float, now: float) -> bool:
+    """Whether an agreement that was too low is high enough, and not by chance."""
+    return before < AGREEMENT and now >= max(AGREEMENT, before + GAIN)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.repairs.blame import traced
+from maskaudit.repairs.blame import mended, traced
 from maskaudit.target import Target
 from maskaudit.trace import Trace, trace_model
 
@@ -141,3 +141,11 @@ def test_model_and_random_state_are_left_as_they_were(net: nn.Module, points: Po
     found(model, points)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [(0.0, 0.95, True), (0.82, 0.88, True), (0.86, 0.88, False), (0.9, 0.99, False), (0.0, 0.86, False)],
+)
+def test_an_agreement_is_mended_only_beyond_chance(before: float, now: float, expected: bool) -> None:
+    assert mended(before, now) is expected
