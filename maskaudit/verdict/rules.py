@@ -115,7 +115,7 @@ def judge(seen: Observations) -> Judgement:
         seen.probes, seen.traced, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"]))
     )
     shown = mechanisms if label in ("masked", "suspect") else ()
-    if not shown and seen.traced:
+    if not shown and seen.traced and seen.traced[0].confidence != "low":
         reasons = [*reasons, _unconfirmed(seen.traced[0])]
     accuracy = _accuracy(seen)
     return Judgement(

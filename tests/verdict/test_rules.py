@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -104,14 +104,16 @@ def test_a_suspect_is_told_what_fell(challengers: int, said: str) -> None:
     assert said in verdict.reasons[0]
 
 
+@pytest.mark.parametrize("confidence", ["low", "medium", "high"])
 @pytest.mark.parametrize(("hidden", "label"), [(0, "clear"), (30, "inconclusive"), (80, "masked")])
-def test_what_the_trace_suspects_is_told_where_nothing_is_proven(hidden: int, label: Label) -> None:
-    where = Location("front", "detach", "net.py", 7)
-    cut = Mechanism("cut", TITLES["cut"], "high", (where,))
+def test_what_the_trace_suspects_is_told_where_nothing_is_proven(
+    hidden: int, label: Label, confidence: Literal["low", "medium", "high"]
+) -> None:
+    cut = Mechanism("cut", TITLES["cut"], confidence, (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, hidden, traced=(cut,))).verdict
     assert verdict.label == label
     told = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
-    assert told is (label != "masked")
+    assert told is (label != "masked" and confidence != "low")
     assert not told or "in detach (net.py:7)" in verdict.reasons[-1]
 
 
