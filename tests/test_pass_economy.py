@@ -253,7 +253,7 @@ def test_nothing_is_spared_on_a_random_model_even_where_it_cannot_be_traced(monk
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no trace")
 
-    monkeypatch.setattr("maskaudit.runner.trace_model", fails)
+    monkeypatch.setattr("maskaudit.runner.traced", fails)
     rows = by_name(linear(eps=0.1, front=Jitter(), samples=16, ignore=tuple(CHALLENGERS)))
     assert "reach" in by_name(linear(eps=0.1, samples=16, ignore=tuple(CHALLENGERS)))["apgd-ce"].settings
     assert "reach" not in rows["apgd-ce"].settings
