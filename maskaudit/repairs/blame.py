@@ -43,15 +43,15 @@ def traced(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) ->
     Raises:
         ModelError: when the model raises or returns something that is not class scores.
     """
+    eps = usual_radius(target, x) if eps is None else eps
     trace = trace_model(target, x, y, eps=eps)
     cuts = trace.beside[:MOST_CUTS]
     if not cuts or trace.randomness is not None or trace.batch_dependent is not None:
         return trace
     few, labels = x[:FEW_POINTS].detach(), y[:FEW_POINTS]
-    radius = usual_radius(target, x) if eps is None else eps
 
     def to_blame(tried: Sequence[Culprit]) -> bool:
-        return _follows(target, dataclasses.replace(trace, culprits=tuple(tried)), few, labels, radius)
+        return _follows(target, dataclasses.replace(trace, culprits=tuple(tried)), few, labels, eps)
 
     with preserved(target.model):
         guilty = [cut for cut in cuts if to_blame([cut])]

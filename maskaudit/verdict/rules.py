@@ -190,8 +190,7 @@ def _proofs(seen: Observations, fired: bool) -> list[str]:
 
 def _unconfirmed(suspect: Mechanism) -> str:
     """What the trace found on a model of which nothing is proven."""
-    title = f"{suspect.title[0].lower()}{suspect.title[1:]}"
-    return f"The trace suspects a fault that the attacks did not confirm: {title}{_place(suspect)}."
+    return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
 
 
 def _unproven(seen: Observations) -> str:
@@ -250,6 +249,11 @@ def _accuracy(seen: Observations) -> dict[str, Rate | None]:
     }
 
 
+def _cause(mechanism: Mechanism) -> str:
+    """What it is and where, inside a sentence."""
+    return f"{mechanism.title[0].lower()}{mechanism.title[1:]}{_place(mechanism)}"
+
+
 def _place(mechanism: Mechanism) -> str:
     """Where, as the end of a sentence: op, file and line as far as they are known."""
     if not mechanism.locations or mechanism.locations[0].op in ("", "output"):  # the output as a whole is no place
@@ -276,10 +280,9 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
     left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
     search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
     if label == "masked":
-        title = mechanisms[0].title
-        cause = f"{title}."
+        cause = f"{mechanisms[0].title}."
         if mechanisms[0].id != "unknown":
-            cause = f"The likely cause: {title[0].lower()}{title[1:]}{_place(mechanisms[0])}."
+            cause = f"The likely cause: {_cause(mechanisms[0])}."
         return (
             f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
             f"at most {best:.1%} withstand every attack that was tried. {cause}"
