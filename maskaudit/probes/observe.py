@@ -24,6 +24,7 @@ from maskaudit.files import shown_path
 from maskaudit.probes.interface import ProbeContext
 from maskaudit.results import Location
 from maskaudit.target import Target
+from maskaudit.trace.functorch import bare, below
 
 #: Names of the same function, in-place forms aside.
 _ALIASES = {"special_expit": "sigmoid", "clip": "clamp", "_threshold": "threshold"}
@@ -126,12 +127,17 @@ class _ActivationMode(TorchFunctionMode):
         op = _canonical(getattr(func, "__name__", ""))
         if op in self.ops:
             x = args[0] if args else kwargs.get("input")
-            if isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2 and x.shape[0] % self.batch == 0:
-                location = self._locate(op)
-                site = Site(location, self.seen[location])
-                self.seen[location] += 1
-                self.handler(site, Call(op, x.detach(), args[1:], kwargs))
+            if isinstance(x, Tensor):
+                self._tell(op, bare(x), args[1:], kwargs)
         return func(*args, **kwargs)
+
+    def _tell(self, op: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if x.is_floating_point() and x.dim() >= 2 and x.shape[0] % self.batch == 0:
+            location = self._locate(op)
+            site = Site(location, self.seen[location])
+            self.seen[location] += 1
+            with below():
+                self.handler(site, Call(op, x.detach(), args, kwargs))
 
     def _locate(self, op: str) -> Location:
         """Module path, and the nearest line that is neither torch's nor ours."""
@@ -147,9 +153,9 @@ class _ActivationMode(TorchFunctionMode):
 
 def _canonical(name: str) -> str:
     """`tanh` for tanh, tanh_, Tensor.tanh and aten.tanh.default."""
-    bare = name.partition(".")[0]
-    bare = bare.removesuffix("_") if not bare.endswith("__") else bare
-    return _ALIASES.get(bare, bare)
+    plain = name.partition(".")[0]
+    plain = plain.removesuffix("_") if not plain.endswith("__") else plain
+    return _ALIASES.get(plain, plain)
 
 
 def describe(location: Location) -> str:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.trace.calls import op_name
+from maskaudit.trace.functorch import bare, below
 from maskaudit.trace.scope import ModuleScope, user_site
 
 #: Slope below the floor up to which a leaky rectifier counts as shut: what leaks is this part of what would pass.
@@ -56,17 +57,17 @@ def off(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | No
     return x.detach() <= floor if isinstance(floor, (int, float)) else None
 
 
-def _floor(bare: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    def argument(name: str, usual: Any = None) -> Any:
-        return args[0] if args else kwargs.get(name, usual)
+def _floor(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def argument(key: str, usual: Any = None) -> Any:
+        return args[0] if args else kwargs.get(key, usual)
 
-    if bare in ("relu", "relu6"):
+    if name in ("relu", "relu6"):
         return 0.0
-    if bare == "leaky_relu":
+    if name == "leaky_relu":
         slope = argument("negative_slope", 0.01)
         return 0.0 if isinstance(slope, (int, float)) and abs(slope) < TINY_SLOPE else None
     names = {"hardtanh": ("min_val", -1.0), "threshold": ("threshold", None), "maximum": ("other", None)}
-    return argument(*names.get(bare, ("min", None)))
+    return argument(*names.get(name, ("min", None)))
 
 
 def dormant_units(target: Target, x: Tensor) -> DormantUnits:
@@ -108,11 +109,13 @@ class Opener:
         self._calls[place] += 1
         shut = off(name, args, kwargs)
         dormant = calls[number] if number < len(calls) else None
-        if shut is None or dormant is None or shut.shape[1:] != dormant.shape:
+        if shut is None or dormant is None or bare(shut).shape[1:] != dormant.shape:
             return None
         x = args[0] if args else kwargs["input"]
+        if not bare(x).requires_grad:
+            return None
         with torch.enable_grad():
-            return torch.where(shut & dormant.to(shut.device), x, torch.zeros_like(x)) if x.requires_grad else None
+            return torch.where(shut & dormant.to(shut.device), x, torch.zeros_like(x))
 
 
 class _Watch(TorchFunctionMode):
@@ -156,8 +159,8 @@ class _Watch(TorchFunctionMode):
         number = self._calls[place]
         self._calls[place] += 1
         shut = off(name, args, kwargs)
-        apart = shut is not None and shut.dim() >= 2 and shut.shape[0] % self._points == 0
-        here = shut.all(dim=0) if shut is not None and apart else None
+        with below():
+            here = None if shut is None else self._shut_everywhere(bare(shut))
         calls = self.units.setdefault(place, [])
         if number == len(calls):
             calls.append(here)
@@ -165,3 +168,7 @@ class _Watch(TorchFunctionMode):
         before = calls[number]
         same = before is not None and here is not None and before.shape == here.shape
         calls[number] = before & here if same and before is not None and here is not None else None
+
+    def _shut_everywhere(self, shut: Tensor) -> Tensor | None:
+        """Units off at every point; None where the units (N, …) of different points cannot be told apart."""
+        return shut.all(dim=0) if shut.dim() >= 2 and shut.shape[0] % self._points == 0 else None

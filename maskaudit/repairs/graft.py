@@ -9,10 +9,16 @@ from torch import Tensor
 
 
 class _Graft(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor) -> Tensor:
-        ctx.shape, ctx.dtype = source.shape, source.dtype
+    def forward(value: Tensor, source: Tensor) -> Tensor:
         return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _, source = inputs
+        ctx.shape, ctx.dtype = source.shape, source.dtype
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:

@@ -26,6 +26,7 @@ from maskaudit.repairs.surrogates import (
     softened,
 )
 from maskaudit.trace.calls import ESCAPES, PROPERTIES, op_name, tensors_of
+from maskaudit.trace.functorch import bare
 from maskaudit.trace.scope import ModuleScope, user_site
 from maskaudit.trace.vocabulary import HARD
 
@@ -96,7 +97,7 @@ class RepairMode(TorchFunctionMode):
         opened: Tensor | None = None
         if repair is not None and repair.remedy == "open":
             opened = self.opener.added(repair.location, name, args, kwargs)
-        live = next((t for t in inputs if t.requires_grad and id(t) not in self.constants), None)
+        live = next((t for t in inputs if bare(t).requires_grad and id(t) not in self.constants), None)
         if self.enable and live is not None and not torch.is_grad_enabled() and self._may_enable():
             with torch.inference_mode(False), torch.enable_grad():
                 output = func(*_normal(args), **_normal(kwargs))
@@ -135,7 +136,7 @@ class RepairMode(TorchFunctionMode):
         live: Tensor | None, output: Any,
     ) -> Any:  # fmt: skip
         if repair.remedy == "tap":
-            self.tapped = tensors_of(args)[0]
+            self.tapped = bare(tensors_of(args)[0])
             return output
         if live is None or not isinstance(output, Tensor):
             return output
@@ -143,7 +144,7 @@ class RepairMode(TorchFunctionMode):
             if repair.remedy == "mute":
                 return output.detach()
             if repair.remedy == "gate-identity":
-                same = [t for t in tensors_of(args) if t.requires_grad and t.shape == output.shape]
+                same = [t for t in tensors_of(args) if bare(t).requires_grad and t.shape == output.shape]
                 return graft(output, same[0]) if same else output
             if repair.remedy == "soften":
                 return graft(output, softened(func, name, args, kwargs, live, repair.scale))
@@ -183,13 +184,13 @@ class RepairMode(TorchFunctionMode):
         self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         """Take stand-ins of dead inputs along; where a floating tensor comes out, it gets its gradient back."""
-        dead = not output.requires_grad
+        dead = not bare(output).requires_grad
 
         def stand_in(tensor: Tensor) -> Tensor | None:
             held = self.shadows.get(id(tensor))
             if held is not None:
                 return held[1]
-            lost = self.carrying and dead and tensor.requires_grad and id(tensor) not in self.constants
+            lost = self.carrying and dead and bare(tensor).requires_grad and id(tensor) not in self.constants
             return tensor if lost and tensor.is_floating_point() else None
 
         if not any(stand_in(t) is not None for t in tensors_of((args, kwargs))):
@@ -197,7 +198,7 @@ class RepairMode(TorchFunctionMode):
 
         with torch.enable_grad():
             result = on_stand_ins(func, name, args, kwargs, stand_in)
-            if result is None or not result.requires_grad:
+            if result is None or not bare(result).requires_grad:
                 return output
             return self._shade_or_graft(output, result)
 
