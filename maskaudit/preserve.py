@@ -90,6 +90,19 @@ def preserved_random_state() -> Iterator[None]:
         random.setstate(python_state)
 
 
+def random_states() -> dict[str, Any]:
+    """States of the global generators by name, to be compared with each other."""
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    states = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (kind, np.asarray(keys).tobytes(), *rest),
+        "random": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        states["torch.cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return states
+
+
 class _ModuleSnapshot:
     """One module's own state (not its children's)."""
 

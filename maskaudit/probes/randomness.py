@@ -29,13 +29,12 @@ Source
 
 from __future__ import annotations
 
-import pickle
 import random
 
 import numpy as np
 import torch
 
-from maskaudit.preserve import preserved_random_state
+from maskaudit.preserve import preserved_random_state, random_states
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
@@ -49,23 +48,11 @@ SOURCE_POINTS = 16
 SEED = 12345
 
 
-def fingerprints() -> dict[str, bytes]:
-    """State of the global generators by name."""
-    found = {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": pickle.dumps(np.random.get_state()),
-        "random": pickle.dumps(random.getstate()),
-    }
-    if torch.cuda.is_available():
-        found["torch.cuda"] = b"".join(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
-    return found
-
-
 def generators_used(target: Target, x: torch.Tensor) -> list[str]:
     """Names of the global generators that one evaluation of `x` (N, …) advances."""
-    before = fingerprints()
+    before = random_states()
     target.raw(x)
-    after = fingerprints()
+    after = random_states()
     return [name for name, state in after.items() if state != before.get(name)]
 
 

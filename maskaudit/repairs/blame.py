@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskaudit.preserve import preserved
+from maskaudit.preserve import preserved_random_state
 from maskaudit.repairs.propose import propose
 from maskaudit.repairs.target import repaired_target
 from maskaudit.target import Target
@@ -53,7 +53,7 @@ def traced(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) ->
     def to_blame(tried: Sequence[Culprit]) -> bool:
         return _follows(target, dataclasses.replace(trace, culprits=tuple(tried)), few, labels, eps)
 
-    with preserved(target.model):
+    with preserved_random_state():
         guilty = [cut for cut in cuts if to_blame([cut])]
         if not guilty and len(cuts) > 1 and to_blame(cuts):
             guilty = list(cuts)

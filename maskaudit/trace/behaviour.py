@@ -56,9 +56,14 @@ def loss_slope(scores: Tensor, y: Tensor) -> Tensor:
     return slope
 
 
+def vanishes(grad: Tensor) -> Tensor:
+    """Points (N,) whose entries (N, …) are all exactly zero."""
+    return (grad.flatten(1) == 0).all(dim=1)
+
+
 def zero_share(grad: Tensor) -> float:
-    """Share of points (N, …) whose entries are all exactly zero."""
-    return float((grad.flatten(1) == 0).all(dim=1).double().mean())
+    """Their share."""
+    return float(vanishes(grad).double().mean())
 
 
 def output_kind(raw: Tensor, flat: float) -> OutputKind:

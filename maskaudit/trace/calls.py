@@ -68,6 +68,17 @@ def _collect(value: Any, found: list[Tensor]) -> None:
         found.append(value.logits)
 
 
+def may_write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call may write to a tensor that it is given, or hand its memory out of torch.
+
+    Either its name says so, or an argument does that is `True`, as `inplace` would be.
+    """
+    if name in ("numpy", "__array__", "__setitem__") or (name.endswith("_") and not name.endswith("__")):
+        return True
+    flags = any(value is True for value in (*args, *kwargs.values()))
+    return flags or name.startswith("__i") or kwargs.get("out") is not None
+
+
 def data_inputs(name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The tensors whose data an op reads; `t.to(other)` and `zeros_like(t)` take type and shape from others only."""
     if name in TYPED_AFTER:

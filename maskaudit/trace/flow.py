@@ -18,6 +18,9 @@ from maskaudit.trace.records import Flow
 #: falls below it beyond |x| = 3, that of the logistic function beyond |x| = 4.6.
 BLOCKED = 1e-2
 
+#: Norms up to this and down to its inverse are sums of squares that neither overflow nor vanish in float32.
+PLAIN = 1e15
+
 
 @dataclass
 class _Tally:
@@ -150,7 +153,10 @@ class _Norms:
 
     def _measured(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
         rows = self._rows(values)
-        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu().square()
+        norms = torch.linalg.vector_norm(rows, dim=1).cpu().double()
+        if rows.dtype != torch.float32 or not bool(((norms > 1 / PLAIN) & (norms < PLAIN)).all()):
+            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu()
+        squares = norms.square()
         nonfinite: Tensor | None = None
         if not bool(torch.isfinite(squares).all()):
             nonfinite = self._per_point((~torch.isfinite(rows)).sum(dim=1).double().cpu())

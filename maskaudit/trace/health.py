@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
-from maskaudit.trace.behaviour import seed_generators, twin, zero_share
+from maskaudit.trace.behaviour import loss_slope, seed_generators, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
@@ -29,18 +29,50 @@ LUCK = 0.01
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One recorded pass: the input leaf (N, …), the scores (N, K) on its graph, and the gradient of the margin (N, …).
+class Gradients:
+    """What a backward pass gave at inputs `x` (N, …) with labels `y` (N,).
 
-    `slope` (N, K) is the derivative of cross-entropy with respect to the scores; `margin_grad` is None where the model
-    gives none; `random` says whether another pass may answer otherwise.
+    `grad` (N, …) is the gradient of the margin, None where the model gives none; `flat` (N,) says where that of
+    cross-entropy is exactly zero.
     """
 
-    leaf: Tensor
-    scores: Tensor
-    slope: Tensor
-    margin_grad: Tensor | None
-    random: bool
+    x: Tensor
+    y: Tensor
+    grad: Tensor | None
+    flat: Tensor
+
+    def __add__(self, more: Gradients) -> Gradients:
+        """Those at further inputs behind these; where only one of the two passes gave a gradient, the other is zero."""
+        grad = None
+        if self.grad is not None or more.grad is not None:
+            grad = torch.cat([torch.zeros_like(g.x) if g.grad is None else g.grad for g in (self, more)])
+        return Gradients(
+            torch.cat([self.x, more.x]), torch.cat([self.y, more.y]), grad, torch.cat([self.flat, more.flat])
+        )
+
+
+def gradients(
+    target: Target, leaf: Tensor, scores: Tensor, y: Tensor, *, slope: Tensor, grad: Tensor | None
+) -> Gradients:
+    """Take down `grad` (N, …), the gradient of the margin, and see where that of cross-entropy is exactly zero.
+
+    Args:
+        target: the open target.
+        leaf: inputs (N, …); scores: (N, K), on their graph; y: labels (N,).
+        slope: derivative (N, K) of cross-entropy with respect to the scores.
+        grad: what a backward pass of the margin gave, or None.
+    """
+    return Gradients(leaf.detach(), y, grad, _flat(target, leaf, scores, y, slope, grad))
+
+
+def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
+    """The same at inputs (N, …) and labels (N,) that no recorded pass has seen."""
+    leaf = x.clone().requires_grad_(True)
+    seed_generators(target.seed)
+    with torch.enable_grad():
+        scores = twin(target).differentiable_scores(leaf)
+    grad = margin_gradient(target, leaf, scores, y)
+    return gradients(target, leaf, scores, y, slope=loss_slope(scores, y), grad=grad)
 
 
 def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, y: Tensor) -> Tensor | None:
@@ -49,29 +81,28 @@ def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, y: Tensor) -> 
 
 
 def gradient_health(
-    target: Target, seen: Pass, y: Tensor, differences: Differences, *, rounds: Sequence[tuple[int, float]]
-) -> GradientHealth:
+    target: Target, found: Gradients, differences: Differences, *, rounds: Sequence[tuple[int, float]],
+    together: bool = True,
+) -> GradientHealth:  # fmt: skip
     """Zero shares, and correlation of ⟨∇margin, u⟩ with central differences over random sign directions u.
 
     Args:
         target: the open target.
-        seen: the recorded pass.
-        y: labels (N,).
+        found: the gradients to judge.
         differences: what an earlier look at the first of these points compared; what is compared now is added.
         rounds: how many directions every point is compared along by then, and by how many standard errors a correlation
             has to be clear of `AGREEMENT` for the round to be left out.
-
-    Every evaluation of a random model uses the same random numbers, so it is judged as one draw.
+        together: whether all may be asked in one pass; else each side is, under the same random numbers, so that a
+            random model is judged as one draw.
     """
-    grad = seen.margin_grad
-    if grad is None:
+    if found.grad is None:
         return GradientHealth(False, 1.0, 1.0, tuple((scale.step, 0.0) for scale in differences.scales), pairs=(0, 0))
-    shares = zero_share(grad), _entropy_zero_share(target, seen, y, grad)
     for directions, clear_by in rounds:
         scales = differences.unclear(clear_by)
-        differences.extend(target, seen.leaf.detach(), y, grad, directions, scales, together=not seen.random)
+        differences.extend(target, found.x, found.y, found.grad, directions, scales, together=together)
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
-    return GradientHealth(True, *shares, agreement, tuple(len(scale.predicted) for scale in differences.scales))
+    pairs = tuple(len(scale.predicted) for scale in differences.scales)
+    return GradientHealth(True, zero_share(found.grad), float(found.flat.double().mean()), agreement, pairs)
 
 
 @dataclass
@@ -115,10 +146,16 @@ class Differences:
 
     Args:
         eps: radius, in input units.
+        again: how many points are answered once more, unmoved, in the pass of the first comparison.
+
+    Attributes:
+        answered: their scores (`again`, K); None as long as nothing was compared, or none are to be.
     """
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, eps: float, *, again: int = 0) -> None:
         self.scales = [_Scale(eps * step) for step in DIFFERENCE_STEPS]
+        self.answered: Tensor | None = None
+        self._again = again
 
     def unclear(self, by: float) -> list[_Scale]:
         """The step sizes that could still turn the finding: none where one is surely poor, since the worst counts.
@@ -154,7 +191,11 @@ class Differences:
             for side in (1, -1)
         ]
         labels = [y[first:] for _, _, first in wanted for _ in (1, -1)]
-        margins = _margins(twin(target), around, labels, together=together)
+        again = [x[: self._again]] if self._again and self.answered is None else []
+        scores = _scores(twin(target), [*around, *again], together=together)
+        if again:
+            self.answered = scores.pop()
+        margins = target.margin(torch.cat(scores), torch.cat(labels)).split([len(batch) for batch in around])
         for place, (scale, _, first) in enumerate(wanted):
             (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
             scale.add(((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64), up - down)
@@ -196,13 +237,15 @@ def _sides(health: GradientHealth) -> list[int]:
     return [clear_side(value, pairs) for (_, value), pairs in zip(health.agreement, health.pairs, strict=True)]
 
 
-def _entropy_zero_share(target: Target, seen: Pass, y: Tensor, margin: Tensor) -> float:
-    """Share of points where the gradient of cross-entropy is exactly zero; no pass is spent where none can be."""
-    safe = float(seen.slope.abs().amax(dim=1).min()) > NO_UNDERFLOW
+def _flat(target: Target, leaf: Tensor, scores: Tensor, y: Tensor, slope: Tensor, margin: Tensor | None) -> Tensor:
+    """Where (N,) the gradient of cross-entropy is exactly zero; no pass is spent where it cannot be."""
+    if margin is None:
+        return torch.ones(len(leaf), dtype=torch.bool)
+    safe = float(slope.abs().amax(dim=1).min()) > NO_UNDERFLOW
     if safe and float(margin.flatten(1).abs().amax(dim=1).min()) > NO_UNDERFLOW:
-        return 0.0
-    grad = _gradient(target, F.cross_entropy(seen.scores, y, reduction="none"), seen.leaf)
-    return 1.0 if grad is None else zero_share(grad)
+        return torch.zeros(len(leaf), dtype=torch.bool)
+    grad = _gradient(target, F.cross_entropy(scores, y, reduction="none"), leaf)
+    return torch.ones(len(leaf), dtype=torch.bool) if grad is None else vanishes(grad).cpu()
 
 
 def _gradient(target: Target, value: Tensor, leaf: Tensor) -> Tensor | None:
@@ -217,14 +260,13 @@ def _gradient(target: Target, value: Tensor, leaf: Tensor) -> Tensor | None:
     return None if grad is None else grad.detach()
 
 
-def _margins(target: Target, batches: list[Tensor], labels: list[Tensor], *, together: bool) -> list[Tensor]:
-    """Margins (N,) of batches: in one pass, or each in its own under the same random numbers."""
+def _scores(target: Target, batches: list[Tensor], *, together: bool) -> list[Tensor]:
+    """Scores (N, K) of batches: in one pass, or each in its own under the same random numbers."""
     if together:
         seed_generators(target.seed)
-        margin = target.margin(target.scores(torch.cat(batches)), torch.cat(labels))
-        return list(margin.split([len(batch) for batch in batches]))
-    margins = []
-    for batch, y in zip(batches, labels, strict=True):
+        return list(target.scores(torch.cat(batches)).split([len(batch) for batch in batches]))
+    scores = []
+    for batch in batches:
         seed_generators(target.seed)
-        margins.append(target.margin(target.scores(batch), y))
-    return margins
+        scores.append(target.scores(batch))
+    return scores

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from maskaudit.preserve import preserved
+from maskaudit.preserve import preserved_random_state
+from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, output_kind, seed_generators, zero_share
@@ -20,13 +21,17 @@ from maskaudit.trace.functions import check_function
 from maskaudit.trace.health import (
     CLEAR_BY,
     Differences,
-    Pass,
+    Gradients,
+    further_gradients,
     gradient_health,
+    gradients,
     margin_gradient,
     surely_good,
     surely_poor,
 )
+from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import (
+    AGAIN_POINTS,
     Movement,
     answers_alike,
     batch_dependence,
@@ -34,7 +39,7 @@ from maskaudit.trace.passes import (
     observe,
     observe_first,
 )
-from maskaudit.trace.records import Culprit, Flow, FunctionCheck, Op, Randomness, Trace
+from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.seen import Seen
 from maskaudit.trace.walk import Evidence
@@ -47,40 +52,98 @@ FEW_POINTS = 8
 #: a correlation has to be clear before a round to make it needless. On few pairs, whose errors are larger than Fisher's
 #: where gradients are heavy-tailed, the second look takes only what is beyond doubt.
 FEW_ROUNDS = ((1, math.inf), (2, CLEAR_BY))
-ROUNDS = ((1, math.inf), (2, 4.0), (4, CLEAR_BY))
+ROUNDS = ((1, 4.0), (2, 4.0), (4, CLEAR_BY))
 
 
 def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) -> Trace:
     """Trace the forward and the backward pass of a target and name what hides its gradient.
 
-    A first look takes `FEW_POINTS` points. Where it leaves a doubt, or answers are random, the model is looked at again
-    with `MAX_POINTS` points and more directions, and only that second look is reported; of the first it keeps the
-    differences that were measured.
+    `FEW_POINTS` points are recorded. Where that leaves a doubt, the gradient is compared at `MAX_POINTS` and along more
+    directions. Answers that are random or depend on the batch are recorded anew, at `MAX_POINTS`.
 
     Args:
-        target: the open target.
+        target: the open target; what the passes do to its model is undone when it is closed.
         x: inputs (N, …) in bounds; the first `MAX_POINTS` are used.
         y: labels (N,), best those that the target answers.
         eps: radius at which the gradient ought to be useful, in input units; by default `usual_radius`.
 
-    The model and the random state are put back bit for bit, also after an exception.
+    The random state is put back, also after an exception.
 
     Raises:
         ModelError: when the model raises or returns something that is not class scores.
     """
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
     eps = usual_radius(target, x) if eps is None else eps
-    differences = Differences(eps)
-    with preserved(target.model), graph_visible():
-        alike = False
-        if len(x) > FEW_POINTS:
-            trace = _look(target, x[:FEW_POINTS], y[:FEW_POINTS], eps, differences, rounds=FEW_ROUNDS, first=True)
-            if trace is not None and _settled(trace):
-                return trace
-            alike = trace is not None
-        trace = _look(target, x, y, eps, differences, rounds=ROUNDS, alike=alike)
-        assert trace is not None
-        return trace
+    with preserved_random_state(), graph_visible():
+        observer, scores, consumed = observe_first(target, x[:FEW_POINTS])
+        trace = None if consumed else _traced(target, observer, scores, x, y, eps)
+        return _traced_alone(target, x, y, eps) if trace is None else trace
+
+
+@dataclass(frozen=True)
+class _Look:
+    """One recorded pass, forward and backward.
+
+    Attributes:
+        observer: the record of the forward pass; raw: the output (N, K) of the model; scores: the target's (N, K).
+        movement: what moves with the input.
+        flows: gradient flow of the margin, by index of the op.
+        slope: derivative (N, K) of cross-entropy with respect to the scores.
+        found: what came out of the backward pass.
+    """
+
+    observer: Observer
+    raw: Tensor
+    scores: Tensor
+    movement: Movement
+    flows: dict[int, Flow]
+    slope: Tensor
+    found: Gradients
+
+
+def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: float) -> _Look:
+    """Take the recorded pass back."""
+    raw = observer.raw
+    assert raw is not None
+    flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, y))], len(y))
+    target.count_backward(len(y))
+    if target.outputs != "logits" or target.reject_class is not None:
+        grad = margin_gradient(target, observer.leaf, scores, y)
+    slope = loss_slope(scores, y)
+    found = gradients(target, observer.leaf, scores, y, slope=slope, grad=grad)
+    return _Look(observer, raw, scores, Movement(target, found.x, eps, observer.ops), flows, slope, found)
+
+
+def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Tensor, eps: float) -> Trace | None:
+    """What the record of the first points says, compared at all of `x` if need be.
+
+    None where answers are random or depend on the batch.
+    """
+    seen = len(scores)
+    look = _look(target, observer, scores, y[:seen], eps)
+    differences = Differences(eps, again=AGAIN_POINTS)
+    health = gradient_health(target, look.found, differences, rounds=FEW_ROUNDS)
+    if not answers_alike(target, look.found.x, look.scores, differences.answered):
+        return None
+    good, poor = surely_good(health), surely_poor(health, seen)
+    if good or poor:
+        trace = _explained(target, look, health, seen)
+        if good if trace.healthy else poor:  # a good gradient, or a poor one and what makes it so
+            return trace
+    found = look.found + further_gradients(target, x[seen:], y[seen:]) if len(x) > seen else look.found
+    return _explained(target, look, gradient_health(target, found, differences, rounds=ROUNDS), len(found.x))
+
+
+def _traced_alone(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
+    """The same where answers are random or depend on the batch, so that no two passes may be made in one."""
+    observer, scores, consumed = observe_first(target, x)
+    look = _look(target, observer, scores, y, eps)
+    randomness = measure_randomness(target, x, observer, scores, consumed)
+    dependent = randomness is None and not answers_alike(target, x, scores)
+    alone = randomness is not None or dependent
+    health = gradient_health(target, look.found, Differences(eps), rounds=ROUNDS, together=not alone)
+    where = batch_dependence(observer) if dependent else None
+    return _explained(target, look, health, len(x), randomness=randomness, batch_dependent=where)
 
 
 def usual_radius(target: Target, x: Tensor) -> float:
@@ -88,57 +151,30 @@ def usual_radius(target: Target, x: Tensor) -> float:
     return customary_eps("Linf", tuple(x.shape[1:]), target.bounds)
 
 
-def _settled(trace: Trace) -> bool:
-    """Whether a first look leaves nothing to a second one: a good gradient, or a poor one and what makes it so."""
-    if trace.healthy:
-        return surely_good(trace.health)
-    return surely_poor(trace.health, trace.points)
-
-
-def _look(
-    target: Target, x: Tensor, y: Tensor, eps: float, differences: Differences, *, rounds: Sequence[tuple[int, float]],
-    first: bool = False, alike: bool = False,
-) -> Trace | None:  # fmt: skip
-    """One look at points `x`; a first one gives up (None) where answers may be random or depend on the batch.
-
-    `alike` says that an earlier look has seen that they are not and do not.
-    """
-    observer, scores, consumed = observe_first(target, x)
-    raw = observer.raw
-    assert raw is not None
-    if first and consumed:
-        return None
-    alike = alike or answers_alike(target, x, scores)
-    if first and not alike:
-        return None
-    randomness = None if alike and not consumed else measure_randomness(target, x, observer, scores, consumed)
-    batch_dependent = None if alike or randomness is not None else batch_dependence(observer)
-    alone = randomness is not None or batch_dependent is not None
-    movement = Movement(target, x, eps, observer.ops)
-    flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, y))], len(x))
-    target.count_backward(len(x))
-    if target.outputs != "logits" or target.reject_class is not None:
-        grad = margin_gradient(target, observer.leaf, scores, y)
-    slope = loss_slope(scores, y)
-    health = gradient_health(target, Pass(observer.leaf, scores, slope, grad, alone), y, differences, rounds=rounds)
+def _explained(
+    target: Target, look: _Look, health: GradientHealth, points: int, *, randomness: Randomness | None = None,
+    batch_dependent: Location | None = None,
+) -> Trace:  # fmt: skip
+    """The trace, with the culprits that explain such a gradient."""
+    observer = look.observer
     seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
-    flat = zero_share(slope)
-    evidence = Evidence(observer, raw, scores, y, movement, health, checks, flows, flat)
+    flat = zero_share(look.slope)
+    evidence = Evidence(observer, look.raw, look.scores, look.found.y, look.movement, health, checks, look.flows, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:
         found = ranked([*found, *_behind_cuts(target, evidence, suspects)])
     culprits = [*found, *_stochastic(randomness)]
-    changes = movement.changes if culprits or health.poor else None
+    changes = look.movement.changes if culprits or health.poor else None
     return Trace(
         kind=_kind(target.model),
-        points=len(x),
+        points=points,
         ops=tuple(_frozen(op, changes, suspects.flows.get(op.index)) for op in observer.ops),
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(raw, flat),
+        output_kind=output_kind(look.raw, flat),
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),

@@ -27,15 +27,15 @@ from maskaudit.trace.calls import (
     PROPERTIES,
     batch_statistics,
     data_inputs,
+    may_write,
     node_op_name,
     op_name,
-    tensors_of,
 )
+from maskaudit.trace.functorch import bare_tensors, below
 from maskaudit.trace.graph import new_nodes
-from maskaudit.trace.prints import fingerprint
 from maskaudit.trace.scope import ModuleScope, Site, user_site
 from maskaudit.trace.scripted import ScriptedGraph
-from maskaudit.trace.seen import FunctionCall, Kind, Seen, function_location
+from maskaudit.trace.seen import FunctionCall, Kind, Seen, function_location, has_memory
 
 
 class Observer(TorchFunctionMode):
@@ -44,7 +44,8 @@ class Observer(TorchFunctionMode):
     Args:
         model: the audited module or callable.
         leaf: the input (N, …) with `requires_grad`.
-        keep_tensors: keep inputs and outputs of every op (needed to walk gradients); fingerprints are always kept.
+        keep_tensors: keep inputs and outputs of every op with their graph (needed to walk gradients); what an op
+            made is always kept as data.
         revive: indices of ops behind a cut; where what they made is not on the graph, it becomes a leaf of its own,
             so that the rest of the way to the output can be walked too.
     """
@@ -69,6 +70,7 @@ class Observer(TorchFunctionMode):
         self.modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.scope = ModuleScope(model, before=self._before_module, after=self._after_module)
         self._known: dict[int, tuple[Tensor, int]] = {id(leaf): (leaf, -1)}
+        self._living: dict[int, list[Seen]] = {}  # whose data live in which memory
         self._state: list[Tensor] = []
         self._constants: set[int] = set()
         if isinstance(model, nn.Module):
@@ -109,25 +111,29 @@ class Observer(TorchFunctionMode):
         optimising = getattr(func, "__name__", "") in OPTIMISES
         if name in PROPERTIES and not optimising:
             return func(*args, **kwargs)
-        inputs = data_inputs(name, tensors_of((args, kwargs)))
+        tensors = bare_tensors((args, kwargs))
+        if may_write(name, args, kwargs):
+            self._keep(tensors)
+        inputs = data_inputs(name, tensors)
         site = user_site()
         if site.function is not None and not _is_torch(site.function):
             return self._inside_function(func, args, kwargs, site)
         if site.outside and not self.scope.inside:
             output = func(*args, **kwargs)
-            self._own(tensors_of(output), None)
+            self._own(bare_tensors(output), None)
             return output
         self.adopt(inputs, site)
         op = self._open(name, site, "torch", inputs)
         if name in PERIODIC and inputs:
-            op.phase = inputs[0].detach().clone()
+            with below():
+                op.phase = inputs[0].detach().clone()
         op.across_batch = name in NORMALISERS and batch_statistics(args, kwargs)
         if optimising:
             self.optimises.append(op.location)
         if name == "register_hook":
             self.hooked.append(len(self.ops))
         output = func(*args, **kwargs)
-        outputs = tensors_of(output)
+        outputs = bare_tensors(output)
         if name in ESCAPES:
             op.kind = "escape"
         elif not outputs and name not in ("register_hook", "__setitem__"):
@@ -144,7 +150,7 @@ class Observer(TorchFunctionMode):
         function = site.function
         assert function is not None
         if function not in self.functions:
-            self.adopt(tensors_of(site.arguments), site)
+            self.adopt(bare_tensors(site.arguments), site)
             self.functions[function] = FunctionCall(
                 function, site.arguments, self.scope.path, function_location(function, self.scope.path)
             )
@@ -188,7 +194,7 @@ class Observer(TorchFunctionMode):
             self.owner[node] = op.index
             if node is tensor.grad_fn:
                 op.outputs = (tensor,) if self.keep_tensors else ()
-                op.prints = (fingerprint(tensor),)
+                self._note(op, (tensor,))
                 self._known[id(tensor)] = (tensor, op.index)
             self.ops.append(op)
 
@@ -198,7 +204,7 @@ class Observer(TorchFunctionMode):
         if self._busy:
             return
         with torch._C.DisableTorchFunction():
-            strange = tuple(tensor for tensor in tensors_of(inputs) if self._strange(tensor))
+            strange = tuple(tensor for tensor in bare_tensors(inputs) if self._strange(tensor))
             if strange:
                 self.adopt(strange, user_site())
             self._entered.append(tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ())
@@ -207,7 +213,7 @@ class Observer(TorchFunctionMode):
         if self._busy:
             return
         with torch._C.DisableTorchFunction():
-            outputs = tensors_of(output)
+            outputs = bare_tensors(output)
             if isinstance(module, torch.jit.ScriptModule):
                 self._adopt_scripted(module, outputs)
             self.adopt(outputs, Site(None, None))
@@ -244,9 +250,14 @@ class Observer(TorchFunctionMode):
         return [t._version for t in self._state] != self._versions
 
     def maker(self, tensor: Tensor) -> int | None:
-        """Index of the op that made the tensor; −1 for the leaf, None if unknown."""
+        """Index of the op that made the tensor; −1 for the leaf, None if unknown.
+
+        What `torch.func` hands out in the end is another tensor than the last op in it made, on the same graph.
+        """
         known = self._known.get(id(tensor))
-        return None if known is None else known[1]
+        if known is not None:
+            return known[1]
+        return None if tensor.grad_fn is None else self.owner.get(tensor.grad_fn)
 
     def _locate(self, name: str, site: Site) -> Location:
         return Location(self._module(site), name, site.file, site.line)
@@ -271,15 +282,32 @@ class Observer(TorchFunctionMode):
         if op.index in self.revive and torch.is_grad_enabled():
             for tensor in outputs:
                 if tensor.is_floating_point() and not tensor.requires_grad and not tensor.is_inference():
-                    self.leaves.append(tensor.requires_grad_(True))
+                    with below():
+                        self.leaves.append(tensor.requires_grad_(True))
         self._own(outputs, op)
         op.live_out = self._any_live(outputs)
-        op.prints = tuple(fingerprint(t) for t in outputs)
+        self._note(op, outputs)
         if self.keep_tensors:
             op.outputs = outputs
         for tensor in outputs:
             self._known[id(tensor)] = (tensor, op.index)
         self.ops.append(op)
+
+    def _note(self, op: Seen, outputs: tuple[Tensor, ...]) -> None:
+        """Note what the op made; the data stay where they are until a call may write to them."""
+        with below():
+            op.data = tuple(tensor.detach() for tensor in outputs)
+        for tensor in op.data:
+            if has_memory(tensor):
+                self._living.setdefault(tensor.untyped_storage().data_ptr(), []).append(op)
+
+    def _keep(self, tensors: tuple[Tensor, ...]) -> None:
+        """Copy the data that live in the memory of tensors which are about to be written to."""
+        for tensor in tensors:
+            if has_memory(tensor):
+                for op in self._living.pop(tensor.untyped_storage().data_ptr(), ()):
+                    with below():
+                        op.data = tuple(data.clone() for data in op.data)
 
     def _own(self, outputs: tuple[Tensor, ...], op: Seen | None) -> None:
         for tensor in outputs:

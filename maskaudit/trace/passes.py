@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskaudit.preserve import random_states
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.trace.behaviour import seed_generators, twin
 from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.observe import Observer
-from maskaudit.trace.prints import random_states
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Site
 from maskaudit.trace.seen import Seen
@@ -59,12 +59,15 @@ def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[st
     return observer, scores, tuple(name for name, state in random_states().items() if state != before[name])
 
 
-def answers_alike(target: Target, x: Tensor, scores: Tensor) -> bool:
-    """Whether the first `AGAIN_POINTS` of the points, answered again and alone, get the scores (N, K) they had."""
-    few = x[:AGAIN_POINTS]
-    seed_generators(target.seed)
-    again = twin(target).scores(few)
-    before = scores.detach()[: len(few)]
+def answers_alike(target: Target, x: Tensor, scores: Tensor, again: Tensor | None = None) -> bool:
+    """Whether the first `AGAIN_POINTS` of the points (N, …), answered again, get the scores (N, K) they had.
+
+    `again` are those answers if they were given in other company; else the points are asked alone.
+    """
+    if again is None:
+        seed_generators(target.seed)
+        again = twin(target).scores(x[:AGAIN_POINTS])
+    before = scores.detach()[: len(again)]
     spread = float(before.amax() - before.amin())
     return float((again - before).abs().max()) <= ROUNDING * max(spread, torch.finfo(torch.float32).tiny)
 
@@ -97,7 +100,7 @@ def measure_randomness(
 
 def _first_difference(a: list[Seen], b: list[Seen]) -> int | None:
     for left, right in zip(a, b, strict=False):
-        if left.name != right.name or left.prints != right.prints:
+        if left.name != right.name or not left.made_the_same(right):
             return left.index
     return None
 
@@ -131,7 +134,7 @@ class Movement:
             other = self._moved[position] if position < len(self._moved) else None
             if other is None or other.name != op.name:
                 return moved | {later.index for later in self._ops[position:]}
-            if op.kind == "escape" or op.prints != other.prints or (op.nodes and not op.prints):
+            if op.kind == "escape" or (op.nodes and not op.data) or not op.made_the_same(other):
                 moved.add(op.index)
         return moved
 

@@ -12,7 +12,6 @@ from torch.autograd.graph import Node
 
 from maskaudit.files import shown_path
 from maskaudit.results import Location
-from maskaudit.trace.prints import Print
 
 Kind = Literal["torch", "function", "node", "entry", "escape"]
 
@@ -34,7 +33,7 @@ class Seen:
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()
     nodes: list[Node] = field(default_factory=list)
-    prints: tuple[Print | None, ...] = ()
+    data: tuple[Tensor, ...] = ()
     phase: Tensor | None = None
     no_grad: Location | None = None
     across_batch: bool = False
@@ -43,6 +42,10 @@ class Seen:
     def location(self) -> Location:
         """Where it ran."""
         return Location(self.module, self.name, self.file, self.line)
+
+    def made_the_same(self, other: Seen) -> bool:
+        """Whether both made the same data."""
+        return len(self.data) == len(other.data) and all(map(same_data, self.data, other.data))
 
 
 @dataclass
@@ -65,3 +68,21 @@ def function_location(function: type[torch.autograd.Function], module: str) -> L
     except (OSError, TypeError):
         file, line = None, None
     return Location(module, function.__name__, file, line)
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the numbers of a tensor lie in memory, one after another at its strides."""
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def same_data(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, NaN like NaN; those that have no plain data count as the same."""
+    if not has_memory(a) or not has_memory(b) or a.is_quantized or b.is_quantized:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if torch.equal(a, b):
+        return True
+    if not (a.is_floating_point() and bool(a.sum().isnan())):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
