@@ -164,7 +164,10 @@ class _Search(Stops):
     def bent_output(self) -> list[Culprit]:
         """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
         scores = self.e.scores
-        deciding = [op for op in self.ops if op.kind == "torch" and op.live_in and op.live_out and self.decides(op)]
+        deciding = [
+            op for op in self.ops
+            if op.kind == "torch" and op.live_in and op.live_out and self.decides(op) and self.all_through(op.inputs[0])
+        ]  # fmt: skip
         if not scores.requires_grad or not deciding:
             return []
         before = deciding[0].inputs[0]

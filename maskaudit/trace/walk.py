@@ -166,6 +166,22 @@ class Walk:
             pending += [self.ops[p] for p in current.parents if p not in seen]
         return []
 
+    def all_through(self, tensor: Tensor) -> bool:
+        """Whether data of the input reach the output through the tensor alone."""
+        observer = self.e.observer
+        maker, start = observer.maker(tensor), observer.maker(self.e.raw)
+        pending, seen = [] if start is None or start < 0 else [start], {maker}
+        while pending:
+            index = pending.pop()
+            if index in seen:
+                continue
+            seen.add(index)
+            current = self.ops[index]
+            if any(observer.live(t) and observer.maker(t) in (None, -1) for t in current.inputs):
+                return False
+            pending += current.parents
+        return True
+
     def decides(self, op: Seen) -> bool:
         """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output."""
         if not op.inputs or op.index not in self.ancestors:
