@@ -117,6 +117,10 @@ LAYERS = (
             lambda n: masks.binary_features(n, "digits"), "shattered", module="7", ops="sign"),
     _masked("detach-middle", "Standard, detached before its second convolution", "gradient", "standard",
             lambda n: masks.inserted(n, 2, masks.Detach()), "cut", module="2", ops="detach"),
+    _masked("cut-beside", "Standard, detached beside a weak linear term", "gradient", "standard", masks.CutBeside,
+            "cut", ops="detach"),
+    _masked("per-point-quantised", "Standard, 4 levels, one point at a time under vmap", "gradient", "standard",
+            lambda n: masks.PerPoint(masks.QuantisedInput(n, 4)), "shattered", module="network", ops="round"),
 )  # fmt: skip
 
 BACKWARD = (
@@ -172,6 +176,8 @@ CONTROLS = (
     _clear("checkpointed", "Standard, gradient checkpointing", "standard", masks.Checkpointed),
     _clear("channels-last", "Standard, channels last", "standard", masks.ChannelsLast),
     _clear("bfloat16", "Standard in bfloat16", "standard", masks.HalfPrecision),
+    _clear("per-point", "Standard, one point at a time under vmap", "standard", masks.PerPoint),
+    _clear("steady-brightness", "Standard, brightness evened out off the graph", "standard", masks.SteadyBrightness),
 )  # fmt: skip
 
 FASHION_MNIST = (

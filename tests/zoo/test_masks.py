@@ -274,7 +274,7 @@ def test_a_chaotic_front_changes_little_and_steeply() -> None:
     assert float(slope.abs().median()) > 10
 
 
-@pytest.mark.parametrize("kind", [masks.Checkpointed, masks.ChannelsLast, masks.HalfPrecision])
+@pytest.mark.parametrize("kind", [masks.Checkpointed, masks.ChannelsLast, masks.HalfPrecision, masks.PerPoint])
 def test_controls_hide_nothing(kind: Callable[[nn.Module], nn.Module], net: nn.Module, points: Points) -> None:
     model = kind(net).eval()
     assert torch.allclose(model(points[0]), net(points[0]), atol=0.3, rtol=0.05)
@@ -282,3 +282,28 @@ def test_controls_hide_nothing(kind: Callable[[nn.Module], nn.Module], net: nn.M
     assert own is not None
     assert honest is not None
     assert float(torch.cosine_similarity(own.flatten(1), honest.flatten(1)).min()) > 0.9
+
+
+def test_a_brightness_off_the_graph_leaves_the_gradient_of_the_network(net: nn.Module, points: Points) -> None:
+    x, y = points
+    model = masks.SteadyBrightness(net, 0.4)
+    even = x - x.mean(dim=(1, 2, 3), keepdim=True) + 0.4
+    assert torch.allclose(model(x), net(even), atol=1e-5)
+    own, honest = margin_gradient(model, x, y), margin_gradient(net, even, y)
+    assert own is not None
+    assert honest is not None
+    assert torch.allclose(own, honest, atol=1e-4)
+
+
+def test_a_cut_beside_a_live_term_has_the_gradient_of_the_term(net: nn.Module, points: Points) -> None:
+    x, y = points
+    model = masks.CutBeside(net, 0.01)
+    assert bool(((model(x) - net(x)).abs() < 0.5).all())
+    own, twin = margin_gradient(model, x, y), masks.unmask(model)
+    assert own is not None
+    assert torch.equal(twin(x), net(x))
+    pairs = torch.stack([y, model(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)])
+    assert len({tuple(pair.tolist()) for pair in pairs.T}) > 1
+    for pair in pairs.unique(dim=1).T:  # the same for all points between the same two classes, whatever the network
+        alike = own[(pairs == pair[:, None]).all(dim=0)]
+        assert torch.allclose(alike, alike[:1].expand_as(alike), atol=1e-6)

@@ -6,7 +6,7 @@ and usable scores (protocol `maskaudit.zoo.interface.Unmaskable`), and `unmask` 
 
 from maskaudit.zoo.masks.backward import FlippedBackward, NoisyBackward, RandomBackward, ZeroBackward
 from maskaudit.zoo.masks.base import Mask, unmask
-from maskaudit.zoo.masks.controls import ChannelsLast, Checkpointed, HalfPrecision
+from maskaudit.zoo.masks.controls import ChannelsLast, Checkpointed, HalfPrecision, PerPoint, SteadyBrightness
 from maskaudit.zoo.masks.inputs import (
     HonestQuantiser,
     JpegFile,
@@ -19,6 +19,7 @@ from maskaudit.zoo.masks.inputs import (
     Thermometer,
 )
 from maskaudit.zoo.masks.layers import (
+    CutBeside,
     Detach,
     KWinners,
     SignActivation,
@@ -55,6 +56,7 @@ __all__ = [
     "ChannelsLast",
     "ChaoticFront",
     "Checkpointed",
+    "CutBeside",
     "Detach",
     "DropoutOn",
     "FlippedBackward",
@@ -70,6 +72,7 @@ __all__ = [
     "NearestNeighbours",
     "NoisyBackward",
     "NumpyRoundTrip",
+    "PerPoint",
     "Purification",
     "QuantisedInput",
     "RandomBackward",
@@ -85,6 +88,7 @@ __all__ = [
     "SineInput",
     "SineLogits",
     "SoftmaxOutput",
+    "SteadyBrightness",
     "SteepFront",
     "SteepTanh",
     "StochasticPruning",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from maskaudit.zoo.masks.base import Mask
+from maskaudit.zoo.masks.base import Mask, unmask
 
 
 class Checkpointed(Mask):
@@ -35,3 +35,34 @@ class HalfPrecision(Mask):
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             scores: Tensor = self.network(x)
         return scores.float()
+
+
+class PerPoint(Mask):
+    """One point at a time, under `torch.vmap`: every op of the network sees a point without its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        scores: Tensor = torch.vmap(lambda point: self.network(point[None])[0])(x)
+        return scores
+
+    def unmasked(self) -> nn.Module:
+        """The same for the network without its masks."""
+        return PerPoint(unmask(self.network))
+
+
+class SteadyBrightness(Mask):
+    """Every image brought to one brightness, which is measured off the graph: a cut that hides nothing."""
+
+    def __init__(self, network: nn.Module, brightness: float = 0.3) -> None:
+        super().__init__(network)
+        self.brightness = brightness
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        measured = x.detach().flatten(1).mean(dim=1).view(-1, *[1] * (x.dim() - 1))
+        scores: Tensor = self.network(x - measured + self.brightness)
+        return scores
+
+    def unmasked(self) -> nn.Module:
+        """The same for the network without its masks."""
+        return SteadyBrightness(unmask(self.network), self.brightness)

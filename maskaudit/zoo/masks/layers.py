@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskaudit.data import load_data
 from maskaudit.repairs.graft import graft
-from maskaudit.zoo.masks.base import Described
+from maskaudit.zoo.masks.base import Described, Mask
 from maskaudit.zoo.masks.outputs import NearestNeighbours
 
 #: Ridge of a readout that is fitted anew, as a share of the mean squared feature.
@@ -69,6 +69,24 @@ class SignActivation(Described):
     def unmasked(self) -> nn.Module:
         """The same values with the slope of a tanh."""
         return Grafted(self, lambda h: torch.tanh(h - self.threshold))
+
+
+class CutBeside(Mask):
+    """The network off the graph, beside a weak linear term that stays on it: the only gradient is that of the term.
+
+    Athalye et al. 2018, section 3.1: what an attack differentiates is not what decides.
+    """
+
+    def __init__(self, network: nn.Module, weight: float = 0.01) -> None:
+        super().__init__(network)
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K)."""
+        scores: Tensor = self.network(x.detach())
+        generator = torch.Generator().manual_seed(0)
+        term = torch.randn(x[0].numel(), scores.shape[1], generator=generator).to(x)
+        return scores + self.weight * (x.flatten(1) @ term)
 
 
 class Detach(nn.Module):
