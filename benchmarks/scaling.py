@@ -65,7 +65,7 @@ def main() -> int:
     for budget in () if arguments.render else budgets:
         for model in arguments.models:
             for n in arguments.points:
-                row = attacked(model, n) if arguments.autoattack else measured(model, budget, n)
+                row = attacked(model, n) if budget == AUTOATTACK else measured(model, budget, n)
                 print(row, flush=True)
                 rows = merged(rows, row)
                 path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

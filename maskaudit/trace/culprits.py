@@ -59,8 +59,8 @@ def find_culprits(evidence: Evidence) -> Suspects:
     if not culprits:
         culprits += search.bent_output()
     culprits = ranked(culprits)
-    dead_way = frozenset() if evidence.observer.live(evidence.raw) else search.dead_way()
-    beside = [search.cut_culprit(*cut) for cut in search.bypassed] if evidence.suspicious else []
+    dead_way = frozenset() if search.alive else search.dead_way()
+    beside = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
     return Suspects(culprits, beside, search.cuts, search.flows, dead_way)
 
 
@@ -93,7 +93,7 @@ class _Search(Stops):
 
     def gradient_culprits(self) -> list[Culprit]:
         """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
-        found = [self.end_culprit(op, back) for op, back in self.severed]
+        found = [] if self.alive else [self.end_culprit(op, back) for op, back in self.parted]
         found += self.stops() + self.hooks() + self.optimisation()
         named = {c.op for c in found}
         found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]

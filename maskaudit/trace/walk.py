@@ -58,8 +58,8 @@ class Walk:
         self.flows: dict[int, Flow] = {}
         self.cuts: list[Cut] = []
         self.killers: list[Seen] = []
-        self.severed: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
-        self.bypassed: list[tuple[Seen, Seen]] = []  # the same, of cuts beside a path that stays live
+        self.alive = evidence.observer.live(evidence.raw)
+        self.parted: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
         self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
 
     # --- walking ----------------------------------------------------------------------------------
@@ -67,11 +67,10 @@ class Walk:
     def walk(self) -> None:
         """Trace the gradient from the output; where it stops, go on from the input of what stopped it."""
         observer = self.e.observer
-        alive = observer.live(self.e.raw)
-        self._find_cuts(alive)
+        self._find_cuts()
         flows = dict(self.e.flows)
         roots: list[tuple[Tensor, Tensor]] = []
-        for cut, _ in self.severed:
+        for cut, _ in [] if self.alive else self.parted:
             roots += [(t, _noise(t)) for t in self._live_inputs(cut)]
         for op in self._without_derivative():
             self.killers.append(op)
@@ -108,29 +107,29 @@ class Walk:
             if op.index in self.ancestors and any("NotImplemented" in node.name() for node in op.nodes)
         ]  # fmt: skip
 
-    def _find_cuts(self, alive: bool) -> None:
+    def _find_cuts(self) -> None:
         for op in self.ops:
             if op.live_out or op.index not in self.ancestors:
                 continue
-            if not (op.index in self.e.movement.changes if alive else self._moves(op) or op.live_in):
+            if not (op.index in self.e.movement.changes if self.alive else self._moves(op) or op.live_in):
                 continue
             if op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in):
                 escape = self._escape_before(op)
                 where = escape if escape is not None else op
-                self._add_cut(where, op, alive, f"the data leave torch in {where.name} and come back without gradient")
+                self._add_cut(where, op, f"the data leave torch in {where.name} and come back without gradient")
             elif op.live_in and op.kind == "torch":
-                self._add_cut(op, op, alive, f"{op.name} passes the data on and drops the gradient")
+                self._add_cut(op, op, f"{op.name} passes the data on and drops the gradient")
             elif op.kind == "torch":
                 for source in (self.ops[p] for p in op.parents if self.ops[p].live_in and self.ops[p].live_out):
                     # of its outputs, one that has no gradient is used
-                    self._add_cut(source, source, alive, f"{source.name} answers with indices, which have no gradient")
+                    self._add_cut(source, source, f"{source.name} answers with indices, which have no gradient")
 
-    def _add_cut(self, op: Seen, back: Seen, alive: bool, sentence: str) -> None:
+    def _add_cut(self, op: Seen, back: Seen, sentence: str) -> None:
         location = op.no_grad if op.no_grad is not None and op.kind == "torch" else op.location
         if any(cut.location == location for cut in self.cuts):
             return
-        self.cuts.append(Cut(location, op.index, alive, sentence))
-        (self.bypassed if alive else self.severed).append((op, back))
+        self.cuts.append(Cut(location, op.index, self.alive, sentence))
+        self.parted.append((op, back))
 
     def _escape_before(self, entry: Seen) -> Seen | None:
         earlier = [op for op in self.ops[: entry.index] if op.kind == "escape" and op.name in ESCAPES]
