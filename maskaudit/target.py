@@ -360,15 +360,20 @@ def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) 
     return wrong.amax(dim=1) - held.squeeze(1)
 
 
+def answer_in(output: object) -> object:
+    """What of a model's output holds the class scores: the first of several, `logits` of a record or dictionary."""
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    return logits if isinstance(logits, Tensor) else output
+
+
 def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -> Tensor:
     """The model's answer as float32 (N, K), infinities made finite, or a ModelError that says what is wrong with it.
 
     With `unchecked` NaN is only counted there.
     """
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        output = output[0]
-    if hasattr(output, "logits") and isinstance(output.logits, Tensor):
-        output = output.logits
+    output = answer_in(output)
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
     if output.dim() != 2 or output.shape[0] != n:

@@ -301,7 +301,7 @@ def _raises(x: Tensor) -> Tensor:
         (lambda x: linear(x)[None], r"shape \(1, 23, 4\)"),
         (lambda x: linear(x)[:, :1], "single score; at least 2 classes"),
         (lambda x: linear(x)[:, :0], "at least 2 classes"),
-        (lambda x: {"logits": linear(x)}, "returned dict; expected a tensor"),
+        (lambda x: {"scores": linear(x)}, "returned dict; expected a tensor"),
         (lambda x: None, "returned NoneType"),
         (lambda x: (), "returned tuple"),
         (lambda x: linear(x).numpy(), "returned ndarray"),
@@ -399,3 +399,9 @@ def test_an_op_without_derivative_is_a_missing_gradient_not_a_failure(op: Callab
         result = target.value_and_grad(torch.rand(4, 6), lambda scores, rows: scores.sum(dim=1))
     assert not result.connected
     assert not result.grad.any()
+
+
+def test_logits_are_found_in_a_dictionary() -> None:
+    x = torch.rand(5, 6)
+    with Target(lambda x: {"loss": x.mean(), "logits": linear(x)}) as target:
+        assert torch.equal(target.raw(x), linear(x))

@@ -19,7 +19,7 @@ from maskaudit.repairs.target import repaired_target
 from maskaudit.target import Target
 from maskaudit.trace.behaviour import seed_generators, zero_share
 from maskaudit.trace.culprits import ranked
-from maskaudit.trace.health import Differences
+from maskaudit.trace.health import Differences, deciding_pair
 from maskaudit.trace.model import FEW_POINTS, trace_model, usual_radius
 from maskaudit.trace.records import Culprit, Trace
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
@@ -66,10 +66,11 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     seed_generators(target.seed)
     with repaired_target(target, propose(trace)) as repaired:
         found = repaired.value_and_grad(x, lambda scores, rows: target.margin(scores, y[rows]))
+    pair = deciding_pair(target, found.scores, y)
     if not found.connected or zero_share(found.grad) > ZERO_SHARE:
         return False
     differences = Differences(eps)
-    differences.extend(target, x, y, found.grad, DIRECTIONS, differences.scales, together=True)
+    differences.extend(target, x, pair, found.grad, DIRECTIONS, differences.scales, together=True)
     now = [scale.correlation for scale in differences.scales]
     vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little
     before = [0.0 if vanished else value for _, value in trace.health.agreement]

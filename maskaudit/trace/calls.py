@@ -21,6 +21,8 @@ OPTIMISES = frozenset({"backward", "grad"})
 NORMALISERS = frozenset({"batch_norm", "native_batch_norm", "_native_batch_norm_legit"})
 #: Ops that read one tensor, and type or shape of another.
 TYPED_AFTER = frozenset({"to", "type_as", "view_as", "expand_as", "reshape_as"})
+#: Calls that hand out memory with whatever was in it.
+UNSET = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
 #: Calls that only ask about a tensor; never recorded.
 PROPERTIES = frozenset({
     "shape", "size", "dim", "ndim", "device", "dtype", "requires_grad", "is_floating_point", "numel", "__len__",

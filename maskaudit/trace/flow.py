@@ -60,10 +60,13 @@ def gradient_flow(
         return {}, None
     tallies: dict[int, _Tally] = {}
     gradient: Tensor | None = None
+    own: list[Exception] = []
     with torch.enable_grad():
         total = pairing(live)
-    with _hooked(observer, tallies, points), contextlib.suppress(RuntimeError, NotImplementedError):
+    with _hooked(observer, tallies, points, own), contextlib.suppress(RuntimeError, NotImplementedError):
         gradient, *_ = torch.autograd.grad(total, observer.leaves, retain_graph=True, allow_unused=True)
+    if own:
+        raise own[0]
     return _flows(tallies, points), gradient
 
 
@@ -78,7 +81,8 @@ def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int) -> Iterator[None]:
+def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int, failures: list[Exception]) -> Iterator[None]:
+    """Hooks on every node of every op; what goes wrong in them is noted, since the backward pass may fail as well."""
     handles: list[RemovableHandle] = []
     norms = _Norms(points)
     try:
@@ -87,16 +91,30 @@ def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int) -> Iter
             inner = {n for node in nodes for n, _ in node.next_functions if n is not None}
             for node in nodes:
                 hook = _hook(observer, tallies, op.index, node, norms, exit_node=node not in inner)
-                handles.append(node.register_hook(hook))
+                handles.append(node.register_hook(_noting(hook, failures)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+_NodeHook = Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]
+
+
+def _noting(hook: _NodeHook, failures: list[Exception]) -> _NodeHook:
+    def noting(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
+        try:
+            hook(grad_inputs, grad_outputs)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    return noting
+
+
 def _hook(
     observer: Observer, tallies: dict[int, _Tally], index: int, node: Node, norms: _Norms, *, exit_node: bool
-) -> Callable[[Sequence[Tensor | None], Sequence[Tensor | None]], None]:
+) -> _NodeHook:
     leaving = [
         position
         for position, (below, _) in enumerate(node.next_functions)
@@ -152,7 +170,7 @@ class _Norms:
         return known[1]
 
     def _measured(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        rows = self._rows(values)
+        rows = self._rows(torch.view_as_real(values.resolve_conj()) if values.is_complex() else values)
         norms = torch.linalg.vector_norm(rows, dim=1).cpu().double()
         if rows.dtype != torch.float32 or not bool(((norms > 1 / PLAIN) & (norms < PLAIN)).all()):
             norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu()

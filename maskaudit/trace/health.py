@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.trace.behaviour import loss_slope, seed_generators, twin, vanishes, zero_share
@@ -30,14 +31,14 @@ LUCK = 0.01
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a backward pass gave at inputs `x` (N, …) with labels `y` (N,).
+    """What a backward pass gave at inputs `x` (N, …).
 
-    `grad` (N, …) is the gradient of the margin, None where the model gives none; `flat` (N,) says where that of
-    cross-entropy is exactly zero.
+    `pair` (N, 2) are the two classes between whose scores the margin lies at `x`, `grad` (N, …) is its gradient, None
+    where the model gives none; `flat` (N,) says where that of cross-entropy is exactly zero.
     """
 
     x: Tensor
-    y: Tensor
+    pair: Tensor
     grad: Tensor | None
     flat: Tensor
 
@@ -47,7 +48,7 @@ class Gradients:
         if self.grad is not None or more.grad is not None:
             grad = torch.cat([torch.zeros_like(g.x) if g.grad is None else g.grad for g in (self, more)])
         return Gradients(
-            torch.cat([self.x, more.x]), torch.cat([self.y, more.y]), grad, torch.cat([self.flat, more.flat])
+            torch.cat([self.x, more.x]), torch.cat([self.pair, more.pair]), grad, torch.cat([self.flat, more.flat])
         )
 
 
@@ -62,7 +63,7 @@ def gradients(
         slope: derivative (N, K) of cross-entropy with respect to the scores.
         grad: what a backward pass of the margin gave, or None.
     """
-    return Gradients(leaf.detach(), y, grad, _flat(target, leaf, scores, y, slope, grad))
+    return Gradients(leaf.detach(), deciding_pair(target, scores, y), grad, _flat(target, leaf, scores, y, slope, grad))
 
 
 def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
@@ -77,7 +78,21 @@ def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
 
 def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, y: Tensor) -> Tensor | None:
     """Gradient (N, …) of the logit margin; the graph is kept. None where there is none, or an op has no derivative."""
-    return _gradient(target, target.margin(scores, y), leaf)
+    return _gradient(target, lead(scores, deciding_pair(target, scores, y)), leaf)
+
+
+def deciding_pair(target: Target, scores: Tensor, y: Tensor) -> Tensor:
+    """The two classes (N, 2) between which the margin lies at scores (N, K): the runner-up, and the label."""
+    return torch.stack([wrong_class(scores.detach(), y, 0, target.reject_class), y], dim=1)
+
+
+def lead(scores: Tensor, pair: Tensor) -> Tensor:
+    """The margin (N,), as long as the same two classes (N, 2) decide.
+
+    Where a third comes level it has a kink, which is no fault of the gradient.
+    """
+    runner_up, label = pair.unbind(dim=1)
+    return targeted_margin(scores, label, runner_up)
 
 
 def gradient_health(
@@ -99,7 +114,7 @@ def gradient_health(
         return GradientHealth(False, 1.0, 1.0, tuple((scale.step, 0.0) for scale in differences.scales), pairs=(0, 0))
     for directions, clear_by in rounds:
         scales = differences.unclear(clear_by)
-        differences.extend(target, found.x, found.y, found.grad, directions, scales, together=together)
+        differences.extend(target, found.x, found.pair, found.grad, directions, scales, together=together)
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
     pairs = tuple(len(scale.predicted) for scale in differences.scales)
     return GradientHealth(True, zero_share(found.grad), float(found.flat.double().mean()), agreement, pairs)
@@ -169,17 +184,17 @@ class Differences:
         return [min(poor, key=lambda scale: scale.correlation)] if poor else left
 
     def extend(
-        self, target: Target, x: Tensor, y: Tensor, grad: Tensor, directions: int, scales: list[_Scale], *,
+        self, target: Target, x: Tensor, pair: Tensor, grad: Tensor, directions: int, scales: list[_Scale], *,
         together: bool,
     ) -> None:  # fmt: skip
-        """Compare `grad` (N, …), the gradient of the margin at `x` (N, …), until it was along so many directions.
+        """Compare `grad` (N, …), the gradient of `lead` at `x` (N, …), until it was along so many directions.
 
         At the given step sizes, `together` in one pass, or in one per side under the same random numbers.
         """
-        wanted = [(scale, *missing) for scale in scales for missing in scale.missing(directions, len(y))]
+        wanted = [(scale, *missing) for scale in scales for missing in scale.missing(directions, len(x))]
         if not wanted:
             return
-        rng = PointRNG.create(target.seed, "trace directions", torch.arange(len(y)))
+        rng = PointRNG.create(target.seed, "trace directions", torch.arange(len(x)))
         signs = {
             (direction, first): rng.select(slice(first, None)).signs(x.shape[1:], step=direction).to(x)
             for direction, first in {(direction, first) for _, direction, first in wanted}
@@ -190,12 +205,12 @@ class Differences:
             for scale, direction, first in wanted
             for side in (1, -1)
         ]
-        labels = [y[first:] for _, _, first in wanted for _ in (1, -1)]
+        pairs = [pair[first:] for _, _, first in wanted for _ in (1, -1)]
         again = [x[: self._again]] if self._again and self.answered is None else []
         scores = _scores(twin(target), [*around, *again], together=together)
         if again:
             self.answered = scores.pop()
-        margins = target.margin(torch.cat(scores), torch.cat(labels)).split([len(batch) for batch in around])
+        margins = lead(torch.cat(scores), torch.cat(pairs)).split([len(batch) for batch in around])
         for place, (scale, _, first) in enumerate(wanted):
             (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
             scale.add(((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64), up - down)

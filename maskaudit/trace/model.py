@@ -86,6 +86,7 @@ class _Look:
 
     Attributes:
         observer: the record of the forward pass; raw: the output (N, K) of the model; scores: the target's (N, K).
+        y: labels (N,).
         movement: what moves with the input.
         flows: gradient flow of the margin, by index of the op.
         slope: derivative (N, K) of cross-entropy with respect to the scores.
@@ -95,6 +96,7 @@ class _Look:
     observer: Observer
     raw: Tensor
     scores: Tensor
+    y: Tensor
     movement: Movement
     flows: dict[int, Flow]
     slope: Tensor
@@ -111,7 +113,7 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
         grad = margin_gradient(target, observer.leaf, scores, y)
     slope = loss_slope(scores, y)
     found = gradients(target, observer.leaf, scores, y, slope=slope, grad=grad)
-    return _Look(observer, raw, scores, Movement(target, found.x, eps, observer.ops), flows, slope, found)
+    return _Look(observer, raw, scores, y, Movement(target, found.x, eps, observer.ops), flows, slope, found)
 
 
 def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Tensor, eps: float) -> Trace | None:
@@ -160,7 +162,7 @@ def _explained(
     seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
-    evidence = Evidence(observer, look.raw, look.scores, look.found.y, look.movement, health, checks, look.flows, flat)
+    evidence = Evidence(observer, look.raw, look.scores, look.y, look.movement, health, checks, look.flows, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:

@@ -25,6 +25,7 @@ from maskaudit.trace.calls import (
     OPTIMISES,
     PERIODIC,
     PROPERTIES,
+    UNSET,
     batch_statistics,
     data_inputs,
     may_write,
@@ -295,6 +296,8 @@ class Observer(TorchFunctionMode):
 
     def _note(self, op: Seen, outputs: tuple[Tensor, ...]) -> None:
         """Note what the op made; the data stay where they are until a call may write to them."""
+        if op.name in UNSET:
+            return
         with below():
             op.data = tuple(tensor.detach() for tensor in outputs)
         for tensor in op.data:

@@ -11,9 +11,8 @@ from torch import Tensor
 from maskaudit.preserve import random_states
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
-from maskaudit.target import Target
+from maskaudit.target import Target, answer_in
 from maskaudit.trace.behaviour import seed_generators, twin
-from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Site
@@ -38,11 +37,11 @@ def observe(
 
     def model(inputs: Tensor) -> Any:
         output = target.model(inputs)
-        found = tensors_of(output)
-        if found:
+        answer = answer_in(output)
+        if isinstance(answer, Tensor):
             with torch._C.DisableTorchFunction():
-                observer.adopt(found[:1], Site(None, None))
-            observer.raw = found[0]
+                observer.adopt((answer,), Site(None, None))
+            observer.raw = answer
         return output
 
     seed_generators(target.seed if seed is None else seed)

@@ -66,6 +66,20 @@ def test_data_that_nothing_writes_to_are_not_copied() -> None:
     assert first.data[0].data_ptr() == second.data[0].data_ptr()
 
 
+def test_memory_with_whatever_was_in_it_does_not_move() -> None:
+    class Scattered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            whole = torch.empty_like(x)
+            whole[:] = x
+            return whole.flatten(1)[:, :2]
+
+    with Target(Scattered()) as target:
+        x = torch.rand(4, 1, 2, 2)
+        (first, _), (second, _) = observe(target, x), observe(target, x / 2)
+    assert first.ops[0].name == "empty_like"
+    assert first.ops[0].made_the_same(second.ops[0])
+
+
 NAN, HALF = torch.tensor([1.0, torch.nan]), torch.tensor([1.0, 2.0]).bfloat16()
 
 

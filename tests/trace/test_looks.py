@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskaudit.target import PassLedger, Target
 from maskaudit.trace import MAX_POINTS, trace_model
-from maskaudit.trace.health import Differences, clear_side, margin_gradient, surely_common
+from maskaudit.trace.health import Differences, clear_side, deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from tests.trace import masked_models as zoo
 
@@ -86,7 +86,7 @@ def test_a_second_look_keeps_the_differences_of_the_first(net: nn.Module, points
             scores = target.differentiable_scores(leaf)
             grad = margin_gradient(target, leaf, scores, y[:rows])
             assert grad is not None
-            return target, leaf.detach(), y[:rows], grad
+            return target, leaf.detach(), deciding_pair(target, scores, y[:rows]), grad
 
         grown, fresh = Differences(0.2), Differences(0.2)
         grown.extend(*seen(4), 1, grown.scales[:1], together=True)
@@ -173,3 +173,19 @@ def test_tracing_imports_nothing_large() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_third_class_that_comes_level_is_no_fault_of_the_gradient() -> None:
+    """Two runners-up with opposite gradients, level at every point: the margin has a kink there, each lead has none."""
+
+    class Level(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            along = (x.flatten(1) - 0.5) @ torch.linspace(-1, 1, 64)
+            return torch.stack([along, -along, along.new_full(along.shape, 3.0)], dim=1)
+
+    x = 0.5 + torch.zeros(MAX_POINTS, 1, 8, 8)
+    y = torch.full((MAX_POINTS,), 2)
+    with Target(Level()) as target:
+        found = trace_model(target, x, y, eps=0.2)
+    assert found.healthy
+    assert min(value for _, value in found.health.agreement) > 0.999
