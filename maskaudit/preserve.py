@@ -103,6 +103,11 @@ def random_states() -> dict[str, Any]:
     return states
 
 
+def drawn_from(before: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the global generators that have moved since `random_states` were taken."""
+    return tuple(name for name, state in random_states().items() if state != before.get(name))
+
+
 class _ModuleSnapshot:
     """One module's own state (not its children's)."""
 

@@ -34,7 +34,7 @@ import random
 import numpy as np
 import torch
 
-from maskaudit.preserve import preserved_random_state, random_states
+from maskaudit.preserve import drawn_from, preserved_random_state, random_states
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
@@ -52,8 +52,7 @@ def generators_used(target: Target, x: torch.Tensor) -> list[str]:
     """Names of the global generators that one evaluation of `x` (N, …) advances."""
     before = random_states()
     target.raw(x)
-    after = random_states()
-    return [name for name, state in after.items() if state != before.get(name)]
+    return list(drawn_from(before))
 
 
 def repeats_when_seeded(target: Target, x: torch.Tensor) -> bool:

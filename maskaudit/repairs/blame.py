@@ -66,10 +66,9 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     seed_generators(target.seed)
     with repaired_target(target, propose(trace)) as repaired:
         found = repaired.value_and_grad(x, lambda scores, rows: target.margin(scores, y[rows]))
-    pair = deciding_pair(target, found.scores, y)
     if not found.connected or zero_share(found.grad) > ZERO_SHARE:
         return False
-    differences = Differences(eps)
+    differences, pair = Differences(eps), deciding_pair(target, found.scores, y)
     differences.extend(target, x, pair, found.grad, DIRECTIONS, differences.scales, together=True)
     now = [scale.correlation for scale in differences.scales]
     vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little

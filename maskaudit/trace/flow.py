@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from maskaudit.attacks.losses import wrong_class
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Flow
 
@@ -36,7 +37,7 @@ class _Tally:
 def margin_cotangent(raw: Tensor, y: Tensor) -> Tensor:
     """Derivative of the margin with respect to the raw output (N, K): +1 at the runner-up, −1 at the label."""
     raw, y = raw.detach(), y.to(raw.device)
-    wrong = raw.float().scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+    wrong = wrong_class(raw.float(), y, 0)
     cotangent, rows = torch.zeros_like(raw), torch.arange(len(y), device=raw.device)
     cotangent[rows, wrong] = 1
     cotangent[rows, y] = -1

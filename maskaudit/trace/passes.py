@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskaudit.preserve import random_states
+from maskaudit.preserve import drawn_from, random_states
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, answer_in
@@ -55,7 +55,7 @@ def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[st
     seed_generators(target.seed)
     before = random_states()
     observer, scores = observe(target, x)
-    return observer, scores, tuple(name for name, state in random_states().items() if state != before[name])
+    return observer, scores, drawn_from(before)
 
 
 def answers_alike(target: Target, x: Tensor, scores: Tensor, again: Tensor | None = None) -> bool:

@@ -121,8 +121,8 @@ class Randomness:
     """Where random answers come from, and what they do.
 
     Attributes:
-        sources: generators consumed ("torch", "random", "numpy"), or "private" (a generator of its own), or
-            "state" (the model changes itself from one answer to the next).
+        sources: generators consumed ("torch", "torch.cuda", "random", "numpy"), or "private" (a generator of its own),
+            or "state" (the model changes itself from one answer to the next).
         location: first op whose output differs between two draws.
         logit_spread: median over points of the largest score change between draws.
         flips: share of points whose decision changes between draws.
