@@ -130,13 +130,13 @@ def last_resorts(trace: Trace) -> tuple[Repair, ...]:
 
 def _after_preprocessing(trace: Trace) -> list[str]:
     """The last module that is given a tensor of the input's shape, if anything moves the data before it."""
-    moving = [op for op in trace.ops if op.changes and op.in_shape is not None]
+    moving = [op for op in trace.ops if op.carries and op.in_shape is not None]
     if not moving or trace.kind == "torchscript":
         return []
     shape = moving[0].in_shape
     seen: dict[str, int] = {}
     for op in trace.ops:
-        if op.location.module and op.location.module not in seen and op.changes:
+        if op.location.module and op.location.module not in seen and op.carries:
             seen[op.location.module] = op.index
             if op.in_shape != shape:
                 seen.pop(op.location.module)

@@ -59,6 +59,9 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
             (f"in {place(c['location'])}", c["sentence"] + (" (revived downstream)" if c["revived"] else ""))
             for c in document["cuts"]
         ]),
+        ("Straight-through estimators: the gradient is that of a trend, not of each step", [
+            (f"in {place(where)}", "") for where in document["estimators"]
+        ]),
         ("Custom backward functions", [
             (f"{f['name']} in {place(f['location'])}",
              f["kind"] + ("" if f["agreement"] is None else f" (agreement {f['agreement']:.2f})"))
@@ -72,7 +75,9 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
 
 
 def scales(document: dict[str, Any]) -> str:
-    """Agreement per step size: `0.98 at 0.05, 0.99 at 0.0125`."""
+    """Agreement per step size: `0.98 at 0.05, 0.99 at 0.0125`; where there is no gradient, nothing is compared."""
+    if not any(document["gradient"]["pairs"]):
+        return "not compared"
     return ", ".join(f"{value:.2f} at {step:.3g}" for step, value in document["gradient"]["agreement"])
 
 

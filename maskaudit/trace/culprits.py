@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from maskaudit.results import Location
+from maskaudit.trace.estimators import of_functions
 from maskaudit.trace.records import Confidence, Culprit, Cut, Flow
 from maskaudit.trace.stops import Stops, gap_scale
 from maskaudit.trace.vocabulary import (
@@ -41,10 +42,12 @@ class Suspects:
     Attributes:
         dead_way: the ops behind cuts, where the output is not connected to the input.
         beside: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.beside`.
+        estimators: see `Trace.estimators`.
     """
 
     culprits: list[Culprit]
     beside: list[Culprit]
+    estimators: list[Location]
     cuts: list[Cut]
     flows: dict[int, Flow]
     dead_way: frozenset[int]
@@ -61,7 +64,7 @@ def find_culprits(evidence: Evidence) -> Suspects:
     culprits = ranked(culprits)
     dead_way = frozenset() if search.alive else search.dead_way()
     beside = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
-    return Suspects(culprits, beside, search.cuts, search.flows, dead_way)
+    return Suspects(culprits, beside, search.straight_through(), search.cuts, search.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
@@ -103,10 +106,18 @@ class _Search(Stops):
             found.append(self._disconnected())
         return found
 
+    def straight_through(self) -> list[Location]:
+        """Where straight-through estimators take up the gradient of something else."""
+        return list(dict.fromkeys(
+            [*(op.location for op in self.estimators), *of_functions(self.e.functions, self.ops)]
+        ))  # fmt: skip
+
     def dead_way(self) -> frozenset[int]:
         """Ops that carry the data from a cut on towards the output."""
         return frozenset(
-            op.index for op in self.ops if op.index in self.ancestors and not op.live_out and self._moves(op)
+            op.index
+            for op in self.ops
+            if op.index in self.ancestors and not op.live_out and op.carries and self.given_moving(op)
         )
 
     def _disconnected(self) -> Culprit:
@@ -138,9 +149,9 @@ class _Search(Stops):
         for op in self.ops:
             if op.name not in GATES or not (op.live_in and op.live_out):
                 continue
-            dead = [p for p in op.parents if not self.ops[p].live_out and p in self.e.movement.changes]
+            dead = [p for p in op.parents if not self.ops[p].live_out and self.ops[p].carries]
             before = {self.ops[a].name for p in dead for a in self.ancestors_of(p)}
-            if before & COMPARISONS and not before & RANDOM:
+            if before & COMPARISONS and not before & RANDOM and not self.e.movement.changes.isdisjoint(dead):
                 sentence = f"{op.name} applies a mask computed from the data: the surface jumps when the mask changes."
                 found.append(Culprit("jagged-surface", op.location, "medium", sentence, "gate-identity", op.index))
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,13 +25,12 @@ PLAIN = 1e15
 
 @dataclass
 class _Tally:
-    """Squared norms per point (N,), summed over the nodes of an op."""
+    """What was seen at the nodes of an op: gradients, as numbered by `_Norms`, and how many units let them through."""
 
-    arriving: Tensor
-    leaving: Tensor
-    nonfinite: Tensor
-    blocked: int = 0
-    units: int = 0
+    arriving: list[int] = field(default_factory=list)
+    leaving: list[int] = field(default_factory=list)
+    blocked: list[Tensor] = field(default_factory=list)
+    units: list[Tensor] = field(default_factory=list)
 
 
 def margin_cotangent(raw: Tensor, y: Tensor) -> Tensor:
@@ -60,15 +59,16 @@ def gradient_flow(
     if not live:
         return {}, None
     tallies: dict[int, _Tally] = {}
+    norms = _Norms(points)
     gradient: Tensor | None = None
     own: list[Exception] = []
     with torch.enable_grad():
         total = pairing(live)
-    with _hooked(observer, tallies, points, own), contextlib.suppress(RuntimeError, NotImplementedError):
+    with _hooked(observer, tallies, norms, own), contextlib.suppress(RuntimeError, NotImplementedError):
         gradient, *_ = torch.autograd.grad(total, observer.leaves, retain_graph=True, allow_unused=True)
     if own:
         raise own[0]
-    return _flows(tallies, points), gradient
+    return _flows(tallies, norms), gradient
 
 
 def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -82,10 +82,9 @@ def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @contextlib.contextmanager
-def _hooked(observer: Observer, tallies: dict[int, _Tally], points: int, failures: list[Exception]) -> Iterator[None]:
+def _hooked(observer: Observer, tallies: dict[int, _Tally], norms: _Norms, failures: list[Exception]) -> Iterator[None]:
     """Hooks on every node of every op; what goes wrong in them is noted, since the backward pass may fail as well."""
     handles: list[RemovableHandle] = []
-    norms = _Norms(points)
     try:
         for op in observer.ops:
             nodes = [node for node in op.nodes if observer.reaches.get(node, False)]
@@ -123,22 +122,13 @@ def _hook(
     ]
 
     def record(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
-        tally = tallies.get(index)
-        if tally is None:
-            tally = tallies[index] = _Tally(*torch.zeros(3, norms.points, dtype=torch.float64))
-        if exit_node:
-            for grad in grad_outputs:
-                if grad is not None:
-                    tally.arriving += norms.of(grad)[0]
+        tally = tallies.setdefault(index, _Tally())
         outgoing = [grad_inputs[position] for position in leaving if position < len(grad_inputs)]
-        for grad in outgoing:
-            if grad is not None:
-                squares, nonfinite = norms.of(grad)
-                tally.leaving += squares
-                if nonfinite is not None:
-                    tally.nonfinite += nonfinite
-        if exit_node and len(outgoing) == 1 and len(grad_outputs) == 1:
-            _count_blocked(tally, grad_outputs[0], outgoing[0])
+        tally.leaving += [norms.number(grad) for grad in outgoing if grad is not None]
+        if exit_node:
+            tally.arriving += [norms.number(grad) for grad in grad_outputs if grad is not None]
+            if len(outgoing) == 1 and len(grad_outputs) == 1:
+                _count_blocked(tally, grad_outputs[0], outgoing[0])
 
     return record
 
@@ -146,59 +136,71 @@ def _hook(
 def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | None) -> None:
     if arriving is None or leaving is None or arriving.shape != leaving.shape:
         return
-    tally.units += int(arriving.count_nonzero())
-    tally.blocked += int((leaving.abs() < arriving.abs().mul_(BLOCKED)).sum())
+    tally.units.append(arriving.count_nonzero())
+    tally.blocked.append((leaving.abs() < arriving.abs().mul_(BLOCKED)).sum())
 
 
 class _Norms:
-    """Squared norms per point of gradients; what leaves one op arrives at the next, so that each is asked for twice.
+    """Squared norms per point of gradients; what leaves one op arrives at the next, so that each is met twice.
 
-    The gradients are held while the backward pass runs: an address names one of them only as long as it lives.
+    The gradients are held: an address names one of them only as long as it lives, and where a norm turns out to be
+    out of the range of float32 it is taken again.
     """
 
     def __init__(self, points: int) -> None:
         self.points = points
-        self._known: dict[int, tuple[Tensor, tuple[Tensor, Tensor | None]]] = {}
+        self._numbers: dict[int, int] = {}
+        self._held: list[Tensor] = []
+        self._norms: list[Tensor] = []
 
-    def of(self, grad: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The squared norm of the finite part, float64 (N,) on the CPU, and the number of entries that are not finite.
+    def number(self, grad: Tensor) -> int:
+        """Place of the gradient in `squares`."""
+        known = self._numbers.get(id(grad))
+        if known is not None:
+            return known
+        self._numbers[id(grad)] = place = len(self._held)
+        self._held.append(grad)
+        norms = torch.linalg.vector_norm(self._rows(grad), dim=1)
+        self._norms.append(norms if len(norms) == self.points else norms.expand(self.points))
+        return place
 
-        The second is None where all are finite.
-        """
-        known = self._known.get(id(grad))
-        if known is None:
-            known = self._known[id(grad)] = grad, self._measured(grad.detach())
-        return known[1]
+    def squares(self) -> tuple[Tensor, Tensor]:
+        """Squared norms of the finite parts, and the numbers of entries that are not finite: float64 (G, N), CPU."""
+        by_type = {norms.dtype for norms in self._norms}
+        same = self._norms if len(by_type) == 1 else [norms.double() for norms in self._norms]
+        squares = torch.stack([norms.to(same[0].device) for norms in same]).cpu().double().square_()
+        nonfinite = torch.zeros_like(squares)
+        plain = ((squares > 1 / PLAIN**2) & (squares < PLAIN**2)).all(dim=1).tolist()
+        for place, (grad, fine) in enumerate(zip(self._held, plain, strict=True)):
+            if not fine or grad.dtype != torch.float32:
+                squares[place], nonfinite[place] = self._exactly(grad)
+        return squares, nonfinite
 
-    def _measured(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
-        rows = self._rows(torch.view_as_real(values.resolve_conj()) if values.is_complex() else values)
-        norms = torch.linalg.vector_norm(rows, dim=1).cpu().double()
-        if rows.dtype != torch.float32 or not bool(((norms > 1 / PLAIN) & (norms < PLAIN)).all()):
-            norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu()
-        squares = norms.square()
-        nonfinite: Tensor | None = None
-        if not bool(torch.isfinite(squares).all()):
-            nonfinite = self._per_point((~torch.isfinite(rows)).sum(dim=1).double().cpu())
-            rows = torch.nan_to_num(rows.double(), nan=0.0, posinf=0.0, neginf=0.0)
-            squares = torch.linalg.vector_norm(rows, dim=1).cpu().square()
-            nonfinite = nonfinite if bool(nonfinite.any()) else None
-        return self._per_point(squares), nonfinite
+    def _exactly(self, grad: Tensor) -> tuple[Tensor, Tensor | float]:
+        rows = self._rows(grad)
+        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).cpu().square()
+        if bool(torch.isfinite(squares).all()):
+            return squares, 0.0
+        nonfinite = (~torch.isfinite(rows)).sum(dim=1).double().cpu()
+        rows = torch.nan_to_num(rows.double(), nan=0.0, posinf=0.0, neginf=0.0)
+        return torch.linalg.vector_norm(rows, dim=1).cpu().square(), nonfinite
 
-    def _rows(self, values: Tensor) -> Tensor:
+    def _rows(self, grad: Tensor) -> Tensor:
         """One row per point; a single one where the leading dimension does not tell points apart."""
+        values = grad.detach()
+        if values.is_complex():
+            values = torch.view_as_real(values.resolve_conj())
         apart = bool(values.dim()) and values.shape[0] % self.points == 0 and bool(values.numel())
         return values.reshape(self.points if apart else 1, -1)
 
-    def _per_point(self, row: Tensor) -> Tensor:
-        return row if len(row) == self.points else row.expand(self.points)
 
-
-def _flows(tallies: dict[int, _Tally], points: int) -> dict[int, Flow]:
+def _flows(tallies: dict[int, _Tally], norms: _Norms) -> dict[int, Flow]:
     if not tallies:
         return {}
-    arriving = torch.stack([tally.arriving for tally in tallies.values()])
-    leaving = torch.stack([tally.leaving for tally in tallies.values()])
-    nonfinite = torch.stack([tally.nonfinite for tally in tallies.values()])
+    squares, infinite = norms.squares()
+    arriving = _summed(squares, [tally.arriving for tally in tallies.values()])
+    leaving = _summed(squares, [tally.leaving for tally in tallies.values()])
+    nonfinite = _summed(infinite, [tally.leaving for tally in tallies.values()])
     arrived = arriving > 0
     counts = arrived.sum(dim=1).tolist()
     killed = (arrived & (leaving == 0)).sum(dim=1).tolist()
@@ -210,8 +212,21 @@ def _flows(tallies: dict[int, _Tally], points: int) -> dict[int, Flow]:
             norm_in=norms_in[i],
             norm_out=norms_out[i],
             zero_share=killed[i] / counts[i] if counts[i] else 0.0,
-            nonfinite_share=spoilt[i] / points if points else 0.0,
-            blocked_share=tally.blocked / tally.units if tally.units else None,
+            nonfinite_share=spoilt[i] / norms.points,
+            blocked_share=_share(tally.blocked, tally.units),
         )
         for i, (index, tally) in enumerate(tallies.items())
     }
+
+
+def _summed(rows: Tensor, groups: list[list[int]]) -> Tensor:
+    """The sum of some rows (G, N) for each group."""
+    into = torch.tensor([place for place, group in enumerate(groups) for _ in group], dtype=torch.int64)
+    which = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
+    return rows.new_zeros(len(groups), rows.shape[1]).index_add_(0, into, rows[which])
+
+
+def _share(part: list[Tensor], whole: list[Tensor]) -> float | None:
+    """Of two sums of counts; None where there was nothing to count."""
+    total = sum(map(int, whole))
+    return sum(map(int, part)) / total if total else None

@@ -17,20 +17,18 @@ def new_nodes(start: Node, reaches: dict[Node, bool], leaves: Sequence[Tensor]) 
         leaves: the tensors whose gradient is of interest.
     """
     order: list[Node] = []
-    stack = [(start, False)]
+    stack: list[tuple[Node, list[Node] | None]] = [(start, None)]
     while stack:
-        node, expanded = stack.pop()
-        if node in reaches and not expanded:
-            continue
-        below = [n for n, _ in node.next_functions if n is not None]
-        if expanded:
+        node, below = stack.pop()
+        if below is not None:
             variable = getattr(node, "variable", None)
             own = variable is not None and any(variable is leaf for leaf in leaves)
             reaches[node] = own or any(reaches.get(n, False) for n in below)
             if variable is None:
                 order.append(node)
-            continue
-        reaches[node] = False
-        stack.append((node, True))
-        stack.extend((n, False) for n in below if n not in reaches)
+        elif node not in reaches:
+            reaches[node] = False
+            below = [n for n, _ in node.next_functions if n is not None]
+            stack.append((node, below))
+            stack.extend((n, None) for n in below if n not in reaches)
     return order

@@ -101,6 +101,8 @@ def gradient_health(
 ) -> GradientHealth:  # fmt: skip
     """Zero shares, and correlation of ⟨∇margin, u⟩ with central differences over random sign directions u.
 
+    A gradient that vanishes at every point predicts nothing, and is compared with nothing.
+
     Args:
         target: the open target.
         found: the gradients to judge.
@@ -110,14 +112,17 @@ def gradient_health(
         together: whether all may be asked in one pass; else each side is, under the same random numbers, so that a
             random model is judged as one draw.
     """
-    if found.grad is None:
-        return GradientHealth(False, 1.0, 1.0, tuple((scale.step, 0.0) for scale in differences.scales), pairs=(0, 0))
+    zero = 1.0 if found.grad is None else zero_share(found.grad)
+    flat = float(found.flat.double().mean())
+    if found.grad is None or zero == 1:
+        nothing = tuple((scale.step, 0.0) for scale in differences.scales)
+        return GradientHealth(found.grad is not None, zero, flat, nothing, pairs=(0, 0))
     for directions, clear_by in rounds:
         scales = differences.unclear(clear_by)
         differences.extend(target, found.x, found.pair, found.grad, directions, scales, together=together)
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
     pairs = tuple(len(scale.predicted) for scale in differences.scales)
-    return GradientHealth(True, zero_share(found.grad), float(found.flat.double().mean()), agreement, pairs)
+    return GradientHealth(True, zero, flat, agreement, pairs)
 
 
 @dataclass

@@ -24,7 +24,7 @@ def inspect_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = N
 
     Returns:
         Plain types: `gradient`, `output_kind`, `culprits`, `repairs`, `flow` (worst op first), `cuts`,
-        `functions`, `randomness`, `optimises`, `batch_dependent`, `ops`, `points`, `kind`.
+        `estimators`, `functions`, `randomness`, `optimises`, `batch_dependent`, `ops`, `points`, `kind`.
     """
     return inspection(traced(target, x, y, eps=eps))
 
@@ -43,6 +43,7 @@ def inspection(trace: Trace) -> dict[str, Any]:
         "repairs": [repair.to_dict() for repair in propose(trace)],
         "flow": [_row(op, op.index in blamed) for op in rows],
         "cuts": document["cuts"],
+        "estimators": document["estimators"],
         "functions": document["functions"],
         "randomness": document["randomness"],
         "optimises": document["optimises"],
@@ -54,6 +55,9 @@ def inspection(trace: Trace) -> dict[str, Any]:
 
 
 def _sentence(trace: Trace) -> str:
+    if trace.healthy and trace.health.poor and trace.estimators:
+        where = place(vars(trace.estimators[0]))
+        return f"The gradient does not follow the model on {trace.points} points: that of {where} is a stand-in's."
     if trace.healthy and trace.health.poor:
         return f"The gradient does not follow the model on {trace.points} points, and no op was found that explains it."
     if trace.healthy:

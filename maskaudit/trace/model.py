@@ -130,7 +130,8 @@ def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Te
     good, poor = surely_good(health), surely_poor(health, seen)
     if good or poor:
         trace = _explained(target, look, health, seen)
-        if good if trace.healthy else poor:  # a good gradient, or a poor one and what makes it so
+        straight = bool(trace.estimators) and not trace.beside
+        if (good and trace.healthy) or (poor and (straight or not trace.healthy)):  # and what makes it so
             return trace
     found = look.found + further_gradients(target, x[seen:], y[seen:]) if len(x) > seen else look.found
     return _explained(target, look, gradient_health(target, found, differences, rounds=ROUNDS), len(found.x))
@@ -168,11 +169,10 @@ def _explained(
     if suspects.dead_way:
         found = ranked([*found, *_behind_cuts(target, evidence, suspects)])
     culprits = [*found, *_stochastic(randomness)]
-    changes = look.movement.changes if culprits or health.poor else None
     return Trace(
         kind=_kind(target.model),
         points=points,
-        ops=tuple(_frozen(op, changes, suspects.flows.get(op.index)) for op in observer.ops),
+        ops=tuple(_frozen(op, suspects.flows.get(op.index)) for op in observer.ops),
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
@@ -181,6 +181,7 @@ def _explained(
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
         beside=tuple(suspects.beside),
+        estimators=tuple(suspects.estimators),
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,
     )
@@ -223,7 +224,7 @@ def _placed(check: FunctionCheck, ops: list[Seen]) -> FunctionCheck:
     return check
 
 
-def _frozen(op: Seen, changes: set[int] | None, flow: Flow | None) -> Op:
+def _frozen(op: Seen, flow: Flow | None) -> Op:
     return Op(
         index=op.index,
         location=op.location,
@@ -232,7 +233,7 @@ def _frozen(op: Seen, changes: set[int] | None, flow: Flow | None) -> Op:
         in_shape=_shape(op.inputs),
         live_in=op.live_in,
         live_out=op.live_out,
-        changes=None if changes is None else op.index in changes,
+        carries=op.carries,
         parents=op.parents,
         kind=op.kind,
         grad_mode=op.grad_mode,

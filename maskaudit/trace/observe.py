@@ -80,11 +80,13 @@ class Observer(TorchFunctionMode):
         self._versions = [t._version for t in self._state]
         self._entered: list[tuple[int, ...]] = []
         self._scripted: dict[int, ScriptedGraph] = {}
+        self._escaped = False
         self._busy = False
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[Observer]:
-        """Record while the context is open."""
+    def watching(self, inputs: Tensor) -> Iterator[Observer]:
+        """Record while the context is open; `inputs` are what the model is given, made from the leaf."""
+        self._own((inputs,), None)
         with self.scope.watching(), self:
             yield self
 
@@ -119,10 +121,6 @@ class Observer(TorchFunctionMode):
         site = user_site()
         if site.function is not None and not _is_torch(site.function):
             return self._inside_function(func, args, kwargs, site)
-        if site.outside and not self.scope.inside:
-            output = func(*args, **kwargs)
-            self._own(bare_tensors(output), None)
-            return output
         self.adopt(inputs, site)
         op = self._open(name, site, "torch", inputs)
         if name in PERIODIC and inputs:
@@ -137,6 +135,7 @@ class Observer(TorchFunctionMode):
         outputs = bare_tensors(output)
         if name in ESCAPES:
             op.kind = "escape"
+            self._escaped = self._escaped or op.carries
         elif not outputs and name not in ("register_hook", "__setitem__"):
             return output
         if name == "__setitem__":
@@ -190,7 +189,7 @@ class Observer(TorchFunctionMode):
                 op.module, op.file, op.line = place.module, place.file, place.line
             parents = {self.owner[n] for n, _ in node.next_functions if n is not None and n in self.owner}
             op.parents = tuple(sorted(p for p in parents if p != op.index))
-            op.live_in = op.live_out = self.reaches[node]
+            op.live_in = op.live_out = op.carries = self.reaches[node]
             op.nodes.append(node)
             self.owner[node] = op.index
             if node is tensor.grad_fn:
@@ -274,6 +273,8 @@ class Observer(TorchFunctionMode):
             op.no_grad = op.location
         makers = {self.maker(t) for t in inputs}
         op.parents = tuple(sorted(m for m in makers if m is not None and m >= 0))
+        back = kind == "entry" or (self._escaped and not inputs)
+        op.carries = op.live_in or back or any(self.ops[p].carries for p in op.parents)
         if self.keep_tensors:
             op.inputs = inputs
         return op

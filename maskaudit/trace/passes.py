@@ -36,16 +36,17 @@ def observe(
     observer = Observer(target.model, leaf, keep_tensors=keep_tensors, revive=revive)
 
     def model(inputs: Tensor) -> Any:
-        output = target.model(inputs)
-        answer = answer_in(output)
-        if isinstance(answer, Tensor):
-            with torch._C.DisableTorchFunction():
-                observer.adopt((answer,), Site(None, None))
-            observer.raw = answer
+        with observer.watching(inputs):
+            output = target.model(inputs)
+            answer = answer_in(output)
+            if isinstance(answer, Tensor):
+                with torch._C.DisableTorchFunction():
+                    observer.adopt((answer,), Site(None, None))
+                observer.raw = answer
         return output
 
     seed_generators(target.seed if seed is None else seed)
-    with torch.enable_grad(), observer.watching():
+    with torch.enable_grad():
         scores = twin(target, model).differentiable_scores(leaf)
     return observer, scores
 

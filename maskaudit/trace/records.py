@@ -66,8 +66,7 @@ class Op:
         in_shape: shape of its first tensor input, None if unknown.
         live_in: whether an input was connected to the model's input in the autograd graph.
         live_out: whether its output is.
-        changes: whether its output's data change when the input is perturbed; None where the gradient is healthy and
-            nothing hung on it, so that no pass was spent.
+        carries: whether its data come from the model's input; also where they may, because data left torch before.
         parents: indices of the ops that made its inputs.
         kind: "torch" for an observed call, "function" for a custom autograd Function, "node" for an autograd
             node without a visible call, "entry" for a tensor from outside torch, "escape" for data that leave it.
@@ -82,7 +81,7 @@ class Op:
     in_shape: tuple[int, ...] | None
     live_in: bool
     live_out: bool
-    changes: bool | None
+    carries: bool
     parents: tuple[int, ...]
     kind: Literal["torch", "function", "node", "entry", "escape"]
     grad_mode: bool = True
@@ -181,8 +180,9 @@ class Trace:
     """Everything a trace found; `to_dict` has JSON types only.
 
     `beside` are cuts beside a path that stays live, where the gradient is poor: faults or not, which only their repair
-    shows. `identities` are the paths of modules (the root excepted) whose input and output have equal shapes.
-    `batch_dependent` is the op by which the answer to a point depends on the other points of its batch, if one does.
+    shows. `estimators` are the places of straight-through estimators, which are none. `identities` are the paths
+    of modules (the root excepted) whose input and output have equal shapes. `batch_dependent` is the op by which the
+    answer to a point depends on the other points of its batch, if one does.
     """
 
     kind: Literal["module", "torchscript", "callable"]
@@ -196,6 +196,7 @@ class Trace:
     optimises: tuple[Location, ...]
     culprits: tuple[Culprit, ...]
     beside: tuple[Culprit, ...] = ()
+    estimators: tuple[Location, ...] = ()
     identities: tuple[str, ...] = ()
     batch_dependent: Location | None = None
 

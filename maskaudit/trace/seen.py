@@ -29,6 +29,7 @@ class Seen:
     grad_mode: bool
     live_in: bool = False
     live_out: bool = False
+    carries: bool = False
     parents: tuple[int, ...] = ()
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[Tensor, ...] = ()

@@ -105,7 +105,7 @@ class Stops(Walk):
         for op in self.ops:
             moved = self.e.movement.phases.get(op.index, 0.0)
             if op.name in SAWTOOTH:
-                if op.live_out and op.index in self.e.movement.changes and self.e.health.zero_share > KILLS:
+                if op.live_out and self.e.health.zero_share > KILLS and op.index in self.e.movement.changes:
                     sentence = f"{op.name} cancels the slope of what it is taken from: the result is a staircase."
                     found.append(Culprit("shattered", op.location, "high", sentence, "mute", op.index))
             elif op.live_out and moved > PHASE and op.index not in killed:

@@ -44,6 +44,10 @@ ALONE = 0.8
 RELU = frozenset({"relu", "relu_", "threshold", "threshold_", "relu6", "hardswish", "clamp_min"})
 SOFTMAX = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax"})
 SCALING = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "true_divide", "multiply", "mul_", "div_"})
+ADDING = frozenset({
+    "add", "sub", "rsub", "__add__", "__radd__", "__sub__", "__rsub__", "add_", "sub_", "subtract", "__iadd__",
+    "__isub__",
+})  # fmt: skip
 GATES = frozenset({"mul", "where", "masked_fill", "masked_fill_", "__setitem__", "__mul__", "multiply", "mul_"})
 COMPARISONS = frozenset({
     "gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "topk", "kthvalue", "isclose",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.trace.calls import ESCAPES
+from maskaudit.trace.estimators import rejoined
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import Movement
@@ -48,6 +49,14 @@ class Evidence:
         return self.health.poor
 
 
+@dataclass(frozen=True)
+class _Behind:
+    """Gradient flow from the inputs of an op on, and whether any of it reaches the model's input."""
+
+    flows: dict[int, Flow]
+    reached: bool
+
+
 class Walk:
     """Follows the gradient back from the output, and past whatever stops it."""
 
@@ -60,33 +69,43 @@ class Walk:
         self.killers: list[Seen] = []
         self.alive = evidence.observer.live(evidence.raw)
         self.parted: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
+        self.estimators: list[Seen] = []  # where data without a gradient take up that of what they are added to
+        self._walked: dict[int, _Behind] = {}
         self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
 
     # --- walking ----------------------------------------------------------------------------------
 
     def walk(self) -> None:
         """Trace the gradient from the output; where it stops, go on from the input of what stopped it."""
-        observer = self.e.observer
         self._find_cuts()
-        flows = dict(self.e.flows)
-        roots: list[tuple[Tensor, Tensor]] = []
-        for cut, _ in [] if self.alive else self.parted:
-            roots += [(t, _noise(t)) for t in self._live_inputs(cut)]
-        for op in self._without_derivative():
-            self.killers.append(op)
+        self.killers += self._without_derivative()
+        for op in self.killers:
             self.flows[op.index] = Flow(self.n, 0.0, 0.0, 1.0, 0.0, None)
-            roots += [(t, _noise(t)) for t in self._live_inputs(op)]
+        stopped = [*([] if self.alive else [cut for cut, _ in self.parted]), *self.killers]
+        found = [self.e.flows, *(self._behind(op).flows for op in stopped)]
         for _ in range(MASKS_IN_SERIES):
-            for root in roots:
-                flows = {**gradient_flow(observer, [root], self.n)[0], **flows}
-            fresh = {i: f for i, f in flows.items() if i not in self.flows or self.flows[i].points == 0}
+            fresh: dict[int, Flow] = {}
+            for flows in found:
+                unseen = {i: f for i, f in flows.items() if i not in self.flows or self.flows[i].points == 0}
+                fresh = {**unseen, **fresh}
             self.flows.update(fresh)
-            flows = {}
             killers = [self.ops[i] for i, f in fresh.items() if f.points and self._kills(self.ops[i], f)]
             if not killers:
                 return
             self.killers += killers
-            roots = [(t, _noise(t)) for op in killers for t in self._live_inputs(op)]
+            found = [self._behind(op).flows for op in killers]
+
+    def _behind(self, op: Seen) -> _Behind:
+        """Walk on from the inputs of an op at which the gradient stops."""
+        if op.index not in self._walked:
+            flows: dict[int, Flow] = {}
+            reached = False
+            for tensor in self._live_inputs(op):
+                further, gradient = gradient_flow(self.e.observer, [(tensor, _noise(tensor))], self.n)
+                flows = {**further, **flows}
+                reached = reached or (gradient is not None and bool(gradient.any()))
+            self._walked[op.index] = _Behind(flows, reached)
+        return self._walked[op.index]
 
     def _kills(self, op: Seen, flow: Flow) -> bool:
         if op.name in STRUCTURAL or op in self.killers:
@@ -98,7 +117,11 @@ class Walk:
 
     def _moves(self, op: Seen) -> bool:
         """Whether an op reads data that move with the input, if its own result happens to stay on these points."""
-        return op.index in self.e.movement.changes or any(parent in self.e.movement.changes for parent in op.parents)
+        return self._behind(op).reached or self.given_moving(op)  # what has a gradient moves
+
+    def given_moving(self, op: Seen) -> bool:
+        """The same, as a pass with moved inputs shows it."""
+        return not self.e.movement.changes.isdisjoint((op.index, *op.parents))
 
     def _without_derivative(self) -> list[Seen]:
         """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
@@ -109,9 +132,7 @@ class Walk:
 
     def _find_cuts(self) -> None:
         for op in self.ops:
-            if op.live_out or op.index not in self.ancestors:
-                continue
-            if not (op.index in self.e.movement.changes if self.alive else self._moves(op) or op.live_in):
+            if op.live_out or not op.carries or op.index not in self.ancestors:
                 continue
             if op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in):
                 escape = self._escape_before(op)
@@ -122,14 +143,28 @@ class Walk:
             elif op.kind == "torch":
                 for source in (self.ops[p] for p in op.parents if self.ops[p].live_in and self.ops[p].live_out):
                     # of its outputs, one that has no gradient is used
-                    self._add_cut(source, source, f"{source.name} answers with indices, which have no gradient")
+                    self._add_cut(source, source, f"{source.name} answers with indices, which have no gradient", op)
 
-    def _add_cut(self, op: Seen, back: Seen, sentence: str) -> None:
+    def _add_cut(self, op: Seen, back: Seen, sentence: str, dead: Seen | None = None) -> None:
+        """Add the cut at `op`, whose data come back at `back`, if `dead`, the first op off the graph, hands on any.
+
+        A straight-through estimator is such a cut too, but parts nothing.
+        """
+        dead = back if dead is None else dead
         location = op.no_grad if op.no_grad is not None and op.kind == "torch" else op.location
         if any(cut.location == location for cut in self.cuts):
             return
+        sums = rejoined(self, dead) if self.alive else []
+        if not (sums or self._hands_on(dead)):
+            return
         self.cuts.append(Cut(location, op.index, self.alive, sentence))
-        self.parted.append((op, back))
+        self.estimators += sums
+        if not sums:
+            self.parted.append((op, back))
+
+    def _hands_on(self, op: Seen) -> bool:
+        """Whether an op off the graph makes data that move with the input."""
+        return op.index in self.e.movement.changes if self.alive else op.live_in or self._moves(op)
 
     def _escape_before(self, entry: Seen) -> Seen | None:
         earlier = [op for op in self.ops[: entry.index] if op.kind == "escape" and op.name in ESCAPES]
@@ -165,6 +200,11 @@ class Walk:
             pending += [self.ops[p] for p in current.parents if p not in seen]
         return []
 
+    def reads_input(self, op: Seen) -> bool:
+        """Whether an op reads what the model was given."""
+        observer = self.e.observer
+        return any(observer.live(t) and observer.maker(t) in (None, -1) for t in op.inputs)
+
     def all_through(self, tensor: Tensor) -> bool:
         """Whether data of the input reach the output through the tensor alone."""
         observer = self.e.observer
@@ -176,7 +216,7 @@ class Walk:
                 continue
             seen.add(index)
             current = self.ops[index]
-            if any(observer.live(t) and observer.maker(t) in (None, -1) for t in current.inputs):
+            if self.reads_input(current):
                 return False
             pending += current.parents
         return True

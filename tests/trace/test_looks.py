@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from maskaudit.target import PassLedger, Target
-from maskaudit.trace import MAX_POINTS, trace_model
+from maskaudit.trace import MAX_POINTS, passes, trace_model
 from maskaudit.trace.health import Differences, clear_side, deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
+from maskaudit.trace.observe import Observer
+from maskaudit.trace.passes import AGAIN_POINTS
 from tests.trace import masked_models as zoo
 
 Points = tuple[Tensor, Tensor]
@@ -33,8 +36,16 @@ def linear(net: nn.Module) -> nn.Module:
 
 
 def honest_quantiser(net: nn.Module) -> nn.Module:
-    """A poor gradient that no op explains."""
+    """A poor gradient that a straight-through estimator explains."""
     return zoo.Front(net, zoo.Apply(zoo.round_ste))
+
+
+def zigzag(net: nn.Module) -> nn.Module:
+    """A poor gradient that no op explains: 64 teeth made of straight pieces."""
+    teeth = torch.arange(64.0)
+    signs = torch.where(teeth % 2 == 0, 2.0, -2.0)
+    signs[0] = 1.0
+    return zoo.Front(net, zoo.Apply(lambda x: ((64 * x.unsqueeze(-1) - teeth).relu() * signs).sum(dim=-1)))
 
 
 def random_input(net: nn.Module) -> nn.Module:
@@ -45,7 +56,8 @@ LOOKS: list[tuple[Build, int]] = [
     (linear, FEW_POINTS),
     (lambda net: zoo.masks.QuantisedInput(net, 4), FEW_POINTS),
     (lambda net: zoo.masks.SineInput(net), FEW_POINTS),
-    (honest_quantiser, MAX_POINTS),
+    (honest_quantiser, FEW_POINTS),
+    (zigzag, MAX_POINTS),
     (random_input, MAX_POINTS),
 ]
 
@@ -65,16 +77,53 @@ def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
         assert spent <= GOAL * 2 * BATCH
 
 
-def test_what_moves_is_looked_at_only_where_something_hangs_on_it(net: nn.Module, points: Points) -> None:
-    spent = []
-    for model in (linear(net).eval(), zoo.masks.QuantisedInput(net, 4).eval()):
-        with Target(model) as target:
-            y = target.predict(target.scores(points[0]))
-            target.ledger = PassLedger()
-            found = trace_model(target, points[0], y, eps=0.2)
-            spent.append(target.ledger.forwards)
-        assert {op.changes for op in found.ops} == ({None} if found.healthy else {True})
-    assert spent[1] - spent[0] == FEW_POINTS
+@pytest.mark.parametrize(
+    ("build", "recorded"),
+    [
+        (lambda net: zoo.masks.QuantisedInput(net, 4), 1),
+        (honest_quantiser, 1),
+        (lambda net: zoo.masks.SineInput(net), 2),
+    ],
+)
+def test_what_moves_is_looked_at_only_where_nothing_else_tells(
+    build: Build, recorded: int, net: nn.Module, points: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = []
+
+    class Counted(Observer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            records.append(self)
+
+    monkeypatch.setattr(passes, "Observer", Counted)
+    with Target(build(net).eval()) as target:
+        trace_model(target, *points, eps=0.2)
+    assert len(records) == recorded
+
+
+def test_a_dead_gradient_is_compared_with_nothing(net: nn.Module, points: Points) -> None:
+    with Target(zoo.masks.QuantisedInput(net, 4).eval()) as target:
+        target.ledger = PassLedger()
+        health = trace_model(target, *points, eps=0.2).health
+        assert target.ledger.forwards == FEW_POINTS + AGAIN_POINTS
+    assert health.pairs == (0, 0)
+    assert health.poor
+
+
+def test_what_comes_from_the_input_is_told_from_what_does_not(net: nn.Module, points: Points) -> None:
+    class Weighted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            weight = torch.full((64, 10), 0.1).cumsum(dim=0)
+            image = torch.from_numpy(x.detach().numpy() * 2.0)
+            return (image.flatten(1).floor() + x.flatten(1)) @ weight
+
+    with Target(Weighted()) as target:
+        found = trace_model(target, *points, eps=0.2)
+    carries = {op.location.op: op.carries for op in found.ops}
+    assert not carries["full"]
+    assert not carries["cumsum"]
+    assert carries["floor"]
+    assert carries["matmul"]
 
 
 def test_a_second_look_keeps_the_differences_of_the_first(net: nn.Module, points: Points) -> None:

@@ -1,0 +1,104 @@
+"""Straight-through estimators: told from cuts that hide something, however they are written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskaudit.repairs.blame import traced
+from maskaudit.target import Target
+from maskaudit.trace.inspect import inspection
+from tests.trace import masked_models as zoo
+
+Points = tuple[Tensor, Tensor]
+
+
+def steps(x: Tensor) -> Tensor:
+    return (x * 2).round() / 2
+
+
+def classic(x: Tensor) -> Tensor:
+    return x + (steps(x) - x).detach()
+
+
+def taken_away(x: Tensor) -> Tensor:
+    return steps(x).detach() + x - x.detach()
+
+
+def other_sign(x: Tensor) -> Tensor:
+    return x - (x - steps(x)).detach()
+
+
+def under_no_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        wanted = steps(x) - x
+    return x + wanted
+
+
+def compared(x: Tensor) -> Tensor:
+    return x + ((x > 0.5).float() - x).detach()
+
+
+def in_half_precision(x: Tensor) -> Tensor:
+    half = x.to(torch.bfloat16)
+    return (half + (steps(half) - half).detach()).float()
+
+
+def functional(x: Tensor) -> Tensor:
+    return zoo.RoundSTE.apply(x * 2) / 2
+
+
+ESTIMATORS = [classic, taken_away, other_sign, under_no_grad, compared, in_half_precision]
+
+
+@pytest.mark.parametrize("front", ESTIMATORS)
+def test_an_estimator_is_named_at_the_sum_and_nothing_is_blamed(front: object, net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:  # type: ignore[arg-type]
+        found = traced(target, *points, eps=0.1)
+    assert [(place.op in ("add", "sub"), place.module) for place in found.estimators] == [(True, "front")]
+    assert found.cuts
+    assert not found.beside
+    assert found.healthy
+
+
+def test_an_estimator_written_as_a_function_is_named_at_its_backward(net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(functional)).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert [place.op for place in found.estimators] == ["RoundSTE"]
+    assert found.healthy
+
+
+def smooth(x: Tensor) -> Tensor:
+    return x + (x.sin() - x).detach()
+
+
+def beside_the_steps(x: Tensor) -> Tensor:
+    return x + (steps(x) + 0.1 * x.square() - x).detach()
+
+
+def scaled(x: Tensor) -> Tensor:
+    return x * (steps(x) - x).detach()
+
+
+def used_twice(x: Tensor) -> Tensor:
+    wanted = (steps(x) - x).detach()
+    return x + wanted + 0.1 * (x + wanted.square())
+
+
+def through_numpy(x: Tensor) -> Tensor:
+    return x + (torch.from_numpy(x.detach().numpy().round()) - x).detach()
+
+
+@pytest.mark.parametrize("front", [smooth, beside_the_steps, scaled, used_twice, through_numpy])
+def test_what_only_looks_like_one_is_not_named(front: object, net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:  # type: ignore[arg-type]
+        found = traced(target, *points, eps=0.1)
+    assert not found.estimators
+
+
+def test_the_inspection_says_whose_gradient_it_is(net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(classic)).eval()) as target:
+        document = inspection(traced(target, *points, eps=0.1))
+    assert "front.add (test_estimators.py:" in document["sentence"]
+    assert document["estimators"][0]["module"] == "front"
