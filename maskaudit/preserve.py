@@ -37,9 +37,7 @@ def preserved(model: nn.Module | Callable[..., Any], *, seed: int | None = None)
     """
     with preserved_random_state():
         if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            seed_generators(seed)
         if not isinstance(model, nn.Module):
             yield
             return
@@ -90,22 +88,43 @@ def preserved_random_state() -> Iterator[None]:
         random.setstate(python_state)
 
 
-def random_states() -> dict[str, Any]:
-    """States of the global generators by name, to be compared with each other."""
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    states = {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": (kind, np.asarray(keys).tobytes(), *rest),
-        "random": random.getstate(),
+def seed_generators(seed: int) -> None:
+    """Seed all global generators, for whoever restores them later."""
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:  # the same without the stack trace that torch keeps for a CUDA that is not there yet
+        torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """All global generators seeded inside, restored afterwards."""
+    with preserved_random_state():
+        seed_generators(seed)
+        yield
+
+
+def drawn_since(seed: int) -> tuple[str, ...]:
+    """Names of the global generators that have moved since `seed_generators(seed)`; all are left a little further on.
+
+    Their states are large: what each would draw next says as much.
+    """
+    after = _next_draws()
+    seed_generators(seed)
+    return tuple(name for name, first in _next_draws().items() if first != after[name])
+
+
+def _next_draws() -> dict[str, object]:
+    draws: dict[str, object] = {
+        "torch": float(torch.rand((), dtype=torch.float64, device="cpu")),
+        "numpy": np.random.random_sample(),
+        "random": random.random(),
     }
     if torch.cuda.is_available():
-        states["torch.cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
-    return states
-
-
-def drawn_from(before: dict[str, Any]) -> tuple[str, ...]:
-    """Names of the global generators that have moved since `random_states` were taken."""
-    return tuple(name for name, state in random_states().items() if state != before.get(name))
+        draws["torch.cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    return draws
 
 
 class _ModuleSnapshot:

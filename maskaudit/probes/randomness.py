@@ -29,12 +29,9 @@ Source
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import torch
 
-from maskaudit.preserve import drawn_from, preserved_random_state, random_states
+from maskaudit.preserve import drawn_since, preserved_random_state, seed_generators
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
@@ -50,18 +47,16 @@ SEED = 12345
 
 def generators_used(target: Target, x: torch.Tensor) -> list[str]:
     """Names of the global generators that one evaluation of `x` (N, …) advances."""
-    before = random_states()
+    seed_generators(SEED)
     target.raw(x)
-    return list(drawn_from(before))
+    return list(drawn_since(SEED))
 
 
 def repeats_when_seeded(target: Target, x: torch.Tensor) -> bool:
     """Whether seeding every global generator alike gives the same answer twice."""
     answers = []
     for _ in range(2):
-        torch.manual_seed(SEED)
-        np.random.seed(SEED)
-        random.seed(SEED)
+        seed_generators(SEED)
         answers.append(target.raw(x))
     return torch.equal(*answers)
 

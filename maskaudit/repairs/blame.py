@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskaudit.preserve import preserved_random_state
+from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.repairs.propose import propose
 from maskaudit.repairs.target import repaired_target
 from maskaudit.target import Target
-from maskaudit.trace.behaviour import seed_generators, zero_share
+from maskaudit.trace.behaviour import zero_share
 from maskaudit.trace.culprits import ranked
 from maskaudit.trace.health import Differences, deciding_pair
 from maskaudit.trace.model import FEW_POINTS, trace_model, usual_radius

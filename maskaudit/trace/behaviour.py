@@ -2,41 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskaudit.preserve import preserved_random_state
 from maskaudit.target import PROBABILITY_TOLERANCE, Target
 from maskaudit.trace.records import OutputKind
 
 #: Logits beyond this range saturate softmax in float32 (e^-104 is 0).
 LARGE_LOGIT = 104.0
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """All global generators seeded inside, restored afterwards."""
-    with preserved_random_state():
-        seed_generators(seed)
-        yield
-
-
-def seed_generators(seed: int) -> None:
-    """Seed all global generators, for whoever restores them later."""
-    if torch.cuda.is_available():
-        torch.manual_seed(seed)
-    else:  # the same without the stack trace that torch keeps for a CUDA that is not there yet
-        torch.default_generator.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
 
 
 def twin(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:

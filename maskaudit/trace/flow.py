@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from maskaudit.attacks.losses import wrong_class
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Flow
 
@@ -33,14 +32,13 @@ class _Tally:
     units: list[Tensor] = field(default_factory=list)
 
 
-def margin_cotangent(raw: Tensor, y: Tensor) -> Tensor:
-    """Derivative of the margin with respect to the raw output (N, K): +1 at the runner-up, −1 at the label."""
-    raw, y = raw.detach(), y.to(raw.device)
-    wrong = wrong_class(raw.float(), y, 0)
-    cotangent, rows = torch.zeros_like(raw), torch.arange(len(y), device=raw.device)
-    cotangent[rows, wrong] = 1
-    cotangent[rows, y] = -1
-    return cotangent
+def margin_cotangent(raw: Tensor, pair: Tensor) -> Tensor:
+    """Derivative of the margin with respect to the raw output (N, K): +1 at the runner-up, −1 at the label.
+
+    `pair` (N, 2) are these two classes.
+    """
+    signs = torch.tensor([1, -1], dtype=raw.dtype, device=raw.device)
+    return torch.zeros_like(raw.detach()).scatter_(1, pair.to(raw.device), signs.expand(len(raw), 2))
 
 
 def gradient_flow(

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
+from maskaudit.preserve import seed_generators
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
-from maskaudit.trace.behaviour import loss_slope, seed_generators, twin, vanishes, zero_share
+from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
@@ -53,17 +54,18 @@ class Gradients:
 
 
 def gradients(
-    target: Target, leaf: Tensor, scores: Tensor, y: Tensor, *, slope: Tensor, grad: Tensor | None
+    target: Target, leaf: Tensor, scores: Tensor, y: Tensor, *, pair: Tensor, slope: Tensor, grad: Tensor | None
 ) -> Gradients:
     """Take down `grad` (N, …), the gradient of the margin, and see where that of cross-entropy is exactly zero.
 
     Args:
         target: the open target.
         leaf: inputs (N, …); scores: (N, K), on their graph; y: labels (N,).
+        pair: their `deciding_pair` (N, 2).
         slope: derivative (N, K) of cross-entropy with respect to the scores.
         grad: what a backward pass of the margin gave, or None.
     """
-    return Gradients(leaf.detach(), deciding_pair(target, scores, y), grad, _flat(target, leaf, scores, y, slope, grad))
+    return Gradients(leaf.detach(), pair, grad, _flat(target, leaf, scores, y, slope, grad))
 
 
 def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
@@ -72,13 +74,14 @@ def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
     seed_generators(target.seed)
     with torch.enable_grad():
         scores = twin(target).differentiable_scores(leaf)
-    grad = margin_gradient(target, leaf, scores, y)
-    return gradients(target, leaf, scores, y, slope=loss_slope(scores, y), grad=grad)
+    pair = deciding_pair(target, scores, y)
+    grad = margin_gradient(target, leaf, scores, pair)
+    return gradients(target, leaf, scores, y, pair=pair, slope=loss_slope(scores, y), grad=grad)
 
 
-def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, y: Tensor) -> Tensor | None:
-    """Gradient (N, …) of the logit margin; the graph is kept. None where there is none, or an op has no derivative."""
-    return _gradient(target, lead(scores, deciding_pair(target, scores, y)), leaf)
+def margin_gradient(target: Target, leaf: Tensor, scores: Tensor, pair: Tensor) -> Tensor | None:
+    """Gradient (N, …) of `lead`; the graph is kept. None where there is none, or an op has no derivative."""
+    return _gradient(target, lead(scores, pair), leaf)
 
 
 def deciding_pair(target: Target, scores: Tensor, y: Tensor) -> Tensor:
@@ -140,11 +143,13 @@ class _Scale:
 
     def add(self, predicted: Tensor, measured: Tensor) -> None:
         """Take in further pairs and correlate all of them, uncentred; 1 when nothing changes and nothing should."""
-        self.predicted = torch.cat([self.predicted, predicted.double().to(self.predicted)])
-        self.measured = torch.cat([self.measured, measured.double().to(self.measured)])
-        finite = torch.isfinite(self.predicted) & torch.isfinite(self.measured)
-        p, m = self.predicted[finite], self.measured[finite]
+        self.predicted = p = torch.cat([self.predicted, predicted.to(self.predicted)])
+        self.measured = m = torch.cat([self.measured, measured.to(self.measured)])
         lengths = float(p.norm()), float(m.norm())
+        if not all(map(math.isfinite, lengths)):
+            finite = torch.isfinite(p) & torch.isfinite(m)
+            p, m = p[finite], m[finite]
+            lengths = float(p.norm()), float(m.norm())
         scale = lengths[0] * lengths[1]
         self.correlation = float(p @ m) / scale if scale else float(lengths[0] == lengths[1])
 
@@ -205,11 +210,8 @@ class Differences:
             for direction, first in {(direction, first) for _, direction, first in wanted}
         }
         low, high = target.bounds
-        around = [
-            (x[first:] + side * scale.step * signs[direction, first]).clamp(low, high)
-            for scale, direction, first in wanted
-            for side in (1, -1)
-        ]
+        moves = [(x[first:], scale.step * signs[direction, first]) for scale, direction, first in wanted]
+        around = [side.clamp_(low, high) for points, move in moves for side in (points + move, points - move)]
         pairs = [pair[first:] for _, _, first in wanted for _ in (1, -1)]
         again = [x[: self._again]] if self._again and self.answered is None else []
         scores = _scores(twin(target), [*around, *again], together=together)

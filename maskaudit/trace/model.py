@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from maskaudit.preserve import preserved_random_state
+from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
-from maskaudit.trace.behaviour import loss_slope, output_kind, seed_generators, zero_share
+from maskaudit.trace.behaviour import loss_slope, output_kind, zero_share
 from maskaudit.trace.culprits import Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
@@ -22,6 +22,7 @@ from maskaudit.trace.health import (
     CLEAR_BY,
     Differences,
     Gradients,
+    deciding_pair,
     further_gradients,
     gradient_health,
     gradients,
@@ -107,12 +108,13 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
     """Take the recorded pass back."""
     raw = observer.raw
     assert raw is not None
-    flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, y))], len(y))
+    pair = deciding_pair(target, scores, y)
+    flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, pair))], len(y))
     target.count_backward(len(y))
     if target.outputs != "logits" or target.reject_class is not None:
-        grad = margin_gradient(target, observer.leaf, scores, y)
+        grad = margin_gradient(target, observer.leaf, scores, pair)
     slope = loss_slope(scores, y)
-    found = gradients(target, observer.leaf, scores, y, slope=slope, grad=grad)
+    found = gradients(target, observer.leaf, scores, y, pair=pair, slope=slope, grad=grad)
     return _Look(observer, raw, scores, y, Movement(target, found.x, eps, observer.ops), flows, slope, found)
 
 
@@ -160,7 +162,8 @@ def _explained(
 ) -> Trace:  # fmt: skip
     """The trace, with the culprits that explain such a gradient."""
     observer = look.observer
-    seed_generators(target.seed)
+    if observer.functions:
+        seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
     evidence = Evidence(observer, look.raw, look.scores, look.y, look.movement, health, checks, look.flows, flat)
@@ -195,7 +198,8 @@ def _behind_cuts(target: Target, evidence: Evidence, suspects: Suspects) -> list
     same = [op.name for op in revived.ops] == [op.name for op in evidence.observer.ops]
     if raw is None or not same or not revived.live(raw):
         return []
-    flows, _ = gradient_flow(revived, [(raw, margin_cotangent(raw, evidence.y))], len(x))
+    cotangent = margin_cotangent(raw, deciding_pair(target, scores, evidence.y))
+    flows, _ = gradient_flow(revived, [(raw, cotangent)], len(x))
     behind = dataclasses.replace(evidence, observer=revived, raw=raw, scores=scores, flows=flows)
     return behind_cuts(behind, suspects.culprits)
 

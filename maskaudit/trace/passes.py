@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskaudit.preserve import drawn_from, random_states
+from maskaudit.preserve import drawn_since, seed_generators
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, answer_in
-from maskaudit.trace.behaviour import seed_generators, twin
+from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Site
@@ -53,10 +53,8 @@ def observe(
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:
     """The same, and the names of the global generators that it consumed."""
-    seed_generators(target.seed)
-    before = random_states()
     observer, scores = observe(target, x)
-    return observer, scores, drawn_from(before)
+    return observer, scores, drawn_since(target.seed)
 
 
 def answers_alike(target: Target, x: Tensor, scores: Tensor, again: Tensor | None = None) -> bool:

@@ -10,18 +10,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskaudit.errors import ModelError
-from maskaudit.preserve import preserved_random_state
+from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.rng import PointRNG
 from maskaudit.train import checkpoint
 from maskaudit.train.interface import Batch, Method, Plan, TrainEvent, TrainingInterrupted
@@ -39,7 +37,7 @@ def isolated(seed: int, threads: int) -> Iterator[None]:
     """Gradients on, generators seeded, CPU threads fixed inside; the caller's state afterwards, come what may."""
     before = torch.get_num_threads()
     with preserved_random_state(), torch.enable_grad():
-        seed_generators(seed, "initial")
+        seed_stream(seed, "initial")
         torch.set_num_threads(threads)
         try:
             yield
@@ -105,7 +103,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the data; the mean loss."""
-        seed_generators(self.plan.config.seed, f"epoch {epoch}")
+        seed_stream(self.plan.config.seed, f"epoch {epoch}")
         points = torch.arange(len(self.x))
         order = torch.argsort(PointRNG.create(self.plan.config.seed, "train.order", points).integers(2**53, step=epoch))
         batches = torch.split(order, self.plan.config.batch_size)
@@ -186,9 +184,7 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     return right / len(x)
 
 
-def seed_generators(seed: int, stream: str) -> None:
+def seed_stream(seed: int, stream: str) -> None:
     """Seed the global generators of torch, numpy and `random`, differently for every stream."""
     derived = int.from_bytes(hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=4).digest(), "little")
-    torch.manual_seed(derived)
-    np.random.seed(derived)
-    random.seed(derived)
+    seed_generators(derived)

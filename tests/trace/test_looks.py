@@ -133,9 +133,10 @@ def test_a_second_look_keeps_the_differences_of_the_first(net: nn.Module, points
         def seen(rows: int) -> tuple[Target, Tensor, Tensor, Tensor]:
             leaf = x[:rows].clone().requires_grad_(True)
             scores = target.differentiable_scores(leaf)
-            grad = margin_gradient(target, leaf, scores, y[:rows])
+            pair = deciding_pair(target, scores, y[:rows])
+            grad = margin_gradient(target, leaf, scores, pair)
             assert grad is not None
-            return target, leaf.detach(), deciding_pair(target, scores, y[:rows]), grad
+            return target, leaf.detach(), pair, grad
 
         grown, fresh = Differences(0.2), Differences(0.2)
         grown.extend(*seen(4), 1, grown.scales[:1], together=True)
