@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/trace.py [--rounds 5]
 
-Healthy networks, the same behind a quantiser, behind a ripple, and behind an honest straight-through rounding, whose
-poor gradient no op explains, so that a trace looks twice and tries the detach that is in it. The pass is that of an
+Healthy networks, and the same behind a quantiser, a ripple, an honest straight-through rounding, and a zigzag made of
+plain ops, whose poor gradient nothing explains, so that a trace looks twice. The pass is that of an
 attack: the gradient of cross-entropy with respect to the input. Passes are counted in points, as the ledger of an audit
 does.
 Writes `benchmarks/trace.md`.
@@ -51,6 +51,19 @@ class StraightThrough(nn.Module):
         return self.network(x + ((x * 3).round() / 3 - x).detach())
 
 
+class Zigzag(nn.Module):
+    """Folds the input into 16 teeth; no op of it is unusual."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("teeth", torch.arange(16.0))
+        self.register_buffer("folds", torch.tensor([1.0, *[-2.0, 2.0] * 7, -2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network((16 * x.unsqueeze(-1) - self.teeth).relu() @ self.folds)
+
+
 def cnn(side: int) -> nn.Module:
     """Two convolutions and two dense layers for grey images."""
     return nn.Sequential(
@@ -92,7 +105,7 @@ def main() -> None:
         network = build().eval()
         masked = {
             "quantised input": QuantisedInput(network, 4), "rippled input": SineInput(network),
-            "straight-through input": StraightThrough(network),
+            "straight-through input": StraightThrough(network), "zigzag input": Zigzag(network),
         }  # fmt: skip
         for title, model in ((name, network), *((f"{name}, {what}", m.eval()) for what, m in masked.items())):
             rows.append(measured(title, model, shape, rounds))

@@ -39,6 +39,10 @@ from maskaudit.trace.scripted import ScriptedGraph
 from maskaudit.trace.seen import FunctionCall, Kind, Seen, function_location, has_memory
 
 
+class SeenEnough(BaseException):
+    """Ends a forward pass of which the rest is of no interest; nothing may take it for an error of the model."""
+
+
 class Observer(TorchFunctionMode):
     """Record of one forward pass.
 
@@ -49,14 +53,17 @@ class Observer(TorchFunctionMode):
             made is always kept as data.
         revive: indices of ops behind a cut; where what they made is not on the graph, it becomes a leaf of its own,
             so that the rest of the way to the output can be walked too.
+        until: index of the op behind which the pass is ended with `SeenEnough`; by default it runs to its end.
     """
 
     def __init__(
-        self, model: object, leaf: Tensor, *, keep_tensors: bool = True, revive: frozenset[int] = frozenset()
-    ) -> None:
+        self, model: object, leaf: Tensor, *, keep_tensors: bool = True, revive: frozenset[int] = frozenset(),
+        until: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.leaf = leaf
         self.revive = revive
+        self.until = until
         self.leaves = [leaf]
         self.keep_tensors = keep_tensors
         self.ops: list[Seen] = []
@@ -294,6 +301,8 @@ class Observer(TorchFunctionMode):
         for tensor in outputs:
             self._known[id(tensor)] = (tensor, op.index)
         self.ops.append(op)
+        if op.index == self.until:
+            raise SeenEnough
 
     def _note(self, op: Seen, outputs: tuple[Tensor, ...]) -> None:
         """Note what the op made; the data stay where they are until a call may write to them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,7 @@ from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, answer_in
 from maskaudit.trace.behaviour import twin
-from maskaudit.trace.observe import Observer
+from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Site
 from maskaudit.trace.seen import Seen
@@ -32,9 +33,23 @@ def observe(
 
     The global generators are seeded (by the target's seed if no other is given) and left as the model leaves them.
     """
-    leaf = x.clone().requires_grad_(True)
-    observer = Observer(target.model, leaf, keep_tensors=keep_tensors, revive=revive)
+    observer = Observer(target.model, _leaf(x), keep_tensors=keep_tensors, revive=revive)
+    return observer, _watched(target, observer, target.seed if seed is None else seed)
 
+
+def observe_start(target: Target, x: Tensor, until: int) -> Observer:
+    """The record of what a forward pass does up to the op of that index, data only; the rest of it is not run."""
+    observer = Observer(target.model, _leaf(x), keep_tensors=False, until=until)
+    with contextlib.suppress(SeenEnough):
+        _watched(target, observer, target.seed)
+    return observer
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return x.clone().requires_grad_(True)
+
+
+def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
             output = target.model(inputs)
@@ -45,10 +60,9 @@ def observe(
                 observer.raw = answer
         return output
 
-    seed_generators(target.seed if seed is None else seed)
+    seed_generators(seed)
     with torch.enable_grad():
-        scores = twin(target, model).differentiable_scores(leaf)
-    return observer, scores
+        return twin(target, model).differentiable_scores(observer.leaf)
 
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:
@@ -116,12 +130,14 @@ class Movement:
     def __init__(self, target: Target, x: Tensor, eps: float, ops: list[Seen]) -> None:
         self._target, self._x, self._eps, self._ops = target, x, eps, ops
 
-    @cached_property
-    def _moved(self) -> list[Seen]:
+    def _moved(self) -> Tensor:
         low, high = self._target.bounds
         rng = PointRNG.create(self._target.seed, "trace perturbation", torch.arange(len(self._x)))
-        signs = rng.signs(self._x.shape[1:]).to(self._x)
-        observer, _ = observe(self._target, (self._x + self._eps * signs).clamp(low, high), keep_tensors=False)
+        return (self._x + self._eps * rng.signs(self._x.shape[1:]).to(self._x)).clamp(low, high)
+
+    @cached_property
+    def _others(self) -> list[Seen]:
+        observer, _ = observe(self._target, self._moved(), keep_tensors=False)
         return observer.ops
 
     @cached_property
@@ -129,7 +145,7 @@ class Movement:
         """Ops whose data moved with the input; where control flow parted, everything after counts as moved."""
         moved: set[int] = set()
         for position, op in enumerate(self._ops):
-            other = self._moved[position] if position < len(self._moved) else None
+            other = self._others[position] if position < len(self._others) else None
             if other is None or other.name != op.name:
                 return moved | {later.index for later in self._ops[position:]}
             if op.kind == "escape" or (op.nodes and not op.data) or not op.made_the_same(other):
@@ -139,13 +155,16 @@ class Movement:
     @cached_property
     def phases(self) -> dict[int, float]:
         """Median absolute change of the argument of periodic ops, by index."""
+        periodic = [op for op in self._ops if op.phase is not None]
+        if not periodic:
+            return {}
+        others = observe_start(self._target, self._moved(), periodic[-1].index).ops
         result: dict[int, float] = {}
-        if all(op.phase is None for op in self._ops):
-            return result
-        for left, right in zip(self._ops, self._moved, strict=False):
-            if left.phase is not None and right.phase is not None and left.phase.shape == right.phase.shape:
-                change = (left.phase - right.phase).abs().double().flatten()
+        for op in periodic:
+            other = others[op.index].phase if op.index < len(others) else None
+            if op.phase is not None and other is not None and op.phase.shape == other.shape:
+                change = (op.phase - other).abs().double().flatten()
                 change = change[change > 0]
                 if len(change):
-                    result[left.index] = float(change.median())
+                    result[op.index] = float(change.median())
         return result

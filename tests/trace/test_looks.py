@@ -101,6 +101,30 @@ def test_what_moves_is_looked_at_only_where_nothing_else_tells(
     assert len(records) == recorded
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
+    mapped: bool, net: nn.Module, points: Points
+) -> None:
+    class Rippled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+            self.begun = self.ended = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.begun += 1
+            bent = torch.func.vmap(lambda one: (200 * one).sin() * 0.2)(x) if mapped else (200 * x).sin() * 0.2
+            answer: Tensor = self.net(x + bent)
+            self.ended += 1
+            return answer
+
+    model = Rippled()
+    with Target(model) as target:
+        found = trace_model(target, *points, eps=0.2)
+    assert [culprit.mechanism for culprit in found.culprits] == ["jagged-surface"]
+    assert model.begun == model.ended + 1
+
+
 def test_a_dead_gradient_is_compared_with_nothing(net: nn.Module, points: Points) -> None:
     with Target(zoo.masks.QuantisedInput(net, 4).eval()) as target:
         target.ledger = PassLedger()
