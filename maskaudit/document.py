@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from maskaudit import __version__
-from maskaudit.attacks.torchattacks_adapter import available
+from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.data import Dataset
 from maskaudit.ledger import Ledger
 from maskaudit.loading.interface import LoadedModel
@@ -110,11 +110,10 @@ def _points(ledger: Ledger) -> dict[str, Any]:
 
 
 def _environment(settings: AuditSettings) -> dict[str, Any]:
-    found, detail = available()
     return {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "torchattacks": detail if found else None,
+        "torchattacks": installed(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

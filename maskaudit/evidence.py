@@ -24,7 +24,8 @@ from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
 from maskaudit.rescore import rescore
 from maskaudit.results import check_document, dump_json
-from maskaudit.target import Target, breaking_margin, usual_batch
+from maskaudit.scores import breaking_margin
+from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
 
 EVIDENCE_FILE = "evidence.safetensors"

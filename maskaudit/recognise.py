@@ -6,8 +6,9 @@ import torch
 
 from maskaudit.data import Dataset
 from maskaudit.errors import InputError, UsageError
+from maskaudit.scores import detect_outputs
 from maskaudit.settings import AuditSettings
-from maskaudit.target import Target, detect_outputs
+from maskaudit.target import Target
 
 #: Forward passes averaged per evaluation of a random model.
 RANDOM_DRAWS = 8

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.target import breaking_margin
+from maskaudit.scores import breaking_margin
 from maskaudit.threat import ThreatModel
 
 #: Fresh draws whose majority decides for a random model; odd, so that there is one.

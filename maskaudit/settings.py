@@ -9,7 +9,7 @@ from typing import Literal
 from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
 from maskaudit.errors import UsageError
 from maskaudit.repairs.plan import Plan
-from maskaudit.target import Outputs
+from maskaudit.scores import Outputs
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from maskaudit import accelerator
 from maskaudit.errors import InputError, ModelError, UsageError
-from maskaudit.target import Target, breaking_margin, checked_scores, detect_outputs, usual_batch
+from maskaudit.scores import breaking_margin, checked_scores, detect_outputs
+from maskaudit.target import Target, usual_batch
 
 N, D, K = 23, 6, 4
 GENERATOR = torch.Generator().manual_seed(0)

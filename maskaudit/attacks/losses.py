@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.target import Objective, breaking_margin
+from maskaudit.scores import breaking_margin
+from maskaudit.target import Objective
 
 Loss = Literal["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr", "label-term", "other-term"]
 

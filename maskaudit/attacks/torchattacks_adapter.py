@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import io
@@ -54,6 +55,14 @@ LENGTHS = ("eps", "alpha", "max_epsilon", "noise_sd", "delta")
 
 class ExternalAttackError(MaskauditError):
     """An attack of another package failed on this model; the audit itself is not affected."""
+
+
+def installed() -> str | None:
+    """Name and version of the torchattacks that is installed, which is not loaded for that; None without."""
+    try:
+        return f"torchattacks {importlib.metadata.version('torchattacks')}"
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def available() -> tuple[bool, str]:

@@ -22,7 +22,7 @@ from maskaudit.preserve import open_checkpoints
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
 #: Code that runs a model but is not part of it, and the modules that stand for the ops of a converted file.
-_OURS = tuple(str(_PACKAGE / name) for name in ("trace", "repairs"))
+_OURS = tuple(str(_PACKAGE / name) for name in ("trace", "repairs", "scores.py"))
 _LOADING = str(_PACKAGE / "loading")
 _TARGET = str(_PACKAGE / "target.py")
 _FUNCTION_FILE = str(Path(_TORCH) / "autograd" / "function.py")

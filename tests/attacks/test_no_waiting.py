@@ -28,7 +28,8 @@ from maskaudit.attacks.transfer import transfer
 from maskaudit.attacks.universal import universal
 from maskaudit.engine.interface import Job
 from maskaudit.rng import PointRNG
-from maskaudit.target import Target, Unchecked
+from maskaudit.scores import Unchecked
+from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
 
 META = torch.device("meta")

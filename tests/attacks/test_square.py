@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskaudit.attacks.square import eta_pattern, square
+from maskaudit.attacks.square import square
+from maskaudit.attacks.square_canvas import eta_pattern
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from tests.attacks.subjects import (
