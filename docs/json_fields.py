@@ -178,6 +178,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "repairs": "what the repaired attack repairs",
         "flow": "gradient through each operation, worst first",
         "cuts": "places where data pass and the gradient does not",
+        "estimators": "straight-through estimators: sums or functions with the gradient of a trend, no faults",
         "functions": "custom backward functions held against differences of their own forward",
         "randomness": "source and effect of random answers, or null",
         "optimises": "places where the forward pass itself optimises",

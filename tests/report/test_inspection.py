@@ -33,19 +33,21 @@ def inspection(name: str = "front", rows: int = 3) -> dict[str, Any]:
         "schema_version": 1, "tool": "maskaudit 1", "source": name, "format": "state dict", "sha256": "0" * 64,
         "notes": [], "threat": {"norm": "Linf", "eps": 0.2, "bounds": [0, 1]}, "kind": "module", "points": 16,
         "output_kind": "logits", "ops": rows, "sentence": f"Suspect: shattered in {name}.",
-        "gradient": {"connected": False, "zero_share": 1.0, "ce_zero_share": 0.5, "agreement": [[0.05, 0.5]]},
+        "gradient": {"connected": False, "zero_share": 1.0, "ce_zero_share": 0.5, "agreement": [[0.05, 0.5]],
+                     "pairs": [8]},
         "culprits": [{"mechanism": "shattered", "location": where, "confidence": "high", "sentence": f"{name} stops."}],
         "repairs": [{"remedy": "straight-through", "location": where, "sentence": "Pass it on."}],
         "flow": [row(name, blamed=i == 0) for i in range(rows)],
         "cuts": [{"location": where, "op": 1, "revived": True, "sentence": "detach drops it"}],
+        "estimators": [where],
         "functions": [{"name": name, "location": where, "agreement": 0.1, "kind": "lying", "smooth": True}],
         "randomness": {"sources": ["torch"], "location": where, "logit_spread": 1.5, "flips": 0.25},
         "optimises": [where], "batch_dependent": where,
     }  # fmt: skip
 
 
-SECTIONS = ("Suspects", "Would be repaired", "Cuts", "Custom backward functions", "Randomness",
-            "Optimisation inside the forward pass", "Depends on the rest of the batch")  # fmt: skip
+SECTIONS = ("Suspects", "Would be repaired", "Cuts", "Straight-through estimators", "Custom backward functions",
+            "Randomness", "Optimisation inside the forward pass", "Depends on the rest of the batch")  # fmt: skip
 
 
 @pytest.mark.parametrize("render", [html, text])
@@ -66,11 +68,18 @@ def test_everything_found_is_said(render: Any) -> None:
 @pytest.mark.parametrize("render", [html, text])
 def test_sections_without_findings_are_left_out(render: Any) -> None:
     document = inspection()
-    for key in ("culprits", "repairs", "cuts", "functions", "optimises", "flow"):
+    for key in ("culprits", "repairs", "cuts", "estimators", "functions", "optimises", "flow"):
         document[key] = []
     document["randomness"] = document["batch_dependent"] = None
     said = render(document)
     assert not any(title in said for title in (*SECTIONS, "Gradient flow"))
+
+
+@pytest.mark.parametrize("render", [html, text])
+def test_a_gradient_that_was_compared_with_nothing_has_no_agreement(render: Any) -> None:
+    document = inspection()
+    document["gradient"]["pairs"] = [0]
+    assert "not compared" in render(document)
 
 
 @pytest.mark.parametrize("name", ["front", HOSTILE])
