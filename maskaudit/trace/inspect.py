@@ -57,7 +57,10 @@ def inspection(trace: Trace) -> dict[str, Any]:
 def _sentence(trace: Trace) -> str:
     if trace.healthy and trace.health.poor and trace.estimators:
         where = place(vars(trace.estimators[0]))
-        return f"The gradient does not follow the model on {trace.points} points: that of {where} is a stand-in's."
+        return (
+            f"The gradient does not follow the model on {trace.points} points: the straight-through estimator in "
+            f"{where} gives it the slope of a trend."
+        )
     if trace.healthy and trace.health.poor:
         return f"The gradient does not follow the model on {trace.points} points, and no op was found that explains it."
     if trace.healthy:
