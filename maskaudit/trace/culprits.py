@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from maskaudit.results import Location
-from maskaudit.trace.estimators import of_functions
+from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.records import Confidence, Culprit, Cut, Flow
 from maskaudit.trace.stops import Stops, gap_scale
 from maskaudit.trace.vocabulary import (
@@ -109,7 +109,7 @@ class _Search(Stops):
     def straight_through(self) -> list[Location]:
         """Where straight-through estimators take up the gradient of something else."""
         return list(dict.fromkeys(
-            [*(op.location for op in self.estimators), *of_functions(self.e.functions, self.ops)]
+            [*(op.location for op in self.estimators), *of_one_piece(self.e.functions, self.ops)]
         ))  # fmt: skip
 
     def dead_way(self) -> frozenset[int]:

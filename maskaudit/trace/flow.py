@@ -13,6 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Flow
+from maskaudit.trace.seen import Seen
+from maskaudit.trace.vocabulary import BLOCKING
 
 #: A unit is blocked when its arriving gradient shrinks by more than this factor; the slope of tanh
 #: falls below it beyond |x| = 3, that of the logistic function beyond |x| = 4.6.
@@ -88,7 +90,7 @@ def _hooked(observer: Observer, tallies: dict[int, _Tally], norms: _Norms, failu
             nodes = [node for node in op.nodes if observer.reaches.get(node, False)]
             inner = {n for node in nodes for n, _ in node.next_functions if n is not None}
             for node in nodes:
-                hook = _hook(observer, tallies, op.index, node, norms, exit_node=node not in inner)
+                hook = _hook(observer, tallies, op, node, norms, exit_node=node not in inner)
                 handles.append(node.register_hook(_noting(hook, failures)))
         yield
     finally:
@@ -111,21 +113,21 @@ def _noting(hook: _NodeHook, failures: list[Exception]) -> _NodeHook:
 
 
 def _hook(
-    observer: Observer, tallies: dict[int, _Tally], index: int, node: Node, norms: _Norms, *, exit_node: bool
+    observer: Observer, tallies: dict[int, _Tally], op: Seen, node: Node, norms: _Norms, *, exit_node: bool
 ) -> _NodeHook:
     leaving = [
         position
         for position, (below, _) in enumerate(node.next_functions)
-        if below is not None and observer.reaches.get(below, False) and observer.owner.get(below) != index
+        if below is not None and observer.reaches.get(below, False) and observer.owner.get(below) != op.index
     ]
 
     def record(grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]) -> None:
-        tally = tallies.setdefault(index, _Tally())
+        tally = tallies.setdefault(op.index, _Tally())
         outgoing = [grad_inputs[position] for position in leaving if position < len(grad_inputs)]
         tally.leaving += [norms.number(grad) for grad in outgoing if grad is not None]
         if exit_node:
             tally.arriving += [norms.number(grad) for grad in grad_outputs if grad is not None]
-            if len(outgoing) == 1 and len(grad_outputs) == 1:
+            if op.name in BLOCKING and len(outgoing) == 1 and len(grad_outputs) == 1:
                 _count_blocked(tally, grad_outputs[0], outgoing[0])
 
     return record
@@ -135,7 +137,7 @@ def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | Non
     if arriving is None or leaving is None or arriving.shape != leaving.shape:
         return
     tally.units.append(arriving.count_nonzero())
-    tally.blocked.append((leaving.abs() < arriving.abs().mul_(BLOCKED)).sum())
+    tally.blocked.append((leaving.abs() < arriving.abs().mul_(BLOCKED)).count_nonzero())
 
 
 class _Norms:

@@ -42,8 +42,15 @@ SATURATING = frozenset({
 SMOOTH = frozenset({"tanh", "sigmoid", "softsign", "erf", "tanh_", "sigmoid_", "atan", "arctan"})
 ALONE = 0.8
 RELU = frozenset({"relu", "relu_", "threshold", "threshold_", "relu6", "hardswish", "clamp_min"})
+#: Ops that act on single units and may block some of them.
+BLOCKING = SATURATING | SMOOTH | RELU | HARD
 SOFTMAX = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax"})
 SCALING = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "true_divide", "multiply", "mul_", "div_"})
+#: Ops of torch that round and have the gradient of the identity within their range.
+FAKE_QUANTISERS = frozenset({
+    "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "fused_moving_avg_obs_fake_quant",
+    "_fake_quantize_learnable_per_tensor_affine", "_fake_quantize_learnable_per_channel_affine",
+})  # fmt: skip
 ADDING = frozenset({
     "add", "sub", "rsub", "__add__", "__radd__", "__sub__", "__rsub__", "add_", "sub_", "subtract", "__iadd__",
     "__isub__",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from maskaudit.trace.calls import ESCAPES
-from maskaudit.trace.estimators import rejoined
+from maskaudit.trace.estimators import rejoined, stairs
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import Movement
@@ -199,6 +200,11 @@ class Walk:
             seen.add(current.index)
             pending += [self.ops[p] for p in current.parents if p not in seen]
         return []
+
+    @cached_property
+    def stairs(self) -> frozenset[int]:
+        """See `estimators.stairs`."""
+        return stairs(self)
 
     def reads_input(self, op: Seen) -> bool:
         """Whether an op reads what the model was given."""

@@ -49,7 +49,12 @@ def functional(x: Tensor) -> Tensor:
     return zoo.RoundSTE.apply(x * 2) / 2
 
 
-ESTIMATORS = [classic, taken_away, other_sign, under_no_grad, compared, in_half_precision]
+def scaled_by_the_data(x: Tensor) -> Tensor:
+    scale = x.detach().abs().max() / 3
+    return x + ((x / scale).round() * scale - x).detach()
+
+
+ESTIMATORS = [classic, scaled_by_the_data, taken_away, other_sign, under_no_grad, compared, in_half_precision]
 
 
 @pytest.mark.parametrize("front", ESTIMATORS)
@@ -66,6 +71,16 @@ def test_an_estimator_written_as_a_function_is_named_at_its_backward(net: nn.Mod
     with Target(zoo.Front(net, zoo.Apply(functional)).eval()) as target:
         found = traced(target, *points, eps=0.1)
     assert [place.op for place in found.estimators] == ["RoundSTE"]
+    assert found.healthy
+
+
+def test_a_fake_quantiser_of_torch_is_an_estimator(net: nn.Module, points: Points) -> None:
+    def front(x: Tensor) -> Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, 0.5, 0, 0, 2)
+
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert [place.op for place in found.estimators] == ["fake_quantize_per_tensor_affine"]
     assert found.healthy
 
 
@@ -90,7 +105,18 @@ def through_numpy(x: Tensor) -> Tensor:
     return x + (torch.from_numpy(x.detach().numpy().round()) - x).detach()
 
 
-@pytest.mark.parametrize("front", [smooth, beside_the_steps, scaled, used_twice, through_numpy])
+def built_from_numbers(x: Tensor) -> Tensor:
+    return x + (torch.tensor(x.detach().tolist()) * 1.0 - x).detach()
+
+
+def with_a_mask(x: Tensor) -> Tensor:
+    return (x > 0.5).detach() + x
+
+
+NO_ESTIMATORS = [smooth, beside_the_steps, scaled, used_twice, through_numpy, built_from_numbers, with_a_mask]
+
+
+@pytest.mark.parametrize("front", NO_ESTIMATORS)
 def test_what_only_looks_like_one_is_not_named(front: object, net: nn.Module, points: Points) -> None:
     with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:  # type: ignore[arg-type]
         found = traced(target, *points, eps=0.1)
