@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -122,6 +122,7 @@ def _audit(prepared: api.Prepared) -> Record:
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "forwards": document["timing"]["forwards"],
         "backwards": document["timing"]["backwards"],
+        "own": _own_gradients(document),
         "document": {
             "target": {"sha256": document["target"]["sha256"]},
             "verdict": document["verdict"],
@@ -135,6 +136,21 @@ def _audit(prepared: api.Prepared) -> Record:
                 "broken_by": [[1] if names else [] for names in points["broken_by"]],
             },
         },
+    }
+
+
+def _own_gradients(document: Mapping[str, Any]) -> Record:
+    """What the attacks with the model's own gradients cost, and which points they left standing."""
+    ran = [attack for attack in document["attacks"] if attack["role"] in ("reference", "strong")]
+    names, points = {attack["name"] for attack in ran}, document["points"]
+    return {
+        "forwards": sum(attack["forwards"] for attack in ran),
+        "backwards": sum(attack["backwards"] for attack in ran),
+        "seconds": round(sum(attack["seconds"] for attack in ran), 3),
+        "standing": [
+            int(correct and names.isdisjoint(broken))
+            for correct, broken in zip(points["correct"], points["broken_by"], strict=True)
+        ],
     }
 
 

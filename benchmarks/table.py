@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.comparison import comparison
+from benchmarks.economy import economy
 from benchmarks.records import Record
 from benchmarks.score import Outcome, Share, Summary, audit_outcome, summarise
 from maskaudit.zoo.interface import ZooEntry
@@ -53,6 +54,8 @@ def render(records: Sequence[Record], known: Knowledge, *, budget: str, command:
     lines += _summary(outcomes)
     if peers:
         lines += ["", *comparison(outcomes, peers, known.entries, known.truths)]
+        beside = economy(audits, peers, known.entries)
+        lines += ["", *beside] if beside else []
     lines += ["", "## Every audit", "", *_audit_rows(audits, outcomes)]
     return "\n".join(lines) + "\n"
 

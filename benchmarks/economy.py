@@ -1,0 +1,114 @@
+"""What the model's own gradients find, and at what price, beside official AutoAttack on the same points.
+
+AutoAttack gives an accuracy and nothing else; of an audit that is the part of the attacks with the model's own
+gradients. What comes on top (search without gradients, repairs, probes, figures) carries the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.records import Record
+from maskaudit.zoo.interface import ZooEntry
+
+PEER = "autoattack"
+#: A network that keeps this accuracy under AutoAttack counts as robust.
+ROBUST = 0.3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One audit and one run of AutoAttack.
+
+    Attributes:
+        own, best, theirs: points of the run that stand: after own gradients, after the whole audit, after AutoAttack.
+        points: of the run.
+        own_passes, own_cpu: passes and CPU seconds of our attacks with own gradients, per point, over theirs.
+        passes, cpu: those of the whole audit over theirs, also where it went on to more points.
+    """
+
+    model: str
+    own: int
+    best: int
+    theirs: int
+    points: int
+    own_passes: float
+    own_cpu: float
+    passes: float
+    cpu: float
+
+
+def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[str, ZooEntry]) -> list[str]:
+    """The section, empty where AutoAttack did not run beside an audit that counted its attacks apart."""
+    run = {(r["model"], r["seed"]): r for r in peers if r["peer"] == PEER and r["status"] == "ran" and r["standing"]}
+    found: dict[str, list[Pair]] = {"robust": [], "other": [], "masked": []}
+    for record in audits:
+        other = run.get((record["model"], record["seed"]))
+        if other is None or "own" not in record or other["indicators"].get("randomized"):
+            continue
+        pair = pair_of(record, other)
+        kind = "masked" if entries[pair.model].masked else "robust" if pair.theirs >= ROBUST * pair.points else "other"
+        found[kind].append(pair)
+    if not any(found.values()):
+        return []
+    titles = {
+        "robust": f"not masked, accuracy of at least {ROBUST} under AutoAttack",
+        "other": "not masked, the others",
+        "masked": "masked",
+    }
+    lines = [
+        "### Own gradients beside official AutoAttack",
+        "",
+        "Same points, deterministic models. Of an audit, the attacks with the model's own gradients are what "
+        "AutoAttack's accuracy is to be compared with; the rest carries the verdict. Passes are forwards and backwards "
+        "in points; figures are ours over theirs, medians with the range: per point for the attacks, which an audit "
+        "carries on to more points where its verdict asks for it, and in all for the audit.",
+        "",
+        "| models | number | own gradients leave no more standing | the audit leaves no more standing "
+        "| passes, own gradients | passes, whole audit | CPU, own gradients | CPU, whole audit |",
+        "|---" * 8 + "|",
+    ]
+    lines += [f"| {titles[kind]} | {_summary(pairs)} |" for kind, pairs in found.items() if pairs]
+    lines += [
+        "",
+        "| robust model | points | AutoAttack | own gradients | audit | passes, own gradients | CPU, own gradients |",
+        "|---" * 7 + "|",
+    ]
+    return lines + [
+        f"| {p.model} | {p.points} | {p.theirs} | {p.own} | {p.best} | {p.own_passes:.3f} | {p.own_cpu:.3f} |"
+        for p in found["robust"]
+    ]
+
+
+def pair_of(audit: Record, other: Record) -> Pair:
+    """An audit and a run of AutoAttack on points of its first look."""
+    points, own = audit["document"]["points"], audit["own"]
+    rows = {index: row for row, index in enumerate(points["index"])}
+    common = [(rows[index], stands) for index, stands in zip(other["index"], other["standing"], strict=True)]
+    share = len(common) / len(rows)
+    passes, seconds = other["forwards"] + other["backwards"], other["cpu_seconds"]
+    return Pair(
+        model=audit["model"],
+        own=sum(own["standing"][row] for row, _ in common),
+        best=sum(points["correct"][row] and not points["broken_by"][row] for row, _ in common),
+        theirs=sum(stands for _, stands in common),
+        points=len(common),
+        own_passes=(own["forwards"] + own["backwards"]) / passes * share,
+        own_cpu=own["seconds"] / seconds * share,
+        passes=(audit["forwards"] + audit["backwards"]) / passes,
+        cpu=audit["cpu_seconds"] / seconds,
+    )
+
+
+def _summary(pairs: Sequence[Pair]) -> str:
+    cells = [
+        str(len(pairs)),
+        str(sum(p.own <= p.theirs for p in pairs)),
+        str(sum(p.best <= p.theirs for p in pairs)),
+    ]
+    for field in ("own_passes", "passes", "own_cpu", "cpu"):
+        values = [getattr(p, field) for p in pairs]
+        cells.append(f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})")
+    return " | ".join(cells)
