@@ -25,7 +25,7 @@ class Step:
         path: where its module is put, dotted, such as `net.0.conv2d`.
         module: called with the values of `inputs`.
         inputs: names of values; "" stands for an input that is left out (None).
-        outputs: names that its results get; one name takes the result as it is.
+        outputs: names that its results get; one name takes the result as it is, none leaves it.
     """
 
     path: str
@@ -66,7 +66,7 @@ class Program(nn.Module):
             result = getattr(owner, attribute)(*(values[name] for name in step.inputs))
             if len(step.outputs) == 1:
                 values[step.outputs[0]] = result
-            else:
+            elif step.outputs:  # what only asserts something gives nothing
                 values.update(zip(step.outputs, result, strict=False))
             for name in self._last_use.get(number, ()):
                 del values[name]

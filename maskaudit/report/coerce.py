@@ -100,3 +100,9 @@ def rate(value: Any) -> Rate | None:
     if low is None or high is None or not 0 <= low <= share <= high <= 1:
         return Rate(share, share, share, 0)
     return Rate(share, low, high, count(fields.get("n")))
+
+
+def slack(rule: dict[str, Any], screen: dict[str, Any], level: str) -> float | None:
+    """The slack that a report's rule allows at a level; reports from before the levels were told apart state one."""
+    own = number(mapping(mapping(rule.get("limits")).get(level)).get("slack"))
+    return own if own is not None else number(rule.get("slack" if screen.get("fired") is True else "gross_slack"))

@@ -147,13 +147,16 @@ class _Paragraph:
 
     def _test(self) -> str:
         alpha, looks = coerce.number(self.rule.get("alpha")), coerce.count(self.rule.get("looks"))
-        slack = coerce.number(self.rule.get("slack" if self.view.screen_fired else "gross_slack"))
-        if alpha is None or slack is None or not looks:
+        screen = {"fired": self.view.screen_fired}
+        slacks = [coerce.slack(self.rule, screen, level) for level in ("gradient_level", "loss_level")]
+        if alpha is None or None in slacks or not looks:
             return ""
+        shares = [words.percent(slack) for slack in slacks if slack is not None]
+        limit = shares[0] if shares[0] == shares[1] else f"{shares[0]} at gradient level or {shares[1]} at loss level"
         power = f" {self.view.power}" if self.view.power else ""
         return self._say(
             f"Masking is called proven when the exact one-sided lower bound of a hidden share exceeds "
-            f"{words.percent(slack)}, at an error level of {alpha:g} shared among {words.plural(looks, 'look')} and "
+            f"{limit}, at an error level of {alpha:g} shared among {words.plural(looks, 'look')} and "
             f"both levels.{power}"
         )
 

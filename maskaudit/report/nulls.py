@@ -39,7 +39,7 @@ class NullTest:
     Attributes:
         critical: fewest hidden points that prove masking; above `n` where no number can.
         exponent: log10 of the probability of at least `hidden` points under the slack.
-        screen: whether the screen fired, which decides the slack.
+        screen: whether the screen fired for this level, which decides the slack.
         clear_at: most hidden points with which this level may still be called clear; -1 for none.
     """
 
@@ -81,17 +81,17 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
     """The tests that the document's rule and rates describe; empty where it does not say."""
     masking = coerce.mapping(document["masking"])
     rule, screen = coerce.mapping(masking.get("rule")), coerce.mapping(masking.get("screen"))
-    fired = screen.get("fired") is True
-    slack = coerce.number(rule.get("slack" if fired else "gross_slack"))
     alpha, looks = coerce.number(rule.get("alpha")), coerce.count(rule.get("looks"))
-    if slack is None or alpha is None or not (0 < slack < 1 and 0 < alpha < 1 and 1 <= looks <= _LARGEST_N):
+    if alpha is None or not (0 < alpha < 1 and 1 <= looks <= _LARGEST_N):
         return ()
-    limit = coerce.number(rule.get("clear_limit"))
     each = alpha / (2 * looks)
     tests = []
     for level, title in _LEVELS:
-        share = coerce.rate(masking.get(level))
-        if share is not None and 1 <= share.n <= _LARGEST_N:
+        share, slack = coerce.rate(masking.get(level)), coerce.slack(rule, screen, level)
+        if share is not None and 1 <= share.n <= _LARGEST_N and slack is not None and 0 < slack < 1:
+            own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
+            limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
+            fired = slack != coerce.number(rule.get("gross_slack"))
             tests.append(_test(level, title, share, slack, each, fired, limit))
     return tuple(tests)
 

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from maskaudit.results import Location
 from maskaudit.trace.estimators import of_one_piece
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow
+from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, Remedy
+from maskaudit.trace.seen import Seen
 from maskaudit.trace.stops import Stops, gap_scale
 from maskaudit.trace.vocabulary import (
     ALONE,
@@ -99,6 +100,8 @@ class _Search(Stops):
         found = [] if self.alive else [self.end_culprit(op, back) for op, back in self.parted]
         found += self.stops() + self.hooks() + self.optimisation()
         named = {c.op for c in found}
+        if self.explained():
+            return found + [c for c in self.saturation(SMOOTH, ALONE) if c.op not in named]
         found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]
         if not found:
             found += self._gates()
@@ -107,10 +110,20 @@ class _Search(Stops):
         return found
 
     def straight_through(self) -> list[Location]:
-        """Where straight-through estimators take up the gradient of something else."""
-        return list(dict.fromkeys(
-            [*(op.location for op in self.estimators), *of_one_piece(self.e.functions, self.ops)]
-        ))  # fmt: skip
+        """Where straight-through estimators take up the gradient of what goes along with them."""
+        whole = of_one_piece(self.e.functions, self.ops)
+        sums = [one.total.location for one in self.estimators if one.honest]
+        return list(dict.fromkeys([*sums, *(op.location for op in whole if not self._shut(op))]))
+
+    def _shut(self, op: Seen) -> bool:
+        """Whether a custom Function lets next to nothing through at most of its units."""
+        flow = self.flows.get(op.index)
+        return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > ALONE
+
+    def explained(self) -> bool:
+        """Whether estimators alone explain that the gradient does not follow the model."""
+        told = bool(self.straight_through()) and not self.parted and all(one.honest for one in self.estimators)
+        return told and self.alive and self.e.health.zero_share <= ZERO_SHARE
 
     def dead_way(self) -> frozenset[int]:
         """Ops that carry the data from a cut on towards the output."""
@@ -133,14 +146,15 @@ class _Search(Stops):
         found = []
         for op in self.ops:
             flow = self.flows.get(op.index)
-            if flow is None or flow.blocked_share is None or op.name not in names:
+            if flow is None or flow.blocked_share is None or (op.name not in names and not self._shut(op)):
                 continue
             if op.name in SOFTMAX and self.decides(op):  # how far scores are apart is a matter of their scale
                 continue
             if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.movement.changes:
                 confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
                 sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
-                found.append(Culprit("saturation", op.location, confidence, sentence, "soften", op.index,
+                remedy: Remedy = "function-forward" if op.kind == "function" else "soften"
+                found.append(Culprit("saturation", op.location, confidence, sentence, remedy, op.index,
                                      self.spread(op)))  # fmt: skip
         return found
 

@@ -7,37 +7,66 @@ follows the trend only, and who sees it disagree with the model wants to know wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from maskaudit.results import Location
 from maskaudit.trace.records import FunctionCheck
 from maskaudit.trace.seen import Seen, has_memory
-from maskaudit.trace.vocabulary import ADDING, COMPARISONS, FAKE_QUANTISERS, HARD
+from maskaudit.trace.vocabulary import (
+    ADDING,
+    CHOICES,
+    COMPARISONS,
+    FAKE_QUANTISERS,
+    HARD,
+    SUBTRACTING,
+    SUBTRACTING_FROM,
+)
 
 if TYPE_CHECKING:
     from maskaudit.trace.walk import Walk
 
+#: A gradient whose term correlates less than this with the staircase is not that of its trend.
+TREND = 0.3
 #: Results that differ by this many units of rounding of the largest number at hand are the same.
 ROUNDINGS = 8
 
 
-def rejoined(walk: Walk, back: Seen) -> list[Seen]:
+@dataclass(frozen=True)
+class Estimator:
+    """A sum that has the value of a staircase and the gradient of something else.
+
+    Attributes:
+        total: the sum.
+        trend: correlation over the points of the staircase and what the gradient is taken from, unit by unit; None
+            where one of them stays.
+    """
+
+    total: Seen
+    trend: float | None
+
+    @property
+    def honest(self) -> bool:
+        """Whether the gradient is that of something which goes along with the staircase."""
+        return self.trend is None or self.trend >= TREND
+
+
+def rejoined(walk: Walk, back: Seen) -> list[Estimator]:
     """The sums in which a staircase takes the gradient of what it is added to, if all data cut at `back` end in such.
 
     Whatever the formula, `a + (q − a).detach()` or `q.detach() + a − a.detach()`, the sum has the value of `q`, and
     between `q` and the input there is a staircase on every way. Empty if any of the data go on otherwise.
     """
     found = [_estimator(walk, join) for join in _joins(walk, back)]
-    return [op for op in found if op is not None] if None not in found else []
+    return [one for one in found if one is not None] if None not in found else []
 
 
-def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[Seen]) -> list[Location]:
-    """Ops of torch and custom Functions that are estimators by themselves, where they were met."""
+def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[Seen]) -> list[Seen]:
+    """Ops of torch and custom Functions that are estimators by themselves."""
     steps = {name for name, check in checks.items() if check.kind == "honest" and not check.smooth}
-    return [op.location for op in ops if op.name in (steps if op.kind == "function" else FAKE_QUANTISERS)]
+    return [op for op in ops if op.name in (steps if op.kind == "function" else FAKE_QUANTISERS)]
 
 
 def _joins(walk: Walk, back: Seen) -> Iterator[Seen]:
@@ -56,16 +85,41 @@ def _on_the_way(walk: Walk, op: Seen) -> bool:
     return flow is not None and flow.points > 0
 
 
-def _estimator(walk: Walk, join: Seen) -> Seen | None:
+def _estimator(walk: Walk, join: Seen) -> Estimator | None:
     """The first sum from `join` on that has the value of a staircase, if only sums lead to it."""
     current: Seen | None = join
     while current is not None and current.name in ADDING:
         before = walk.ancestors_of(current.index) & walk.stairs
         if any(_equal(walk.ops[index], current) for index in before):
-            return current
+            return Estimator(current, _trend(walk, join, current))
         readers = [op for op in walk.ops[current.index + 1 :] if current.index in op.parents]
         current = readers[0] if len(readers) == 1 else None
     return None
+
+
+def _trend(walk: Walk, join: Seen, total: Seen) -> float | None:
+    """How the value of the sum goes along with the live term of `join`, where its gradient comes from."""
+    value, sign, op = _spread(total.data[0]), 1, join
+    while True:
+        terms = [(place, t) for place, t in enumerate(filter(_plain, op.inputs)) if walk.e.observer.live(t)]
+        if len(terms) != 1 or terms[0][1].shape != value.shape:
+            return None
+        place, term = terms[0]
+        sign *= -1 if op.name in (SUBTRACTING if place else SUBTRACTING_FROM) else 1
+        spread = _spread(term)
+        scale = float(value.norm() * spread.norm())
+        if scale:
+            return sign * float((value * spread).sum()) / scale
+        maker = walk.e.observer.maker(term)  # a − a.detach() is zero: what counts is a
+        if maker is None or maker < 0 or walk.ops[maker].name not in ADDING:
+            return None
+        op = walk.ops[maker]
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """How each unit differs from its mean over the points."""
+    values = tensor.detach().double()
+    return values - values.mean(dim=0)
 
 
 def _equal(op: Seen, total: Seen) -> bool:
@@ -93,7 +147,7 @@ def stairs(walk: Walk) -> frozenset[int]:
         carrying = [walk.ops[p] for p in op.parents if walk.ops[p].carries]
         whole = {p.index for p in carrying if _entries(p) >= _entries(op)}
         behind = op.kind == "torch" and whole and whole <= found and not walk.reads_input(op)
-        if behind or (op.carries and (op.name in HARD or op.name in COMPARISONS)):
+        if behind or (op.carries and (op.name in HARD | COMPARISONS | CHOICES)):
             found.add(op.index)
     return frozenset(found)
 

@@ -127,7 +127,7 @@ def _hook(
         tally.leaving += [norms.number(grad) for grad in outgoing if grad is not None]
         if exit_node:
             tally.arriving += [norms.number(grad) for grad in grad_outputs if grad is not None]
-            if op.name in BLOCKING and len(outgoing) == 1 and len(grad_outputs) == 1:
+            if (op.name in BLOCKING or op.kind == "function") and len(outgoing) == 1 and len(grad_outputs) == 1:
                 _count_blocked(tally, grad_outputs[0], outgoing[0])
 
     return record

@@ -30,7 +30,7 @@ class Stops(Walk):
     def stops(self) -> list[Culprit]:
         """Ops through which the gradient passes and comes out as nothing, or as something else."""
         killed = [self._killer_culprit(op) for op in self.killers]
-        return killed + self._lying() + self._ripples() + self._loops()
+        return killed + self._lying() + self._false_trends() + self._ripples() + self._loops()
 
     def cut_culprit(self, op: Seen, back: Seen) -> Culprit:
         """The cut at `op`, whose data come back at `back`, with what ties them together again."""
@@ -56,6 +56,8 @@ class Stops(Walk):
     def _killer_culprit(self, op: Seen) -> Culprit:
         flow = self.flows[op.index]
         share = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
+        if op in self.underived:
+            share = "torch has no derivative for this op, so that the backward pass fails here"
         tap = self.tap_scale(op)
         scale = 1.0 if tap is None else tap
         scripted_output = op.kind == "node" and op.index == self.e.observer.maker(self.e.raw)
@@ -99,6 +101,18 @@ class Stops(Walk):
                 killed.add(op.name)
         return found
 
+    def _false_trends(self) -> list[Culprit]:
+        """Staircases that take the gradient of what does not go along with them."""
+        return [
+            Culprit(
+                "lying-backward", one.total.location, "high",
+                f"{one.total.name} has the value of a staircase and the gradient of what does not follow it "
+                f"(agreement {one.trend:.2f}).",
+                op=one.total.index,
+            )
+            for one in self.estimators if not one.honest
+        ]  # fmt: skip
+
     def _ripples(self) -> list[Culprit]:
         found = []
         killed = {op.index for op in self.killers}
@@ -129,7 +143,8 @@ class Stops(Walk):
         found: dict[tuple[str, str | None, int | None], Culprit] = {}
         for (module, file, line, _), ops in turns.items():
             late, early = self.flows[ops[-1].index].norm_in, self.flows[ops[0].index].norm_out
-            if len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late and (module, file, line) not in found:
+            grows = len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late
+            if grows and (module, file, line) not in found and ops[0].index in self.ancestors_of(ops[-1].index):
                 sentence = (
                     f"This line runs {len(ops)} times, and the gradient grows {early / late:.0e}-fold on its way back "
                     "through it: its slope is noise."

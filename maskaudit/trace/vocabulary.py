@@ -55,6 +55,11 @@ ADDING = frozenset({
     "add", "sub", "rsub", "__add__", "__radd__", "__sub__", "__rsub__", "add_", "sub_", "subtract", "__iadd__",
     "__isub__",
 })  # fmt: skip
+#: Of these, those that subtract their second tensor, and those that subtract their first.
+SUBTRACTING = frozenset({"sub", "__sub__", "sub_", "subtract", "__isub__"})
+SUBTRACTING_FROM = frozenset({"rsub", "__rsub__"})
+#: Ops that answer with places or classes.
+CHOICES = frozenset({"argmax", "argmin", "argsort", "one_hot", "bucketize", "searchsorted"})
 GATES = frozenset({"mul", "where", "masked_fill", "masked_fill_", "__setitem__", "__mul__", "multiply", "mul_"})
 COMPARISONS = frozenset({
     "gt", "ge", "lt", "le", "eq", "ne", "__gt__", "__ge__", "__lt__", "__le__", "topk", "kthvalue", "isclose",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.trace.calls import ESCAPES
-from maskaudit.trace.estimators import rejoined, stairs
+from maskaudit.trace.estimators import Estimator, rejoined, stairs
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import Movement
@@ -70,7 +70,7 @@ class Walk:
         self.killers: list[Seen] = []
         self.alive = evidence.observer.live(evidence.raw)
         self.parted: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
-        self.estimators: list[Seen] = []  # where data without a gradient take up that of what they are added to
+        self.estimators: list[Estimator] = []  # where data without a gradient take up that of what they are added to
         self._walked: dict[int, _Behind] = {}
         self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
 
@@ -79,7 +79,7 @@ class Walk:
     def walk(self) -> None:
         """Trace the gradient from the output; where it stops, go on from the input of what stopped it."""
         self._find_cuts()
-        self.killers += self._without_derivative()
+        self.killers += self.underived
         for op in self.killers:
             self.flows[op.index] = Flow(self.n, 0.0, 0.0, 1.0, 0.0, None)
         stopped = [*([] if self.alive else [cut for cut, _ in self.parted]), *self.killers]
@@ -124,7 +124,8 @@ class Walk:
         """The same, as a pass with moved inputs shows it."""
         return not self.e.movement.changes.isdisjoint((op.index, *op.parents))
 
-    def _without_derivative(self) -> list[Seen]:
+    @cached_property
+    def underived(self) -> list[Seen]:
         """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
         return [
             op for op in self.ops
@@ -137,8 +138,10 @@ class Walk:
                 continue
             if op.kind == "entry" or (op.kind == "torch" and not op.parents and not op.live_in):
                 escape = self._escape_before(op)
-                where = escape if escape is not None else op
-                self._add_cut(where, op, f"the data leave torch in {where.name} and come back without gradient")
+                if escape is None:
+                    self._add_cut(op, op, "the data come without gradient from where nothing was seen")
+                else:
+                    self._add_cut(escape, op, f"the data leave torch in {escape.name} and come back without gradient")
             elif op.live_in and op.kind == "torch":
                 self._add_cut(op, op, f"{op.name} passes the data on and drops the gradient")
             elif op.kind == "torch":
@@ -159,7 +162,8 @@ class Walk:
         if not (sums or self._hands_on(dead)):
             return
         self.cuts.append(Cut(location, op.index, self.alive, sentence))
-        self.estimators += sums
+        known = {one.total.index for one in self.estimators}
+        self.estimators += [one for one in sums if one.total.index not in known]
         if not sums:
             self.parted.append((op, back))
 

@@ -17,7 +17,7 @@ TITLES: Mapping[str, str] = {
     "output-hides-loss": "The scores are destroyed or bent before they are given out, and the loss with them",
     "test-time-optimisation": "The model optimises inside its forward pass",
     "stochastic": "Random answers drown the gradient",
-    "flat-loss": "Cross-entropy has gone flat while the margin still has a gradient",
+    "flat-loss": "Attacks on cross-entropy miss what attacks on the margin find",
     "imbalanced-margin": "One term of the margin has a far larger gradient than the other and leads attacks astray",
     "catastrophic-overfitting": "Single-step attacks fail where small steps succeed: the surface is bent in the ball",
     "unknown": "The cause could not be told apart by the probes",
@@ -36,8 +36,11 @@ OVERFITTING_GAP = 0.4
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
 _BESIDE_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
+#: Kinds of output, by the probe of that name, from which no loss can be had, however large the scores are.
+DESTROYED = ("constant", "one-hot", "clipped logits")
+
 #: Mechanisms that act on the loss, not on the gradient of the scores.
-_OF_THE_LOSS = ("logit-scale", "flat-loss", "imbalanced-margin")
+_OF_THE_LOSS = ("output-hides-loss", "logit-scale", "flat-loss", "imbalanced-margin")
 
 Confidence = Literal["low", "medium", "high"]
 
@@ -86,7 +89,10 @@ def name_mechanisms(
     if saturation is not None and saturation.status == "finding" and saturation.findings:
         found.pop("lying-backward", None)  # flat activations explain the disagreement
         found["saturation"] = ("medium", tuple(item.location for item in saturation.findings))
-    if _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(by_rule.get("output-kind")):
+    output = by_rule.get("output-kind")
+    if _finding(output) and output is not None and output.details.get("kind") in DESTROYED:
+        found["output-hides-loss"] = ("medium", ())
+    elif _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(output):
         found["logit-scale"] = ("high" if by_loss else "medium", ())
     elif _finding(by_rule.get("imbalanced-margin")):
         found["imbalanced-margin"] = ("medium" if by_loss else "low", ())

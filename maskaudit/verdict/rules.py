@@ -5,7 +5,7 @@ The rule, with every constant of it, is in this module; `docs/verdict.md` explai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -39,6 +39,10 @@ MIN_POINTS = 20
 
 #: Probes whose finding fires the screen.
 SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
+#: Of these, those that make small gaps at loss level suspicious. Where the gradient of the margin itself disagrees with
+#: differences, every further attack is one more draw: all of them together find more than those on cross-entropy alone,
+#: whatever their losses are worth.
+SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 
 #: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
 NO_GRADIENT_SHARE = 0.5
@@ -110,13 +114,12 @@ class Judgement:
 def judge(seen: Observations) -> Judgement:
     """Apply the rule to what was observed."""
     screen = _screen(seen.probes)
-    label, decided, reasons = _label(seen, bool(screen["fired"]))
-    mechanisms = name_mechanisms(
-        seen.probes, seen.traced, by_loss=_proven(seen, seen.hidden_by_loss, bool(screen["fired"]))
-    )
+    levels = _levels(seen, screen["reasons"])
+    label, decided, reasons = _label(seen, levels)
+    mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=_proven(seen, levels["loss"]))
     shown = mechanisms if label in ("masked", "suspect") else ()
     if not shown and seen.traced and seen.traced[0].confidence != "low":
-        reasons = [*reasons, _unconfirmed(seen.traced[0])]
+        reasons = [*reasons, _unconfirmed(seen.traced[0], seen)]
     accuracy = _accuracy(seen)
     return Judgement(
         verdict=Verdict(label, _sentence(label, seen, shown), shown, tuple(reasons)),
@@ -129,15 +132,43 @@ def judge(seen: Observations) -> Judgement:
             "rule": {
                 "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
                 "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
+                "limits": {
+                    f"{name}_level": {"slack": level.slack, "clear_limit": level.clear_limit}
+                    for name, level in levels.items()
+                },
             },
         },
         decided=decided,
     )  # fmt: skip
 
 
-def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
+@dataclass(frozen=True)
+class _Level:
+    """Points hidden at a level, whether the screen fired for it, and the limits that apply therefore."""
+
+    hidden: int
+    fired: bool
+
+    @property
+    def slack(self) -> float:
+        return SLACK if self.fired else GROSS_SLACK
+
+    @property
+    def clear_limit(self) -> float:
+        return CLEAR_LIMIT if self.fired else CLEAR_LIMIT_UNSCREENED
+
+
+def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
+    """The two levels, given which rules of the screen fired."""
+    return {
+        "gradient": _Level(seen.hidden_by_gradients, bool(fired)),
+        "loss": _Level(seen.hidden_by_loss, not set(fired).isdisjoint(SCREEN_OF_LOSS)),
+    }
+
+
+def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, bool, list[str]]:
     """Label, whether it stands whatever further points show, and the reasons."""
-    proofs = _proofs(seen, fired)
+    proofs = _proofs(seen, levels)
     if proofs:
         return "masked", True, proofs
     if seen.correct < MIN_POINTS:
@@ -148,16 +179,13 @@ def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
         return "inconclusive", False, list(seen.missing)
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", False, [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
-    bounds = {
-        "gradient level": upper_bound(seen.hidden_by_gradients, seen.correct, seen.alpha),
-        "loss level": upper_bound(seen.hidden_by_loss, seen.correct, seen.alpha),
-    }
-    limit = CLEAR_LIMIT if fired else CLEAR_LIMIT_UNSCREENED
-    open_levels = [f"{level} up to {bound:.1%}" for level, bound in bounds.items() if bound >= limit]
-    if open_levels:
+    bounds = {name: upper_bound(level.hidden, seen.correct, seen.alpha) for name, level in levels.items()}
+    wide = {name: level.clear_limit for name, level in levels.items() if bounds[name] >= level.clear_limit}
+    if wide:
+        limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(wide.values()))
+        shares = ", ".join(f"{name} level up to {bounds[name]:.1%}" for name in wide)
         return "inconclusive", False, [
-            f"The hidden share of points cannot be bounded below {limit:.0%}: {', '.join(open_levels)}; "
-            "audit more points (--samples)."
+            f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
         ]  # fmt: skip
     if not seen.power.passed:
         return "inconclusive", False, [seen.power.sentence]
@@ -167,15 +195,15 @@ def _label(seen: Observations, fired: bool) -> tuple[Label, bool, list[str]]:
     ]  # fmt: skip
 
 
-def _proofs(seen: Observations, fired: bool) -> list[str]:
+def _proofs(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
     """One sentence per level at which masking is proven."""
     said = []
-    if _proven(seen, seen.hidden_by_gradients, fired):
+    if _proven(seen, levels["gradient"]):
         said.append(
             f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive every attack on the model's "
             "own gradients and fall to attacks that do not trust them."
         )
-    if _proven(seen, seen.hidden_by_loss, fired):
+    if _proven(seen, levels["loss"]):
         said.append(
             f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive every attack on cross-entropy and "
             "fall to own-gradient attacks on another loss."
@@ -188,9 +216,14 @@ def _proofs(seen: Observations, fired: bool) -> list[str]:
     return said
 
 
-def _unconfirmed(suspect: Mechanism) -> str:
+def _unconfirmed(suspect: Mechanism, seen: Observations) -> str:
     """What the trace found on a model of which nothing is proven."""
-    return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
+    if not seen.repaired:
+        return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
+    return (
+        f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
+        f"{seen.correct - seen.strong} points that own gradients left standing fall, too few to prove masking."
+    )
 
 
 def _unproven(seen: Observations) -> str:
@@ -201,10 +234,8 @@ def _unproven(seen: Observations) -> str:
     return f"{left}attacks that do without them broke {seen.hidden_by_gradients}, too few to prove masking"
 
 
-def _proven(seen: Observations, hidden: int, fired: bool) -> bool:
-    if seen.correct == 0:
-        return False
-    return lower_bound(hidden, seen.correct, seen.alpha) > (SLACK if fired else GROSS_SLACK)
+def _proven(seen: Observations, level: _Level) -> bool:
+    return seen.correct > 0 and lower_bound(level.hidden, seen.correct, seen.alpha) > level.slack
 
 
 def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +84,60 @@ def test_a_fake_quantiser_of_torch_is_an_estimator(net: nn.Module, points: Point
         found = traced(target, *points, eps=0.1)
     assert [place.op for place in found.estimators] == ["fake_quantize_per_tensor_affine"]
     assert found.healthy
+
+
+def turned(x: Tensor) -> Tensor:
+    return (steps(x) + x).detach() - x
+
+
+def of_another_place(x: Tensor) -> Tensor:
+    other = x.flip(2, 3)
+    return steps(x).detach() + (other - other.detach())
+
+
+def turned_before(x: Tensor) -> Tensor:
+    other = -x
+    return other + (steps(x) - other).detach()
+
+
+@pytest.mark.parametrize("front", [turned, of_another_place, turned_before])
+def test_a_staircase_with_a_false_trend_is_a_lying_backward(front: object, net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:  # type: ignore[arg-type]
+        found = traced(target, *points, eps=0.1)
+    assert [(c.mechanism, c.location.module) for c in found.culprits] == [("lying-backward", "front")]
+    assert not found.estimators
+
+
+def chosen(x: Tensor) -> Tensor:
+    levels = torch.tensor([0.0, 0.5, 1.0])
+    nearest = (x.unsqueeze(-1) - levels).abs().argmin(dim=-1)
+    return x + (levels[nearest] - x).detach()
+
+
+def test_a_codebook_is_a_staircase(net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(chosen)).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert [place.module for place in found.estimators] == ["front"]
+
+
+class ClippedSign(torch.autograd.Function):
+    """The gradient of a window that most units miss."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x - 0.5).sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * ((x - 0.47).abs() < 0.05)
+
+
+def test_an_estimator_whose_window_is_missed_is_suspected(net: nn.Module, points: Points) -> None:
+    with Target(zoo.Front(net, zoo.Apply(lambda x: ClippedSign.apply(x))).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert "ClippedSign" in {culprit.location.op for culprit in found.culprits}
 
 
 def smooth(x: Tensor) -> Tensor:

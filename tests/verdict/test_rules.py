@@ -293,6 +293,6 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
     sentence = judge(seen(200, 0, 60, probes=FIRED)).verdict.sentence
     assert "90.0% of the points withstand the usual attack" in sentence
     assert "at most 60.0%" in sentence
-    assert "The likely cause: cross-entropy has gone flat" in sentence
+    assert "The likely cause: attacks on cross-entropy miss" in sentence
     unknown = judge(seen(200, 60, probes=FIRED)).verdict.sentence
     assert unknown.endswith("tried. The cause could not be told apart by the probes.")
