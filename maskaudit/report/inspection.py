@@ -50,10 +50,7 @@ def text(document: dict[str, Any]) -> str:
 def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(title, items) of everything that was found; an item is a place and what there is to say of it."""
     found = [
-        ("Suspects; no attack was made, `maskaudit check` confirms or clears them", [
-            (f"{c['mechanism']} ({c['confidence']}) in {place(c['location'])}", c["sentence"])
-            for c in document["culprits"]
-        ]),
+        ("Suspects; no attack was made, `maskaudit check` confirms or clears them", _suspects(document["culprits"])),
         ("Would be repaired", [(f"in {place(r['location'])}", r["sentence"]) for r in document["repairs"]]),
         ("Cuts", [
             (f"in {place(c['location'])}", c["sentence"] + (" (revived downstream)" if c["revived"] else ""))
@@ -72,6 +69,17 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
         ("Depends on the rest of the batch", _batch(document["batch_dependent"])),
     ]  # fmt: skip
     return [(title, items) for title, items in found if items]
+
+
+def _suspects(culprits: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each once, with the sentence of the worst: a line may run many times."""
+    told: dict[str, list[str]] = {}
+    for c in culprits:
+        told.setdefault(f"{c['mechanism']} ({c['confidence']}) in {place(c['location'])}", []).append(c["sentence"])
+    return [
+        (where, said[0] + (f" The same in {len(said) - 1} other runs of this line." if len(said) > 1 else ""))
+        for where, said in told.items()
+    ]
 
 
 def scales(document: dict[str, Any]) -> str:

@@ -76,6 +76,13 @@ def test_sections_without_findings_are_left_out(render: Any) -> None:
 
 
 @pytest.mark.parametrize("render", [html, text])
+def test_a_line_that_is_suspected_in_several_runs_is_told_once(render: Any) -> None:
+    document = inspection()
+    document["culprits"] *= 3
+    assert "The same in 2 other runs of this line." in render(document)
+
+
+@pytest.mark.parametrize("render", [html, text])
 def test_a_gradient_that_was_compared_with_nothing_has_no_agreement(render: Any) -> None:
     document = inspection()
     document["gradient"]["pairs"] = [0]

@@ -93,6 +93,17 @@ def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> 
         assert test.slack == (0.05 if fired else 0.12)
 
 
+def test_each_level_is_tested_against_its_own_limits(document: dict[str, Any]) -> None:
+    document["masking"]["rule"]["limits"] = {
+        "gradient_level": {"slack": 0.05, "clear_limit": 0.1}, "loss_level": {"slack": 0.12, "clear_limit": 0.12},
+    }  # fmt: skip
+    gradient, loss = nulls.read(document)
+    assert (gradient.slack, gradient.clear_limit, loss.slack, loss.clear_limit) == (0.05, 0.1, 0.12, 0.12)
+    page = render(document, "html")
+    assert "5.0% at gradient level" in page
+    assert "12.0% at loss level" in page
+
+
 @pytest.mark.parametrize(("hidden", "n"), [(0, 1), (3, 20), (143, 190), (300, 1000), (10, 100_000), (0, 100_000)])
 def test_chance_and_limits_are_those_of_the_binomial_distribution(
     document: dict[str, Any], hidden: int, n: int

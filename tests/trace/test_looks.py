@@ -101,6 +101,21 @@ def test_what_moves_is_looked_at_only_where_nothing_else_tells(
     assert len(records) == recorded
 
 
+def test_parallel_runs_of_a_line_are_no_loop(net: nn.Module, points: Points) -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            views = [self.net(x.roll(shift, dims=-1)) * 500 for shift in range(5)]
+            return torch.stack([view.softmax(dim=1) for view in views]).mean(dim=0)
+
+    with Target(Views(), outputs="probabilities") as target:
+        found = trace_model(target, *points, eps=0.2)
+    assert "jagged-surface" not in {culprit.mechanism for culprit in found.culprits}
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
     mapped: bool, net: nn.Module, points: Points

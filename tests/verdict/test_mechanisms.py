@@ -45,6 +45,11 @@ CASES: list[tuple[str, tuple[ProbeResult, ...], bool, set[str]]] = [
     ("saturation without place", (probe("saturation"),), False, {"unknown"}),
     ("large logits", (probe("loss-decision-gradient-ratio"),), True, {"logit-scale"}),
     ("saturated softmax", (probe("output-kind"),), True, {"logit-scale"}),
+    *(
+        (f"{kind}", (probe("output-kind", details={"kind": kind}), probe("loss-decision-gradient-ratio")), True,
+         {"output-hides-loss"})
+        for kind in ("one-hot", "clipped logits", "constant")
+    ),
     ("flat loss", (), True, {"flat-loss"}),
     ("saturation explains the loss", (SATURATED,), True, {"saturation"}),
     ("imbalanced", (probe("imbalanced-margin", value=5.0),), True, {"imbalanced-margin"}),

@@ -117,6 +117,13 @@ def test_what_the_trace_suspects_is_told_where_nothing_is_proven(
     assert not told or "in detach (net.py:7)" in verdict.reasons[-1]
 
 
+def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirmed() -> None:
+    cut = Mechanism("cut", TITLES["cut"], "high", (Location("front", "detach", "net.py", 7),))
+    verdict = judge(seen(200, 30, traced=(cut,), repaired=30)).verdict
+    assert verdict.label == "inconclusive"
+    assert "30 of the 180 points that own gradients left standing fall, too few to prove" in verdict.reasons[-1]
+
+
 @pytest.mark.parametrize("looks", [1, 3])
 @pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
 @pytest.mark.parametrize("level", ["gradients", "loss"])
@@ -144,6 +151,23 @@ def test_a_tenth_is_never_clear() -> None:
     for n in (100, 600, 1600):
         for probes in ((), FIRED):
             assert judge(seen(n, n // 10, 0, probes=probes)).verdict.label != "clear"
+
+
+JAGGED = (probe("finite-difference-agreement", "finding"),)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "label"), [({"hidden_gradients": 44}, "masked"), ({"hidden_loss": 44}, "inconclusive")]
+)
+def test_a_gradient_that_disagrees_makes_small_gaps_suspicious_at_its_own_level(
+    hidden: dict[str, int], label: Label
+) -> None:
+    judgement = judge(seen(400, **hidden, probes=JAGGED))
+    assert judgement.verdict.label == label
+    limits = judgement.masking["rule"]["limits"]
+    assert limits["gradient_level"] == {"slack": SLACK, "clear_limit": CLEAR_LIMIT}
+    assert limits["loss_level"] == {"slack": GROSS_SLACK, "clear_limit": CLEAR_LIMIT_UNSCREENED}
+    assert judge(seen(400, **hidden, probes=FIRED)).verdict.label == "masked"
 
 
 def test_screen_indicators() -> None:
