@@ -28,8 +28,9 @@ from maskaudit.trace.vocabulary import (
 if TYPE_CHECKING:
     from maskaudit.trace.walk import Walk
 
-#: A gradient whose term correlates less than this with the staircase is not that of its trend.
-TREND = 0.3
+#: A gradient is that of the staircase's trend where its term correlates at least this well with it, and of something
+#: else where it correlates less than `FOREIGN`. Between lie gates, whose few open units say little of their scores.
+TREND, FOREIGN = 0.3, 0.1
 #: Results that differ by this many units of rounding of the largest number at hand are the same.
 ROUNDINGS = 8
 
@@ -51,6 +52,11 @@ class Estimator:
     def honest(self) -> bool:
         """Whether the gradient is that of something which goes along with the staircase."""
         return self.trend is None or self.trend >= TREND
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is that of something else."""
+        return self.trend is not None and self.trend < FOREIGN
 
 
 def rejoined(walk: Walk, back: Seen) -> list[Estimator]:

@@ -110,7 +110,7 @@ class Stops(Walk):
                 f"(agreement {one.trend:.2f}).",
                 op=one.total.index,
             )
-            for one in self.estimators if not one.honest
+            for one in self.estimators if one.foreign
         ]  # fmt: skip
 
     def _ripples(self) -> list[Culprit]:

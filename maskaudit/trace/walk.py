@@ -156,15 +156,13 @@ class Walk:
         """
         dead = back if dead is None else dead
         location = op.no_grad if op.no_grad is not None and op.kind == "torch" else op.location
-        if any(cut.location == location for cut in self.cuts):
-            return
         sums = rejoined(self, dead) if self.alive else []
-        if not (sums or self._hands_on(dead)):
-            return
-        self.cuts.append(Cut(location, op.index, self.alive, sentence))
         known = {one.total.index for one in self.estimators}
         self.estimators += [one for one in sums if one.total.index not in known]
-        if not sums:
+        if any(cut.location == location for cut in self.cuts) or not (sums or self._hands_on(dead)):
+            return
+        self.cuts.append(Cut(location, op.index, self.alive, sentence))
+        if not sums or not all(one.honest or one.foreign for one in sums):
             self.parted.append((op, back))
 
     def _hands_on(self, op: Seen) -> bool:

@@ -108,6 +108,28 @@ def test_a_staircase_with_a_false_trend_is_a_lying_backward(front: object, net: 
     assert not found.estimators
 
 
+def test_of_several_runs_of_a_line_each_is_looked_at(net: nn.Module, points: Points) -> None:
+    def front(x: Tensor) -> Tensor:
+        for sign in (1.0, -1.0):
+            x = sign * x + (steps(x) - sign * x).detach()
+        return x
+
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert [culprit.mechanism for culprit in found.culprits] == ["lying-backward"]
+
+
+def test_a_gate_of_which_little_can_be_said_is_neither_listed_nor_accused(net: nn.Module, points: Points) -> None:
+    def front(x: Tensor) -> Tensor:
+        scores = 0.2 * x + 0.8 * x.flip(2, 3)
+        return scores + ((x > 0.9).float() - scores).detach()
+
+    with Target(zoo.Front(net, zoo.Apply(front)).eval()) as target:
+        found = traced(target, *points, eps=0.1)
+    assert not found.estimators
+    assert "lying-backward" not in {culprit.mechanism for culprit in found.culprits}
+
+
 def chosen(x: Tensor) -> Tensor:
     levels = torch.tensor([0.0, 0.5, 1.0])
     nearest = (x.unsqueeze(-1) - levels).abs().argmin(dim=-1)
