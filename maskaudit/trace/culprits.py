@@ -9,6 +9,7 @@ taken off the graph are no faults.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional as F
@@ -65,7 +66,7 @@ def find_culprits(evidence: Evidence) -> Suspects:
     culprits = ranked(culprits)
     dead_way = frozenset() if search.alive else search.dead_way()
     beside = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
-    return Suspects(culprits, beside, search.straight_through(), search.cuts, search.flows, dead_way)
+    return Suspects(culprits, beside, search.straight_through, search.cuts, search.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
@@ -100,15 +101,16 @@ class _Search(Stops):
         found = [] if self.alive else [self.end_culprit(op, back) for op, back in self.parted]
         found += self.stops() + self.hooks() + self.optimisation()
         named = {c.op for c in found}
-        if self.explained():
-            return found + [c for c in self.saturation(SMOOTH, ALONE) if c.op not in named]
-        found += [c for c in self.saturation(SATURATING | RELU, SATURATED) if c.op not in named]
-        if not found:
+        explained = self.explained()
+        names, limit = (SMOOTH, ALONE) if explained else (SATURATING | RELU, SATURATED)
+        found += [c for c in self.saturation(names, limit) if c.op not in named]
+        if not found and not explained:
             found += self._gates()
         if not found and not self.e.health.connected:
             found.append(self._disconnected())
         return found
 
+    @cached_property
     def straight_through(self) -> list[Location]:
         """Where straight-through estimators take up the gradient of what goes along with them."""
         whole = of_one_piece(self.e.functions, self.ops)
@@ -122,7 +124,7 @@ class _Search(Stops):
 
     def explained(self) -> bool:
         """Whether estimators alone explain that the gradient does not follow the model."""
-        told = bool(self.straight_through()) and not self.parted and all(one.honest for one in self.estimators)
+        told = bool(self.straight_through) and not self.parted and all(one.honest for one in self.estimators)
         return told and self.alive and self.e.health.zero_share <= ZERO_SHARE
 
     def dead_way(self) -> frozenset[int]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: A gradient is that of the staircase's trend where its term correlates at least this well with it, and of something
 #: else where it correlates less than `FOREIGN`. Between lie gates, whose few open units say little of their scores.
 TREND, FOREIGN = 0.3, 0.1
+#: Ops that make a staircase of what they are given.
+STEPS = HARD | COMPARISONS | CHOICES
 #: Results that differ by this many units of rounding of the largest number at hand are the same.
 ROUNDINGS = 8
 
@@ -153,7 +155,7 @@ def stairs(walk: Walk) -> frozenset[int]:
         carrying = [walk.ops[p] for p in op.parents if walk.ops[p].carries]
         whole = {p.index for p in carrying if _entries(p) >= _entries(op)}
         behind = op.kind == "torch" and whole and whole <= found and not walk.reads_input(op)
-        if behind or (op.carries and (op.name in HARD | COMPARISONS | CHOICES)):
+        if behind or (op.carries and op.name in STEPS):
             found.add(op.index)
     return frozenset(found)
 

@@ -42,7 +42,7 @@ class Flow:
         norm_out: median Euclidean norm of the gradient that leaves towards the input.
         zero_share: share of those points where what leaves is exactly zero.
         nonfinite_share: share of all points where what leaves is not finite.
-        blocked_share: for activations and rounding, share of units whose arriving gradient shrinks
+        blocked_share: for activations, rounding and custom Functions, share of units whose arriving gradient shrinks
             by more than `maskaudit.trace.flow.BLOCKED`; else None.
     """
 
