@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacker import POOL_POINTS
+from maskaudit.brought import Settler
 from maskaudit.data import Dataset, load_data
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
 from maskaudit.journal import JOURNAL_FOLDER, Journal
@@ -19,11 +20,14 @@ from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.report.text import brief
 from maskaudit.runner import Audit, run_audit
+from maskaudit.scores import detect_outputs
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
+
+Points = Dataset | tuple[Tensor, Tensor]
 
 _SHAPE_TROUBLE = re.compile(r"shape|size|channel|dimension|mat1", re.IGNORECASE)
 
@@ -68,46 +72,57 @@ def prepare(request: Request) -> Prepared:
     loaded = load_model(
         request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
     )
-    return _resolve(loaded, request)
+    prepared = _resolve(loaded, request)
+    _check_fit(prepared, by_default=request.data is None)
+    return prepared
 
 
-def _resolve(loaded: LoadedModel, request: Request) -> Prepared:
-    brought = loaded.metadata
-    threat_brought = brought.get("threat") if isinstance(brought.get("threat"), dict) else {}
-    assert isinstance(threat_brought, dict)
-    defaults: list[str] = []
-
-    def choose(name: str, said: Any, brought_value: Any, custom: Any) -> Any:
-        if said is not None:
-            return said
-        defaults.append(f"{name} (from the model file)" if brought_value is not None else name)
-        return brought_value if brought_value is not None else custom
-
-    source = choose("data", request.data, brought.get("data"), DEFAULT_DATA)
-    bounds = choose("bounds", request.bounds, _pair(threat_brought.get("bounds")), (0.0, 1.0))
-    norm = choose("norm", request.norm, threat_brought.get("norm"), "Linf")
+def _resolve(loaded: LoadedModel, request: Request, points: Points | None = None) -> Prepared:
+    """Settle every value that the request leaves open; `points` are used in place of a data source."""
+    settler = Settler(loaded)
+    if request.arch is None:
+        settler.take("arch", None)
+    given = points.bounds if isinstance(points, Dataset) else None
+    bounds = settler.choose("bounds", request.bounds or given, (0.0, 1.0))
+    data, pool = _points(settler, request.data, bounds, points)
+    usual: Norm = "Linf"
+    norm = settler.choose("norm", request.norm, usual)
     if norm not in get_args(Norm):
         raise UsageError(f"The norm must be Linf or L2, got {norm!r}.")
-    data = load_data(str(source), split="test", bounds=bounds)
-    fits = threat_brought.get("norm") == norm
-    eps = choose(
-        "eps", request.eps, threat_brought.get("eps") if fits else None, customary_eps(norm, data.x.shape[1:], bounds)
+    if loaded.metadata.get("threat", {}).get("norm") != norm:
+        settler.leave("eps")
+    threat = ThreatModel(
+        norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, bounds)), bounds
     )
-    settings = request.settings
-    settings = replace(
-        settings,
-        mean=settings.mean or _floats(brought.get("mean")),
-        std=settings.std or _floats(brought.get("std")),
-        outputs=brought.get("outputs", "auto") if settings.outputs == "auto" else settings.outputs,
-        reject_class=settings.reject_class if settings.reject_class is not None else brought.get("reject_class"),
-        certified=settings.certified if settings.certified is not None else brought.get("certified"),
-        defaults=tuple(defaults),
-    )
-    pool = load_data(str(source), split="train", bounds=bounds, limit=POOL_POINTS).x
+    settings = _settings(settler, request.settings)
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
-    threat = ThreatModel(norm, float(eps), bounds)
-    _check_fit(loaded, data, settings, by_default=request.data is None)
+    loaded = replace(loaded, notes=(*loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates)
+
+
+def _points(
+    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None
+) -> tuple[Dataset, Tensor]:
+    """The points to audit on, and inputs for those who need more."""
+    if points is not None:
+        data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
+        return data, data.some(POOL_POINTS).x
+    source = settler.choose("data", said, DEFAULT_DATA)
+    pool = load_data(source, split="train", bounds=bounds, limit=POOL_POINTS).x
+    return load_data(source, split="test", bounds=bounds), pool
+
+
+def _settings(settler: Settler, said: AuditSettings) -> AuditSettings:
+    """The settings with what the model brings where the user left them open."""
+    return replace(
+        said,
+        outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
+        mean=settler.take("mean", said.mean),
+        std=settler.take("std", said.std),
+        reject_class=settler.take("reject_class", said.reject_class),
+        certified=settler.take("certified", said.certified),
+        defaults=tuple(settler.defaults),
+    )
 
 
 def run(
@@ -133,21 +148,23 @@ def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, de
 
 def audit(
     model: nn.Module | Callable[[Tensor], Tensor] | str,
-    data: str | Dataset | tuple[Tensor, Tensor] = DEFAULT_DATA,
+    data: str | Points | None = None,
     *,
-    norm: Norm = "Linf",
+    norm: Norm | None = None,
     eps: float | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     settings: AuditSettings | None = None,
     on_event: Listener = ignore_events,
 ) -> Audit:
-    """Audit a model from Python.
+    """Audit a model from Python; what is not given comes from the model file, else from custom, as for `check`.
 
     Args:
         model: a module or callable from (N, C, H, W) or (N, D) to class scores (N, K), or a source
             as for `maskaudit check`.
         data: a data source, a `Dataset`, or a pair of inputs float32 (N, …) and labels int64 (N,).
+        norm: Linf or L2.
         eps: radius in input units; the customary value if not given.
+        bounds: smallest and largest value of an input; (0, 1) if not given.
         settings: everything else, see `AuditSettings`.
 
     Returns:
@@ -157,24 +174,23 @@ def audit(
         MaskauditError: when model or data are refused or do not fit together.
     """
     loaded = load_model(model) if isinstance(model, str) else in_memory(model)
-    if isinstance(data, str):
-        dataset = load_data(data, split="test", bounds=bounds)
-        pool = load_data(data, split="train", bounds=bounds, limit=POOL_POINTS).x
-    else:
-        dataset = data if isinstance(data, Dataset) else dataset_of(*data, bounds=bounds)
-        pool = dataset.some(POOL_POINTS).x
-    radius = eps if eps is not None else customary_eps(norm, dataset.x.shape[1:], bounds)
-    threat = ThreatModel(norm, radius, bounds)
-    return run_audit(loaded, dataset, threat, settings or AuditSettings(), pool=pool, on_event=on_event)
+    source, points = (data, None) if data is None or isinstance(data, str) else (None, data)
+    request = Request(
+        loaded.source, data=source, norm=norm, eps=eps, bounds=bounds, settings=settings or AuditSettings()
+    )
+    prepared = _resolve(loaded, request, points)
+    if isinstance(model, str):
+        _check_fit(prepared, by_default=data is None)
+    return run(prepared, on_event=on_event)
 
 
 def assert_not_masked(
     model: nn.Module | Callable[[Tensor], Tensor],
-    data: str | Dataset | tuple[Tensor, Tensor] = DEFAULT_DATA,
+    data: str | Points | None = None,
     *,
-    norm: Norm = "Linf",
+    norm: Norm | None = None,
     eps: float | None = None,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: tuple[float, float] | None = None,
     settings: AuditSettings | None = None,
 ) -> Audit:
     """Audit, and raise AssertionError with verdict, reasons, mechanism and figures when masking is proven."""
@@ -214,11 +230,15 @@ def _surrogate(spec: str, data: Dataset) -> nn.Module:
     return module
 
 
-def _check_fit(loaded: LoadedModel, data: Dataset, settings: AuditSettings, *, by_default: bool) -> None:
-    """One forward pass of two points: a model that does not take their shape needs other data, and is told so."""
+def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
+    """One forward pass of two points: a model that does not take their shape needs other data, and is told so.
+
+    What the model file says of its outputs is held against the answers.
+    """
+    loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
         with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
-            target.raw(data.x[:2])
+            answers = target.raw(data.x[:2])
     except ModelError as error:
         if not _SHAPE_TROUBLE.search(str(error.__cause__ or "")):
             raise
@@ -228,6 +248,12 @@ def _check_fit(loaded: LoadedModel, data: Dataset, settings: AuditSettings, *, b
             f"The model does not accept {data.name} ({shape}), {kind}: give inputs of the model's own shape, for "
             f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
+    claimed = loaded.metadata.get("outputs")
+    if "outputs (from the model file)" in settings.defaults and detect_outputs(answers) != claimed != "auto":
+        raise InputError(
+            f"{loaded.source} says of itself that it returns {claimed}, but its answers are {detect_outputs(answers)}; "
+            "say with --outputs what is right."
+        )
 
 
 def _fingerprint(prepared: Prepared) -> dict[str, Any]:
@@ -243,16 +269,6 @@ def _fingerprint(prepared: Prepared) -> dict[str, Any]:
         ],
         "plan": settings.plan.to_dict() if settings.plan else None,
     }  # fmt: skip
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        return float(value[0]), float(value[1])
-    return None
-
-
-def _floats(value: Any) -> tuple[float, ...] | None:
-    return tuple(float(v) for v in value) if isinstance(value, (list, tuple)) else None
 
 
 __all__ = ["MaskauditError", "Prepared", "Request", "assert_not_masked", "audit", "load", "prepare", "run"]

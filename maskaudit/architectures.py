@@ -13,6 +13,7 @@ from torch import nn
 
 from maskaudit.blocks import BoundedOutput, Ensemble, QuantisedLayer, Residual, SmoothedUnits, TokenMixer
 from maskaudit.errors import UsageError
+from maskaudit.kinds import shown
 
 #: Activations by name; all act elementwise and take no argument.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -33,6 +34,8 @@ THIRD_CONVOLUTION_FROM = 16
 MAX_BITS = 8
 #: Most layers, blocks or networks of one kind.
 MAX_DEPTH = 64
+#: Largest whole number that an argument may be: more coordinates than any input here has.
+MAX_NUMBER = 10**8
 
 
 def small_cnn(
@@ -74,7 +77,9 @@ def small_cnn(
     _share("small_cnn", dropout=dropout)
     _at_most("small_cnn", members=members)
     if not isinstance(bound, int | float) or not 0 <= bound < math.inf or bits == 1 or bits > MAX_BITS:
-        raise UsageError(f"small_cnn expects bound ≥ 0 and bits 0 or 2 … {MAX_BITS}, got {bound!r} and {bits!r}.")
+        raise UsageError(
+            f"small_cnn expects bound ≥ 0 and bits 0 or 2 … {MAX_BITS}, got {shown(bound)} and {shown(bits)}."
+        )
     make = _activation("small_cnn", activation)
     if members > 1:
         size_again, rest = (height, shape_width), (activation, batch_norm, dropout, bits, bound)
@@ -182,7 +187,7 @@ def smoothed_units(
     """
     _at_least("smoothed_units", in_features=(in_features, 1), num_classes=(num_classes, 2), hidden=(hidden, 1))
     if not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
-        raise UsageError(f"smoothed_units expects sigma to be a positive number, got {sigma!r}.")
+        raise UsageError(f"smoothed_units expects sigma to be a positive number, got {shown(sigma)}.")
     return SmoothedUnits(in_features, num_classes, hidden, float(sigma))
 
 
@@ -204,6 +209,7 @@ def mlp(
         UsageError: for a value out of range or an unknown activation.
     """
     widths = (hidden,) if isinstance(hidden, int) else _integers("mlp", "hidden", hidden)
+    _at_most("mlp", hidden_layers=len(widths))
     _at_least("mlp", in_features=(in_features, 1), num_classes=(num_classes, 2))
     for layer_width in widths:
         _at_least("mlp", hidden=(layer_width, 1))
@@ -217,37 +223,39 @@ def mlp(
 
 
 def _activation(owner: str, name: str) -> Callable[[], nn.Module]:
-    if name not in ACTIVATIONS:
-        raise UsageError(f"{owner} has no activation {name!r}; available are {', '.join(ACTIVATIONS)}.")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise UsageError(f"{owner} has no activation {shown(name)}; available are {', '.join(ACTIVATIONS)}.")
     return ACTIVATIONS[name]
 
 
 def _at_least(owner: str, **limits: tuple[object, int]) -> None:
     for name, (value, low) in limits.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise UsageError(f"{owner} expects {name} to be a whole number ≥ {low}, got {value!r}.")
+            raise UsageError(f"{owner} expects {name} to be a whole number ≥ {low}, got {shown(value)}.")
+        if value > MAX_NUMBER:
+            raise UsageError(f"{owner} expects {name} to be at most {MAX_NUMBER}, got {shown(value)}.")
 
 
 def _at_most(owner: str, **values: int) -> None:
     for name, value in values.items():
         if value > MAX_DEPTH:
-            raise UsageError(f"{owner} expects {name} to be at most {MAX_DEPTH}, got {value}.")
+            raise UsageError(f"{owner} expects {name.replace('_', ' ')} to be at most {MAX_DEPTH}, got {shown(value)}.")
 
 
 def _share(owner: str, **values: object) -> None:
     for name, value in values.items():
         if not isinstance(value, int | float) or not 0 <= value < 1:
-            raise UsageError(f"{owner} expects {name} to be a number in [0, 1), got {value!r}.")
+            raise UsageError(f"{owner} expects {name} to be a number in [0, 1), got {shown(value)}.")
 
 
 def _pair(size: object) -> tuple[int, int]:
     pair = _integers("small_cnn", "size", size)
     if len(pair) != 2:
-        raise UsageError(f"small_cnn expects size to be one number or (height, width), got {size!r}.")
+        raise UsageError(f"small_cnn expects size to be one number or (height, width), got {shown(size)}.")
     return pair[0], pair[1]
 
 
 def _integers(owner: str, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, (tuple, list)) or not all(type(item) is int for item in value):
-        raise UsageError(f"{owner} expects {name} to be a whole number or a tuple of them, got {value!r}.")
+        raise UsageError(f"{owner} expects {name} to be a whole number or a tuple of them, got {shown(value)}.")
     return tuple(value)

@@ -16,6 +16,7 @@ from torch import nn
 
 from maskaudit.architectures import ACTIVATIONS, mlp, small_cnn, small_resnet, small_vit, smoothed_units
 from maskaudit.errors import UsageError
+from maskaudit.kinds import shown
 
 __all__ = [
     "ACTIVATIONS",
@@ -61,11 +62,11 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and keyword arguments of a specification, checked against the architecture's signature."""
     name, arguments = _parse_call(spec)
     if name not in ARCHITECTURES:
-        raise UsageError(f"There is no built-in architecture {name!r}; available are {', '.join(ARCHITECTURES)}.")
+        raise UsageError(f"There is no built-in architecture {shown(name)}; available are {', '.join(ARCHITECTURES)}.")
     allowed = list(inspect.signature(ARCHITECTURES[name]).parameters)
     for key in arguments:
         if key not in allowed:
-            raise UsageError(f"{name} has no argument {key!r}; it takes {', '.join(allowed)}.")
+            raise UsageError(f"{name} has no argument {shown(key)}; it takes {', '.join(allowed)}.")
     return name, arguments
 
 
@@ -97,7 +98,7 @@ def spec_for(shape: Sequence[int], num_classes: int, spec: str | None = None) ->
     needed["num_classes"] = num_classes
     for key, value in needed.items():
         if given.get(key, value) != value:
-            raise UsageError(f"{name} was given {key}={given[key]!r}, but the data needs {key}={value!r}.")
+            raise UsageError(f"{name} was given {key}={shown(given[key])}, but the data needs {key}={value!r}.")
     return unparse(name, {**needed, **given})
 
 
@@ -106,11 +107,11 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"Cannot read the architecture {spec!r}: {example}.") from None
+        raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.") from None
     if isinstance(tree, ast.Name):
         return tree.id, {}
     if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
-        raise UsageError(f"Cannot read the architecture {spec!r}: {example}.")
+        raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.")
     arguments: dict[str, Any] = {}
     for keyword in tree.keywords:
         try:
@@ -118,6 +119,6 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
         except (ValueError, TypeError, RecursionError, MemoryError):
             value = keyword
         if keyword.arg is None or value is keyword:
-            raise UsageError(f"Cannot read the architecture {spec!r}: {example}.")
+            raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.")
         arguments[keyword.arg] = value
     return tree.func.id, arguments

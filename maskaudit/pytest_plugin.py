@@ -39,11 +39,11 @@ class Auditor:
     def audit(
         self,
         model: Model,
-        data: Data = "digits",
+        data: Data | None = None,
         *,
         eps: float | None = None,
-        norm: Norm = "Linf",
-        bounds: tuple[float, float] = (0.0, 1.0),
+        norm: Norm | None = None,
+        bounds: tuple[float, float] | None = None,
         **settings: Any,
     ) -> Audit:
         """Audit a model; see `maskaudit.audit`.
@@ -70,11 +70,11 @@ class Auditor:
     def assert_not_masked(
         self,
         model: Model,
-        data: Data = "digits",
+        data: Data | None = None,
         *,
         eps: float | None = None,
-        norm: Norm = "Linf",
-        bounds: tuple[float, float] = (0.0, 1.0),
+        norm: Norm | None = None,
+        bounds: tuple[float, float] | None = None,
         fail_on: FailOn = "masked",
         **settings: Any,
     ) -> Audit:

@@ -20,7 +20,7 @@ import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,7 @@ def parse(spec: str) -> Architecture:
             raise UsageError(f"In {printable(spec)!r}, name the arguments, as in {call.split('(')[0]}(width=2).")
         keywords = tree.keywords
         tree = tree.func
-    factory = ast.unparse(tree) if isinstance(tree, ast.Name | ast.Attribute) else ""
+    factory = _dotted(tree)
     if not re.fullmatch(r"\w+(\.\w+)*", factory) or (origin is None and "." in factory):
         raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.")
     return Architecture(spec.strip(), origin, factory, dict(_argument(spec, keyword) for keyword in keywords))
@@ -110,7 +110,7 @@ def build_from_file(name: str, source: str, available: int) -> nn.Module:
             f"{source} was made by the code {printable(name)}, and code named by a file is not run; if you trust that "
             f"code, name it yourself: maskaudit check {shlex.quote(source)} --arch {printable(shlex.quote(name))}"
         )
-    if any(isinstance(value, int) and abs(value) > MAX_SIZE for value in architecture.arguments.values()):
+    if any(abs(value) > MAX_SIZE for value in _numbers(architecture.arguments.values())):
         raise InputError(f"{source} names an architecture of absurd size: {printable(name, 80)}.")
     try:
         with torch.device("meta"):
@@ -124,6 +124,15 @@ def build_from_file(name: str, source: str, available: int) -> nn.Module:
         return build(name)
     except UsageError as error:
         raise InputError(f"{source} names an architecture that this version does not have: {error}") from error
+
+
+def _numbers(values: Iterable[Any]) -> Iterator[float]:
+    """The numbers among literal arguments and in their tuples and lists."""
+    for value in values:
+        if isinstance(value, int | float):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _numbers(value)
 
 
 def make(spec: str) -> object:
@@ -174,6 +183,15 @@ def _accepted(factory: Callable[..., object], offered: Mapping[str, Any]) -> dic
     except (TypeError, ValueError):
         return {}
     return {key: value for key, value in offered.items() if key in parameters}
+
+
+def _dotted(tree: ast.expr) -> str:
+    """`a.b.c` of an expression that is such a name; empty for any other."""
+    names: list[str] = []
+    while isinstance(tree, ast.Attribute):
+        names.append(tree.attr)
+        tree = tree.value
+    return ".".join([tree.id, *reversed(names)]) if isinstance(tree, ast.Name) else ""
 
 
 def _split(spec: str) -> tuple[str | None, str]:

@@ -1,7 +1,7 @@
 """Our own checkpoints: safetensors files that say what they are.
 
-`__metadata__["maskaudit"]` is a JSON object (`arch`, `data`, `threat`, …). Nothing in it is
-ever executed: an architecture is looked up by name among the built-in ones.
+`__metadata__["maskaudit"]` is a JSON object (`arch`, `data`, `threat`, …), read through
+`maskaudit.loading.claims`. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from maskaudit.errors import InputError, UsageError
 from maskaudit.files import write_atomically
-from maskaudit.loading.interface import describe_error, printable
+from maskaudit.loading import claims
+from maskaudit.loading.interface import describe_error
+from maskaudit.parsing import parse_json
 
 #: Key of our JSON inside the metadata of a safetensors file.
 METADATA_KEY = "maskaudit"
-#: Largest header that is parsed, in bytes (the limit of the safetensors format itself).
-MAX_HEADER = 100_000_000
+#: Largest header that is parsed, in bytes: some 200 000 tensors, a quarter of the format's own limit.
+MAX_HEADER = 25_000_000
 #: Length of the field in front of the header, in bytes.
 PREFIX = 8
 
@@ -33,7 +35,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: d
     The file appears complete or not at all. Tied weights are stored once per name.
 
     Raises:
-        UsageError: for metadata that are not plain JSON.
+        UsageError: for metadata that are not plain JSON, or that would be refused on reading.
         InputError: for a state that safetensors cannot hold, or a path that cannot be written.
     """
     target = Path(os.path.realpath(path))
@@ -41,6 +43,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: d
         text = json.dumps(metadata, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The metadata of a checkpoint must be plain JSON: {describe_error(error)}.") from error
+    claims.check(metadata, "The metadata", error=UsageError)
     try:
         blob = safetensors.torch.save(_independent(module), metadata={METADATA_KEY: text})
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -49,10 +52,10 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: d
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a safetensors file says about itself, reading its header only; empty if it says nothing to us.
+    """The declared fields of what a safetensors file says about itself, reading its header only; empty without.
 
     Raises:
-        InputError: for a file that is missing, damaged or not safetensors.
+        InputError: for a file that is missing, damaged or not safetensors, or a field that is refused.
     """
     source = os.fspath(path)
     if not os.path.isfile(source):
@@ -74,10 +77,7 @@ def _header(source: str, stream: BinaryIO, size: int) -> dict[str, Any]:
     length = int.from_bytes(stream.read(PREFIX), "little")
     if size < PREFIX + 2 or length > min(size - PREFIX, MAX_HEADER):
         raise InputError(f"{source} is not a whole safetensors file: its header is cut off or damaged.")
-    try:
-        header = json.loads(stream.read(length))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{source} is not a safetensors file: its header is not JSON.") from error
+    header = parse_json(stream.read(length), f"The header of {source}", most=MAX_HEADER)
     if not isinstance(header, dict):
         raise InputError(f"{source} is not a safetensors file: its header is not a JSON object.")
     return header
@@ -86,15 +86,7 @@ def _header(source: str, stream: BinaryIO, size: int) -> dict[str, Any]:
 def _metadata(source: str, header: dict[str, Any]) -> dict[str, Any]:
     outer = header.get("__metadata__", {})
     text = outer.get(METADATA_KEY) if isinstance(outer, dict) else None
-    if text is None:
-        return {}
-    try:
-        metadata = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{source} carries maskaudit metadata that are not JSON; train or export it again.") from error
-    if not isinstance(metadata, dict):
-        raise InputError(f"{source} carries maskaudit metadata that are not a JSON object: {printable(text, 60)}.")
-    return metadata
+    return {} if text is None else claims.parse(text, source)
 
 
 def _independent(module: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError
+from maskaudit.loading import claims
 from maskaudit.loading.interface import Contents, printable
 from maskaudit.loading.named import import_package, pretrained
 
@@ -48,7 +49,8 @@ def read_hf(name: str) -> Contents:
     metadata: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
-        metadata = {key: _numbers(processor[f"image_{key}"]) for key in ("mean", "std")}
+        said = {key: processor[f"image_{key}"] for key in ("mean", "std")}
+        metadata = claims.check(said, f"The image processor of hf:{printable(name)}")
         notes = ("Mean and deviation are those of the model's own image processor, for inputs in 0 to 1.",)
     else:
         notes = ("The model names no normalisation: give --mean and --std if it was trained with one.",)
@@ -111,10 +113,6 @@ def _processor(name: str) -> dict[str, Any]:
     except Exception:  # no such file, or no network for it: the report then says that there is none
         return {}
     return dict(found)
-
-
-def _numbers(value: Any) -> list[float]:
-    return [float(item) for item in value] if isinstance(value, (list, tuple)) else [float(value)]
 
 
 @contextlib.contextmanager

@@ -24,12 +24,10 @@ def read(file: ModelFile, options: Options) -> Contents:
         module, spec = arch.build(options.arch), options.arch
         if named is not None and named != options.arch:
             notes = (f"--arch {options.arch} was used in place of the architecture that the file names.",)
-    elif isinstance(named, str):
+    elif named is not None:
         module, spec = arch.build_from_file(named, file.source, state.count_numbers(tensors)), named
-    elif named is None:
-        raise state.need_arch(file.source)
     else:
-        raise InputError(f"{file.source} names an architecture that is not a text; give one with --arch SPEC.")
+        raise state.need_arch(file.source)
     notes += state.fit(module, tensors, file.source, spec)
     return Contents(module, "safetensors", metadata, arch.trusted_code(options.arch), notes)
 

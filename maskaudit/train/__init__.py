@@ -11,11 +11,14 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import nn
 
+from maskaudit.data import NAMED as BUILT_IN
 from maskaudit.data import Dataset, load_data
 from maskaudit.loading import arch, save_checkpoint
 from maskaudit.models import is_built_in, spec_for
+from maskaudit.scores import detect_outputs
 from maskaudit.train import checkpoint
 from maskaudit.train.checkpoint import partial_path
 from maskaudit.train.interface import (
@@ -43,6 +46,9 @@ __all__ = [
     "save_trained",
     "train",
 ]
+
+#: Points whose answers tell what a trained module returns.
+ANSWERS = 64
 
 
 def train(
@@ -112,7 +118,7 @@ def save_trained(
         method: as given to `train`.
 
     Returns:
-        The metadata as written: arch, data, threat {norm, eps, bounds}, outputs, method, epochs, seed,
+        The metadata as written: arch, data (or trained_on), threat {norm, eps, bounds}, outputs, method, epochs, seed,
         train_accuracy and the remaining settings under `training`.
 
     Raises:
@@ -122,9 +128,9 @@ def save_trained(
     plan = _plan(config, dataset, method or method_info(config.method))
     metadata = {
         "arch": plan.model,
-        "data": config.data,
+        **_data_fields(config.data),
         "threat": _threat_fields(plan),
-        "outputs": "logits",
+        "outputs": _outputs(module, dataset),
         "method": config.method,
         "epochs": plan.epochs,
         "seed": config.seed,
@@ -134,6 +140,17 @@ def save_trained(
     save_checkpoint(path, module, metadata)
     checkpoint.remove(partial_path(path))
     return metadata
+
+
+def _data_fields(source: str) -> dict[str, str]:
+    """A model file can only name built-in data; others are kept as words for the reader."""
+    return {"data": source} if source in BUILT_IN else {"trained_on": source[:1000]}
+
+
+def _outputs(module: nn.Module, dataset: Dataset) -> str:
+    """What the module returns, told from its answers to a few points."""
+    with torch.no_grad():
+        return detect_outputs(module.eval()(dataset.x[:ANSWERS]))
 
 
 def _dataset(config: TrainConfig, data: Dataset | None) -> Dataset:

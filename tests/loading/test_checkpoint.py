@@ -53,25 +53,25 @@ def test_same_module_same_bytes(tmp_path: Path) -> None:
 
 def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.safetensors"
-    save_checkpoint(path, nn.Linear(2, 2), {"step": 1})
+    save_checkpoint(path, nn.Linear(2, 2), {"epochs": 1})
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left"):
-        save_checkpoint(path, nn.Linear(2, 2), {"step": 2})
-    assert read_metadata(path) == {"step": 1}
+        save_checkpoint(path, nn.Linear(2, 2), {"epochs": 2})
+    assert read_metadata(path) == {"epochs": 1}
     assert os.listdir(tmp_path) == ["m.safetensors"]
 
 
 def test_link_is_written_through(tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
-    save_checkpoint(real, nn.Linear(2, 2), {"step": 1})
+    save_checkpoint(real, nn.Linear(2, 2), {"epochs": 1})
     link.symlink_to(real)
-    save_checkpoint(link, nn.Linear(2, 2), {"step": 2})
+    save_checkpoint(link, nn.Linear(2, 2), {"epochs": 2})
     assert link.is_symlink()
-    assert read_metadata(real) == {"step": 2}
+    assert read_metadata(real) == {"epochs": 2}
 
 
 def test_unwritable(tmp_path: Path) -> None:

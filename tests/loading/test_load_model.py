@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import types
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError, UsageError
@@ -131,10 +133,16 @@ def test_own_checkpoint_needs_no_option(net: Net, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("builtin")
 @pytest.mark.parametrize(
     ("named", "message"),
-    [("os:system", "not run"), ("other", "does not have"), (3, "not a text"), (None, "is a state dict"), ("", "read")],
+    [
+        ("os:system", "not run"),
+        ("other", "does not have"),
+        (3, "must be a text"),
+        (None, "is a state dict"),
+        ("", "must be a text of 1"),
+    ],
 )
 def test_own_checkpoint_with_a_bad_name(net: Net, tmp_path: Path, named: object, message: str) -> None:
-    save_checkpoint(tmp_path / "m", net, {"arch": named})
+    save_file(net.state_dict(), tmp_path / "m", metadata={"maskaudit": json.dumps({"arch": named})})
     with pytest.raises(InputError, match=message):
         load_model(str(tmp_path / "m"))
 
