@@ -184,12 +184,26 @@ def read(kind: Kind[T], value: Any, where: str, *, error: type[MaskauditError] =
         raise error(f"{where}: {place or 'its content'} {refusal.sentence}.") from None
 
 
-def walk(kind: Kind[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Kind[Any]]]:
-    """Every kind in a declaration with the names of the fields that lead to it, outermost first."""
+def walk(kind: Kind[Any], path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Kind[Any]]]:
+    """Every place in a declaration with its kind, outermost first; 0 leads into a list, "*" into a table."""
     yield path, kind
-    if isinstance(kind, Record):
-        for name, inner in kind.fields.items():
-            yield from walk(inner, (*path, name))
+    yield from _below(kind, path)
+
+
+def _below(kind: Kind[Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Kind[Any]]]:
+    match kind:
+        case Record():
+            for name, inner in kind.fields.items():
+                yield from walk(inner, (*path, name))
+        case Items():
+            yield from walk(kind.of, (*path, 0))
+        case Table():
+            yield from walk(kind.of, (*path, "*"))
+        case Optional() | Checked():
+            yield from _below(kind.of, path)
+        case Either():
+            yield from _below(kind.first, path)
+            yield from _below(kind.second, path)
 
 
 def _within(step: str | int, kind: Kind[T], value: Any) -> T:
