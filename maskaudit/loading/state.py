@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -18,6 +19,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "ne
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 #: How many wrappers may lie inside each other.
 MAX_DEPTH = 3
+#: How many prefixes are dropped from names, one after the other.
+MAX_PREFIXES = 8
 #: How many keys a message lists.
 SHOWN = 3
 
@@ -65,6 +68,9 @@ def fit(module: nn.Module, state: Mapping[str, Any], source: str, spec: str) -> 
     """
     expected = module.state_dict()
     renamed, prefix = _best_names(state, expected.keys())
+    unplain = [f"{n} ({trouble})" for n, value in renamed.items() if (trouble := _unplain(value, expected.get(n)))]
+    if unplain:
+        raise InputError(f"{source} holds tensors that are no weights: {_few(unplain)}; save plain dense tensors.")
     misshapen = [
         f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
         for name, value in renamed.items()
@@ -99,12 +105,22 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
     )
 
 
+def _unplain(value: object, expected: object) -> str:
+    """What makes a tensor unfit as a weight: layouts whose indices nobody has checked, and no values at all."""
+    if not isinstance(value, Tensor):
+        return ""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    lossy = value.is_complex() and isinstance(expected, Tensor) and not expected.is_complex()
+    return "without values" if value.is_meta else "complex in place of real" if lossy else ""
+
+
 def _best_names(state: Mapping[str, Any], expected: Iterable[str]) -> tuple[dict[str, Any], str]:
     """The renaming, by dropping prefixes common to all names, that matches most expected names, and what it drops."""
     wanted = set(expected)
     best, best_prefix = dict(state), ""
     current, dropped = best, ""
-    while True:
+    for _ in range(MAX_PREFIXES):
         prefix = next((item for item in PREFIXES if all(name.startswith(item) for name in current)), None)
         if prefix is None or not current:
             return best, best_prefix
@@ -112,6 +128,7 @@ def _best_names(state: Mapping[str, Any], expected: Iterable[str]) -> tuple[dict
         dropped += prefix
         if len(wanted & current.keys()) > len(wanted & best.keys()):
             best, best_prefix = current, dropped
+    return best, best_prefix
 
 
 def _converted(state: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, ...]:
