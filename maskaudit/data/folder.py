@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,17 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import Dataset, Split, evenly_spaced, scale_to_bounds
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, MaskauditError
+from maskaudit.loading.interface import describe_error
+from maskaudit.memory import largest_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: Largest image that is decoded, in pixels; a classifier's input is far below, a decompression bomb above.
 MAX_PIXELS = 4096 * 4096
-#: Most memory the decoded float32 images may take, in bytes.
-MAX_BYTES = 4 * 2**30
+#: Largest image file, in bytes: what the largest image takes without compression.
+MAX_FILE = 4 * MAX_PIXELS
+#: Most images, and most entries of one folder: the train part of ImageNet has 1.3 million.
+MAX_ENTRIES = 2_000_000
 GREY_MODES = ("1", "L")
 COLOUR_MODES = ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
@@ -49,6 +54,8 @@ def load(path: Path, split: Split, bounds: tuple[float, float], limit: int | Non
             images, others = _images(part / name)
             files += [(image, label) for image in images]
             ignored += others
+    if len(files) > MAX_ENTRIES:
+        raise InputError(f"{path} holds {len(files)} images; at most {MAX_ENTRIES} are read.")
     if not files:
         raise InputError(f"{path}: there are no PNG or JPEG images in its {len(classes)} class folders.")
     if ignored:
@@ -80,18 +87,30 @@ def _parts(path: Path, split: Split) -> tuple[list[Path], list[str]]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted((item for item in path.iterdir() if item.is_dir() and not item.name.startswith(".")), key=_name)
+    return sorted((item for item in _entries(path) if item.is_dir()), key=_name)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is visible in a folder."""
+    found = list(islice(folder.iterdir(), MAX_ENTRIES + 1))
+    if len(found) > MAX_ENTRIES:
+        raise InputError(f"{folder} has more than {MAX_ENTRIES} entries; give a folder with fewer.")
+    return [item for item in found if not item.name.startswith(".")]
 
 
 def _images(folder: Path) -> tuple[list[Path], int]:
     """Image files of one class, sorted by name, and how many other files lie beside them."""
     if not folder.is_dir():
         return [], 0
-    visible = [item for item in folder.iterdir() if not item.name.startswith(".")]
+    visible = _entries(folder)
     images = sorted((item for item in visible if item.suffix.lower() in SUFFIXES), key=_name)
     for image in images:
         if not image.is_file():
             raise InputError(f"{image} is a broken link or not a regular file; remove it or restore its target.")
+        if image.stat().st_size > MAX_FILE:
+            raise InputError(
+                f"{image} is larger than {MAX_FILE >> 20} MiB, more than any image that is read; remove it."
+            )
     return images, len(visible) - len(images)
 
 
@@ -104,9 +123,11 @@ def _decode(files: list[Path], size: tuple[int, int], modes: set[str], notes: li
     grey = modes <= set(GREY_MODES)
     channels = 1 if grey else 3
     width, height = size
-    if 4 * len(files) * channels * width * height > MAX_BYTES:
+    most = largest_file()
+    if 4 * len(files) * channels * width * height > most:
         raise InputError(
-            f"{len(files)} images of {width}×{height} pixels need more than {MAX_BYTES // 2**30} GiB; give fewer."
+            f"{len(files)} images of {width}×{height} pixels need more than {most / 2**30:.1f} GiB, a quarter of the "
+            "memory here; give fewer."
         )
     if modes & {"RGBA", "LA"}:
         notes.append("The alpha channel of the images was dropped.")
@@ -153,5 +174,9 @@ def _opened(file: Path) -> Iterator[Any]:
                 yield image
     except Image.DecompressionBombError as error:
         raise InputError(f"{file} claims far more pixels than any classifier's input; remove it.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise InputError(f"{file} cannot be read as PNG or JPEG, it may be truncated or damaged: {error}.") from error
+    except MaskauditError:
+        raise
+    except Exception as error:  # the decoders raise almost anything on damaged bytes
+        raise InputError(
+            f"{file} cannot be read as PNG or JPEG, it may be truncated or damaged: {describe_error(error)}."
+        ) from error

@@ -20,7 +20,7 @@ from maskaudit.errors import InputError
 UNSIGNED_BYTE = 8
 #: Most axes and bytes of an array that is read: images need 3 axes, all of MNIST 47 million bytes.
 MAX_AXES = 4
-MAX_BYTES = 2**30
+MAX_BYTES = 2**28
 _GZIP = b"\x1f\x8b"
 
 
@@ -49,7 +49,7 @@ def read(path: Path, limit: int | None = None) -> np.ndarray:
             content = _exactly(path, stream.read(size), size)
             if stream.read(1):
                 raise InputError(f"{path} holds more than the {size} bytes its header announces; it is damaged.")
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} cannot be read, it may be truncated or damaged: {error}.") from error
     return _array(content, shape)
 

@@ -10,11 +10,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from maskaudit.declared import Items, Text, read
 from maskaudit.errors import InputError, UsageError
 from maskaudit.rng import PointRNG
 from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
 
 Split = Literal["train", "test", "all"]
+
+#: Most classes, and what their names may be.
+MAX_CLASSES = 1_000_000
+CLASS_NAMES = Items(Text(), MAX_CLASSES)
 
 #: Of its multiples the fractional parts are spread more evenly than those of any other number.
 _GOLDEN = (math.sqrt(5) - 1) / 2
@@ -124,6 +129,10 @@ class Dataset:
                 f"{self.name}: labels must lie in 0 … {self.num_classes - 1}, found {low} … {high}; "
                 "number the classes from 0 without gaps."
             )
+        if self.num_classes > MAX_CLASSES:
+            raise InputError(f"{self.name}: at most {MAX_CLASSES} classes are read, found {self.num_classes}.")
+        if self.class_names is not None:
+            read(CLASS_NAMES, self.class_names, f"{self.name}: class_names")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise InputError(
                 f"{self.name}: expected one name for each of {self.num_classes} classes, got {len(self.class_names)}."

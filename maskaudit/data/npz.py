@@ -1,12 +1,11 @@
 """`.npz` files: arrays `x` and `y`, optionally `x_train` and `y_train`.
 
-Read with `allow_pickle=False`, so that opening a data file never runs code.
+Objects are never unpickled, so that opening a data file never runs code; see `maskaudit.data.npy`.
 """
 
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskaudit.data import npy
 from maskaudit.data.interface import Dataset, Split, scale_to_bounds
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, MaskauditError
+from maskaudit.loading.interface import describe_error, printable
 
 #: Channel counts by which an axis of a 4-D array is recognised: grey, RGB, RGBA.
 CHANNELS = (1, 3, 4)
@@ -23,8 +24,6 @@ CHANNELS = (1, 3, 4)
 TEST_KEYS = (("x", "y"), ("x_test", "y_test"))
 TRAIN_KEYS = ("x_train", "y_train")
 _KNOWN_KEYS = {"num_classes", "class_names", *TRAIN_KEYS, *(key for keys in TEST_KEYS for key in keys)}
-#: What zipfile, zlib and numpy raise on damaged archives (RuntimeError: a member marked as encrypted).
-DAMAGED = (OSError, EOFError, OverflowError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
@@ -65,29 +64,29 @@ def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
 
 
 def _read(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays that are known here; others by name, empty."""
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    if start == b"\x93NUMPY":
+        raise InputError(f"{path} is a single array (.npy); save inputs and labels with numpy.savez(x=…, y=…).")
+    if not start.startswith(b"PK"):
+        what = "empty" if not start else "not an .npz file"
+        raise InputError(f"{path} is {what}; save inputs and labels with numpy.savez(x=…, y=…).")
     try:
-        with path.open("rb") as stream:
-            start = stream.read(6)
-        if start == b"\x93NUMPY":
-            raise InputError(f"{path} is a single array (.npy); save inputs and labels with numpy.savez(x=…, y=…).")
-        if not start.startswith(b"PK"):
-            what = "empty" if not start else "not an .npz file"
-            raise InputError(f"{path} is {what}; save inputs and labels with numpy.savez(x=…, y=…).")
-        with np.load(path, allow_pickle=False) as archive:
-            wanted = [key for key in archive.files if key in _KNOWN_KEYS]
-            found = {key: archive[key] for key in wanted}
-            others = {key: np.empty(0) for key in archive.files if key not in found}
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            if len(members) < len(archive.infolist()):
+                raise ValueError("two of its members have one name")
+            found = {key: npy.read(archive, members[key], str(path)) for key in members if key in _KNOWN_KEYS}
     except MemoryError as error:
         raise InputError(f"{path} claims arrays that do not fit into memory; save fewer points.") from error
-    except DAMAGED as error:
-        if "Object arrays" in str(error):
-            raise InputError(
-                f"{path} holds object arrays, which would run code when opened; save plain number arrays."
-            ) from error
-        raise InputError(f"{path} cannot be read as .npz, it may be truncated or damaged: {error}.") from error
-    if not all(isinstance(value, np.ndarray) for value in found.values()):
-        raise InputError(f"{path} holds members that are not arrays; save inputs and labels with numpy.savez.")
-    return found | others
+    except MaskauditError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy and ast raise almost anything on damaged bytes
+        raise InputError(
+            f"{path} cannot be read as .npz, it may be truncated or damaged: {describe_error(error)}."
+        ) from error
+    return found | {printable(key, 60): np.empty(0) for key in members if key not in found}
 
 
 def _inputs(path: Path, key: str, array: np.ndarray, bounds: tuple[float, float], notes: list[str]) -> Tensor:
@@ -134,7 +133,10 @@ def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...
     names = arrays["class_names"]
     if names.dtype.kind != "U" or names.ndim != 1:
         raise InputError(f"{path}: class_names must be a list of strings, got {names.dtype} of shape {names.shape}.")
-    return tuple(str(name) for name in names)
+    try:
+        return tuple(names.tolist())
+    except (ValueError, SystemError) as error:  # numpy does not look at what a file calls characters
+        raise InputError(f"{path}: class_names holds characters that do not exist.") from error
 
 
 def _num_classes(

@@ -8,13 +8,12 @@ from pathlib import Path
 from maskaudit.errors import InputError
 from maskaudit.loading.archive import TAR_BLOCK, ends_as_zip, is_tar, member_names
 from maskaudit.loading.interface import ModelFile
+from maskaudit.memory import largest_file
 
 #: Tags that follow `ir_version` (field 1, a small number) in an ONNX file: fields 2 to 8 of ModelProto.
 ONNX_TAGS = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))
 #: Start of a torch.save file before torch 1.6: a pickle of its magic number 0x1950a86a20f9469cfc6c.
 LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-#: A file may take this share of the machine's memory: its bytes, its tensors and the module are held at once.
-MEMORY_SHARE = 1 / 4
 
 
 def read_file(source: str) -> ModelFile:
@@ -39,7 +38,7 @@ def read_file(source: str) -> ModelFile:
             if not head:
                 raise InputError(f"{source} is empty (0 bytes); export the model again.")
             _kind(source, head)
-            most = _most_bytes()
+            most = largest_file()
             size = os.fstat(stream.fileno()).st_size
             data = head + stream.read(size if size <= most else 0)
     except (OSError, ValueError) as error:
@@ -102,11 +101,3 @@ def _zip_kind(file: ModelFile) -> str:
     if any(name.endswith(".npy") for name in names):
         raise InputError(f"{file.source} is an .npz file, not a model; give it as --data {file.source}.")
     raise InputError(f"{file.source} is a zip archive without a model; unpack it and give the model file inside.")
-
-
-def _most_bytes() -> int:
-    """The largest file that is read; where the system does not say how much memory it has, 4 GiB."""
-    try:
-        return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30

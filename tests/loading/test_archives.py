@@ -160,7 +160,7 @@ def test_ends_as_zip_wants_the_end_of_the_file() -> None:
 def test_a_file_larger_than_a_share_of_memory_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[read_file.__module__], "_most_bytes", lambda: 2**20)
+    monkeypatch.setattr(sys.modules[read_file.__module__], "largest_file", lambda: 2**20)
     (tmp_path / "m.pt").write_bytes(b"PK\x03\x04")
     os.truncate(tmp_path / "m.pt", 2**40)  # a sparse file: it takes no room on the disk
     with pytest.raises(InputError, match="larger than"):
