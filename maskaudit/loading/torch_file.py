@@ -58,10 +58,9 @@ def read_pickle(file: ModelFile, options: Options) -> Contents:
 
 def wanted_globals(file: ModelFile) -> list[str]:
     """Names of the functions and classes that a pickle would import beyond torch's own safe list, running nothing."""
-    find = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # since torch 2.6
     try:
-        if find is not None and file.data.startswith(b"PK"):
-            return sorted(find(io.BytesIO(file.data)))
+        if file.data.startswith(b"PK"):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.data)))
     except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still said
         return _scan_pickles(_pickle_part(file.data))
     return _scan_pickles(_pickle_part(file.data))
