@@ -235,7 +235,7 @@ SECTIONS: dict[str, Kind[Any]] = {
         "an object whose lists are of one length",
         lambda points: len({len(points[name]) for name in _POINTS.fields if name in points}) < 2,
     ),
-    "evidence": Open(_optional(file=PROSE, sha256=PROSE, count=COUNT)),
+    "evidence": Open(_optional(file=Prose(255), sha256=PROSE, count=COUNT)),
     "figures": Open(
         {
             "eps_curve": Items(
