@@ -24,18 +24,23 @@ from maskaudit.declared import (
     Number,
     Optional,
     Record,
+    Refused,
     Table,
     Whole,
     read,
 )
 from maskaudit.files import read_bounded
 from maskaudit.parsing import parse_json
-from maskaudit.results import REQUIRED_SECTIONS, AuditReport, Rate, check_document
+from maskaudit.results import REQUIRED_SECTIONS, AttackRow, AuditReport, ProbeResult, Rate, check_document
 
-#: Largest report, in bytes: 100,000 points with the names of ten attacks each take half of it.
-MAX_BYTES = 64 << 20
-MAX_POINTS = 200_000
-#: Most attacks, probes, stages, and entries of any other list that has no limit of its own.
+#: Largest report, in bytes: 50,000 points with the names of ten attacks each take half of it.
+MAX_BYTES = 32 << 20
+MAX_POINTS = 100_000
+#: Most attacks and most probes.
+MAX_TABLE = 300
+#: Most findings of all probes together.
+MAX_ALL_FINDINGS = 10_000
+#: Most entries of any list that has no limit of its own.
 MAX_ROWS = 1000
 #: Most steps at which an attack's curve changes: no more than it has points.
 MAX_CURVE = MAX_POINTS
@@ -43,8 +48,8 @@ MAX_CURVE = MAX_POINTS
 MAX_PROSE = 100_000
 #: Longest image of a strip, in characters (base64).
 MAX_PIXELS = 1 << 20
-#: Most values in all inside one free part of the report (settings of an attack, details of a probe, unknown names).
-MAX_FREE = 10_000
+#: Most values in all inside one free part of the report: settings of an attack, details of a probe, unknown names.
+MAX_FREE = 2000
 _LARGEST = sys.float_info.max
 
 #: Terminal control sequences and characters are removed where a text is shown (`maskaudit.report.coerce.text`).
@@ -67,38 +72,27 @@ class Prose(Kind[str]):
         return value
 
 
-@dataclass(frozen=True)
-class Free(Kind[Any]):
-    """Any value that holds at most `most` values in all: shown, never acted on."""
-
-    most: int = MAX_FREE
-
-    @property
-    def expected(self) -> str:
-        return f"of at most {self.most} values in all"
-
-    def read(self, value: Any) -> Any:
-        seen, level = 0, [value]
-        while level and seen <= self.most:
-            seen += len(level)
-            inside = [
-                item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))
-            ]
-            level = [item for group in inside for item in group]
-        if seen > self.most:
-            raise self.refusal(value)
-        return value
+def _small(value: Any, most: int = MAX_FREE) -> bool:
+    """Whether a tree holds at most `most` values in all, counted no further than that."""
+    seen, level = 0, [value]
+    while level and seen <= most:
+        seen += len(level)
+        groups = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for group in groups for item in group]
+    return seen <= most
 
 
 @dataclass(frozen=True)
 class Open(Record):
-    """An object with declared fields; further names are kept, as `Free` as a whole."""
+    """An object with declared fields; further names may come from a later version, and are few and small."""
 
     ignore_unknown: bool = True
 
     def read(self, value: Any) -> dict[str, Any]:
         found = super().read(value)
-        return {**found, **Free().read({name: item for name, item in value.items() if name not in self.fields})}
+        if not _small([item for name, item in value.items() if name not in self.fields]):
+            raise Refused(f"must hold at most {MAX_FREE} values under names that are not declared")
+        return found
 
 
 PROSE = Prose()
@@ -108,8 +102,8 @@ SHARE = Number(0, 1)
 COUNT = Whole(0, 2**63 - 1)
 LABEL = Whole(-(2**63), 2**63 - 1)
 WORDS = Items(PROSE, MAX_ROWS)
-NUMBERS = Items(NUMBER, MAX_FREE)
-FREE = Table(Free(), MAX_ROWS)
+NUMBERS = Items(NUMBER, 10 * MAX_ROWS)
+FREE = Checked(Table(Anything(), MAX_ROWS), f"an object of at most {MAX_FREE} values in all", lambda one: _small(one))
 
 
 def _optional(**fields: Kind[Any]) -> dict[str, Kind[Any]]:
@@ -126,7 +120,7 @@ _CLOSER: dict[tuple[str, str], Kind[Any]] = {
 }
 
 
-def _kind(hint: Any, most: int = MAX_ROWS) -> Kind[Any]:
+def _kind(hint: Any) -> Kind[Any]:
     """The declaration of a type as `maskaudit.results` uses them."""
     simple: dict[Any, Kind[Any]] = {str: PROSE, bool: FLAG, int: COUNT, float: NUMBER}
     if hint in simple:
@@ -137,7 +131,7 @@ def _kind(hint: Any, most: int = MAX_ROWS) -> Kind[Any]:
     if origin in (Union, UnionType):
         return Optional(_kind(next(one for one in arguments if one is not type(None))))
     if origin is tuple:
-        return Items(_kind(arguments[0]), most)
+        return Items(_kind(arguments[0]), MAX_ROWS)
     if dataclasses.is_dataclass(hint):
         return Open(_fields(hint))
     return FREE
@@ -192,11 +186,11 @@ _STAGE = Open(
         **_optional(steps=COUNT, step=NUMBER, restarts=COUNT, targets=COUNT, draws=COUNT),
         **_optional(attempted=COUNT, broken=COUNT, new=COUNT, queries=COUNT, forwards=COUNT, backwards=COUNT),
         "seconds": NUMBER,
-        "repairs": Items(Free(100), MAX_ROWS),  # read by `maskaudit.repairs.plan_file` where it is acted on
+        "repairs": Items(FREE, MAX_ROWS),  # read by `maskaudit.repairs.plan_file` where it is acted on
     }
 )
 
-#: Sections that are no dataclasses.
+#: Sections that are no dataclasses, and tables with limits of their own.
 SECTIONS: dict[str, Kind[Any]] = {
     "tool": Open(_optional(name=PROSE, version=PROSE)),
     "environment": Open(
@@ -244,10 +238,16 @@ SECTIONS: dict[str, Kind[Any]] = {
             "surface": Optional(_SURFACE),
             "strips": Items(_STRIP, MAX_ROWS),
             "gradient_flow": Items(
-                Open(_optional(name=PROSE, norm=NUMBER, zero_share=SHARE, culprit=FLAG)), 100 * MAX_ROWS
+                Open(_optional(name=PROSE, norm=NUMBER, zero_share=SHARE, culprit=FLAG)), 100 * 10 * MAX_ROWS
             ),
         }
     ),
+    "probes": Checked(
+        Items(_kind(ProbeResult), MAX_TABLE),
+        f"a list of at most {MAX_TABLE} probes with at most {MAX_ALL_FINDINGS} findings in all",
+        lambda probes: sum(len(probe.get("findings", ())) for probe in probes) <= MAX_ALL_FINDINGS,
+    ),
+    "attacks": Items(_kind(AttackRow), MAX_TABLE),
     "trace": Anything(),  # no format shows it
     "timing": Open(_optional(total_seconds=NUMBER, forwards=COUNT, backwards=COUNT)),
     "plan": Open({**_optional(plan_version=COUNT, source=PROSE), "stages": Items(_STAGE, MAX_ROWS)}),
