@@ -15,19 +15,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
-from maskaudit.gate import fields
-from maskaudit.gate.config import DEFAULTS, PYPROJECT, section
+from maskaudit.gate.config import DEFAULTS, PYPROJECT, SHARE, WHOLE, WORDS, section
 
 #: Keys, and what they mean; see `maskaudit.gate.config` for those that both share.
-KEYS: dict[str, fields.Reader] = {
+KEYS: dict[str, Kind[Any]] = {
     **DEFAULTS,
-    "claim": fields.share,
-    "workers": fields.whole,
-    "ray": fields.text,
-    "out": fields.text,
-    "reports": fields.texts,
-    "quiet": fields.flag,
+    "claim": SHARE,
+    "workers": WHOLE,
+    "ray": Text(shortest=1),
+    "out": Text(shortest=1),
+    "reports": WORDS,
+    "quiet": Flag(),
 }
 
 #: Options whose parameter on the command line has another name than the key.
@@ -50,7 +50,7 @@ def read_check_options(file: Path) -> dict[str, Any]:
             f"trust_pickle in {place} of {file.name} would execute code of whatever model is checked: "
             "give --trust-pickle on the command line."
         )
-    said = fields.read_table(table, KEYS, f"{place} of {file.name}")
+    said = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
     folder = file.resolve().parent
     for key, anchor in _ANCHORS.items():
         if key in said:
@@ -61,7 +61,7 @@ def read_check_options(file: Path) -> dict[str, Any]:
 
 def _worded(key: str, value: Any) -> Any:
     """Lists of numbers as the command line writes them; lists of texts as repeated options."""
-    if isinstance(value, tuple) and KEYS[key] is not fields.texts:
+    if isinstance(value, tuple) and KEYS[key] is not WORDS:
         return ",".join(map(repr, value))
     return list(value) if isinstance(value, tuple) else value
 

@@ -15,8 +15,8 @@ from typing import Any
 from scipy import stats
 
 from maskaudit.errors import InputError
-from maskaudit.evidence import read_report
 from maskaudit.report import coerce, view, words
+from maskaudit.report.reading import read_report
 from maskaudit.report.records import View
 from maskaudit.verdict.statistics import holm, mcnemar
 
@@ -129,7 +129,7 @@ def _head(name: str, report: View, document: Document) -> Document:
         "model": report.model,
         "verdict": report.label,
         "sentence": report.sentence,
-        "claim": {"claimed": report.claimed, "status": coerce.text(document["claim"].get("status"))},
+        "claim": {"claimed": report.claimed, "status": coerce.text(coerce.mapping(document["claim"]).get("status"))},
         "points": len(coerce.items(coerce.mapping(document["points"]).get("index"))),
     }
 

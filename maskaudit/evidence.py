@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -20,17 +19,66 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, Record, Text, Whole, read
 from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
+from maskaudit.parsing import parse_json
+from maskaudit.report.reading import PROSE, read_report
 from maskaudit.rescore import rescore
-from maskaudit.results import check_document, dump_json
+from maskaudit.results import dump_json, plain
 from maskaudit.scores import breaking_margin
 from maskaudit.target import Target, usual_batch
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
+
+__all__ = [
+    "EVIDENCE_FILE", "Check", "Evidence", "pack_evidence", "read_evidence", "read_report", "report_digest",
+    "verify_audit",
+]  # fmt: skip
 
 EVIDENCE_FILE = "evidence.safetensors"
 _METADATA_KEY = "maskaudit_evidence"
 _TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
+
+#: Largest evidence file, in bytes: 4,096 points of 3×224×224 with one example each. It is held in memory as a whole.
+MAX_BYTES = 5 << 30
+#: Largest header of the file, and most names of attacks in it.
+MAX_HEADER = 1 << 20
+MAX_ATTACKS = 1000
+MAX_CHANNELS = 100_000
+#: Most dimensions of one input.
+MAX_DIMENSIONS = 16
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LARGEST_INPUT = 1e6
+
+#: What the metadata say of how the examples were scored; further names are left out.
+THREAT = Record(
+    {
+        "norm": Choice(*get_args(Norm)),
+        "eps": Number(0, _LARGEST_INPUT, above=True),
+        "bounds": Checked(
+            Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), 2, 2), "two numbers, smallest first", lambda b: b[0] < b[1]
+        ),
+    },
+    required=("norm", "eps", "bounds"),
+    ignore_unknown=True,
+)
+SCORING = Record(
+    {
+        "attacks": Items(PROSE, MAX_ATTACKS),
+        "report_sha256": Text(),
+        "sha256": Text(),
+        "threat": THREAT,
+        "mean": Optional(Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), MAX_CHANNELS, 1)),
+        "std": Optional(Items(Number(0, _LARGEST_INPUT, above=True), MAX_CHANNELS, 1)),
+        "outputs": Text(),
+        "reject_class": Optional(Whole(0, 10**9)),
+        "random": Flag(),
+        "seed": Whole(0, 2**63 - 1),
+        "device": Text(),
+    },
+    required=("attacks", "threat"),
+    ignore_unknown=True,
+)
 
 
 @dataclass(frozen=True)
@@ -120,47 +168,40 @@ def read_evidence(data: bytes, source: str) -> Evidence:
     """Parse an evidence file.
 
     Raises:
-        InputError: when it is truncated, not an evidence file, or its tensors do not fit together.
+        InputError: when it is truncated, not an evidence file, its tensors do not fit together, or its metadata hold
+            what they must not.
     """
     try:
         length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length])
-        metadata = json.loads(header["__metadata__"][_METADATA_KEY])
+        header = parse_json(data[8 : 8 + length] if length <= MAX_HEADER else b"", source, most=MAX_HEADER)
+        metadata = parse_json(header["__metadata__"][_METADATA_KEY], source, most=MAX_HEADER)
         tensors = load_tensors(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (InputError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{source} is not a maskaudit evidence file, or it is damaged.") from error
-    if not isinstance(metadata, dict) or any(name not in tensors for name in _TENSORS):
+    if any(name not in tensors for name in _TENSORS):
         raise InputError(f"{source} lacks some of the tensors {', '.join(_TENSORS)}.")
-    if not _fit_together(tensors):
+    scoring = read(SCORING, metadata, f"{source} says in a malformed way how the model was scored")
+    if not _fit_together(tensors, len(scoring["attacks"])):
         raise InputError(f"{source} is damaged: its tensors do not fit together.")
-    return Evidence(tensors, metadata, hashlib.sha256(data).hexdigest())
+    return Evidence(tensors, scoring, hashlib.sha256(data).hexdigest())
 
 
-def _fit_together(tensors: dict[str, Tensor]) -> bool:
+def _fit_together(tensors: dict[str, Tensor], attacks: int) -> bool:
     """Whether shapes, types and row numbers are those that the module docstring promises."""
-    clean, examples, point = tensors["clean"], tensors["examples"], tensors["example_point"]
-    if min(clean.dim(), examples.dim()) < 1 or examples.shape[1:] != clean.shape[1:]:
+    clean, examples = tensors["clean"], tensors["examples"]
+    point, attack = tensors["example_point"], tensors["example_attack"]
+    if not 2 <= clean.dim() == examples.dim() <= MAX_DIMENSIONS or examples.shape[1:] != clean.shape[1:]:
+        return False
+    if not clean.shape[1:].numel() or any(tensor.dtype not in _FLOATS for tensor in (clean, examples)):
         return False
     lengths = {
         "label": len(clean), "index": len(clean), "example_point": len(examples), "example_attack": len(examples),
     }  # fmt: skip
     if any(tensors[n].shape != (length,) or tensors[n].dtype != torch.int64 for n, length in lengths.items()):
         return False
-    return bool(((point >= 0) & (point < len(clean))).all())
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """Parse and check an audit.json.
-
-    Raises:
-        InputError: when it cannot be read or is not a report of this schema.
-    """
-    try:
-        return check_document(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"The report {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"The report {path} is not valid JSON: {error}") from error
+    if not clean.float().isfinite().all():
+        return False
+    return bool(((point >= 0) & (point < len(clean)) & (attack >= 0) & (attack < attacks)).all())
 
 
 def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
@@ -174,19 +215,19 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
     checks = [] if document is None else _check_report(document, evidence)
     same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
     checks.append(Check("model", same_model, "same bytes as audited"))
-    threat = threat_from(scoring.get("threat"))
+    threat = ThreatModel(**{name: scoring["threat"][name] for name in THREAT.fields})
     tensors = evidence.tensors
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
-    point = tensors["example_point"]
+    point, random, reject_class = tensors["example_point"], scoring.get("random", False), scoring.get("reject_class")
     with _reviewed(model, scoring, threat, usual_batch(clean.shape[1:])) as target:
-        right = _right(target, clean, label, random=bool(scoring.get("random")))
+        right = _right(target, clean, label, random=random, reject_class=reject_class)
         rows = right[point].nonzero().squeeze(1)
         score = rescore(
             target.raw, examples[rows], clean[point[rows]], label[point[rows]], threat=threat,
-            random=bool(scoring.get("random")), reject_class=scoring.get("reject_class"),
+            random=random, reject_class=reject_class,
         )  # fmt: skip
         held = rows[score.broken]
-        margin = _smallest_margin(target, examples[held], label[point[held]], scoring.get("reject_class"))
+        margin = _smallest_margin(target, examples[held], label[point[held]], reject_class)
     n, inside, broken = len(point), int(threat.admissible(examples, clean[point]).sum()), int(score.broken.sum())
     checks.append(Check("clean points", bool(right.all()), f"{int(right.sum())} of {len(clean)} bear the right label"))
     checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
@@ -212,27 +253,29 @@ def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
     return [
         Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
         Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
-        Check("threat", scoring.get("threat") == document.get("threat"), "same in report and evidence"),
+        Check("threat", _same_threat(scoring["threat"], document.get("threat")), "same in report and evidence"),
     ]
+
+
+def _same_threat(scored: dict[str, Any], reported: Any) -> bool:
+    return isinstance(reported, dict) and all(reported.get(name) == plain(scored[name]) for name in THREAT.fields)
 
 
 def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_size: int) -> Target:
     """The reviewer's copy of the model, set up as it was for the audit."""
-    try:
-        return Target(
-            model,
-            bounds=threat.bounds,
-            mean=_floats(scoring.get("mean")),
-            std=_floats(scoring.get("std")),
-            device=str(scoring.get("device", "cpu")) if torch.cuda.is_available() else "cpu",
-            batch_size=batch_size,
-            seed=int(scoring.get("seed", 0)),
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError("The evidence says in a malformed way how the model was scored.") from error
+    cuda = scoring.get("device", "").startswith("cuda") and torch.cuda.is_available()
+    return Target(
+        model,
+        bounds=threat.bounds,
+        mean=scoring.get("mean"),
+        std=scoring.get("std"),
+        device="cuda" if cuda else "cpu",
+        batch_size=batch_size,
+        seed=scoring.get("seed", 0),
+    )
 
 
-def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool) -> Tensor:
+def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool, reject_class: int | None) -> Tensor:
     """Clean points (P,) that the model gives their label: a wrong label would make any input an example.
 
     A random model may waver on a clean point; there only labels that it has no class for are refused.
@@ -240,7 +283,13 @@ def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool) -> Ten
     if not len(clean):
         return torch.ones(0, dtype=torch.bool)
     answers = target.raw(clean)
-    known = (label >= 0) & (label < answers.shape[1])
+    classes = answers.shape[1]
+    if reject_class is not None and reject_class >= classes:
+        raise InputError(
+            f"The evidence says that output {reject_class} means a refusal, but the model has {classes} outputs: "
+            "give the model that was audited."
+        )
+    known = (label >= 0) & (label < classes)
     return known if random else known & (answers.argmax(dim=1) == label)
 
 
@@ -259,20 +308,3 @@ def _check_points(document: dict[str, Any], proven: set[int]) -> list[Check]:
         Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven"),
         Check("accuracy", agrees, f"best known {float(stated):.1%}, {standing} of {len(points['index'])} points stand"),
     ]
-
-
-def threat_from(document: Any) -> ThreatModel:
-    """The threat model of a report's or evidence file's `threat` section.
-
-    Raises:
-        InputError: when the section is missing or malformed.
-    """
-    try:
-        low, high = document["bounds"]
-        return ThreatModel(document["norm"], float(document["eps"]), (float(low), float(high)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError("The threat model in the file is missing or malformed.") from error
-
-
-def _floats(values: Any) -> tuple[float, ...] | None:
-    return tuple(float(v) for v in values) if isinstance(values, (list, tuple)) else None

@@ -9,6 +9,8 @@ import secrets
 import sys
 from pathlib import Path
 
+from maskaudit.errors import InputError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file in the same folder, then rename it.
@@ -26,6 +28,27 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def read_bounded(path: Path, most: int, where: str, *, hint: str = "") -> bytes:
+    """The content of a file of at most `most` bytes, told before more than that is read.
+
+    Args:
+        where: the file as messages name it; hint: what to do where it cannot be read.
+
+    Raises:
+        InputError: it cannot be read, or is larger.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
+            content = stream.read((size or most) + 1) if size <= most else None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}{hint}.") from error
+    if content is None or len(content) > most:
+        limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
+        raise InputError(f"{where} is larger than {limit} and is refused.")
+    return content
 
 
 def shown_path(name: str) -> str:

@@ -9,14 +9,16 @@ from typing import Any
 from maskaudit import __version__, api
 from maskaudit.attacks.registry import BUDGETS
 from maskaudit.data import load_data
-from maskaudit.errors import InputError, UsageError
-from maskaudit.evidence import EVIDENCE_FILE, Check, read_evidence, read_report, verify_audit
+from maskaudit.errors import UsageError
+from maskaudit.evidence import EVIDENCE_FILE, MAX_BYTES, Check, read_evidence, verify_audit
+from maskaudit.files import read_bounded
 from maskaudit.loading import load_model
 from maskaudit.output import parse_outputs, write_outputs
 from maskaudit.plugins import catalogue
 from maskaudit.probes.docs import full_text
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
+from maskaudit.report.reading import read_report
 from maskaudit.results import SCHEMA_VERSION
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
@@ -126,14 +128,10 @@ def verify_files(
     else:
         path = audit / "audit.json" if audit.is_dir() else audit
         document = read_report(path)
-        named = document["evidence"].get("file") if isinstance(document["evidence"], dict) else None
-        evidence_path = path.parent / Path(str(named or EVIDENCE_FILE)).name
-    try:
-        content = evidence_path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"The evidence {evidence_path} cannot be read ({error.strerror or error}); keep it beside the report."
-        ) from error
+        evidence_path = path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
+    content = read_bounded(
+        evidence_path, MAX_BYTES, f"The evidence {evidence_path}", hint="; keep it beside the report"
+    )
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
     return verify_audit(document, read_evidence(content, str(evidence_path)), loaded.module, loaded.sha256)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maskaudit.errors import InputError
+from maskaudit.kinds import shown
 
 SCHEMA_VERSION = 1
 
@@ -217,10 +218,11 @@ def check_document(document: Any) -> dict[str, Any]:
         raise InputError("This is not a maskaudit report: expected a JSON object with a schema_version.")
     version = document["schema_version"]
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InputError(f"The report's schema_version must be a whole number from 1, got {version!r}.")
+        raise InputError(f"The report's schema_version must be a whole number from 1, got {shown(version)}.")
     if version > SCHEMA_VERSION:
         raise InputError(
-            f"The report has schema version {version}, this maskaudit reads up to {SCHEMA_VERSION}: upgrade maskaudit."
+            f"The report has schema version {shown(version)}, this maskaudit reads up to {SCHEMA_VERSION}: "
+            "upgrade maskaudit."
         )
     missing = [name for name in REQUIRED_SECTIONS if name not in document]
     if missing:

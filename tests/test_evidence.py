@@ -87,7 +87,12 @@ class Files:
 
 def audit(ledger: Ledger | None = None, **scoring: Any) -> Files:
     ledger = audited() if ledger is None else ledger
-    document: dict[str, Any] = {"schema_version": 1, **{section: {} for section in REQUIRED_SECTIONS}}
+    document: dict[str, Any] = {
+        "schema_version": 1,
+        **{section: {} for section in REQUIRED_SECTIONS},
+        "probes": [],
+        "attacks": [],
+    }
     document["threat"] = {"norm": THREAT.norm, "eps": THREAT.eps, "bounds": list(THREAT.bounds)}
     document["points"] = {
         "index": ledger.index,
@@ -326,13 +331,13 @@ def test_the_evidence_is_looked_for_beside_the_report_only(
     named: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    original = Path.read_bytes
+    original = Path.open
 
-    def watched(path: Path) -> bytes:
-        read.append(path)
-        return original(path)
+    def watched(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        read.extend([path] if mode == "rb" else [])
+        return original(path, mode, *args, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", watched)
+    monkeypatch.setattr(Path, "open", watched)
     monkeypatch.setattr(jobs, "load_model", lambda *_, **__: SimpleNamespace(module=network(), sha256=SHA))
     files = audit()
     document = copy.deepcopy(files.document)
@@ -342,7 +347,7 @@ def test_the_evidence_is_looked_for_beside_the_report_only(
     if named in (EVIDENCE_FILE, None, f"/elsewhere/{EVIDENCE_FILE}"):
         assert all(check.holds for check in jobs.verify_files(tmp_path, "model"))
     else:
-        with pytest.raises(InputError, match="keep it beside the report"):
+        with pytest.raises(InputError, match=r"keep it beside the report|evidence\.file must be"):
             jobs.verify_files(tmp_path, "model")
     assert {path.resolve().parent for path in read} == {tmp_path.resolve()}
 

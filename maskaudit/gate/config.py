@@ -20,67 +20,84 @@ from __future__ import annotations
 
 import re
 import shlex
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from maskaudit.api import Request
 from maskaudit.attacks.registry import BUDGETS
 from maskaudit.attacks.second_opinion import external_attack
-from maskaudit.errors import InputError, MaskauditError, UsageError
-from maskaudit.gate import fields
+from maskaudit.declared import Anything, Checked, Choice, Day, Flag, Items, Kind, Number, Record, Text, Whole, read
+from maskaudit.errors import MaskauditError, UsageError
+from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
+from maskaudit.kinds import shown
+from maskaudit.parsing import parse_toml
 from maskaudit.plugins import catalogue, check_names
 from maskaudit.settings import AuditSettings
 from maskaudit.status import FAIL_ON
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 CONFIG_FILE = "maskaudit.toml"
 PYPROJECT = "pyproject.toml"
 
+#: Largest configuration, in bytes, and most models and baselines in it.
+MAX_BYTES = 1 << 20
+MAX_MODELS = 1000
+MAX_BASELINES = 10_000
+#: Most entries of any other list.
+MAX_LIST = 10_000
+_LARGEST_INPUT = 1e6
+_LARGEST_COUNT = 2**31 - 1
+
+_WORD = Text(shortest=1)
+WORDS = Items(_WORD, MAX_LIST, single=True)
+WHOLE = Whole(1, _LARGEST_COUNT)
+SHARE = Number(0, 1, quotient=True)
+_INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
+
 #: Settings of an audit that may be said once for all models.
-DEFAULTS: dict[str, fields.Reader] = {
-    "arch": fields.text,
-    "data": fields.text,
-    "norm": fields.one_of("Linf", "L2"),
-    "eps": fields.fraction,
-    "bounds": fields.pair,
-    "mean": fields.numbers,
-    "std": fields.numbers,
-    "outputs": fields.one_of("logits", "probabilities", "auto"),
-    "reject_class": fields.whole,
-    "budget": fields.one_of(*BUDGETS),
-    "samples": fields.whole,
-    "seed": fields.whole,
-    "surrogates": fields.texts,
-    "select": fields.texts,
-    "ignore": fields.texts,
-    "attacks": fields.texts,
-    "device": fields.text,
-    "batch_size": fields.whole,
-    "fail_on": fields.one_of(*FAIL_ON),
+DEFAULTS: dict[str, Kind[Any]] = {
+    "arch": _WORD,
+    "data": _WORD,
+    "norm": Choice(*get_args(Norm)),
+    "eps": Number(0, _LARGEST_INPUT, above=True, quotient=True),
+    "bounds": Checked(Items(_INPUT, 2, 2), "two numbers, smallest first, such as [0, 1]", lambda b: b[0] < b[1]),
+    "mean": Items(_INPUT, MAX_LIST, 1),
+    "std": Items(Number(0, _LARGEST_INPUT, above=True, quotient=True), MAX_LIST, 1),
+    "outputs": Choice("logits", "probabilities", "auto"),
+    "reject_class": Whole(0, _LARGEST_COUNT),
+    "budget": Choice(*BUDGETS),
+    "samples": WHOLE,
+    "seed": Whole(0, 2**63 - 1),
+    "surrogates": WORDS,
+    "select": WORDS,
+    "ignore": WORDS,
+    "attacks": WORDS,
+    "device": _WORD,
+    "batch_size": WHOLE,
+    "fail_on": Choice(*FAIL_ON),
 }
 
 #: What belongs to one model only; `trust_pickle` executes a file's code and is therefore said per model.
-MODEL: dict[str, fields.Reader] = {
-    "name": fields.text,
-    "model": fields.text,
-    "claim": fields.share,
-    "certified": fields.share,
-    "trust_pickle": fields.flag,
+MODEL: dict[str, Kind[Any]] = {
+    "name": _WORD,
+    "model": _WORD,
+    "claim": SHARE,
+    "certified": SHARE,
+    "trust_pickle": Flag(),
     **DEFAULTS,
 }
 
-BASELINE: dict[str, fields.Reader] = {
-    "rule": fields.text,
-    "module": fields.text,
-    "op": fields.text,
-    "cause": fields.text,
-    "model": fields.text,
-    "reason": fields.text,
-    "expires": fields.day,
-    "accept_masked": fields.flag,
+BASELINE: dict[str, Kind[Any]] = {
+    "rule": _WORD,
+    "module": _WORD,
+    "op": _WORD,
+    "cause": Text(2000, shortest=1),
+    "model": _WORD,
+    "reason": _WORD,
+    "expires": Day(),
+    "accept_masked": Flag(),
 }
 
 #: Keys of a model that go into `AuditSettings` under the same name.
@@ -149,17 +166,17 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
     if table is None:
         raise UsageError(f"{file} has no section [tool.maskaudit]: add it, with [[tool.maskaudit.models]].")
     where = file.name
-    lists = {key: table.get(key, []) for key in ("models", "baseline")}
-    for key, value in lists.items():
-        if not isinstance(value, list):
-            raise UsageError(f"{key} in {where} must be a list of tables, [[{_prefix(file)}{key}]].")
+    lists = {
+        key: read(Items(Anything(), most), table.get(key, []), f"{where}, [[{_prefix(file)}{key}]]", error=UsageError)
+        for key, most in (("models", MAX_MODELS), ("baseline", MAX_BASELINES))
+    }
     defaults = {key: value for key, value in table.items() if key not in lists and key != "check"}  # `check --config`
     if "trust_pickle" in defaults or "claim" in defaults:
         key = "trust_pickle" if "trust_pickle" in defaults else "claim"
         raise UsageError(
             f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]]."
         )
-    common = fields.read_table(defaults, {**DEFAULTS, "models": list, "baseline": list}, where)
+    common = read(Record(DEFAULTS), defaults, where, error=UsageError)
     if not lists["models"]:
         raise UsageError(f"{where} lists no models to check: add {_EXAMPLE.replace('[[', '[[' + _prefix(file))}.")
     entries = tuple(
@@ -204,12 +221,8 @@ def check_command(entry: Entry) -> str:
 
 def section(file: Path) -> dict[str, Any] | None:
     """The gate's part of a TOML file; None for a pyproject.toml without one."""
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The configuration {file} cannot be read: {error.strerror or error}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{file} is not valid TOML: {error}.") from error
+    where = f"The configuration {file}"
+    document: dict[str, Any] = parse_toml(read_bounded(file, MAX_BYTES, where), where)
     tool = document.get("tool")
     section = tool.get("maskaudit") if isinstance(tool, dict) else None
     if file.name == PYPROJECT or section is not None:
@@ -224,7 +237,8 @@ def _prefix(file: Path) -> str:
 
 
 def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None) -> Entry:
-    said = {**common, **fields.read_table(item, MODEL, place, required=("model",))}
+    own: dict[str, Any] = read(Record(MODEL, required=("model",)), item, place, error=UsageError)
+    said = {**common, **own}
     if fail_on is not None:
         said["fail_on"] = fail_on
     name = said.get("name") or _default_name(said["model"])
@@ -269,9 +283,9 @@ def _check_names(entries: tuple[Entry, ...], where: str) -> None:
 
 
 def _baseline(item: Any, number: int, place: str, names: set[str]) -> Baseline:
-    said = fields.read_table(item, BASELINE, place, required=("rule", "reason", "expires"))
+    said = read(Record(BASELINE, required=("rule", "reason", "expires")), item, place, error=UsageError)
     if "model" in said and said["model"] not in names:
         raise UsageError(
-            f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {said['model']!r}."
+            f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {shown(said['model'])}."
         )
     return Baseline(number=number, **said)

@@ -103,10 +103,11 @@ class Plan:
     @property
     def repairs(self) -> tuple[Repair, ...]:
         """Every repair that any stage makes, in order, once."""
-        found: list[Repair] = []
+        found: dict[tuple[Any, ...], Repair] = {}
         for stage in self.stages:
-            found += [repair for repair in stage.repairs if not any(same_place(repair, other) for other in found)]
-        return tuple(found)
+            for repair in stage.repairs:
+                found.setdefault(repair_key(repair), repair)
+        return tuple(found.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form: the plan file."""
