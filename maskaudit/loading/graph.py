@@ -54,17 +54,19 @@ class Program(nn.Module):
         steps: in an order in which every value is there before it is used.
         tensors: parameters, buffers and constants by the name of their value, each with its dotted path.
         source: name of the input value; results: names of what is returned, a tuple if there are several.
+        steady: whether all sizes grow with the number of points, so that what was rehearsed holds for fewer.
 
     Raises:
         ValueError: when a step uses a value that nothing provides.
     """
 
     def __init__(
-        self, steps: Iterable[Step], tensors: Mapping[str, tuple[str, Tensor]], source: str, results: tuple[str, ...]
-    ) -> None:
+        self, steps: Iterable[Step], tensors: Mapping[str, tuple[str, Tensor]], source: str, results: tuple[str, ...],
+        *, steady: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._source, self._results = source, results
-        self._rehearsed: set[tuple[torch.Size, torch.dtype]] = set()
+        self._source, self._results, self._steady = source, results, steady
+        self._rehearsed: dict[tuple[Any, ...], int] = {}
         self._taken: dict[tuple[int, str], int] = {}
         placed = {path: self._place(path, tensor) for path, tensor in dict(tensors.values()).items()}
         self._held = {name: placed[path] for name, (path, _) in tensors.items()}
@@ -75,7 +77,7 @@ class Program(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Class scores, or whatever the file's program returns, for inputs (N, …)."""
-        if (x.shape, x.dtype) not in self._rehearsed:
+        if len(x) > self._rehearsed.get(self._key(x.shape, x.dtype), -1):
             self.rehearse(x.shape, x.dtype)
         held = {name: getattr(owner, attribute) for name, (owner, attribute) in self._held.items()}
         return self._run(x, held, lambda module, *values: module(*values))
@@ -92,8 +94,11 @@ class Program(nn.Module):
             self._run(torch.empty(shape, dtype=dtype, device="meta"), held, rehearsed)
         if len(self._rehearsed) >= MAX_SHAPES:
             self._rehearsed.clear()
-        self._rehearsed.add((shape, dtype))
+        self._rehearsed[self._key(shape, dtype)] = shape[0]
         return rehearsal
+
+    def _key(self, shape: torch.Size, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (*(shape[1:] if self._steady else shape), dtype)
 
     def _run(self, x: Tensor, held: dict[str, Tensor], call: Callable[..., Any]) -> Any:
         values: dict[str, Any] = {"": None, self._source: x, **held}
@@ -204,12 +209,12 @@ class Modeless(nn.Module):
 
 
 def any_batch(
-    module: nn.Module, shape: Shape, dtype: torch.dtype = torch.float32
+    module: nn.Module, shape: Shape | None, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The module, made to take any number of points if it was exported for a fixed one, and a note if so.
 
     Args:
-        shape: of the input that the file states. A fixed first size often is a mere remark, so two batches are
+        shape: of the input that the file states, if it does. A fixed first size often is a mere remark, so two batches are
             tried at once; only where that does not give the answers of each batch alone is `FixedBatch` used.
         dtype: of that input.
 
@@ -217,6 +222,8 @@ def any_batch(
         TooLarge: when the program goes beyond a limit.
         ValueError, RuntimeError, …: when its operations do not fit each other.
     """
+    if shape is None:
+        return module, ()
     size, *rest = shape
     point = [length for length in rest if length is not None]
     known = len(point) == len(rest)

@@ -13,13 +13,12 @@ import functools
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_map
 
 from maskaudit.loading.op_guards import check_arguments
 
@@ -93,7 +92,7 @@ def _most_alive() -> int:
 
 
 class Rehearsal(TorchDispatchMode):
-    """Within it, operations on tensors without data are checked against the limits.
+    """Within it, operations run on tensors without data, and are checked against the limits.
 
     Attributes:
         work: floating-point operations so far, roughly.
@@ -104,6 +103,7 @@ class Rehearsal(TorchDispatchMode):
         super().__init__()
         self.work, self.alive, self._now = 0.0, 0, 0
         self._watched: set[weakref.ref[Tensor]] = set()
+        self._seen: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -112,12 +112,24 @@ class Rehearsal(TorchDispatchMode):
         real = all(not t.is_meta and t.numel() <= MAX_COMPUTED for t in given)
         if real and torch.Tag.data_dependent_output in func.tags:  # a number out of a constant
             return func(*args, **kwargs)
-        result = func(*tree_map(_without_data, args), **tree_map(_without_data, kwargs))
+        result = self._shapes(func, args, kwargs)
         found = list(_tensors(result))
         self._measure(func, args, given, found)
         if real and all(t.numel() <= MAX_COMPUTED for t in found):
             return func(*args, **kwargs)
         return result
+
+    def _shapes(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result without data; what was asked before (layers repeat) is not worked out again."""
+        if func._schema.is_mutable:
+            return func(*_mapped(_without_data, args), **_mapped(_without_data, kwargs))
+        key = (func, _described(args), _described(kwargs))
+        if key not in self._seen:
+            kwargs = _mapped(_without_data, kwargs)
+            if any(argument.name == "device" for argument in func._schema.arguments):
+                kwargs["device"] = torch.device("meta")
+            self._seen[key] = func(*_mapped(_without_data, args), **kwargs)
+        return _mapped(_alike, self._seen[key])
 
     def _measure(self, func: Any, args: Any, given: list[Tensor], found: list[Tensor]) -> None:
         new = bool(func._schema.returns) and func._schema.returns[0].alias_info is None
@@ -161,6 +173,32 @@ def _without_data(item: Any) -> Any:
     if isinstance(item, Tensor):
         return item if item.is_meta else torch.empty_like(item, device="meta")
     return torch.device("meta") if isinstance(item, torch.device) else item
+
+
+def _mapped(change: Callable[[Any], Any], items: Any) -> Any:
+    if isinstance(items, (tuple, list)):
+        changed = [_mapped(change, item) for item in items]
+        return tuple(changed) if isinstance(items, tuple) else changed
+    if isinstance(items, dict):
+        return {name: _mapped(change, item) for name, item in items.items()}
+    return change(items)
+
+
+def _alike(item: Any) -> Any:
+    if not isinstance(item, Tensor):
+        return item
+    return torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device="meta")
+
+
+def _described(item: Any) -> Any:
+    """A key of an argument: of a tensor its shape, strides and type."""
+    if isinstance(item, Tensor):
+        return item.shape, item.stride(), item.dtype
+    if isinstance(item, (tuple, list)):
+        return tuple(map(_described, item))
+    if isinstance(item, dict):
+        return tuple((name, _described(value)) for name, value in item.items())
+    return type(item), item
 
 
 def _tensors(items: Any) -> Iterator[Tensor]:

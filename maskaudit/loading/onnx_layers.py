@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints
+from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints, known
 
 
 def _window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
@@ -126,7 +126,7 @@ def resize(
     mode, frame = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
     if a.get("axes") is not None or a.get("antialias", 0) or x.dim() != 4:
         raise ValueError("Resize of something else than all axes of images, or with antialias, is not supported")
-    factors = [1.0] if scales is None else [float(factor) for factor in scales.tolist()]
+    factors = [1.0] if scales is None else [float(factor) for factor in known(scales).tolist()]
     target = (ints(sizes) or [])[2:] or [math.floor(n * f) for n, f in zip(x.shape[2:], factors[2:], strict=True)]
     if mode == "nearest":
         rounding = a.get("nearest_mode", "round_prefer_floor") if a.opset >= 11 else "floor"

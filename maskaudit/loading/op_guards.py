@@ -28,13 +28,18 @@ def check_arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         ValueError: naming the operation.
     """
     name = func._schema.name.removeprefix("aten::")
-    guard = GUARDS.get(name) or GUARDS.get(name.rstrip("_"))
+    guard = GUARDS.get(name)
     if guard is None:
         return
     names = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
     if not guard({**defaults, **dict(zip(names, args, strict=False)), **kwargs}):
         raise ValueError(f"aten.{name} is called with arguments that do not fit its input")
+
+
+def is_guarded(func: Any) -> bool:
+    """Whether `check_arguments` looks at an operation."""
+    return func._schema.name.removeprefix("aten::") in GUARDS
 
 
 def check_values(func: Any, args: tuple[Any, ...]) -> None:
@@ -204,7 +209,7 @@ def _recurrent(gates: int) -> Callable[[Arguments], bool]:
     return lambda a: recurrent_fits(gates, a)
 
 
-#: By the name of the operation, without a trailing underscore.
+#: By the name of the operation.
 GUARDS: dict[str, Callable[[Arguments], bool]] = {
     **dict.fromkeys(
         "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d "

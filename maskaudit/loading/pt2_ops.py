@@ -103,11 +103,16 @@ def _zeros(size: Any, **options: Any) -> Any:
     return torch.ops.aten.zeros.default(size, **options)
 
 
-#: Operations that are replaced: nothing is read from memory that was not written, and indices are checked.
+def _copied(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    return source.to(x.dtype).expand_as(x)
+
+
+#: Operations that are replaced: no memory is read that was not written, indices are checked, and backward works.
 REPLACED: dict[str, Callable[..., Any]] = {
     "torch.ops.aten.empty.memory_format": _zeros,
     "torch.ops.aten.empty_like.default": torch.ops.aten.zeros_like.default,
     "torch.ops.aten.new_empty.default": torch.ops.aten.new_zeros.default,
+    "torch.ops.aten.copy.default": _copied,
     "torch.ops.aten._unsafe_index.Tensor": torch.ops.aten.index.Tensor,
     "torch.ops.aten._unsafe_index_put.default": torch.ops.aten.index_put.default,
 }
@@ -145,6 +150,10 @@ SIZES: dict[str, Callable[..., Any]] = {
     },
     **{f"math.{name}": _arithmetic(getattr(math, name)) for name in ("trunc", "floor", "ceil")},
 }
+#: Those that never make a size smaller as others grow.
+GROWING = frozenset(
+    SIZES[target] for target in ("_operator.add", "_operator.mul", "_operator.pos", "torch.sym_max", "torch.sym_min")
+)
 
 
 def allowed(target: str) -> Callable[..., Any] | None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from maskaudit.loading.graph import Program, Shape
 from maskaudit.loading.graph_limits import TooLarge, check_name, input_shape
 from maskaudit.loading.interface import printable
-from maskaudit.loading.pt2_steps import DTYPES, Beyond, in_training, only, read_steps
+from maskaudit.loading.pt2_steps import DTYPES, Beyond, in_training, is_steady, only, read_steps
 
 #: Major version of the program's schema that is understood (torch 2.5 to 2.13 write 8).
 SCHEMA_MAJOR = 8
@@ -113,7 +113,8 @@ def read_program(members: Members, size: int) -> tuple[nn.Module, Shape, torch.d
         for stated_output in signature["output_specs"]
         if "user_output" in stated_output
     )
-    module = Program(read_steps(graph), tensors, inputs[0], results)
+    steps = read_steps(graph)
+    module = Program(steps, tensors, inputs[0], results, steady=is_steady(steps))
     given = graph["tensor_values"][inputs[0]]
     shape = input_shape(length.get("as_int") for length in given["sizes"])
     notes: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ from maskaudit.loading import pt2_ops
 from maskaudit.loading.graph import Step, rehearsed
 from maskaudit.loading.graph_limits import MAX_NODES, check_count, check_name
 from maskaudit.loading.interface import printable
-from maskaudit.loading.op_guards import DIVISIONS, FINITE, GATES, check_arguments, check_values
+from maskaudit.loading.op_guards import DIVISIONS, FINITE, GATES, check_arguments, check_values, is_guarded
 
 #: Numbers of types in the schema (torch/_export/serde/schema.py, ScalarType).
 DTYPES = {
@@ -55,6 +55,17 @@ def read_steps(graph: dict[str, Any]) -> list[Step]:
         KeyError, TypeError, ValueError, …: when it is not as the schema has it, or too large.
     """
     return _steps(graph, itertools.count(1), 0)
+
+
+def is_steady(steps: list[Step]) -> bool:
+    """Whether no size shrinks as the batch grows: sizes are only added, multiplied, or divided by plain numbers."""
+    for step in steps:
+        operation = step.module
+        if isinstance(operation, _GradMode) and not is_steady(operation.steps):
+            return False
+        if isinstance(operation, _Call) and not operation.is_steady():
+            return False
+    return True
 
 
 def in_training(node: dict[str, Any]) -> bool:
@@ -186,11 +197,15 @@ class _Call(nn.Module):
         self.function, self.positional, self.keywords, self.several = function, positional, keywords, several
         self.kind = function._schema.name.removeprefix("aten::") if isinstance(function, torch._ops.OpOverload) else ""
         self.watched = self.kind.rstrip("_") in DIVISIONS | FINITE
+        self.guarded = bool(self.kind) and is_guarded(self.function)
+        self._checked: set[tuple[Any, ...]] = set()
         self.stack_trace = ""
 
     def forward(self, *values: Any) -> Any:
         """The operation's result."""
         positional, keywords = self._arguments(values)
+        if self.guarded:
+            self._check(values, positional, keywords)
         if self.watched:
             check_values(self.function, tuple(positional))
         return self._given(self.function(*positional, **keywords))
@@ -219,9 +234,32 @@ class _Call(nn.Module):
             return _recurrent_shapes(stated)
         return self._given(self.function(*positional, **keywords))
 
+    def _check(self, values: tuple[Any, ...], positional: list[Any], keywords: dict[str, Any]) -> None:
+        """Check the arguments, once per shapes of the values."""
+        key = tuple(value.shape if isinstance(value, Tensor) else value for value in values)
+        if key not in self._checked:
+            check_arguments(self.function, tuple(positional), keywords)
+            if len(self._checked) < MAX_LIST:
+                self._checked.add(key)
+
     def _arguments(self, values: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         keywords = {name: _filled(item, values) for name, item in self.keywords.items()}
         return [_filled(item, values) for item in self.positional], keywords
+
+    def is_steady(self) -> bool:
+        """Whether its result's size does not shrink when those it is given grow; a length from a start may."""
+        if self.kind:
+            return self.kind not in pt2_ops.SIZE_OF_NUMBER or not any(
+                isinstance(item, _Ref) for item in (*self.positional, *self.keywords.values())
+            )
+        if self.function in pt2_ops.REPLACED.values():
+            return True
+        plain = [item for item in self.positional if not isinstance(item, _Ref)]
+        if any(item < 0 for item in plain) or self.keywords:
+            return False
+        if self.function is pt2_ops.SIZES["_operator.floordiv"]:
+            return len(plain) == 1 and not isinstance(self.positional[1], _Ref)
+        return self.function in pt2_ops.GROWING
 
     def _given(self, result: Any) -> Any:
         return result[0] if self.several and len(result) == 1 else result
@@ -232,7 +270,7 @@ class _Call(nn.Module):
 
 
 #: Types of arguments that take a number which is no size.
-SCALARS = ("number", "Optional[number]", "float", "Optional[float]")
+SCALARS = ("number", "Optional[number]", "float", "Optional[float]", "Tensor", "Optional[Tensor]")
 
 
 def _from_values(value: Any) -> bool:
