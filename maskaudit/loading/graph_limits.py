@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from maskaudit.loading.op_guards import check_arguments
+from maskaudit.loading.op_guards import check_arguments, check_values
 
 #: Operations of a program, those of its parts included.
 MAX_NODES = 10_000
@@ -116,6 +116,7 @@ class Rehearsal(TorchDispatchMode):
         found = list(_tensors(result))
         self._measure(func, args, given, found)
         if real and all(t.numel() <= MAX_COMPUTED for t in found):
+            check_values(func, args)
             return func(*args, **kwargs)
         return result
 

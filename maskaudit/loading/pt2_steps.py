@@ -255,7 +255,7 @@ class _Call(nn.Module):
         if self.function in pt2_ops.REPLACED.values():
             return True
         plain = [item for item in self.positional if not isinstance(item, _Ref)]
-        if any(item < 0 for item in plain) or self.keywords:
+        if self.keywords or not all(isinstance(item, (int, float)) and item >= 0 for item in plain):
             return False
         if self.function is pt2_ops.SIZES["_operator.floordiv"]:
             return len(plain) == 1 and not isinstance(self.positional[1], _Ref)
