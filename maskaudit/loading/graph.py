@@ -28,6 +28,8 @@ from maskaudit.loading.graph_limits import (
 Shape = Sequence[int | None]
 #: Shapes of inputs that a program remembers as rehearsed.
 MAX_SHAPES = 4_096
+#: Numbers of points that are tried where a file states none, the first of which no exporter's example has.
+BATCHES = (5, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -214,8 +216,8 @@ def any_batch(
     """The module, made to take any number of points if it was exported for a fixed one, and a note if so.
 
     Args:
-        shape: of the input that the file states, if it does. A fixed first size often is a mere remark, so two batches are
-            tried at once; only where that does not give the answers of each batch alone is `FixedBatch` used.
+        shape: of the input that the file states, if it does. A fixed first size often is a mere remark, so two batches
+            are tried at once; only where that does not give the answers of each batch alone is `FixedBatch` used.
         dtype: of that input.
 
     Raises:
@@ -228,7 +230,7 @@ def any_batch(
     point = [length for length in rest if length is not None]
     known = len(point) == len(rest)
     if isinstance(module, Program) and known:
-        _rehearse(module, (1, 2) if size is None else (size,), point, dtype)
+        size = _batch(module, (size,) if size is not None else BATCHES, point, dtype)
     if size is None or size < 1:
         return module, ()
     if size > MAX_FIXED_BATCH:
@@ -241,18 +243,20 @@ def any_batch(
     )
 
 
-def _rehearse(module: Program, batches: Sequence[int], point: Sequence[int], dtype: torch.dtype) -> None:
-    """One of the batch sizes must work."""
-    for number, batch in enumerate(batches, 1):
+def _batch(module: Program, sizes: Sequence[int], point: Sequence[int], dtype: torch.dtype) -> int | None:
+    """The number of points that the program takes, None if any: an open size may be stated where one was baked in."""
+    failure: Exception | None = None
+    for size in sizes:
         try:
-            module.rehearse(torch.Size((batch, *point)), dtype)
+            module.rehearse(torch.Size((size, *point)), dtype)
         except TooLarge:
             raise
-        except Exception:  # whatever the operations say to a batch that they were not made for
-            if number == len(batches):
-                raise
+        except Exception as error:  # whatever the operations say to a batch that they were not made for
+            failure = failure or error
         else:
-            return
+            return size if failure is not None or len(sizes) == 1 else None
+    assert failure is not None
+    raise failure
 
 
 def _takes_two(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
@@ -275,5 +279,3 @@ def _scores(output: Any) -> Tensor:
         output = output[0]
     scores: Tensor = getattr(output, "logits", output)
     return scores
-
-

@@ -105,6 +105,11 @@ class Rehearsal(TorchDispatchMode):
         self._watched: set[weakref.ref[Tensor]] = set()
         self._seen: dict[Any, Any] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch is to wrap the mode for torch.compile, which would take seconds to import."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(_tensors((args, kwargs)))

@@ -49,7 +49,7 @@ def _folded(function: Operator) -> Operator:
 
 def _clip(a: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     lowest, highest = low if low is not None else a.get("min"), high if high is not None else a.get("max")
-    return torch.clamp(x, number(lowest), number(highest))
+    return torch.clamp(x, number(lowest), number(highest)).to(x.dtype)
 
 
 def _gemm(a: Attributes, x: Tensor, w: Tensor, c: Tensor | None = None) -> Tensor:

@@ -16,7 +16,9 @@ MESSAGES: dict[str, dict[int, str]] = {
     },
     "function": {7: "node", 9: "leaf", 11: "attribute", 12: "value", 14: "leaf"},
     "node": {5: "attribute", 9: "leaf", 10: "leaf"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 14: "type", 15: "type", 22: "sparse", 23: "sparse"},
+    "attribute": {
+        5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 14: "type", 15: "type", 22: "sparse", 23: "sparse",
+    },
     "tensor": {3: "leaf", 13: "leaf", 16: "leaf"},
     "sparse": {1: "tensor", 2: "tensor"},
     "value": {2: "type", 4: "leaf"},

@@ -18,6 +18,11 @@ MAX_WINDOW, MAX_PIECES = 2**20, 16_384
 Arguments = Mapping[str, Any]
 
 
+def names(text: str) -> frozenset[str]:
+    """Names of operations, written as words."""
+    return frozenset(text.split())
+
+
 def check_arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments that would make an operation read outside its tensors, or never end.
 
@@ -31,9 +36,9 @@ def check_arguments(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     guard = GUARDS.get(name)
     if guard is None:
         return
-    names = [argument.name for argument in func._schema.arguments]
+    positions = [argument.name for argument in func._schema.arguments]
     defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
-    if not guard({**defaults, **dict(zip(names, args, strict=False)), **kwargs}):
+    if not guard({**defaults, **dict(zip(positions, args, strict=False)), **kwargs}):
         raise ValueError(f"aten.{name} is called with arguments that do not fit its input")
 
 
@@ -58,9 +63,9 @@ def check_values(func: Any, args: tuple[Any, ...]) -> None:
 #: Divisions, which trap on the processor when whole numbers overflow.
 DIVISIONS = frozenset(("div", "divide", "floor_divide", "remainder", "fmod", "true_divide", "__floordiv__"))
 #: Decompositions whose LAPACK routines are made for finite numbers.
-FINITE = frozenset(
+FINITE = names(
     "linalg_svd _linalg_svd svd linalg_eigh _linalg_eigh linalg_qr linalg_inv linalg_inv_ex inverse linalg_cholesky "
-    "linalg_cholesky_ex cholesky linalg_solve linalg_solve_ex _linalg_solve_ex linalg_det _linalg_det det".split()
+    "linalg_cholesky_ex cholesky linalg_solve linalg_solve_ex _linalg_solve_ex linalg_det _linalg_det det"
 )
 
 
@@ -93,7 +98,9 @@ def _window(a: Arguments) -> bool:
     """Convolutions and pooling: positive steps and kernels, no axis of size 0, nothing absurdly large."""
     steps = [size for key in ("stride", "dilation", "kernel_size", "groups") for size in _ints(a.get(key))]
     pads = [size for key in ("padding", "output_padding", "output_size") for size in _ints(a.get(key))]
-    shapes = [size for key in ("self", "input", "weight") if isinstance(a.get(key), Tensor) for size in a[key].shape[1:]]
+    shapes = [
+        size for key in ("self", "input", "weight") if isinstance(a.get(key), Tensor) for size in a[key].shape[1:]
+    ]
     divisor = a.get("divisor_override")
     return (
         all(0 < size <= MAX_WINDOW for size in steps)
@@ -209,33 +216,40 @@ def _recurrent(gates: int) -> Callable[[Arguments], bool]:
     return lambda a: recurrent_fits(gates, a)
 
 
+#: Convolutions and pooling, batch norms, upsampling.
+WINDOWS = names(
+    """
+    conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d
+    max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d im2col
+    col2im adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    """
+)
+BATCH_NORMS = names(
+    """
+    batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training _batch_norm_no_update
+    _batch_norm_with_update
+    """
+)
+UPSAMPLING = names(
+    """
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
+    _upsample_bilinear2d_aa _upsample_bicubic2d_aa
+    """
+)
 #: By the name of the operation.
 GUARDS: dict[str, Callable[[Arguments], bool]] = {
-    **dict.fromkeys(
-        "conv1d conv2d conv3d convolution _convolution conv_transpose1d conv_transpose2d conv_transpose3d max_pool1d "
-        "max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d im2col "
-        "col2im adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-        "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split(),
-        _window,
-    ),
-    **dict.fromkeys(
-        "batch_norm native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training "
-        "_batch_norm_no_update _batch_norm_with_update".split(),
-        _per_channel,
-    ),
+    **dict.fromkeys(WINDOWS, _window),
+    **dict.fromkeys(BATCH_NORMS, _per_channel),
     "native_group_norm": _grouped,
-    **dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), _grid),
-    **dict.fromkeys(
-        "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
-        "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d "
-        "_upsample_bilinear2d_aa _upsample_bicubic2d_aa".split(),
-        _scaled,
-    ),
-    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), _weight_norm),
+    **dict.fromkeys(names("grid_sampler grid_sampler_2d grid_sampler_3d"), _grid),
+    **dict.fromkeys(UPSAMPLING, _scaled),
+    **dict.fromkeys(names("_weight_norm _weight_norm_interface"), _weight_norm),
     "_fft_c2r": _half_spectrum,
-    **dict.fromkeys(("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu"), _attention),
-    **dict.fromkeys("split split_with_sizes split_copy chunk unsafe_chunk unsafe_split unbind".split(), _pieces),
+    **dict.fromkeys(names("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"), _attention),
+    **dict.fromkeys(names("split split_with_sizes split_copy chunk unsafe_chunk unsafe_split unbind"), _pieces),
     **{name: _recurrent(gates) for name, gates in GATES.items()},
-    **dict.fromkeys(("searchsorted", "bucketize"), lambda a: a.get("sorter") is None),
+    **dict.fromkeys(names("searchsorted bucketize"), lambda a: a.get("sorter") is None),
     "multinomial": lambda a: bool(0 < a["num_samples"] <= MAX_WINDOW),
-}  # fmt: skip
+}

@@ -96,7 +96,9 @@ def _foreign_code(members: Members) -> str:
             wanted = wanted_globals(ModelFile(name, members[name]))
             if wanted:
                 return f"{printable(name, 60)} is a pickle that asks for {printable(', '.join(wanted[:3]), 100)}"
-        if name.endswith("_config.json") and any(pickled(entry) for entry in read_json(members[name])["config"].values()):
+        if name.endswith("_config.json") and any(
+            pickled(entry) for entry in read_json(members[name])["config"].values()
+        ):
             return f"tensors listed in {printable(name, 60)} are pickled"
     return ""
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from maskaudit.loading.op_guards import names
+
 #: Changes of each number by itself; those that torch also has in place (`relu_`) are allowed there too.
-ELEMENTWISE = frozenset(
+ELEMENTWISE = names(
     """
     abs absolute acos acosh add addcdiv addcmul arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh atan
     atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil celu clamp
@@ -28,10 +30,10 @@ ELEMENTWISE = frozenset(
     xlogy copy zero scatter scatter_add scatter_reduce index_add index_copy index_fill index_put index_reduce cumsum
     cumprod bernoulli dropout feature_dropout alpha_dropout feature_alpha_dropout rrelu normal uniform exponential
     addmm addmv addbmm addr baddbmm renorm
-    """.split()
+    """
 )
 #: Further operations.
-PLAIN = frozenset(
+PLAIN = names(
     """
     __and__ __or__ __xor__ angle conj conj_physical complex polar real imag resolve_conj resolve_neg view_as_real
     view_as_complex isclose isfinite isinf isnan isneginf isposinf maximum minimum fmax fmin signbit where
@@ -82,16 +84,15 @@ PLAIN = frozenset(
 
     item _local_scalar_dense sym_size sym_numel sym_stride _assert_async _assert_tensor_metadata _assert_scalar
     sym_constrain_range sym_constrain_range_for_size
-    """.split()
+    """
 )
 #: Operations of which only one form is allowed: the other one's size depends on values.
 ONLY = {"repeat_interleave": ("self_int",), "where": ("self", "ScalarSelf", "ScalarOther", "Scalar")}
 #: Types of arguments that no program may give.
 FOREIGN_TYPES = ("Dimname", "Storage", "Stream")
 #: Operations that only assert something.
-ASSERTIONS = frozenset(
-    """_assert_async _assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size
-    """.split()
+ASSERTIONS = names(
+    "_assert_async _assert_tensor_metadata _assert_scalar sym_constrain_range sym_constrain_range_for_size"
 )
 #: Operations that read a number out of a tensor, and those that make a size of a plain number.
 READS_NUMBER = frozenset(("item", "_local_scalar_dense"))
@@ -142,11 +143,11 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
 SIZES: dict[str, Callable[..., Any]] = {
     **{
         f"_operator.{name}": _arithmetic(getattr(operator, name))
-        for name in "add sub mul floordiv truediv mod neg pos eq ne lt le gt ge and_ or_".split()
+        for name in names("add sub mul floordiv truediv mod neg pos eq ne lt le gt ge and_ or_")
     },
     **{
         f"torch.{name}": _arithmetic(getattr(torch, name))
-        for name in "sym_max sym_min sym_int sym_float sym_not".split()
+        for name in names("sym_max sym_min sym_int sym_float sym_not")
     },
     **{f"math.{name}": _arithmetic(getattr(math, name)) for name in ("trunc", "floor", "ceil")},
 }

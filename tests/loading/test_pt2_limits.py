@@ -82,7 +82,8 @@ CRAFTED: dict[str, tuple[list[Node], str]] = {
     "a length from values": ([sized("item.default", node_input, out="n"),
                               node("arange.default", number("n"))], "values of the input"),
     "half spectrum": ([node("view_as_complex.default", tensor("x"), out="c"),
-                       node("_fft_c2r.default", tensor("c"), ints(1), size(0), size(10**6))], "do not fit|cannot be read"),
+                       node("_fft_c2r.default", tensor("c"), ints(1), size(0), size(10**6))],
+                      "do not fit|cannot be read"),
     "text": ([node("einsum.default", {"as_string": "a" * 10**6}, {"as_tensors": [{"name": "x"}]})], "expected str"),
     "truth as number": ([node("unsqueeze.default", tensor(), {"as_int": True})], "expected int"),
     "unknown value": ([node("relu.default", tensor("nowhere"))], "nothing before it provides"),
@@ -105,7 +106,8 @@ IMAGE = (2, 3, 8, 8)
 ONES = {"as_floats": [1.0, 1.0]}
 #: With an image as input and some weights: what kernels of torch take on trust.
 ON_TRUST: dict[str, tuple[list[Node], dict[str, tuple[int, ...]]]] = {
-    "no step": ([node("conv2d.default", tensor(), tensor("p_w"), {"as_none": True}, ints(0, 0))], {"p_w": (4, 3, 3, 3)}),
+    "no step": ([node("conv2d.default", tensor(), tensor("p_w"), {"as_none": True}, ints(0, 0))],
+                {"p_w": (4, 3, 3, 3)}),
     "far kernel": ([node("conv2d.default", tensor(), tensor("p_w"), {"as_none": True}, ints(1, 1), ints(0, 0),
                          ints(2**62, 2**62))], {"p_w": (4, 3, 3, 3)}),
     "no group": ([node("conv2d.default", tensor(), tensor("p_w"), {"as_none": True}, ints(1, 1), ints(0, 0), ints(1, 1),
@@ -136,7 +138,7 @@ ON_TRUST: dict[str, tuple[list[Node], dict[str, tuple[int, ...]]]] = {
 @pytest.mark.parametrize("name", ON_TRUST)
 def test_what_kernels_take_on_trust_is_checked(name: str, tmp_path: Path) -> None:
     nodes, weights = ON_TRUST[name]
-    with pytest.raises(InputError, match="do not fit|cannot be read"):
+    with pytest.raises(InputError, match=r"do not fit|cannot be read"):
         load_model(str(write(tmp_path / "m.pt2", nodes, IMAGE, weights=weights)))
 
 
