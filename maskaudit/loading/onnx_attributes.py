@@ -33,18 +33,37 @@ Operator = Callable[..., Any]
 
 
 def ints(value: Tensor | Sequence[int] | None) -> list[int] | None:
-    """Sizes, axes or offsets as plain numbers, unseen by whoever observes torch: they are no data of the model."""
+    """Sizes, axes or offsets as plain numbers, unseen by whoever observes torch: they are no data of the model.
+
+    Raises:
+        ValueError: when they depend on the values of the input.
+    """
     if value is None:
         return None
     if not isinstance(value, Tensor):
         return [int(item) for item in value]
-    with torch._C.DisableTorchFunction():
-        return [int(item) for item in value.flatten().tolist()]
+    return [int(item) for item in known(value).flatten().tolist()]
 
 
 def number(value: Tensor | float | None) -> float | None:
     """A scalar as a plain number, likewise."""
     if value is None or not isinstance(value, Tensor):
         return value
+    return float(known(value).item())
+
+
+def place(x: Tensor) -> torch.device:
+    """Where numbers about a tensor's shape are put: beside it, or here when it has no data."""
+    return torch.device("cpu") if x.is_meta else x.device
+
+
+def known(value: Tensor) -> Tensor:
+    """A tensor whose values may be read.
+
+    Raises:
+        ValueError: when they depend on the values of the input.
+    """
+    if value.is_meta:
+        raise ValueError("a size or bound depends on the values of the input")
     with torch._C.DisableTorchFunction():
-        return float(value.item())
+        return value.detach().cpu()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 from maskaudit.errors import InputError
 from maskaudit.loading.graph import Program, Step, any_batch
+from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
-from maskaudit.loading.onnx_attributes import Attributes
+from maskaudit.loading.onnx_attributes import DTYPES, Attributes
+from maskaudit.loading.onnx_nodes import check_node, is_steady
 from maskaudit.loading.onnx_ops import OPS
+from maskaudit.loading.onnx_wire import MAX_FIELDS, count_fields
 
 CONVERSION_NOTE = (
     "The model is ONNX, converted to torch operations: what is audited are the gradients of the converted model, "
@@ -26,6 +30,8 @@ CONVERSION_NOTE = (
 )
 #: Oldest version of the operator set whose operators mean what the converter does with them.
 OLDEST_OPSET = 7
+#: Bytes of all weights in other files, and characters of an attribute.
+MAX_OUTSIDE, MAX_TEXT = 2**30, 1_000
 INSTALL_HINT = "install it with: pip install 'maskaudit[onnx]'"
 
 
@@ -39,22 +45,27 @@ def read(file: ModelFile, options: Options) -> Contents:
     onnx = _package(file.source)
     digest = hashlib.sha256(file.sha256.encode())
     try:
+        check_count(count_fields(file.data), MAX_FIELDS, "fields")
         model = onnx.load_model_from_string(file.data)
         graph = model.graph
+        check_count(len(graph.node), MAX_NODES, "operators")
         opset = _opset(file.source, model)
         _check_operators(file.source, model)
         outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        room = MAX_OUTSIDE
         for tensor in outside:
-            _bring_in(file.source, tensor, digest)
-        module, shape = _convert(onnx, graph, opset)
+            room -= _bring_in(onnx, file.source, tensor, digest, room)
+        module, shape, dtype = _convert(onnx, graph, opset)
+        module, said = any_batch(module, shape, dtype)
     except InputError:
         raise
+    except TooLarge as error:
+        raise InputError(f"{file.source} is an ONNX model beyond what is read here: {error}.") from error
     except Exception as error:  # the parser and malformed nodes raise whatever the damaged bytes lead to
         raise InputError(
             f"{file.source} is an ONNX model that cannot be converted ({describe_error(error)}); export it again, or "
             "give the torch model itself."
         ) from error
-    module, said = any_batch(module, shape)
     notes = (CONVERSION_NOTE, *said)
     if options.arch is not None:
         notes += ("--arch was not used: an ONNX model brings its own operations.",)
@@ -97,8 +108,8 @@ def _check_operators(source: str, model: Any) -> None:
         )
 
 
-def _bring_in(source: str, tensor: Any, digest: Any) -> None:
-    """Read weights that lie in a file beside the model; that file must not be anywhere else."""
+def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> int:
+    """Read weights that lie in a file beside the model, and nowhere else; returns how many bytes they have."""
     said = {entry.key: entry.value for entry in tensor.external_data}
     location, folder = said.get("location", ""), Path(source).resolve().parent
     relative = PurePosixPath(location)
@@ -109,20 +120,28 @@ def _bring_in(source: str, tensor: Any, digest: Any) -> None:
         )
     if not path.is_file():
         raise InputError(f"{source} keeps weights in the file {printable(location, 80)!r}, which is not beside it.")
-    offset, length = int(said.get("offset", 0)), int(said.get("length", -1))
-    with path.open("rb") as stream:
-        stream.seek(max(0, offset))
-        content = stream.read(length if length >= 0 else -1)
-    if 0 <= length != len(content):
+    each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    needed, offset = math.prod(tensor.dims) * each, int(said.get("offset", 0))
+    length = int(said.get("length", needed))
+    if min(needed, offset, *tensor.dims, 0) < 0 or length > needed:
+        raise ValueError(f"weights of shape {tuple(tensor.dims)} are stated with {length} bytes from byte {offset} on")
+    if length > room:
+        raise TooLarge(f"it keeps more than {MAX_OUTSIDE} bytes of weights in other files")
+    if offset + length > path.stat().st_size:
         raise InputError(f"The weights in {printable(location, 80)!r} end too early; copy the file again.")
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        content = stream.read(length)
     digest.update(content)
     tensor.raw_data = content
     tensor.data_location = 0  # embedded
     del tensor.external_data[:]
+    return length
 
 
-def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | None]]:
-    """The module, and the shape of its input (None where it may vary)."""
+def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | None] | None, torch.dtype]:
+    """The module, the shape of its input (None where it may vary, or as a whole) and its type."""
+    _check_names(graph)
     statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
     tensors = {
         tensor.name: (tensor.name, _held(_tensor(onnx, tensor), learnt=tensor.name not in statistics))
@@ -135,6 +154,7 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | N
         raise ValueError("the graph has no output")
     steps = []
     for number, node in enumerate(graph.node):
+        check_node(onnx, node, opset)
         values = {attribute.name: _attribute(onnx, attribute) for attribute in node.attribute}
         if node.op_type == "BatchNormalization" and values.get("training_mode"):
             raise ValueError("it was exported in training mode")
@@ -144,9 +164,25 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | N
         if node.op_type not in ("Split", "TopK"):
             outputs = outputs[:1]  # further outputs (masks, statistics) are not computed
         steps.append(Step(name, _Operator(node.op_type, attributes), tuple(node.input), outputs))
-    module = Program(steps, tensors, inputs[0].name, tuple(output.name for output in graph.output))
-    sizes = inputs[0].type.tensor_type.shape.dim
-    return module, [int(size.dim_value) or None for size in sizes] or [None]
+    results = tuple(output.name for output in graph.output)
+    module = Program(steps, tensors, inputs[0].name, results, steady=is_steady(graph))
+    stated = inputs[0].type.tensor_type
+    dtype = DTYPES.get(stated.elem_type, torch.float32)
+    if not stated.HasField("shape"):
+        return module, None, dtype
+    return module, input_shape(size.dim_value if size.dim_value > 0 else None for size in stated.shape.dim), dtype
+
+
+def _check_names(graph: Any) -> None:
+    """Every value is made once."""
+    made: set[str] = set()
+    stated = [*graph.initializer, *graph.input]
+    for name in (*{item.name for item in stated}, *(output for node in graph.node for output in node.output if output)):
+        if check_name(name) in made:
+            raise ValueError(f"the value {printable(name, 40)} is made twice")
+        made.add(name)
+    if len({item.name for item in graph.initializer}) < len(graph.initializer):
+        raise ValueError("two weights have the same name")
 
 
 class _Operator(nn.Module):
@@ -181,6 +217,8 @@ def _tensor(onnx: Any, stated: Any) -> Tensor:
 def _attribute(onnx: Any, stated: Any) -> Any:
     """An attribute as a plain value or a tensor; sub-graphs are refused."""
     value = onnx.helper.get_attribute_value(stated)
+    if isinstance(value, bytes) and len(value) > MAX_TEXT:
+        raise TooLarge(f"an attribute has {len(value)} characters, {MAX_TEXT} are read")
     if isinstance(value, onnx.TensorProto):
         if value.data_location == onnx.TensorProto.EXTERNAL:
             raise ValueError("a constant inside a node lies in another file")

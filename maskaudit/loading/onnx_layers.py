@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints
+from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints, known
 
 
 def _window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
@@ -92,7 +92,7 @@ def pooled_by(function: Operator) -> Operator:
 
 
 def batch_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, a.get("epsilon", 1e-5))
+    return F.batch_norm(x, mean.detach(), var.detach(), scale, bias, False, 0.0, a.get("epsilon", 1e-5))
 
 
 def instance_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def resize(
     mode, frame = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
     if a.get("axes") is not None or a.get("antialias", 0) or x.dim() != 4:
         raise ValueError("Resize of something else than all axes of images, or with antialias, is not supported")
-    factors = [1.0] if scales is None else [float(factor) for factor in scales.tolist()]
+    factors = [1.0] if scales is None else [float(factor) for factor in known(scales).tolist()]
     target = (ints(sizes) or [])[2:] or [math.floor(n * f) for n, f in zip(x.shape[2:], factors[2:], strict=True)]
     if mode == "nearest":
         rounding = a.get("nearest_mode", "round_prefer_floor") if a.opset >= 11 else "floor"

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from maskaudit.loading import onnx_layers as layers
 from maskaudit.loading import onnx_shapes as shapes
-from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints, number
+from maskaudit.loading.onnx_attributes import DTYPES, Attributes, Operator, ints, number, place
+from maskaudit.loading.op_guards import check_division
 
 
 def _plain(function: Operator) -> Operator:
@@ -23,10 +24,14 @@ def _plain(function: Operator) -> Operator:
 
 
 def _divide(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
-    return x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
+    if x.is_floating_point():
+        return x / y
+    check_division(x, y)
+    return torch.div(x, y, rounding_mode="trunc")
 
 
 def _modulo(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
+    check_division(x, y)
     return torch.fmod(x, y) if a.get("fmod", 0) else torch.remainder(x, y)
 
 
@@ -44,7 +49,7 @@ def _folded(function: Operator) -> Operator:
 
 def _clip(a: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     lowest, highest = low if low is not None else a.get("min"), high if high is not None else a.get("max")
-    return torch.clamp(x, number(lowest), number(highest))
+    return torch.clamp(x, number(lowest), number(highest)).to(x.dtype)
 
 
 def _gemm(a: Attributes, x: Tensor, w: Tensor, c: Tensor | None = None) -> Tensor:
@@ -213,7 +218,7 @@ OPS: dict[str, Operator] = {
     "Tile": lambda a, x, repeats: x.repeat(ints(repeats)),
     "Pad": shapes.pad,
     "Shape": shapes.shape,
-    "Size": _plain(lambda x: torch.tensor(x.numel(), device=x.device)),
+    "Size": _plain(lambda x: torch.tensor(x.numel(), device=place(x))),
     "Constant": _constant,
     "ConstantOfShape": shapes.constant_of_shape,
     "Range": shapes.arange,

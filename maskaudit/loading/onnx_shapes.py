@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.loading.onnx_attributes import Attributes, ints, number
+from maskaudit.loading.onnx_attributes import Attributes, ints, number, place
 
 
 def flatten(a: Attributes, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def slices(
             index[axis] = slice(picked.start, picked.stop, picked.step)
             x = x[tuple(index)]
         else:
-            x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64, device=x.device))
+            x = x.index_select(axis, torch.arange(picked.start, picked.stop, picked.step, device=x.device))
     return x
 
 
@@ -127,7 +127,7 @@ def pad(a: Attributes, x: Tensor, pads: Any = None, value: Any = None, axes: Any
 
 def shape(a: Attributes, x: Tensor) -> Tensor:
     """Shape: the sizes as data."""
-    return torch.tensor(x.shape[a.get("start", 0) : a.get("end")], dtype=torch.int64, device=x.device)
+    return torch.tensor(x.shape[a.get("start", 0) : a.get("end")], dtype=torch.int64, device=place(x))
 
 
 def constant_of_shape(a: Attributes, shape: Tensor) -> Tensor:

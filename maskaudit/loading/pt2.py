@@ -19,14 +19,19 @@ from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError
 from maskaudit.loading.graph import Modeless, Shape, any_batch
+from maskaudit.loading.graph_limits import TooLarge, check_count
 from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
-from maskaudit.loading.pt2_program import Beyond, pickled, read_json, read_program
+from maskaudit.loading.pt2_program import Members, pickled, read_json, read_program
+from maskaudit.loading.pt2_steps import Beyond
 from maskaudit.loading.torch_file import wanted_globals
 
 CONVERSION_NOTE = (
     "The model is an exported program: what is audited are the gradients of the exported model, "
     "which can differ from those of the code it was exported from."
 )
+
+#: Members of an archive: one per weight, and a dozen more.
+MAX_MEMBERS = 20_000
 
 
 def read(file: ModelFile, options: Options) -> Contents:
@@ -38,57 +43,62 @@ def read(file: ModelFile, options: Options) -> Contents:
     """
     ignored = () if options.arch is None else ("--arch was not used: an exported program brings its own operations.",)
     try:
-        members = _members(file)
+        with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
+            module, shape, dtype, notes, trusted = _opened(file, archive, options)
+        module, said = any_batch(module, shape, dtype)
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise InputError(
+            f"{file.source} is truncated or damaged ({describe_error(error)}); export it again."
+        ) from error
+    except TooLarge as error:
+        raise InputError(f"{file.source} is an exported program beyond what is read here: {error}.") from error
+    except Exception as error:  # whatever the damaged bytes, or operations that do not fit each other, lead to
+        raise InputError(
+            f"{file.source} is an exported program that cannot be read, it may be damaged or written by another "
+            f"version of torch ({describe_error(error)}); export it again."
+        ) from error
+    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *said, *ignored))
+
+
+Opened = tuple[nn.Module, Shape, torch.dtype, tuple[str, ...], tuple[str, ...]]
+
+
+def _opened(file: ModelFile, archive: zipfile.ZipFile, options: Options) -> Opened:
+    """Module, shape and type of its input, notes, and what ran on the user's word."""
+    try:
+        members = Members(archive)
+        check_count(len(archive.infolist()), MAX_MEMBERS, "members")
+        if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in archive.infolist()):
+            raise ValueError("its members are compressed in a way that torch does not use")
         code = _foreign_code(members)
         if code and not options.trust_pickle:
             raise Beyond(code)
-        module, shape, notes = read_program(members)
-        trusted: tuple[str, ...] = ()
+        return (*read_program(members, len(file.data)), ())
     except Beyond as reason:
         if not options.trust_pickle:
             raise UntrustedInputError(
                 f"{file.source} would have to be opened by torch.export.load, which can run code of the file "
                 f"({reason}); export it again without that, or, if you trust whoever made the file, add --trust-pickle."
             ) from reason
-        module, shape = _trusted(file)
-        notes, trusted = (), (f"--trust-pickle: torch.export.load ({reason})",)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
-        raise InputError(
-            f"{file.source} is an exported program that cannot be read, it may be damaged or written by another "
-            f"version of torch ({describe_error(error)}); export it again."
-        ) from error
-    module, said = any_batch(module, shape)
-    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *said, *ignored))
+        return (*_trusted(file), torch.float32, (), (f"--trust-pickle: torch.export.load ({reason})",))
 
 
-def _members(file: ModelFile) -> dict[str, bytes]:
-    """All members by their path without the archive's top folder, checksums compared."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
-            return {_inside(name): archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{file.source} is truncated or damaged ({describe_error(error)}); export it again."
-        ) from error
-
-
-def _inside(name: str) -> str:
-    parts = PurePosixPath(name).parts
-    return "/".join(parts[1:]) if len(parts) > 1 else name
-
-
-def _foreign_code(members: dict[str, bytes]) -> str:
+def _foreign_code(members: Members) -> str:
     """What in the archive would run when torch.export.load opens it; "" if nothing was found."""
-    for name, content in members.items():
+    for name in members:
         if "aotinductor" in name or name.endswith((".so", ".cpp", ".o", ".pyd", ".dll")):
             return f"it holds compiled code, {printable(name, 60)}"
         if PurePosixPath(name).name.startswith(("custom_obj", "opaque_obj")):
             return f"it holds a pickled object, {printable(name, 60)}"
-        if name.endswith((".pt", ".pkl")) or content[:1] == b"\x80":
-            wanted = wanted_globals(ModelFile(name, content))
+        if name.endswith((".pt", ".pkl")) or members.start(name) == b"\x80":
+            wanted = wanted_globals(ModelFile(name, members[name]))
             if wanted:
                 return f"{printable(name, 60)} is a pickle that asks for {printable(', '.join(wanted[:3]), 100)}"
-        if name.endswith("_config.json") and any(pickled(entry) for entry in read_json(content)["config"].values()):
+        if name.endswith("_config.json") and any(
+            pickled(entry) for entry in read_json(members[name])["config"].values()
+        ):
             return f"tensors listed in {printable(name, 60)} are pickled"
     return ""
 

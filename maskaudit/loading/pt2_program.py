@@ -9,50 +9,58 @@ from __future__ import annotations
 import io
 import json
 import math
-import operator
-import re
 import warnings
-from collections.abc import Callable
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskaudit.loading.graph import Program, Shape, Step
+from maskaudit.loading.graph import Program, Shape
+from maskaudit.loading.graph_limits import TooLarge, check_name, input_shape
 from maskaudit.loading.interface import printable
+from maskaudit.loading.pt2_steps import DTYPES, Beyond, in_training, is_steady, only, read_steps
 
 #: Major version of the program's schema that is understood (torch 2.5 to 2.13 write 8).
 SCHEMA_MAJOR = 8
-#: Numbers of types in the schema (torch/_export/serde/schema.py, ScalarType).
-DTYPES = {
-    1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16,
-    7: torch.float32, 8: torch.float64, 12: torch.bool, 13: torch.bfloat16,
-}  # fmt: skip
-MEMORY_FORMATS = {
-    1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format,
-}  # fmt: skip
-#: Arithmetic on sizes.
-SIZES: dict[str, Callable[..., Any]] = {
-    f"_operator.{name}": getattr(operator, name)
-    for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge")
-} | {"torch.sym_max": torch.sym_max, "torch.sym_min": torch.sym_min, "torch.sym_int": torch.sym_int}  # fmt: skip
-#: An aten operation that opens files.
-FORBIDDEN = frozenset({"from_file"})
-ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
-GRAD_MODE = "torch.ops.higher_order.wrap_with_set_grad_enabled"
-#: Arguments of batch norm and dropout that stay true when a program was exported in training mode.
-TRAINING_ARGUMENTS = ("training", "train")
+#: Length of a JSON member, and how many values it may hold.
+MAX_JSON, MAX_VALUES = 48 * 2**20, 3_000_000
+#: Bytes that all weights may take: so many times the archive's length, and an allowance.
+MAX_EXPANSION, ALLOWANCE = 4, 64 * 2**20
+#: Members in which torch before 2.8 keeps weights.
+OLDER = (
+    "data/weights/model.pt", "data/constants/model.pt", "serialized_state_dict.pt", "serialized_state_dict.json",
+    "serialized_constants.pt", "serialized_constants.json",
+)  # fmt: skip
 
 
-class Beyond(Exception):
-    """The archive needs more than data; the message says what."""
+class Members(Mapping[str, bytes]):
+    """Members of a zip archive by their path without its top folder, each read when it is asked for."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self._archive = archive
+        self._infos = {_inside(info.filename): info for info in archive.infolist()}
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._archive.read(self._infos[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def start(self, name: str) -> bytes:
+        """The first byte of a member."""
+        with self._archive.open(self._infos[name]) as stream:
+            return stream.read(1)
 
 
-class _Ref:
-    """Stands for a value inside a stated argument."""
-
-    def __init__(self, position: int) -> None:
-        self.position = position
+def _inside(name: str) -> str:
+    parts = PurePosixPath(name).parts
+    return "/".join(parts[1:]) if len(parts) > 1 else name
 
 
 def pickled(entry: dict[str, Any]) -> bool:
@@ -61,15 +69,27 @@ def pickled(entry: dict[str, Any]) -> bool:
 
 
 def read_json(content: bytes) -> Any:
-    """A JSON member."""
+    """A JSON member.
+
+    Raises:
+        TooLarge: when it is longer than a program needs.
+        ValueError: when it is no JSON.
+    """
+    values = sum(map(content.count, (b",", b"[", b"{")))
+    if len(content) > MAX_JSON or values > MAX_VALUES:
+        raise TooLarge(f"its description has {len(content)} bytes and {values} values, "
+                       f"{MAX_JSON} and {MAX_VALUES} are read")  # fmt: skip
     return json.loads(content.decode("utf-8"))
 
 
-def read_program(members: dict[str, bytes]) -> tuple[nn.Module, Shape, tuple[str, ...]]:
-    """The program among an archive's members, by their path without the top folder.
+def read_program(members: Members, size: int) -> tuple[nn.Module, Shape, torch.dtype, tuple[str, ...]]:
+    """The program among an archive's members.
+
+    Args:
+        members: of the archive; size: its length in bytes, which bounds what its weights may take.
 
     Returns:
-        The module, the shape of its input (None where it may vary), and notes.
+        The module, the shape of its input (None where it may vary) and its type, and notes.
 
     Raises:
         Beyond: when it needs more than data.
@@ -85,20 +105,22 @@ def read_program(members: dict[str, bytes]) -> tuple[nn.Module, Shape, tuple[str
     if version["major"] != SCHEMA_MAJOR:
         raise Beyond(f"its schema has version {version['major']}, and {SCHEMA_MAJOR} is understood")
     graph, signature = stated["graph_module"]["graph"], stated["graph_module"]["signature"]
-    tensors, inputs = _inputs(signature["input_specs"], _tensors(members))
+    tensors, inputs = _inputs(signature["input_specs"], _tensors(members, MAX_EXPANSION * size + ALLOWANCE))
     if len(inputs) != 1:
         raise ValueError(f"the program takes {len(inputs)} inputs, a classifier takes one")
     results = tuple(
-        _only(stated_output["user_output"]["arg"])["name"]
+        only(stated_output["user_output"]["arg"])["name"]
         for stated_output in signature["output_specs"]
         if "user_output" in stated_output
     )
-    module = Program(_steps(graph), tensors, inputs[0], results)
-    shape = [size.get("as_int") for size in graph["tensor_values"][inputs[0]]["sizes"]]
+    steps = read_steps(graph)
+    module = Program(steps, tensors, inputs[0], results, steady=is_steady(steps))
+    given = graph["tensor_values"][inputs[0]]
+    shape = input_shape(length.get("as_int") for length in given["sizes"])
     notes: tuple[str, ...] = ()
-    if any(_in_training(node) for node in graph["nodes"]):
+    if any(in_training(node) for node in graph["nodes"]):
         notes = ("The program was exported in training mode, and keeps that behaviour.",)
-    return module, shape, notes
+    return module, shape, DTYPES[given["dtype"]], notes
 
 
 def _inputs(specs: list[Any], weights: dict[str, Tensor]) -> tuple[dict[str, tuple[str, Tensor]], list[str]]:
@@ -108,17 +130,20 @@ def _inputs(specs: list[Any], weights: dict[str, Tensor]) -> tuple[dict[str, tup
     for spec in specs:
         ((kind, content),) = spec.items()
         if kind == "user_input":
-            users.append(_only(content["arg"])["name"])
+            users.append(only(content["arg"])["name"])
         elif kind in ("parameter", "buffer", "tensor_constant"):
-            path = content[f"{kind}_name"]
+            path = check_name(content[f"{kind}_name"])
             tensors[content["arg"]["name"]] = (path, weights[path])
         else:
             raise Beyond(f"it has an input of the kind {printable(str(kind), 40)}")
     return tensors, users
 
 
-def _tensors(members: dict[str, bytes]) -> dict[str, Tensor]:
-    """Weights and constants by name, from raw bytes or, in older archives, torch.save files (safe loader)."""
+def _tensors(members: Members, limit: int) -> dict[str, Tensor]:
+    """Weights and constants by name, from raw bytes or, in older archives, torch.save files (safe loader).
+
+    `limit` is the most bytes that they may take: several may share one member.
+    """
     found: dict[str, Tensor] = {}
     for part in ("weights", "constants"):
         config = members.get(f"data/{part}/model_{part}_config.json")
@@ -126,13 +151,26 @@ def _tensors(members: dict[str, bytes]) -> dict[str, Tensor]:
             if pickled(entry):
                 raise Beyond(f"{printable(name, 40)} is pickled")
             found[name] = _tensor(members[f"data/{part}/{entry['path_name']}"], entry)
-    for name in ("data/weights/model.pt", "data/constants/model.pt", "serialized_state_dict.pt",
-                 "serialized_state_dict.json", "serialized_constants.pt", "serialized_constants.json"):  # fmt: skip
-        if members.get(name):
+            limit -= found[name].nbytes
+            if limit < 0:
+                raise TooLarge("its weights take many times the size of the file")
+    for name in OLDER:
+        content = members.get(name, b"")
+        if content[:2] == b"PK":
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found.update(torch.load(io.BytesIO(members[name]), map_location="cpu", weights_only=True))
+                loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            found.update((str(path), _dense(tensor, limit)) for path, tensor in loaded.items())
     return found
+
+
+def _dense(tensor: Any, limit: int) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
+        raise ValueError("it keeps something else than plain tensors among its weights")
+    if tensor.nbytes > limit:
+        raise TooLarge("its weights take many times the size of the file")
+    plain = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(plain, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else plain
 
 
 def _tensor(content: bytes, entry: dict[str, Any]) -> Tensor:
@@ -149,165 +187,6 @@ def _tensor(content: bytes, entry: dict[str, Any]) -> Tensor:
 
 def _whole(size: dict[str, Any]) -> int:
     value = size["as_int"]
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"expected a whole number, got {value!r}")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"expected a whole number, got {str(value)[:40]!r}")
     return value
-
-
-def _steps(graph: dict[str, Any]) -> list[Step]:
-    return [_step(node) for node in graph["nodes"]]
-
-
-def _step(node: dict[str, Any]) -> Step:
-    outputs = tuple(_output_names(node["outputs"]))
-    names: list[str] = []
-    target = node["target"]
-    if target == GRAD_MODE:
-        enabled, inner, *given = (argument["arg"] for argument in node["inputs"])
-        graph = inner["as_graph"]["graph"]
-        operation: nn.Module = _GradMode(bool(enabled["as_bool"]), graph)
-        names = [_only(argument)["name"] for argument in given]
-    else:
-        function = _function(target)
-        positional = [_value(a["arg"], names) for a in node["inputs"] if a.get("kind") != 2]
-        keywords = {a["name"]: _value(a["arg"], names) for a in node["inputs"] if a.get("kind") == 2}
-        operation = _Call(function, positional, keywords, several=_gives_list(node["outputs"]))
-        operation.stack_trace = str(node.get("metadata", {}).get("stack_trace", ""))
-    stack = str(node.get("metadata", {}).get("nn_module_stack", "")).split(";")[-1].split(",")
-    scope = stack[1] if len(stack) > 1 and re.fullmatch(r"\w+(\.\w+)*", stack[1]) else ""
-    name = re.sub(r"\W", "_", node.get("name") or (outputs[0] if outputs else "")) or "op"
-    operation.stack_trace = str(node.get("metadata", {}).get("stack_trace", ""))  # type: ignore[assignment]  # for a trace
-    return Step(f"{scope}.{name}" if scope and not scope.startswith("_") else name, operation, tuple(names), outputs)
-
-
-def _function(target: str) -> Callable[..., Any]:
-    """The operation of torch's own set, or arithmetic on sizes, that a target names; nothing else is callable here."""
-    if target in SIZES:
-        return SIZES[target]
-    match = ATEN.fullmatch(target)
-    if match is None or match[1] in FORBIDDEN:
-        raise Beyond(f"it calls {printable(target, 60)}")
-    overload = getattr(getattr(torch.ops.aten, match[1], None), match[2], None)
-    if not isinstance(overload, torch._ops.OpOverload):
-        raise Beyond(f"it calls {printable(target, 60)}, which this torch does not have")
-    return overload
-
-
-def _value(argument: dict[str, Any], names: list[str]) -> Any:
-    """An argument as stated; values computed earlier become references, their names are appended to `names`."""
-    ((kind, content),) = argument.items()
-    if kind == "as_none":
-        return None
-    if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):
-        return _named(content, names)
-    if kind in ("as_tensors", "as_sym_ints", "as_sym_floats", "as_sym_bools"):
-        return [_named(item, names) for item in content]
-    if kind == "as_optional_tensor":
-        return _value(content, names)
-    if kind == "as_optional_tensors":
-        return [_value(item, names) for item in content]
-    if kind in ("as_int", "as_ints", "as_bool", "as_bools", "as_string", "as_strings"):
-        return content
-    if kind == "as_float":
-        return float(content)
-    if kind == "as_floats":
-        return [float(item) for item in content]
-    if kind == "as_scalar_type":
-        return DTYPES[content]
-    if kind == "as_memory_format":
-        return MEMORY_FORMATS[content]
-    if kind == "as_layout":
-        return torch.strided
-    if kind == "as_device":
-        return torch.device("cpu")  # whatever it was exported on
-    raise Beyond(f"an operation takes an argument of the kind {printable(str(kind), 40)}")
-
-
-def _named(content: dict[str, Any], names: list[str]) -> Any:
-    name = content.get("name", content.get("as_name"))
-    if name is None:
-        return _only(content)
-    names.append(str(name))
-    return _Ref(len(names) - 1)
-
-
-def _only(union: dict[str, Any]) -> Any:
-    """The content of a union with one entry."""
-    (content,) = union.values()
-    return content
-
-
-def _output_names(outputs: list[Any]) -> list[str]:
-    """Names of an operation's results in order; a result that is not used gets a name of its own."""
-    found: list[str] = []
-    for output in outputs:
-        ((kind, content),) = output.items()
-        items = content if isinstance(content, list) else [content]
-        for item in items:
-            if isinstance(item, dict):
-                item = item.get("as_tensor", item)
-            name = item.get("name", item.get("as_name")) if isinstance(item, dict) else None
-            if name is None and kind != "as_none" and not isinstance(item, bool):
-                raise ValueError(f"an output of the kind {kind} has no name")
-            found.append(str(name) if name is not None else f"unused {id(item)} {len(found)}")
-    return found
-
-
-def _gives_list(outputs: list[Any]) -> bool:
-    return len(outputs) == 1 and next(iter(outputs[0])) in ("as_tensors", "as_optional_tensors")
-
-
-def _in_training(node: dict[str, Any]) -> bool:
-    return any(a["name"] in TRAINING_ARGUMENTS and a["arg"].get("as_bool") is True for a in node["inputs"])
-
-
-class _Call(nn.Module):
-    """One operation with the arguments that the file states; `stack_trace` is where the author called it (trace)."""
-
-    def __init__(
-        self, function: Callable[..., Any], positional: list[Any], keywords: dict[str, Any], *, several: bool
-    ) -> None:
-        super().__init__()
-        self.function, self.positional, self.keywords, self.several = function, positional, keywords, several
-        self.stack_trace = ""
-
-    def forward(self, *values: Any) -> Any:
-        """The operation's result."""
-        positional = [_filled(item, values) for item in self.positional]
-        keywords = {name: _filled(item, values) for name, item in self.keywords.items()}
-        result = self.function(*positional, **keywords)
-        return result[0] if self.several and len(result) == 1 else result
-
-    def extra_repr(self) -> str:
-        """The operation's name."""
-        return str(self.function)
-
-
-class _GradMode(nn.Module):
-    """A part of the program that runs with gradients switched on or off."""
-
-    def __init__(self, enabled: bool, graph: dict[str, Any]) -> None:
-        super().__init__()
-        self.enabled = enabled
-        self.sources = [_only(item)["name"] for item in graph["inputs"]]
-        self.results = [_only(item)["name"] for item in graph["outputs"]]
-        self.steps = _steps(graph)
-        for number, step in enumerate(self.steps):
-            self.add_module(f"{step.path.rpartition('.')[2]}_{number}", step.module)
-
-    def forward(self, *values: Any) -> Any:
-        """The part's results."""
-        known = {"": None, **dict(zip(self.sources, values, strict=True))}
-        with torch.set_grad_enabled(self.enabled):
-            for step in self.steps:
-                result = step.module(*(known[name] for name in step.inputs))
-                single = len(step.outputs) == 1
-                known.update({step.outputs[0]: result} if single else zip(step.outputs, result, strict=False))
-        found = tuple(known[name] for name in self.results)
-        return found[0] if len(found) == 1 else found
-
-
-def _filled(item: Any, values: tuple[Any, ...]) -> Any:
-    if isinstance(item, _Ref):
-        return values[item.position]
-    return [_filled(part, values) for part in item] if isinstance(item, list) else item
