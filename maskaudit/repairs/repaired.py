@@ -22,7 +22,7 @@ from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairMode
 from maskaudit.trace.calls import node_op_name, tensors_of
-from maskaudit.trace.scope import graph_visible
+from maskaudit.trace.scope import as_written, graph_visible
 
 
 class RepairedModel:
@@ -39,7 +39,8 @@ class RepairedModel:
         self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair],
         stand_ins: Mapping[str, nn.Module] | None = None, dormant: DormantUnits | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.repairs = model, tuple(repairs)
+        self.model: Callable[[Tensor], Any] = as_written(model)
+        self.repairs = tuple(repairs)
         self.tapped: Tensor | None = None
         wanted = {r.location.module for r in self.repairs if r.remedy == "stand-in"}
         self.stand_ins = {path: net for path, net in (stand_ins or {}).items() if path in wanted}

@@ -80,6 +80,7 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
         try:
             observer, scores, consumed = observe_first(target, x[:FEW_POINTS])
         except GradientError as error:
+            target.gradient_failure = target.gradient_failure or str(error)
             return refused(target, x[:FEW_POINTS], eps, error)
         trace = None if consumed else _traced(target, observer, scores, x, y, eps)
         return _traced_alone(target, x, y, eps) if trace is None else trace
@@ -115,6 +116,7 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
     pair = deciding_pair(target, scores, y)
     flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, pair))], len(y))
     target.count_backward(len(y))
+    target.gradient_failure = target.gradient_failure or next(iter(observer.failed.values()), observer.failure)
     if target.outputs != "logits" or target.reject_class is not None:
         grad = margin_gradient(target, observer.leaf, scores, pair)
     slope = loss_slope(scores, y)

@@ -155,6 +155,12 @@ def _is_torch_file(file: str) -> bool:
     )
 
 
+def as_written(model: Any) -> Any:
+    """The module that was given to `torch.compile`; any other model as it is."""
+    dynamo = sys.modules.get("torch._dynamo")  # else nothing can have been compiled
+    return model._orig_mod if dynamo is not None and isinstance(model, dynamo.OptimizedModule) else model
+
+
 @contextlib.contextmanager
 def graph_visible() -> Iterator[None]:
     """Every op leaves an autograd node: TorchScript runs without its optimiser, reentrant checkpoints open.
@@ -162,7 +168,7 @@ def graph_visible() -> Iterator[None]:
     What was compiled by `torch.compile` runs as it was written.
     """
     with contextlib.ExitStack() as stack:
-        if "torch._dynamo" in sys.modules:  # else nothing can have been compiled
+        if "torch._dynamo" in sys.modules:  # modules within may have been compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(open_checkpoints())
         stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
