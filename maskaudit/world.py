@@ -95,6 +95,9 @@ _ARITHMETIC: tuple[Setting, ...] = (
     (_deterministic, _set_deterministic),
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     (lambda: _SMALLEST[0] * 1.0 == 0.0, torch.set_flush_denormal),
+    (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+    _autocast("cpu"),
+    _autocast("cuda"),
 )
 _REST: tuple[Setting, ...] = (
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
@@ -113,9 +116,6 @@ _REST: tuple[Setting, ...] = (
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     _attribute(torch.backends.quantized, "engine"),
     (torch.is_grad_enabled, torch._C._set_grad_enabled),
-    (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
-    _autocast("cpu"),
-    _autocast("cuda"),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     (np.geterr, lambda value: np.seterr(**value)),
     (np.get_printoptions, lambda value: np.set_printoptions(**value)),

@@ -152,7 +152,7 @@ class RepairMode(TorchFunctionMode):
                 return self._soften_choice(name, args, kwargs, live, output)
             compared = soft_comparison(name, args)
             stand_in = live if compared is None else compared
-            if kwargs.get("out") is output:  # the model goes on with the tensor that it gave
+            if kwargs.get("out") is not None:  # the model goes on with the tensor that it gave
                 self._shade(output, stand_in)
                 return output
             return self._shade_or_graft(output, stand_in)
