@@ -26,8 +26,9 @@ _PLAIN = (int, float, complex, str, bytes, type(None), type, torch.dtype, torch.
 class Belongings:
     """What can be reached from a model, as it was when this was made.
 
-    From modules, functions (closures) and objects of the model's own classes the way goes on through attributes, lists,
-    tuples, dictionaries and sets; tensors, arrays and private random generators are copied.
+    From modules and objects of the model's own classes the way goes on through attributes, lists, tuples, dictionaries
+    and sets, from functions to the modules and tensors that they close over: the list in which a function notes its
+    calls is the caller's. Tensors, arrays and private random generators are copied.
     """
 
     def __init__(self, model: object) -> None:
@@ -127,7 +128,7 @@ def _parts(item: Any) -> tuple[object, ...]:
         for cell in item.__closure__ or ():
             with contextlib.suppress(ValueError):  # not filled yet
                 cells.append(cell.cell_contents)
-        return tuple(cells)
+        return tuple(cell for cell in cells if isinstance(cell, (nn.Module, Tensor, FunctionType, MethodType)))
     if isinstance(item, nn.Module) or type(item).__module__.partition(".")[0] not in _CLOSED:
         held = getattr(item, "__dict__", None)
         return (held,) if isinstance(held, dict) else ()
