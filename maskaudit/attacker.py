@@ -134,7 +134,7 @@ class Attacker:
             if not entry.attempted.any():
                 entry.status, entry.reason = "error", reason_given
             return "error: " + reason_given
-        entry.status, entry.reason = "ran", ""
+        entry.status, entry.reason = "ran", _without_gradient(spec, target)
         ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
         spent = target.ledger.since(before)
         queries, seconds = int(attempt.queries.sum()), time.perf_counter() - started
@@ -229,3 +229,10 @@ class Attacker:
             )
         outcome = f"learnt from {len(pool)} points"
         self.tell(AuditEvent("surrogate", len(pool), True, outcome, time.perf_counter() - started))
+
+
+def _without_gradient(spec: AttackSpec, target: Target) -> str:
+    """Why an attack on the model's own gradients had none to follow; "" where it had."""
+    if not target.gradient_failure or spec.role not in ("reference", "strong"):
+        return ""
+    return f"Where the model's gradient fails it counts as zero. {target.gradient_failure}"

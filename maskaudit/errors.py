@@ -29,3 +29,10 @@ class ModelError(MaskauditError):
     """The audited model itself failed: it raised, or returned something that is not class scores (exit status 4)."""
 
     exit_code = 4
+
+
+class GradientError(ModelError):
+    """The audited model answers, but gives no gradient: its pass raises where one is asked for.
+
+    To an attacker this is a missing gradient, and to an audit a finding: `Target` counts such gradients as zero.
+    """

@@ -1,4 +1,4 @@
-"""Leave no trace: the audited model and the caller's random state are put back as they were."""
+"""Leave no trace: the audited model and the caller's world are put back as they were."""
 
 from __future__ import annotations
 
@@ -9,44 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-#: What a forward pass or an observer may add to or replace in a module.
-_TABLES = (
-    "_parameters",
-    "_buffers",
-    "_modules",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
+from maskaudit.belongings import Belongings
+from maskaudit.world import RandomState, kept_world
 
 
 @contextlib.contextmanager
 def preserved(model: nn.Module | Callable[..., Any], *, seed: int | None = None) -> Iterator[None]:
-    """Restore, on leaving, every mode flag, parameter, buffer, gradient, hook and random generator.
+    """Restore, on leaving, everything that the model holds and everything global: see `Belongings` and `World`.
 
     Args:
-        model: the audited module; for a plain callable only the random state is kept.
+        model: the audited module or callable.
         seed: if given, seeds torch, numpy and `random` inside the context.
     """
-    with preserved_random_state():
-        if seed is not None:
-            seed_generators(seed)
-        if not isinstance(model, nn.Module):
-            yield
-            return
-        snapshot = [_ModuleSnapshot(module) for module in model.modules()]
+    with kept_world():
+        belongings = Belongings(model)
         try:
+            if seed is not None:
+                seed_generators(seed)
             yield
         finally:
-            for part in snapshot:
-                part.restore()
+            belongings.restore()
 
 
 @contextlib.contextmanager
@@ -74,18 +59,11 @@ def _run_block(run_function: Callable[..., Any], preserve_rng_state: bool, *args
 @contextlib.contextmanager
 def preserved_random_state() -> Iterator[None]:
     """Restore the global generators of torch (CPU and CUDA), numpy and `random` on leaving."""
-    torch_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    numpy_state = np.random.get_state()
-    python_state = random.getstate()
+    state = RandomState()
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        state.restore()
 
 
 def seed_generators(seed: int) -> None:
@@ -125,56 +103,3 @@ def _next_draws() -> dict[str, object]:
     if torch.cuda.is_available():
         draws["torch.cuda"] = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
     return draws
-
-
-class _ModuleSnapshot:
-    """One module's own state (not its children's)."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.training = getattr(module, "training", None)  # frozen TorchScript has no mode
-        self.full_backward_hook = getattr(module, "_is_full_backward_hook", None)
-        tables = () if isinstance(module, torch.jit.ScriptModule) else _TABLES
-        self.tables = {table: dict(getattr(module, table)) for table in tables if hasattr(module, table)}
-        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        self.values = [_Value(tensor) for tensor in tensors]
-
-    def restore(self) -> None:
-        for name, content in self.tables.items():
-            table = getattr(self.module, name)
-            table.clear()
-            table.update(content)
-        if self.tables:
-            self.module._is_full_backward_hook = self.full_backward_hook
-        for value in self.values:
-            value.restore()
-        if self.training is not None and self.module.training != self.training:
-            self.module.training = self.training
-
-
-class _Value:
-    """A tensor with its content, gradient and requires_grad flag."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.content = tensor.detach().clone()
-        self.requires_grad = tensor.requires_grad
-        self.grad = tensor.grad
-        self.grad_content = None if tensor.grad is None else tensor.grad.detach().clone()
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            _refill(self.tensor, self.content)
-            if self.grad is not None and self.grad_content is not None:
-                _refill(self.grad, self.grad_content)
-        self.tensor.grad = self.grad
-        if self.tensor.is_leaf and self.tensor.requires_grad != self.requires_grad:
-            self.tensor.requires_grad_(self.requires_grad)
-
-
-def _refill(tensor: Tensor, content: Tensor) -> None:
-    """Give `tensor` its content back, in place unless its shape or type was changed too."""
-    if tensor.shape != content.shape or tensor.dtype != content.dtype:
-        tensor.data = content
-    elif not torch.equal(tensor, content):
-        tensor.copy_(content)

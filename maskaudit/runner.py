@@ -89,8 +89,6 @@ def run_audit(
         InputError, UsageError: when the data or settings do not fit the model.
         ModelError: when the model fails before anything was measured.
     """
-    if isinstance(loaded.module, nn.Module) and settings.device != "cpu":
-        loaded.module.to(settings.device)
     batch_size = settings.batch_size or usual_batch(data.point_shape)
     settings = dataclasses.replace(settings, batch_size=batch_size)
     target = Target(

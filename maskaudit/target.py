@@ -2,16 +2,18 @@
 
 `Target` turns any module or callable into class scores of shape (N, K), gives
 input gradients of a per-point objective, cuts work into batches, and counts
-every pass. While it is open (`with target:`) the model is in evaluation mode;
-on leaving, also after an exception, the model and the caller's random state are
-put back bit for bit.
+every pass. While it is open (`with target:`) the model is in evaluation mode and
+on the target's device; on leaving, also after an exception, the model and the
+caller's world (see `maskaudit.preserve`) are put back bit for bit.
+
+Whatever the model raises is its failure, not ours: a `ModelError` in the forward
+pass, a missing gradient where only the gradient fails.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,15 +21,24 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit import accelerator
-from maskaudit.errors import InputError, ModelError, UsageError
+from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.preserve import open_checkpoints, preserved
 from maskaudit.scores import Outputs, Unchecked, breaking_margin, checked_scores
+from maskaudit.world import TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
 
-#: What torch says of an op that has no derivative.
-_NOT_DIFFERENTIABLE = re.compile(r"derivative for \S+ is not implemented")
+#: How torch says that memory ran out, where it has no exception of its own for it.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class EndOfPass(BaseException):
+    """Base of what ends a forward pass from outside; never taken for an error of the model."""
+
+
+#: What passes through the model's code as it is: the user's interruption, our own errors, and `EndOfPass`.
+_NOT_THE_MODELS = (KeyboardInterrupt, MaskauditError, EndOfPass)
 
 
 @dataclass
@@ -54,7 +65,7 @@ class Gradient:
         scores: class scores (N, K), averaged over draws for a random model.
         value: the objective per point (N,).
         grad: its gradient with respect to the input (N, …); zero where the model gives none.
-        connected: whether the output depended on the input in the autograd graph at all.
+        connected: whether the output depended on the input in the autograd graph at all, and the backward pass ended.
     """
 
     scores: Tensor
@@ -89,6 +100,11 @@ class Target:
             Predicting it counts neither as correct nor as broken.
         batch_size: largest number of points per pass.
         seed: seeds the global generators while the target is open, for models that draw from them.
+
+    Attributes:
+        gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
+        needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
+            forward pass; it is then asked in no other way. None before the first answer.
     """
 
     def __init__(
@@ -119,6 +135,9 @@ class Target:
         self.device = torch.device(device)
         self.seed = seed
         self.ledger = PassLedger()
+        self.gradient_failure = ""
+        self.needs_graph: bool | None = None
+        self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._unchecked: Unchecked | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
@@ -137,8 +156,12 @@ class Target:
         with contextlib.ExitStack() as stack:
             stack.enter_context(preserved(self.model, seed=self.seed))
             stack.enter_context(open_checkpoints())
-            if isinstance(self.model, nn.Module) and hasattr(self.model, "training"):  # frozen TorchScript has no mode
-                self.model.eval()
+            if isinstance(self.model, nn.Module):
+                if self.device.type != "cpu":
+                    self.model.to(self.device)
+                if hasattr(self.model, "training"):  # frozen TorchScript has no mode
+                    self.model.eval()
+            self._flags = TorchFlags.read()
             self._stack = stack.pop_all()
         return self
 
@@ -167,21 +190,24 @@ class Target:
     def raw(self, x: Tensor) -> Tensor:
         """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
         with torch.no_grad():
-            return torch.cat([self._call(x[rows]) for rows in self._batches(len(x))])
+            return torch.cat([self._answer(x[rows], self._call) for rows in self._batches(len(x))])
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores (N, K) without gradient, averaged over `draws` passes."""
         with torch.no_grad():
             parts = []
             for rows in self._batches(len(x)):
-                total = self._scores_once(x[rows])
+                total = self._answer(x[rows], self._scores_once)
                 for _ in range(self.draws - 1):
-                    total = total + self._scores_once(x[rows])
+                    total = total + self._answer(x[rows], self._scores_once)
                 parts.append(total / self.draws)  # a copy: the model may write its next answer over this one
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def value_and_grad(self, x: Tensor, objective: Objective) -> Gradient:
         """Scores, objective and input gradient at `x` (N, …); draws are averaged for random models.
+
+        Where the model fails only because a gradient is asked for, that of the batch is zero, and
+        `gradient_failure` says why.
 
         Raises:
             ModelError: when the model raises or returns something that is not class scores.
@@ -200,8 +226,49 @@ class Target:
         )
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
-        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for whoever differentiates twice."""
-        return self._scores_once(x)
+        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for whoever differentiates twice.
+
+        Raises:
+            ModelError: when the model raises or returns something that is not class scores; `GradientError` if only
+                because of the graph.
+        """
+        try:
+            return self._scores_once(x)
+        except ModelError as error:
+            if isinstance(error, GradientError) or out_of_memory(error) or not self._answers_without(x):
+                raise
+            raise GradientError(str(error)) from error.__cause__ or error
+
+    def _answers_without(self, x: Tensor) -> bool:
+        """Whether the model answers a batch if no gradient is asked for."""
+        try:
+            with torch.no_grad():
+                self._scores_once(x.detach())
+        except ModelError:
+            return False
+        return True
+
+    def _answer(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a batch (n, …) is answered, off the graph; the first answer shows whether that needs a graph."""
+        if self.needs_graph is None:
+            try:
+                answer = ask(x)
+            except ModelError as error:
+                if out_of_memory(error):
+                    raise
+                try:
+                    answer = self._on_graph(x, ask)
+                except ModelError:
+                    raise error from error.__cause__
+                self.needs_graph = True
+                return answer
+            self.needs_graph = False
+            return answer
+        return self._on_graph(x, ask) if self.needs_graph else ask(x)
+
+    def _on_graph(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            return ask(x.detach().requires_grad_(True)).detach()
 
     def predict(self, scores: Tensor) -> Tensor:
         """Predicted class (N,) for scores (N, K)."""
@@ -220,15 +287,17 @@ class Target:
         connected = True
         for _ in range(self.draws):
             leaf = x.detach().requires_grad_(True)  # the model sees a copy, see `_call`
+            try:
+                with torch.enable_grad():
+                    scores = self.differentiable_scores(leaf)
+            except GradientError as error:
+                self.gradient_failure = self.gradient_failure or str(error)
+                with torch.no_grad():
+                    scores = self._scores_once(x)
             with torch.enable_grad():
-                scores = self._scores_once(leaf)
                 value = objective(scores, rows)
                 total = value.sum()
-            if total.requires_grad:
-                grad = _input_gradient(total, leaf)
-                self.ledger.backwards += len(x)
-            else:
-                grad = None
+            grad = self._input_gradient(total, leaf) if total.requires_grad else None
             if grad is None:
                 connected = False
                 grad = torch.zeros_like(x)
@@ -242,6 +311,16 @@ class Target:
         if self.draws == 1:
             return Gradient(scores_sum.clone(), value_sum, grad_sum, connected)
         return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
+
+    def _input_gradient(self, total: Tensor, leaf: Tensor) -> Tensor | None:
+        """Gradient of a sum with respect to the input; None where the model gives none."""
+        self.ledger.backwards += len(leaf)
+        try:
+            (grad,) = differentiate(total, (leaf,))
+        except GradientError as error:
+            self.gradient_failure = self.gradient_failure or str(error)
+            return None
+        return grad
 
     def _scores_once(self, x: Tensor) -> Tensor:
         output = self._call(x)
@@ -257,10 +336,17 @@ class Target:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
+        recording = torch.is_grad_enabled()
         try:
             output = self.model(inputs)
-        except Exception as error:  # whatever the audited code raises is its failure, not ours
-            raise _model_raised("", x, error) from error
+        except _NOT_THE_MODELS:
+            raise
+        except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
+            raise ModelError(_sentence(error, f"on input of shape {tuple(x.shape)}")) from error
+        finally:
+            self._flags.restore()
+            if torch.is_grad_enabled() != recording:
+                torch.set_grad_enabled(recording)
         return self.checked(output, len(x)).to(x.device)
 
     def checked(self, output: object, n: int) -> Tensor:
@@ -295,23 +381,40 @@ class Target:
             yield slice(start, min(start + self.batch_size, n))
 
 
-def _model_raised(where: str, x: Tensor, error: Exception) -> ModelError:
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return ModelError(
-        f"The model raised {type(error).__name__} {where}on input of shape {tuple(x.shape)}: {first_line}"
-    )
+def differentiate(
+    total: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a sum with respect to tensors, None where it does not depend on one: `torch.autograd.grad`.
 
+    The backward pass runs the audited model's code, which may raise whatever it likes.
 
-def _input_gradient(total: Tensor, leaf: Tensor) -> Tensor | None:
-    """Gradient of a sum with respect to the input; None where the model gives none.
-
-    An op that torch cannot differentiate (heaviside, floor division) raises in the backward pass: to an attacker that
-    is a missing gradient, not a failure of the model.
+    Raises:
+        GradientError: when it raises.
+        ModelError: when memory runs out.
     """
     try:
-        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    except Exception as error:
-        if _NOT_DIFFERENTIABLE.search(str(error)):
-            return None
-        raise _model_raised("in its backward pass ", leaf, error) from error
-    return grad
+        return torch.autograd.grad(
+            total, tuple(inputs), retain_graph=retain_graph or create_graph, create_graph=create_graph,
+            allow_unused=True,
+        )  # fmt: skip
+    except _NOT_THE_MODELS:
+        raise
+    except BaseException as error:
+        kind = ModelError if out_of_memory(error) else GradientError
+        raise kind(_sentence(error, "in its backward pass")) from error
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, says that memory ran out: no property of the model."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = str(error).lower() if isinstance(error, (RuntimeError, ModelError)) else ""
+    return any(phrase in words for phrase in _OUT_OF_MEMORY) or out_of_memory(error.__cause__)
+
+
+def _sentence(error: BaseException, where: str) -> str:
+    """What the model raised, in one line."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"The model raised {type(error).__name__} {where}: {first_line}".removesuffix(": ")

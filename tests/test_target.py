@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit import accelerator
-from maskaudit.errors import InputError, ModelError, UsageError
+from maskaudit.errors import GradientError, InputError, ModelError, UsageError
 from maskaudit.scores import breaking_margin, checked_scores, detect_outputs
 from maskaudit.target import Target, usual_batch
 
@@ -360,9 +360,88 @@ def test_scores_are_the_same_whether_they_are_looked_at_or_not(monkeypatch: pyte
     assert bool(now.isfinite().all())
 
 
-def test_a_failing_backward_pass_is_the_models_failure() -> None:
-    with pytest.raises(ModelError, match=r"raised ValueError in its backward pass .* no way back"):
-        Target(lambda x: linear(_Frozen.apply(x))).value_and_grad(X, picked)
+def test_a_failing_backward_pass_is_a_missing_gradient() -> None:
+    target = Target(lambda x: linear(x) + 0 * linear(_Frozen.apply(x)))
+    found = target.value_and_grad(X, picked)
+    assert torch.equal(found.scores, target.scores(X))
+    assert torch.equal(found.value, picked(found.scores, torch.arange(len(X))))
+    assert not found.connected
+    assert not bool(found.grad.any())
+    assert target.gradient_failure == "The model raised ValueError in its backward pass: no way back"
+    assert target.ledger.backwards == len(X)
+
+
+def raises(error: BaseException) -> None:
+    raise error
+
+
+BASES = [SystemExit(0), GeneratorExit(), StopIteration(), RecursionError("deep"), MemoryError(), BaseException("odd")]
+
+
+@pytest.mark.parametrize("error", BASES, ids=lambda error: type(error).__name__)
+def test_whatever_a_forward_pass_raises_is_the_models_failure(error: BaseException) -> None:
+    with pytest.raises(ModelError, match=f"raised {type(error).__name__} on input of shape"):
+        Target(lambda x: raises(error)).scores(X)  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize("error", BASES, ids=lambda error: type(error).__name__)
+def test_whatever_a_backward_pass_raises_is_a_missing_gradient_unless_memory_ran_out(error: BaseException) -> None:
+    def model(x: Tensor) -> Tensor:
+        scores = linear(x)
+        if scores.requires_grad and torch.is_grad_enabled():
+            scores.register_hook(lambda _: raises(error))
+        return scores
+
+    target = Target(model)
+    if isinstance(error, MemoryError):
+        with pytest.raises(ModelError, match="MemoryError in its backward pass"):
+            target.value_and_grad(X, picked)
+    else:
+        assert not target.value_and_grad(X, picked).connected
+        assert f"raised {type(error).__name__} in its backward pass" in target.gradient_failure
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA out of memory. Tried to allocate", "DefaultCPUAllocator: can't allocate memory"]
+)
+def test_lack_of_memory_is_never_a_missing_gradient(words: str) -> None:
+    target = Target(lambda x: raises(RuntimeError(words)) if x.requires_grad else linear(x))  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=words[:18]):
+        target.value_and_grad(X, picked)
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [lambda x: x.numpy(), lambda x: torch.mul(x, 1.0, out=torch.empty_like(x)), lambda x: raises(ValueError("no"))],
+    ids=["numpy", "out", "own check"],
+)
+def test_a_forward_pass_that_fails_only_with_gradients_is_a_missing_gradient(
+    refuse: Callable[[Tensor], object],
+) -> None:
+    def model(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            refuse(x)
+        return linear(x)
+
+    target = Target(model)
+    found = target.value_and_grad(X, picked)
+    assert torch.equal(found.scores, linear(X).detach())
+    assert not bool(found.grad.any())
+    assert "on input of shape" in target.gradient_failure
+    with pytest.raises(GradientError):
+        target.differentiable_scores(X.clone().requires_grad_())
+
+
+def test_a_model_that_needs_the_callers_graph_is_asked_with_one() -> None:
+    def model(x: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(linear(x).square().sum(), x)
+        return linear(x + slope)
+
+    target = Target(model)
+    scores = target.scores(X)
+    assert target.needs_graph
+    assert not scores.requires_grad
+    assert torch.equal(scores, target.value_and_grad(X, picked).scores)
 
 
 def test_an_interrupt_is_not_the_models_failure() -> None:

@@ -38,11 +38,13 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.losses import cross_entropy, margin
+from maskaudit.errors import GradientError
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.probes.lanczos import largest_eigenpair
 from maskaudit.results import ProbeFinding
 from maskaudit.rng import PointRNG
+from maskaudit.target import differentiate
 from maskaudit.threat import per_point_norm
 
 #: Lanczos steps; the largest eigenvalue of a matrix with a decaying spectrum is found to a few percent.
@@ -86,7 +88,11 @@ class _Hessian:
         self.shape, self.count = x.shape, context.target.count_backward
         self.leaf = x.detach().clone().requires_grad_(True)
         with torch.enable_grad():
-            self.value = objective(context.target.differentiable_scores(self.leaf), y)
+            try:
+                scores = context.target.differentiable_scores(self.leaf)
+            except GradientError as error:
+                raise NotApplicable(f"The model has no gradient. {error}") from error
+            self.value = objective(scores, y)
             self.custom = custom_backwards(self.value)
             refuse_once_differentiable(self.custom)
             self.gradient = self._differentiate(self.value.sum(), create_graph=True)
@@ -105,12 +111,9 @@ class _Hessian:
             return torch.zeros_like(self.leaf)
         self.count(len(self.leaf))
         try:
-            (gradient,) = torch.autograd.grad(
-                value, self.leaf, create_graph=create_graph, retain_graph=True, allow_unused=True
-            )
-        except (RuntimeError, NotImplementedError) as error:
-            first_line = (str(error).strip().splitlines() or [""])[0]
-            raise NotApplicable(f"The model cannot be differentiated twice: {first_line}") from error
+            (gradient,) = differentiate(value, (self.leaf,), create_graph=create_graph, retain_graph=True)
+        except GradientError as error:
+            raise NotApplicable(f"The model cannot be differentiated twice. {error}") from error
         return torch.zeros_like(self.leaf) if gradient is None else gradient
 
 

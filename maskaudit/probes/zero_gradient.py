@@ -54,7 +54,9 @@ def measure(context: ProbeContext) -> Measurement:
     margin_count = int((margin_zero | margin_broken).sum())
     connected = loss.connected and decision.connected
     findings = [ProbeFinding(f"Cross-entropy has no usable gradient on {count} of {n} points.")]
-    if not connected:
+    if not connected and target.gradient_failure:
+        findings.insert(0, ProbeFinding(f"The pass for the gradient fails. {target.gradient_failure}"))
+    elif not connected:
         findings.insert(0, ProbeFinding("The output is not connected to the input in the autograd graph."))
     elif margin_count:
         findings.append(ProbeFinding(f"The logit margin has no usable gradient on {margin_count} of {n} points."))
@@ -63,6 +65,7 @@ def measure(context: ProbeContext) -> Measurement:
         findings=tuple(findings),
         details={
             "connected": connected,
+            "failure": target.gradient_failure,
             "zero": int(zero.sum()),
             "not_finite": int(broken.sum()),
             "zero_margin_share": margin_count / n,

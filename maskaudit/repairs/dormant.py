@@ -22,7 +22,7 @@ from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.trace.calls import op_name
 from maskaudit.trace.functorch import bare, below
-from maskaudit.trace.scope import ModuleScope, user_site
+from maskaudit.trace.scope import ModuleScope, as_written, user_site
 
 #: Slope below the floor up to which a leaky rectifier counts as shut: what leaks is this part of what would pass.
 TINY_SLOPE = 0.1
@@ -75,7 +75,7 @@ def dormant_units(target: Target, x: Tensor) -> DormantUnits:
 
     One forward pass per point.
     """
-    watch = _Watch(target.model)
+    watch = _Watch(as_written(target.model))
     for start in range(0, len(x), target.batch_size):
         batch = x[start : start + target.batch_size]
         with watch.over(len(batch)):

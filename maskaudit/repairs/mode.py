@@ -25,7 +25,7 @@ from maskaudit.repairs.surrogates import (
     soft_comparison,
     softened,
 )
-from maskaudit.trace.calls import ESCAPES, PROPERTIES, op_name, tensors_of
+from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, op_name, tensors_of
 from maskaudit.trace.functorch import bare
 from maskaudit.trace.scope import ModuleScope, user_site
 from maskaudit.trace.vocabulary import HARD
@@ -54,7 +54,7 @@ class RepairMode(TorchFunctionMode):
                 self.enable.append(repair.location.module)
             elif repair.remedy == "entry":
                 entries.add(repair.location.module)
-            elif not repair.by_node and repair.remedy not in ("boundary", "stand-in", "prefix", "carry"):
+            elif not repair.by_node and repair.remedy not in ("boundary", "stand-in", "prefix", "carry", "keep-saved"):
                 self.by_op.setdefault(repair.location.op, []).append(repair)
         self.scope = ModuleScope(model, before=self._before, after=self._after)
         self.constants: set[int] = set()
@@ -102,7 +102,7 @@ class RepairMode(TorchFunctionMode):
             with torch.inference_mode(False), torch.enable_grad():
                 output = func(*_normal(args), **_normal(kwargs))
         else:
-            output = func(*args, **kwargs)
+            output, _ = called(func, args, kwargs)
         self.entries.escaped = self.entries.escaped or name in ESCAPES
         if opened is not None and isinstance(output, Tensor) and opened.shape == output.shape:
             with torch.enable_grad():
@@ -152,6 +152,9 @@ class RepairMode(TorchFunctionMode):
                 return self._soften_choice(name, args, kwargs, live, output)
             compared = soft_comparison(name, args)
             stand_in = live if compared is None else compared
+            if kwargs.get("out") is not None:  # the model goes on with the tensor that it gave
+                self._shade(output, stand_in)
+                return output
             return self._shade_or_graft(output, stand_in)
 
     def _soften_choice(

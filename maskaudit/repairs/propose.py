@@ -18,6 +18,7 @@ _SENTENCES: dict[Remedy, str] = {
     "function-forward": "Replace the backward of {op} by the derivative of its own forward.",
     "entry": "Tie the tensor that comes back from outside torch to the one that left.",
     "soften": "Give {op} a tempered or leaky backward.",
+    "keep-saved": "Keep a copy of what {op} writes over, or finds written over, for the backward pass.",
     "mute": "Send no gradient through {op}.",
     "gate-identity": "Let the gradient pass {op} as if its mask were open.",
     "ignore-hook": "Do not register the hook that rewrites the gradient.",

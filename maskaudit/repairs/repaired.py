@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
+from torch.autograd.graph import Node, allow_mutation_on_saved_tensors
 
 from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.functions import FunctionPatches
@@ -22,7 +22,7 @@ from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairMode
 from maskaudit.trace.calls import node_op_name, tensors_of
-from maskaudit.trace.scope import graph_visible
+from maskaudit.trace.scope import as_written, graph_visible
 
 
 class RepairedModel:
@@ -39,13 +39,15 @@ class RepairedModel:
         self, model: nn.Module | Callable[[Tensor], Any], repairs: Sequence[Repair],
         stand_ins: Mapping[str, nn.Module] | None = None, dormant: DormantUnits | None = None,
     ) -> None:  # fmt: skip
-        self.model, self.repairs = model, tuple(repairs)
+        self.model: Callable[[Tensor], Any] = as_written(model)
+        self.repairs = tuple(repairs)
         self.tapped: Tensor | None = None
         wanted = {r.location.module for r in self.repairs if r.remedy == "stand-in"}
         self.stand_ins = {path: net for path, net in (stand_ins or {}).items() if path in wanted}
         self._dormant = dormant or {}
         self._taps = any(r.remedy == "tap" for r in self.repairs)
         self._functions = FunctionPatches([r.location.op for r in self.repairs if r.remedy == "function-forward"])
+        self._keeps = any(r.remedy == "keep-saved" for r in self.repairs)
         self._nodes = {r.location.op.rstrip("_") for r in self.repairs if r.by_node}
 
     def __call__(self, inputs: Tensor) -> Any:
@@ -53,8 +55,15 @@ class RepairedModel:
         if not (torch.is_grad_enabled() and inputs.requires_grad) and not self._taps:
             return self.model(inputs)
         mode = RepairMode(self.model, self.repairs, inputs, self.stand_ins, self._dormant)
-        with graph_visible(), mode.watching():
-            output = self.model(inputs)
+        with graph_visible():
+            try:
+                with mode.watching():
+                    output = self.model(inputs)
+            except Exception:
+                if "" not in self.stand_ins:
+                    raise
+                with torch.no_grad():  # it may answer where nobody asks for a gradient, which comes from elsewhere
+                    output = self.model(inputs.detach())
         self.tapped = mode.tapped
         if "" in self.stand_ins and isinstance(output, Tensor):
             output = graft(output, self.stand_ins[""](inputs).view(output.shape))
@@ -68,7 +77,8 @@ class RepairedModel:
         """Undo on leaving what repairs changed in custom Functions; forward and backward passes belong inside."""
         self._functions.install()
         try:
-            yield self
+            with allow_mutation_on_saved_tensors() if self._keeps else contextlib.nullcontext():
+                yield self
         finally:
             self._functions.undo()
             self.tapped = None

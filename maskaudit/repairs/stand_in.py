@@ -19,7 +19,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.calls import tensors_of
-from maskaudit.trace.scope import ModuleScope
+from maskaudit.trace.scope import ModuleScope, as_written
 
 #: Audited points that are perturbed, copies of each, and passes over all of them.
 POINTS, COPIES, EPOCHS = 128, 16, 40
@@ -88,7 +88,7 @@ def _observe(target: Target, x: Tensor, path: str) -> Seen | None:
             if given is not None and isinstance(output, Tensor):
                 pairs.append((given.detach().clone(), output.detach().clone()))
 
-    scope = ModuleScope(target.model, before=before, after=after)
+    scope = ModuleScope(as_written(target.model), before=before, after=after)
     with scope.watching():
         scores = target.raw(x)
     if not path:

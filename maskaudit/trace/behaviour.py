@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from maskaudit.scores import PROBABILITY_TOLERANCE
 from maskaudit.target import Target
-from maskaudit.trace.records import OutputKind
+from maskaudit.trace.records import ModelKind, OutputKind
 
 #: Logits beyond this range saturate softmax in float32 (e^-104 is 0).
 LARGE_LOGIT = 104.0
@@ -36,13 +36,21 @@ def loss_slope(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def vanishes(grad: Tensor) -> Tensor:
-    """Points (N,) whose entries (N, …) are all exactly zero."""
-    return (grad.flatten(1) == 0).all(dim=1)
+    """Points (N,) whose entries (N, …) are all exactly zero, or not all finite."""
+    entries = grad.flatten(1)
+    return (entries == 0).all(dim=1) | ~torch.isfinite(entries).all(dim=1)
 
 
 def zero_share(grad: Tensor) -> float:
     """Their share."""
     return float(vanishes(grad).double().mean())
+
+
+def model_kind(model: object) -> ModelKind:
+    """What a trace can see of a model."""
+    if isinstance(model, torch.jit.ScriptModule):
+        return "torchscript"
+    return "module" if isinstance(model, nn.Module) else "callable"
 
 
 def output_kind(raw: Tensor, flat: float) -> OutputKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd.graph import Node
@@ -46,6 +47,43 @@ def op_name(func: Callable[..., Any]) -> str:
 def node_op_name(node: Node) -> str:
     """`RoundBackward0` → `round`."""
     return node_kind(node) or node.name()
+
+
+def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
+    """The result of a call of torch, made off the graph where torch refuses it on data with a gradient.
+
+    `numpy()`, `out=`, tensors of inference mode: such a call works as long as nobody asks for a gradient.
+
+    Returns:
+        The result, and what torch said; "" where it did not refuse.
+    """
+    try:
+        return func(*args, **kwargs), ""
+    except (RuntimeError, NotImplementedError) as error:
+        originals: dict[int, Tensor] = {}
+        if not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
+            raise
+        with torch.no_grad():
+            bare = _detached(args, originals), _detached(kwargs, originals)
+            try:
+                output = func(*bare[0], **bare[1])
+            except Exception:
+                raise error from None
+        if isinstance(output, Tensor):  # what works in place, or into `out`, answers with the tensor that it was given
+            output = originals.get(id(output), output)
+        return output, (str(error).strip().splitlines() or [""])[0]
+
+
+def _detached(value: Any, originals: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        bare = value.detach()
+        originals[id(bare)] = value
+        return bare
+    if type(value) in (tuple, list):
+        return type(value)(_detached(item, originals) for item in value)
+    if type(value) is dict:
+        return {key: _detached(item, originals) for key, item in value.items()}
+    return value
 
 
 def tensors_of(value: Any) -> tuple[Tensor, ...]:

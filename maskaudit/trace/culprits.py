@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch.nn import functional as F
 
+from maskaudit.errors import GradientError
 from maskaudit.results import Location
+from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, Remedy
 from maskaudit.trace.seen import Seen
@@ -71,8 +72,8 @@ def find_culprits(evidence: Evidence) -> Suspects:
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
 _ORDER = (
-    "test-time-optimisation", "cut", "shattered", "lying-backward", "output-hides-loss", "jagged-surface",
-    "logit-scale", "saturation", "imbalanced-margin", "stochastic",
+    "test-time-optimisation", "failing-backward", "cut", "shattered", "lying-backward", "output-hides-loss",
+    "jagged-surface", "logit-scale", "saturation", "imbalanced-margin", "stochastic",
 )  # fmt: skip
 
 
@@ -136,7 +137,9 @@ class _Search(Stops):
         )
 
     def _disconnected(self) -> Culprit:
-        place = self.e.observer.script_cut
+        place, failure = self.e.observer.script_cut, self.e.observer.failure
+        if failure:
+            return Culprit("failing-backward", Location("", "backward"), "high", f"{failure.rstrip('.')}.")
         if place is None:
             return Culprit("cut", Location("", "output"), "medium", "The output is not connected to the input.")
         return Culprit(
@@ -201,7 +204,10 @@ class _Search(Stops):
         if not before.requires_grad:
             return []
         loss = F.cross_entropy(scores, self.e.y, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, before, retain_graph=True, allow_unused=True)
+        try:
+            (slope,) = differentiate(loss, (before,), retain_graph=True)
+        except GradientError:
+            return []
         if slope is None:
             return []
         plain = before.detach().float().softmax(dim=1) - F.one_hot(self.e.y, before.shape[1])

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from maskaudit.errors import GradientError
+from maskaudit.target import differentiate
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Flow
 from maskaudit.trace.seen import Seen
@@ -53,7 +55,8 @@ def gradient_flow(
         roots: (tensor, cotangent) pairs to start from.
         points: N, the number of points; tensors whose leading dimension is a multiple of N are told apart by point.
 
-    The graph is kept; hooks on its nodes are removed. A backward pass that raises gives no flow.
+    The graph is kept; hooks on its nodes are removed. A backward pass that raises gives the flow up to there, and the
+    observer is told the op.
     """
     live = [(tensor, cotangent) for tensor, cotangent in roots if observer.live(tensor)]
     if not live:
@@ -64,11 +67,37 @@ def gradient_flow(
     own: list[Exception] = []
     with torch.enable_grad():
         total = pairing(live)
-    with _hooked(observer, tallies, norms, own), contextlib.suppress(RuntimeError, NotImplementedError):
-        gradient, *_ = torch.autograd.grad(total, observer.leaves, retain_graph=True, allow_unused=True)
+    failure: GradientError | None = None
+    with _hooked(observer, tallies, norms, own):
+        try:
+            gradient, *_ = differentiate(total, observer.leaves, retain_graph=True)
+        except GradientError as error:
+            failure = error
     if own:
         raise own[0]
+    if failure is not None:
+        _blame(observer, total, str(failure))
     return _flows(tallies, norms), gradient
+
+
+def _blame(observer: Observer, total: Tensor, sentence: str) -> None:
+    """Find the op in which the backward pass raises, by another that notes where it enters and where it leaves."""
+    entered: dict[Node, int] = {}
+    handles: list[RemovableHandle] = []
+    try:
+        for op in observer.ops:
+            for node in op.nodes:
+                handles.append(node.register_prehook(lambda _, n=node, i=op.index: entered.update({n: i})))
+                handles.append(node.register_hook(lambda *_, n=node: entered.pop(n) and None))
+        with contextlib.suppress(GradientError):
+            differentiate(total, observer.leaves, retain_graph=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if entered:
+        observer.failed[list(entered.values())[-1]] = sentence
+    else:
+        observer.failure = sentence
 
 
 def pairing(roots: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

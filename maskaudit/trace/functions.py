@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.rng import PointRNG
+from maskaudit.target import differentiate
 from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.flow import pairing
 from maskaudit.trace.records import FunctionCheck
@@ -35,7 +36,7 @@ def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:
     rng = PointRNG.create(seed, "function check", torch.arange(DIRECTIONS))
     spread = float(base.double().std()) if base.numel() > 1 else 1.0
     spread = spread if spread > 0 else 1.0
-    with contextlib.suppress(RuntimeError, TypeError, ValueError, NotImplementedError):
+    with contextlib.suppress(Exception):  # foreign code, run in a way that it was not made for
         leaf = base.clone().requires_grad_(True)
         with torch.enable_grad():
             output = _apply(call, arguments, place, leaf)
@@ -75,7 +76,7 @@ def _vjp(output: Tensor, leaf: Tensor, cotangent: Tensor) -> Tensor:
         return torch.zeros_like(leaf)
     with torch.enable_grad():
         total = pairing([(output, cotangent)])
-    (gradient,) = torch.autograd.grad(total, leaf, retain_graph=True, allow_unused=True)
+    (gradient,) = differentiate(total, (leaf,), retain_graph=True)
     return torch.zeros_like(leaf) if gradient is None else gradient
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
+from maskaudit.errors import GradientError
 from maskaudit.preserve import seed_generators
 from maskaudit.rng import PointRNG
-from maskaudit.target import Target
+from maskaudit.target import Target, differentiate
 from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
@@ -65,6 +66,8 @@ def gradients(
         slope: derivative (N, K) of cross-entropy with respect to the scores.
         grad: what a backward pass of the margin gave, or None.
     """
+    if grad is not None and not bool(torch.isfinite(grad).all()):  # leads nowhere, as a gradient of zero does
+        grad = grad.where(torch.isfinite(grad).flatten(1).all(dim=1).view(-1, *[1] * (grad.dim() - 1)), 0.0)
     return Gradients(leaf.detach(), pair, grad, _flat(target, leaf, scores, y, slope, grad))
 
 
@@ -276,8 +279,8 @@ def _gradient(target: Target, value: Tensor, leaf: Tensor) -> Tensor | None:
         return None
     target.count_backward(len(leaf))
     try:
-        (grad,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
-    except RuntimeError:  # an op without derivative: forward works, backward raises
+        (grad,) = differentiate(value.sum(), (leaf,), retain_graph=True)
+    except GradientError:
         return None
     return None if grad is None else grad.detach()
 

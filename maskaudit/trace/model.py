@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from maskaudit.errors import GradientError
 from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.threat import customary_eps
-from maskaudit.trace.behaviour import loss_slope, output_kind, zero_share
+from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
 from maskaudit.trace.culprits import Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
@@ -41,6 +41,7 @@ from maskaudit.trace.passes import (
     observe_first,
 )
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
+from maskaudit.trace.refused import refused
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.seen import Seen
 from maskaudit.trace.walk import Evidence
@@ -76,7 +77,11 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
     eps = usual_radius(target, x) if eps is None else eps
     with preserved_random_state(), graph_visible():
-        observer, scores, consumed = observe_first(target, x[:FEW_POINTS])
+        try:
+            observer, scores, consumed = observe_first(target, x[:FEW_POINTS])
+        except GradientError as error:
+            target.gradient_failure = target.gradient_failure or str(error)
+            return refused(target, x[:FEW_POINTS], eps, error)
         trace = None if consumed else _traced(target, observer, scores, x, y, eps)
         return _traced_alone(target, x, y, eps) if trace is None else trace
 
@@ -111,6 +116,7 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
     pair = deciding_pair(target, scores, y)
     flows, grad = gradient_flow(observer, [(raw, margin_cotangent(raw, pair))], len(y))
     target.count_backward(len(y))
+    target.gradient_failure = target.gradient_failure or next(iter(observer.failed.values()), observer.failure)
     if target.outputs != "logits" or target.reject_class is not None:
         grad = margin_gradient(target, observer.leaf, scores, pair)
     slope = loss_slope(scores, y)
@@ -173,7 +179,7 @@ def _explained(
         found = ranked([*found, *_behind_cuts(target, evidence, suspects)])
     culprits = [*found, *_stochastic(randomness)]
     return Trace(
-        kind=_kind(target.model),
+        kind=model_kind(target.model),
         points=points,
         ops=tuple(_frozen(op, suspects.flows.get(op.index)) for op in observer.ops),
         cuts=tuple(suspects.cuts),
@@ -212,12 +218,6 @@ def _stochastic(randomness: Randomness | None) -> list[Culprit]:
     sources = ", ".join(randomness.sources) or "unknown source"
     sentence = f"Answers are random ({sources}): {flips:.0%} of decisions flip."
     return [Culprit("stochastic", randomness.location, confidence, sentence)]
-
-
-def _kind(model: object) -> Literal["module", "torchscript", "callable"]:
-    if isinstance(model, torch.jit.ScriptModule):
-        return "torchscript"
-    return "module" if isinstance(model, nn.Module) else "callable"
 
 
 def _placed(check: FunctionCheck, ops: list[Seen]) -> FunctionCheck:

@@ -19,6 +19,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from maskaudit.results import Location
+from maskaudit.target import EndOfPass
 from maskaudit.trace.calls import (
     ESCAPES,
     NORMALISERS,
@@ -27,6 +28,7 @@ from maskaudit.trace.calls import (
     PROPERTIES,
     UNSET,
     batch_statistics,
+    called,
     data_inputs,
     may_write,
     node_op_name,
@@ -39,8 +41,8 @@ from maskaudit.trace.scripted import ScriptedGraph
 from maskaudit.trace.seen import FunctionCall, Kind, Seen, function_location, has_memory
 
 
-class SeenEnough(BaseException):
-    """Ends a forward pass of which the rest is of no interest; nothing may take it for an error of the model."""
+class SeenEnough(EndOfPass):
+    """Ends a forward pass of which the rest is of no interest."""
 
 
 class Observer(TorchFunctionMode):
@@ -73,6 +75,8 @@ class Observer(TorchFunctionMode):
         self.no_grad_site: Location | None = None
         self.optimises: list[Location] = []
         self.hooked: list[int] = []
+        self.failed: dict[int, str] = {}  # ops in which a backward pass raised, and what
+        self.failure = ""  # what a backward pass raised outside of any op: a hook on a tensor
         self.script_cut: Location | None = None
         self.raw: Tensor | None = None
         self.modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -122,7 +126,8 @@ class Observer(TorchFunctionMode):
         if name in PROPERTIES and not optimising:
             return func(*args, **kwargs)
         tensors = bare_tensors((args, kwargs))
-        if may_write(name, args, kwargs):
+        writes = may_write(name, args, kwargs)
+        if writes:
             self._keep(tensors)
         inputs = data_inputs(name, tensors)
         site = user_site()
@@ -138,7 +143,10 @@ class Observer(TorchFunctionMode):
             self.optimises.append(op.location)
         if name == "register_hook":
             self.hooked.append(len(self.ops))
-        output = func(*args, **kwargs)
+        if writes and inputs and self.keep_tensors:
+            out = kwargs.get("out")
+            op.writes = out if isinstance(out, Tensor) else inputs[0]
+        output, op.refused = called(func, args, kwargs)
         outputs = bare_tensors(output)
         if name in ESCAPES:
             op.kind = "escape"

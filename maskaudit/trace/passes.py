@@ -17,7 +17,7 @@ from maskaudit.target import Target
 from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
-from maskaudit.trace.scope import Site
+from maskaudit.trace.scope import Site, as_written
 from maskaudit.trace.seen import Seen
 
 #: Points that are answered once more, alone, to see whether they are answered alike.
@@ -34,13 +34,13 @@ def observe(
 
     The global generators are seeded (by the target's seed if no other is given) and left as the model leaves them.
     """
-    observer = Observer(target.model, _leaf(x), keep_tensors=keep_tensors, revive=revive)
+    observer = Observer(as_written(target.model), _leaf(x), keep_tensors=keep_tensors, revive=revive)
     return observer, _watched(target, observer, target.seed if seed is None else seed)
 
 
 def observe_start(target: Target, x: Tensor, until: int) -> Observer:
     """The record of what a forward pass does up to the op of that index, data only; the rest of it is not run."""
-    observer = Observer(target.model, _leaf(x), keep_tensors=False, until=until)
+    observer = Observer(as_written(target.model), _leaf(x), keep_tensors=False, until=until)
     with contextlib.suppress(SeenEnough):
         _watched(target, observer, target.seed)
     return observer
@@ -53,7 +53,7 @@ def _leaf(x: Tensor) -> Tensor:
 def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
-            output = target.model(inputs)
+            output = as_written(target.model)(inputs)
             answer = answer_in(output)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():

@@ -17,6 +17,7 @@ Remedy = Literal[
     "function-forward",  # custom autograd Function: its backward becomes the derivative of its own forward
     "entry",  # numpy, PIL: the tensor that comes back is tied to the one that left
     "soften",  # saturated activation: tempered or leaky backward
+    "keep-saved",  # in-place changes: what an op kept for its backward pass is copied before it is written over
     "mute",  # op whose slope is noise: no gradient through it
     "gate-identity",  # mask computed from the data: gradient passes as if the gate were open
     "ignore-hook",  # tensor hooks on the forward pass are not registered
@@ -29,6 +30,7 @@ Remedy = Literal[
     "stand-in",  # a learned network carries the gradient past a module, or past the whole model
     "none",
 ]
+ModelKind = Literal["module", "torchscript", "callable"]
 OutputKind = Literal["logits", "probabilities", "log-probabilities", "hard labels", "clipped", "scaled logits"]
 
 
@@ -185,7 +187,7 @@ class Trace:
     answer to a point depends on the other points of its batch, if one does.
     """
 
-    kind: Literal["module", "torchscript", "callable"]
+    kind: ModelKind
     points: int
     ops: tuple[Op, ...]
     cuts: tuple[Cut, ...]

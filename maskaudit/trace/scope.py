@@ -103,6 +103,11 @@ def _frame_kind(filename: str) -> FrameKind:
     return "ours" if filename.startswith(("<", *_OURS)) else "user"
 
 
+def is_users(filename: str) -> bool:
+    """Whether a file of Python code belongs neither to torch nor to us."""
+    return _frame_kind(filename) == "user"
+
+
 def exported_site(frame: FrameType) -> Site | None:
     """The place that an exported graph (`torch.export`, `.pt2`) recorded for the op which its generated code runs.
 
@@ -150,10 +155,23 @@ def _is_torch_file(file: str) -> bool:
     )
 
 
+def as_written(model: Any) -> Any:
+    """The module that was given to `torch.compile`; any other model as it is."""
+    dynamo = sys.modules.get("torch._dynamo")  # else nothing can have been compiled
+    return model._orig_mod if dynamo is not None and isinstance(model, dynamo.OptimizedModule) else model
+
+
 @contextlib.contextmanager
 def graph_visible() -> Iterator[None]:
-    """Every op leaves an autograd node: TorchScript runs without its optimiser, reentrant checkpoints open."""
-    with open_checkpoints(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+    """Every op leaves an autograd node: TorchScript runs without its optimiser, reentrant checkpoints open.
+
+    What was compiled by `torch.compile` runs as it was written.
+    """
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # modules within may have been compiled
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(open_checkpoints())
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         yield
 
 

@@ -38,6 +38,8 @@ class Seen:
     phase: Tensor | None = None
     no_grad: Location | None = None
     across_batch: bool = False
+    refused: str = ""  # what torch said where it refuses the op on data with a gradient
+    writes: Tensor | None = None  # what it may have written to
 
     @property
     def location(self) -> Location:
@@ -60,11 +62,15 @@ class FunctionCall:
 
 
 def function_location(function: type[torch.autograd.Function], module: str) -> Location:
-    """Where a custom Function is defined: the line of its backward, else of the class."""
+    """Where a custom Function is defined: the line of its backward, of the class where it has none."""
+    base = torch.autograd.Function
+    written = [f for f, own in ((function.backward, base.backward), (function.vjp, base.vjp)) if f is not own]
     try:
         found = inspect.getsourcefile(function)
         file = shown_path(found) if found else None
-        source, line = inspect.getsourcelines(function.backward)
+        if not written:
+            return Location(module, function.__name__, file, inspect.getsourcelines(function)[1])
+        source, line = inspect.getsourcelines(written[0])
         line += next((i for i, text in enumerate(source) if text.lstrip().startswith("def ")), 0)
     except (OSError, TypeError):
         file, line = None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.trace.calls import PERIODIC
 from maskaudit.trace.records import Confidence, Culprit, Remedy
-from maskaudit.trace.seen import Seen
+from maskaudit.trace.seen import Seen, has_memory
 from maskaudit.trace.vocabulary import (
     HARD,
     KILLS,
@@ -29,8 +29,8 @@ class Stops(Walk):
 
     def stops(self) -> list[Culprit]:
         """Ops through which the gradient passes and comes out as nothing, or as something else."""
-        killed = [self._killer_culprit(op) for op in self.killers]
-        return killed + self._lying() + self._false_trends() + self._ripples() + self._loops()
+        killed = [self._failing_culprit(op) or self._killer_culprit(op) for op in self.killers]
+        return killed + self._overwriting() + self._lying() + self._false_trends() + self._ripples() + self._loops()
 
     def cut_culprit(self, op: Seen, back: Seen) -> Culprit:
         """The cut at `op`, whose data come back at `back`, with what ties them together again."""
@@ -53,11 +53,50 @@ class Stops(Walk):
         """What the cut at `op` does."""
         return next((cut.sentence for cut in self.cuts if cut.op == op.index), f"{op.name} drops the gradient")
 
+    def _failing_culprit(self, op: Seen) -> Culprit | None:
+        """The op if a backward pass raises in it, other than for want of a derivative."""
+        said = self.e.observer.failed.get(op.index)
+        if said is None or self.underived(op):
+            return None
+        remedy: Remedy = "function-forward" if op.kind == "function" else "straight-through"
+        if self._writer(op) is not None:
+            remedy = "keep-saved"
+        return Culprit("failing-backward", op.location, "high", f"{said.rstrip('.')}.", remedy, op.index)
+
+    def _overwriting(self) -> list[Culprit]:
+        """The ops that write over what an earlier one had kept for its backward pass."""
+        pairs = {writer.index: (op, writer) for op in self.killers if (writer := self._writer(op)) is not None}
+        return [
+            Culprit(
+                "failing-backward", writer.location, "high",
+                f"{writer.name} writes over what {op.name} kept for its backward pass.", "keep-saved", writer.index,
+            )
+            for op, writer in pairs.values()
+        ]  # fmt: skip
+
+    def _writer(self, op: Seen) -> Seen | None:
+        """What wrote to the data of an op whose backward pass found them changed."""
+        if "modified by an inplace operation" not in self.e.observer.failed.get(op.index, ""):
+            return None
+        kept = {t.untyped_storage().data_ptr() for t in (*op.inputs, *op.outputs) if has_memory(t)}
+        return next(
+            (
+                later for later in self.ops[op.index + 1 :]
+                if later.writes is not None and has_memory(later.writes)
+                and later.writes.untyped_storage().data_ptr() in kept
+            ),
+            None,
+        )  # fmt: skip
+
     def _killer_culprit(self, op: Seen) -> Culprit:
         flow = self.flows[op.index]
         share = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
-        if op in self.underived:
+        if self.underived(op):
             share = "torch has no derivative for this op, so that the backward pass fails here"
+        elif flow.nonfinite_share > KILLS:
+            share = f"{flow.nonfinite_share:.0%} of the gradients that leave {op.name} are infinite or undefined"
+            if op.kind != "function":
+                return Culprit("failing-backward", op.location, "high", f"{share}.", "straight-through", op.index)
         tap = self.tap_scale(op)
         scale = 1.0 if tap is None else tap
         scripted_output = op.kind == "node" and op.index == self.e.observer.maker(self.e.raw)
@@ -128,9 +167,12 @@ class Stops(Walk):
         return found
 
     def hooks(self) -> list[Culprit]:
+        """Hooks that the forward pass registers on tensors, where nothing else explains the gradient."""
+        mechanism, sentence = "lying-backward", "A hook on the forward pass rewrites the gradient."
+        if self.e.observer.failure:
+            mechanism, sentence = "failing-backward", f"{self.e.observer.failure.rstrip('.')}."
         return [
-            Culprit("lying-backward", self.ops[i].location, "high",
-                    "A hook on the forward pass rewrites the gradient.", "ignore-hook", i)
+            Culprit(mechanism, self.ops[i].location, "high", sentence, "ignore-hook", i)
             for i in self.e.observer.hooked if i < len(self.ops) and self.ops[i].live_in
         ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,9 +80,7 @@ class Walk:
     def walk(self) -> None:
         """Trace the gradient from the output; where it stops, go on from the input of what stopped it."""
         self._find_cuts()
-        self.killers += self.underived
-        for op in self.killers:
-            self.flows[op.index] = Flow(self.n, 0.0, 0.0, 1.0, 0.0, None)
+        self._add_failing()
         stopped = [*([] if self.alive else [cut for cut, _ in self.parted]), *self.killers]
         found = [self.e.flows, *(self._behind(op).flows for op in stopped)]
         for _ in range(MASKS_IN_SERIES):
@@ -91,9 +90,10 @@ class Walk:
                 fresh = {**unseen, **fresh}
             self.flows.update(fresh)
             killers = [self.ops[i] for i, f in fresh.items() if f.points and self._kills(self.ops[i], f)]
+            self.killers += killers
+            killers += self._spoilers(fresh) + self._add_failing()
             if not killers:
                 return
-            self.killers += killers
             found = [self._behind(op).flows for op in killers]
 
     def _behind(self, op: Seen) -> _Behind:
@@ -124,13 +124,28 @@ class Walk:
         """The same, as a pass with moved inputs shows it."""
         return not self.e.movement.changes.isdisjoint((op.index, *op.parents))
 
-    @cached_property
-    def underived(self) -> list[Seen]:
-        """Ops on the way to the output for which torch has no backward: a backward pass raises there."""
-        return [
+    def _spoilers(self, flows: Mapping[int, Flow]) -> list[Seen]:
+        """The op next to the output that makes a gradient infinite or undefined at most points; all before it do."""
+        spoilt = [i for i, f in flows.items() if f.nonfinite_share > KILLS]
+        found = [self.ops[i] for i in spoilt if i == max(spoilt) and self.ops[i] not in self.killers]
+        self.killers += found
+        return found
+
+    def _add_failing(self) -> list[Seen]:
+        """Take in the ops on the way to the output in which a backward pass is known to raise; the new ones."""
+        fresh = [
             op for op in self.ops
-            if op.index in self.ancestors and any("NotImplemented" in node.name() for node in op.nodes)
+            if op.index in self.ancestors and op not in self.killers
+            and (op.index in self.e.observer.failed or self.underived(op))
         ]  # fmt: skip
+        self.killers += fresh
+        self.flows.update({op.index: Flow(self.n, 0.0, 0.0, 1.0, 0.0, None) for op in fresh})
+        return fresh
+
+    @staticmethod
+    def underived(op: Seen) -> bool:
+        """Whether torch has no derivative of an op."""
+        return any("NotImplemented" in node.name() for node in op.nodes)
 
     def _find_cuts(self) -> None:
         for op in self.ops:
@@ -143,7 +158,8 @@ class Walk:
                 else:
                     self._add_cut(escape, op, f"the data leave torch in {escape.name} and come back without gradient")
             elif op.live_in and op.kind == "torch":
-                self._add_cut(op, op, f"{op.name} passes the data on and drops the gradient")
+                said = f"torch refuses {op.name} where a gradient is asked for" if op.refused else ""
+                self._add_cut(op, op, said or f"{op.name} passes the data on and drops the gradient")
             elif op.kind == "torch":
                 for source in (self.ops[p] for p in op.parents if self.ops[p].live_in and self.ops[p].live_out):
                     # of its outputs, one that has no gradient is used

@@ -9,6 +9,7 @@ from maskaudit.results import Location, Mechanism, ProbeResult
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
+    "failing-backward": "The backward pass fails, so that there is no gradient at all",
     "saturation": "Saturated activations let no gradient through",
     "shattered": "The gradient is zero on most points although the output changes",
     "lying-backward": "The backward pass disagrees with the function it belongs to",

@@ -1,0 +1,197 @@
+"""What is global to the process and can be changed by a model's code or by ours: read, and put back.
+
+`TorchFlags` is the small part that changes what arithmetic means; a target puts it back after every pass, since our
+own code would compute with it. `World` is all of it, for the end of an audit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.backends import cuda, cudnn, mkldnn
+from torch.nn.modules import module as torch_module
+from torch.utils import deterministic
+
+#: Something global: how it is read, and how a value that was read is put back.
+Setting = tuple[Callable[[], Any], Callable[[Any], object]]
+
+#: The smallest positive float64: zero in arithmetic that flushes denormal numbers.
+_SMALLEST = [5e-324]
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _attribute(owner: Any, name: str) -> Setting:
+    return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
+
+
+def _autocast(device: str) -> Setting:
+    def read() -> tuple[bool, torch.dtype]:
+        return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+
+    def write(value: tuple[bool, torch.dtype]) -> None:
+        torch.set_autocast_enabled(device, value[0])
+        torch.set_autocast_dtype(device, value[1])
+
+    return read, write
+
+
+def _environment(value: dict[str, str]) -> None:
+    for name in set(os.environ) - set(value):
+        del os.environ[name]
+    os.environ.update(value)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # removed meanwhile
+        return None
+
+
+def _go_to(folder: str | None) -> None:
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+
+
+def _filters(value: list[Any]) -> None:
+    with warnings.catch_warnings():  # the only public way to make Python forget what it derived from the old filters
+        pass
+    warnings.filters[:] = value  # type: ignore[index]
+
+
+def _contents(of: Any) -> Setting:
+    """The items of a global list or dictionary, which stays the same object."""
+    if isinstance(of, dict):
+        return lambda: dict(of), lambda value: _refill(of, value)
+    return lambda: list(of), lambda value: of.__setitem__(slice(None), value)
+
+
+def _refill(of: dict[Any, Any], value: dict[Any, Any]) -> None:
+    of.clear()
+    of.update(value)
+
+
+_ARITHMETIC: tuple[Setting, ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.get_num_threads, torch.set_num_threads),
+    (_deterministic, _set_deterministic),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (lambda: _SMALLEST[0] * 1.0 == 0.0, torch.set_flush_denormal),
+    (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+    _autocast("cpu"),
+    _autocast("cuda"),
+)
+_REST: tuple[Setting, ...] = (
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _attribute(mkldnn, "deterministic"),
+    _attribute(cudnn, "enabled"),
+    _attribute(cudnn, "benchmark"),
+    _attribute(cudnn, "deterministic"),
+    _attribute(cudnn, "allow_tf32"),
+    _attribute(cuda.matmul, "allow_tf32"),
+    _attribute(cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    _attribute(cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    _attribute(deterministic, "fill_uninitialized_memory"),
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    _attribute(torch.backends.quantized, "engine"),
+    (torch.is_grad_enabled, torch._C._set_grad_enabled),
+    (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    (np.geterr, lambda value: np.seterr(**value)),
+    (np.get_printoptions, lambda value: np.set_printoptions(**value)),
+    _contents(vars(torch._tensor_str.PRINT_OPTS)),
+    (lambda: list(warnings.filters), _filters),
+    (lambda: dict(os.environ), _environment),
+    (_folder, _go_to),
+    _contents(sys.path),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    *(_contents(table) for name, table in vars(torch_module).items() if name.startswith("_global_") and
+      isinstance(table, dict)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TorchFlags:
+    """Default type, threads, determinism and the like, as they were when they were read."""
+
+    values: tuple[Any, ...]
+
+    @classmethod
+    def read(cls) -> TorchFlags:
+        """What holds now."""
+        return cls(tuple(read() for read, _ in _ARITHMETIC))
+
+    def restore(self) -> None:
+        """Put back what is no longer so."""
+        _restore(_ARITHMETIC, self.values)
+
+
+class World:
+    """Everything global that is put back at the end: flags, generators, environment, warnings, hooks on all modules."""
+
+    def __init__(self) -> None:
+        self._flags = TorchFlags.read()
+        self._values = tuple(read() for read, _ in _REST)
+        self._random = RandomState()
+
+    def restore(self) -> None:
+        """Put back what is no longer so."""
+        with contextlib.ExitStack() as stack:  # one that cannot be put back does not keep the others from it
+            stack.callback(self._random.restore)
+            stack.callback(self._flags.restore)
+            stack.callback(_restore, _REST, self._values)
+
+
+class RandomState:
+    """The global generators of torch (CPU and CUDA), numpy and `random`, as they were when this was made."""
+
+    def __init__(self) -> None:
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        self._numpy = np.random.get_state()
+        self._python = random.getstate()
+
+    def restore(self) -> None:
+        """Put them back."""
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        np.random.set_state(self._numpy)
+        random.setstate(self._python)
+
+
+@contextlib.contextmanager
+def kept_world() -> Iterator[None]:
+    """Put everything global back on leaving, also after an exception."""
+    world = World()
+    try:
+        yield
+    finally:
+        world.restore()
+
+
+def _restore(settings: tuple[Setting, ...], values: tuple[Any, ...]) -> None:
+    for (read, write), value in zip(settings, values, strict=True):
+        if read() != value:
+            write(value)
