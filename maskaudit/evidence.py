@@ -23,7 +23,7 @@ from torch import Tensor
 from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
 from maskaudit.rescore import rescore
-from maskaudit.results import check_document, dump_json
+from maskaudit.results import check_document, dump_json, findings
 from maskaudit.scores import breaking_margin
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
@@ -52,8 +52,8 @@ class Check:
 
 
 def report_digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a report without its evidence section, which names the evidence file in turn."""
-    body = {key: value for key, value in document.items() if key != "evidence"}
+    """SHA-256 of what a report found; without its evidence section, which names the evidence file in turn."""
+    body = {key: findings(value) for key, value in document.items() if key != "evidence"}
     return hashlib.sha256(dump_json(body).encode()).hexdigest()
 
 
