@@ -32,8 +32,10 @@ TRIES = 3
 PATIENCE = 5.0
 #: Failures that are passed on as what they were.
 PASSED_ON: dict[str, type[Exception]] = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}
-#: `prctl` option of Linux: the signal that a process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
+#: Options of `prctl` (Linux): the signal that a process gets when its parent dies, and the name that `ps` shows.
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+#: The name of a worker, at most 15 bytes.
+WORKER_NAME = "maskaudit-work"
 
 
 class Processes:
@@ -157,7 +159,7 @@ class _Crew(Generic[Result]):
 
 def _serve(line: Connection, inherited: Sequence[Connection], tasks: Sequence[Task[Any]], target: Target) -> None:
     """A worker: the tasks that it is handed, one after the other, until the line is closed."""
-    _end_with_parent()
+    _declare_worker()
     torch.set_num_threads(1)  # before any operation: the parent's threads do not exist here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -173,10 +175,12 @@ def _serve(line: Connection, inherited: Sequence[Connection], tasks: Sequence[Ta
             line.send_bytes(pickle.dumps(answer))
 
 
-def _end_with_parent() -> None:
-    """Have this process killed when its parent dies, so that nobody goes on computing for no one."""
+def _declare_worker() -> None:
+    """Give this process a name, and have it killed when its parent dies: nobody goes on computing for no one."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None).prctl
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_NAME, WORKER_NAME.encode())
 
 
 def _end(worker: _Worker) -> None:
