@@ -157,11 +157,11 @@ class AdaptiveAttack:
     def _stage(self, number: int, stage: Stage, spec: AttackSpec, rows: Tensor) -> None:
         outcome, attacker = self.outcomes[number], self.attacker
         known = attacker.ledger.best_known()
-        settings: dict[str, Any] = {"stage": stage, "stand_ins": self.stand_ins}
-        if stage.start == "challenger":
-            settings["candidates"] = attacker.candidates(rows)
-        stream = f"{spec.name} stage {number + 1}"
-        result = attacker.carry_out(replace(spec, run=run_stage), rows, stream, settings=settings)
+        candidates = {"candidates": attacker.candidates(rows)} if stage.start == "challenger" else {}
+        result = attacker.carry_out(
+            replace(spec, run=run_stage, whole=False), rows, f"{spec.name} stage {number + 1}",
+            settings=lambda: {"stage": stage, "stand_ins": self.stand_ins.learnt(stage.repairs)}, per_point=candidates,
+        )  # fmt: skip
         if isinstance(result, str):
             outcome.status, outcome.reason = "skipped", result
             return

@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from maskaudit import __version__
 from maskaudit.attacker import POOL_POINTS
 from maskaudit.brought import Settler
 from maskaudit.data import Dataset, load_data
+from maskaudit.digest import content_digest, program_digest
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
 from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
@@ -61,6 +63,7 @@ class Prepared:
     settings: AuditSettings
     pool: Tensor
     surrogates: tuple[nn.Module, ...]
+    surrogate_names: tuple[str, ...] = ()
 
 
 def prepare(request: Request) -> Prepared:
@@ -97,7 +100,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None = None
     settings = _settings(settler, request.settings)
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
     loaded = replace(loaded, notes=(*loaded.notes, *settler.note()))
-    return Prepared(loaded, data, threat, settings, pool, surrogates)
+    return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)
 
 
 def _points(
@@ -256,18 +259,23 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
         )
 
 
-def _fingerprint(prepared: Prepared) -> dict[str, Any]:
-    settings, threat, data = prepared.settings, prepared.threat, prepared.data
+def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
+    """What makes an audit the same one, by the names that people know; what attacks depend on, the journal knows."""
+    settings, threat, data, loaded = prepared.settings, prepared.threat, prepared.data, prepared.loaded
+    names = zip(prepared.surrogate_names, prepared.surrogates, strict=True)
     return {
-        "model": prepared.loaded.sha256 or prepared.loaded.source,
-        "arch": str(prepared.loaded.metadata.get("arch")),
-        "data": [data.name, len(data), float(data.x.double().sum()), int(data.y.sum())],
-        "threat": [threat.norm, threat.eps, threat.bounds],
-        "settings": [
-            settings.budget, settings.samples, settings.seed, settings.outputs, settings.mean, settings.std,
-            settings.reject_class, settings.batch_size,
-        ],
-        "plan": settings.plan.to_dict() if settings.plan else None,
+        "the model": f"{loaded.sha256 or loaded.source} {loaded.metadata.get('arch') or ''}".strip(),
+        "--arch": settings.arch,
+        "--data": f"{data.name} {content_digest(data.x, data.y, prepared.pool)[:12]}",
+        "the threat model": f"{threat.norm} {threat.eps!r} in {threat.bounds}",
+        **{
+            f"--{name.replace('_', '-')}": str(getattr(settings, name))
+            for name in ("budget", "samples", "seed", "outputs", "mean", "std", "reject_class", "batch_size", "device")
+        },
+        "--surrogate": ", ".join(f"{name} {content_digest(module)[:12]}" for name, module in names) or "none",
+        "--plan": content_digest(settings.plan.to_dict())[:12] if settings.plan else "none",
+        "maskaudit": f"{__version__} {program_digest()[:12]}",
+        "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
     }  # fmt: skip
 
 

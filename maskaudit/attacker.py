@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
-from maskaudit.engine import engine_for
-from maskaudit.engine.interface import Job
+from maskaudit.digest import TARGET_SETTINGS, IndescribableError, content_digest
+from maskaudit.engine import EngineError, engine_for
+from maskaudit.engine.interface import Done, Job, OnDone, Result, Task, ignore, joined
 from maskaudit.errors import ModelError
-from maskaudit.journal import Journal
-from maskaudit.ledger import Ledger
+from maskaudit.journal import Journal, Kept
+from maskaudit.ledger import Entry, Ledger
+from maskaudit.preserve import seed_generators
 from maskaudit.rescore import AUDIT_QUORUM, Score, rescore
-from maskaudit.rng import PointRNG
+from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
@@ -68,11 +70,21 @@ class Attacker:
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event
         self._candidates: dict[int, tuple[float, Tensor]] = {}
+        self._answers = ""
 
     def rng(self, stream: str, rows: Tensor) -> PointRNG:
         """Random numbers of a stream for points `rows` of the ledger, tied to their place in the data set."""
         points = torch.tensor([self.ledger.index[row] for row in rows.tolist()], dtype=torch.int64)
         return PointRNG.create(self.settings.seed, stream, points)
+
+    def settle(self, stream: str) -> None:
+        """Seed the global generators for what comes next, whatever ran or was restored before it."""
+        seed_generators(stream_seed(self.settings.seed, f"{len(self.ledger)} {stream}"))
+
+    def knows(self, answers: Tensor) -> None:
+        """Take note of the model's answers (n, K) to new clean points: nothing kept of a model that answers otherwise
+        is used again."""
+        self._answers = content_digest(self._answers, answers)
 
     def run(self, spec: AttackSpec, rows: Tensor, settled: Mapping[str, float] | None = None) -> None:
         """Run one attack on points `rows`, re-score what it brings and book it.
@@ -103,15 +115,18 @@ class Attacker:
         rows: Tensor,
         stream: str,
         *,
-        settings: Mapping[str, Any] | None = None,
+        settings: Callable[[], dict[str, Any]] | None = None,
         changes: Mapping[str, Any] | None = None,
+        per_point: Mapping[str, Tensor] | None = None,
     ) -> Booked | str:
         """Run one attack, or one stage of one, on points `rows` of the ledger; re-score and book what it brings.
 
         Args:
             stream: names its random numbers and its place in the journal.
-            settings: arguments of the attack; None: those of the spec, with what only a running audit has.
+            settings: gives the arguments of the attack, and what many points share is learnt here; None: those of the
+                spec, with what only a running audit has.
             changes: arguments that differ from these.
+            per_point: arguments with one row for each of `rows`.
 
         Returns:
             What was booked, or the reason why nothing was.
@@ -119,10 +134,11 @@ class Attacker:
         target, ledger = self.target, self.ledger
         entry = ledger.entry(spec)
         try:
-            settings = {**(self._bound(spec) if settings is None else settings), **(changes or {})}
+            self.settle(f"settings of {stream}")
+            given = {**(settings() if settings else self._bound(spec)), **(changes or {})}
             self.tell(AuditEvent(stream, len(rows)))
-            started, before = time.perf_counter(), target.ledger.copy()
-            attempt, score = self._attempt(spec, rows, settings, stream)
+            before = target.ledger.copy()
+            attempt, score, seconds = self._attempt(spec, rows, given, dict(per_point or {}), stream)
         except AttackUnavailable as reason:
             self.skip(spec, str(reason))
             return str(reason)
@@ -130,14 +146,11 @@ class Attacker:
             entry.status, entry.reason = "error", "the model failed during this attack"
             raise
         except Exception as error:  # one attack's crash must not lose the others: it becomes a row
-            reason_given = f"{type(error).__name__}: {error}".splitlines()[0]
-            if not entry.attempted.any():
-                entry.status, entry.reason = "error", reason_given
-            return "error: " + reason_given
-        entry.status, entry.reason = "ran", _without_gradient(spec, target)
+            return self._failed(entry, error)
+        if not entry.lost:
+            entry.status, entry.reason = "ran", _without_gradient(spec, target)
         ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
-        spent = target.ledger.since(before)
-        queries, seconds = int(attempt.queries.sum()), time.perf_counter() - started
+        spent, queries = target.ledger.since(before), int(attempt.queries.sum())
         entry.queries += queries
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
@@ -145,6 +158,14 @@ class Attacker:
         if spec.kind != "sanity":
             self._keep(rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
+
+    def _failed(self, entry: Entry, error: Exception) -> str:
+        """Book what went wrong; work that workers lost stays an error, whatever else the attack does."""
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        entry.lost |= isinstance(error, EngineError)
+        if entry.lost or not entry.attempted.any():
+            entry.status, entry.reason = "error", reason
+        return "error: " + reason
 
     def candidates(self, rows: Tensor) -> Tensor:
         """The example with the largest margin that any attack found for each of `rows`; the clean point if none did."""
@@ -173,24 +194,74 @@ class Attacker:
     def skip(self, spec: AttackSpec, reason: str) -> None:
         """Book that an attack had nothing to do, unless it had in an earlier look."""
         entry = self.ledger.entry(spec)
-        if not entry.attempted.any():
+        if not (entry.attempted.any() or entry.lost):
             entry.status, entry.reason = "skipped", reason
 
-    def _attempt(self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any], stream: str) -> tuple[Attempt, Score]:
-        """What the attack brings (from the journal if it is there), and its fresh score."""
+    def _attempt(
+        self, spec: AttackSpec, rows: Tensor, settings: dict[str, Any], per_point: dict[str, Tensor], stream: str
+    ) -> tuple[Attempt, Score, float]:
+        """What the attack brings, its fresh score, and the seconds of both."""
         target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
         threat = self._unbounded(x) if spec.kind == "sanity" else self.threat
-        key = f"{len(self.ledger)}-{stream}"
-        attempt = self.journal.read(key, rows) if self.journal else None
-        if attempt is None:
-            attempt = self.engine.run(Job(spec, x, y, threat, self.rng(stream, rows), settings), target)
-            if self.journal:
-                self.journal.write(key, rows, attempt)
+        job = Job(spec, x, y, threat, self.rng(stream, rows), settings, per_point)
+        shards = {f"{stream} {number}": shard for number, shard in enumerate(job.shards(target.device))}
+        done, taken = self.do(shards)
+        started, attempt = time.perf_counter(), joined([part.result for part in done])
+        self.settle(f"score of {stream}")
         score = rescore(
             target.raw, attempt.examples, x, y, threat=threat, random=target.random,
             reject_class=target.reject_class, quorum=AUDIT_QUORUM,
         )  # fmt: skip
-        return attempt, score
+        return attempt, score, taken + time.perf_counter() - started
+
+    def do(
+        self, named: Mapping[str, Task[Result]], on_done: OnDone[Result] = ignore
+    ) -> tuple[list[Done[Result]], float]:
+        """Tasks by the names that the journal knows them by: what is kept there is restored, the rest is done.
+
+        Returns:
+            What they brought in order, and the seconds that it took, those before an interruption included.
+
+        Raises:
+            As `Engine.run`.
+        """
+        tasks = list(named.values())
+        keys = [f"{len(self.ledger)}-{name}" for name in named]
+        contents = [self._content(task) if self.journal else "" for task in tasks]
+        found = {n: done for n, task in enumerate(tasks) if (done := self._restored(keys[n], contents[n], task))}
+        left = [number for number in range(len(tasks)) if number not in found]
+
+        def keep(position: int, done: Done[Result]) -> None:
+            number = left[position]
+            if self.journal and contents[number]:
+                tensors, plain = tasks[number].packed(done.result)
+                self.journal.write(keys[number], contents[number], Kept(tensors, done.spent, done.seconds, plain))
+            on_done(number, done)
+
+        for number, done in found.items():
+            on_done(number, done)
+        restored, started = list(found.values()), time.perf_counter()
+        found |= zip(left, self.engine.run([tasks[number] for number in left], self.target, keep), strict=True)
+        seconds = time.perf_counter() - started + sum(done.seconds for done in restored)
+        for done in restored:
+            self.target.ledger.add(done.spent)
+        return [found[number] for number in range(len(tasks))], seconds
+
+    def _restored(self, key: str, content: str, task: Task[Result]) -> Done[Result] | None:
+        kept = self.journal.read(key, content) if self.journal and content else None
+        if kept is None:
+            return None
+        try:
+            return Done(task.unpacked(kept.tensors, kept.plain), kept.spent, kept.seconds)
+        except (LookupError, TypeError, ValueError):  # damaged: it is done again
+            return None
+
+    def _content(self, task: object) -> str:
+        """A digest of a task and of the model that it is done on; "" where it cannot be told, and nothing is kept."""
+        try:
+            return content_digest(self._answers, {n: getattr(self.target, n) for n in TARGET_SETTINGS}, task)
+        except IndescribableError:
+            return ""
 
     def _unbounded(self, x: Tensor) -> ThreatModel:
         """A ball that holds the whole box."""

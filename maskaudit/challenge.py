@@ -123,7 +123,7 @@ class Challenge:
             return
         found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
         tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
-        result = attacker.carry_out(spec, standing, spec.name, settings={"perturbations": tried})
+        result = attacker.carry_out(spec, standing, spec.name, settings=lambda: {"perturbations": tried})
         attacker.say_outcome(spec, standing, [result])
 
     def tried(self) -> Tensor:

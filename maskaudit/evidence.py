@@ -25,7 +25,7 @@ from maskaudit.ledger import Entry, Ledger
 from maskaudit.parsing import parse_json
 from maskaudit.report.reading import PROSE, read_report
 from maskaudit.rescore import rescore
-from maskaudit.results import dump_json, plain
+from maskaudit.results import dump_json, findings, plain
 from maskaudit.scores import breaking_margin
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import Norm, ThreatModel
@@ -100,8 +100,8 @@ class Check:
 
 
 def report_digest(document: dict[str, Any]) -> str:
-    """SHA-256 of a report without its evidence section, which names the evidence file in turn."""
-    body = {key: value for key, value in document.items() if key != "evidence"}
+    """SHA-256 of what a report found; without its evidence section, which names the evidence file in turn."""
+    body = {key: findings(value) for key, value in document.items() if key != "evidence"}
     return hashlib.sha256(dump_json(body).encode()).hexdigest()
 
 

@@ -35,6 +35,7 @@ class Entry:
     seconds: float = 0.0
     status: str = "ran"
     reason: str = ""
+    lost: bool = False  # workers were lost with some of its points, and nobody could do these
     settings: dict[str, float] = field(default_factory=dict)  # what the audit settled while it ran, beside the spec's
 
 

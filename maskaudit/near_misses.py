@@ -26,6 +26,6 @@ def attack_near_misses(attacker: Attacker, specs: Sequence[AttackSpec], rows: Te
         due = near[~ledger.best_known()[near]]
         if len(due):
             starts = {"starts": attacker.candidates(due)}
-            attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, changes=starts)])
+            attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, per_point=starts)])
         else:
             attacker.skip(spec, "no point was left standing")

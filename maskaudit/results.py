@@ -208,6 +208,18 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not belong in a report")
 
 
+#: Fields, wherever they are, that tell how an audit was run and not what it found. In everything else two audits of the
+#: same model agree, for any number of workers and after any number of interruptions.
+RUN_FIELDS = frozenset({"seconds", "total_seconds", "command"})
+
+
+def findings(document: Any) -> Any:
+    """A report, or any part of one, without the fields that only tell how the audit was run."""
+    if isinstance(document, dict):
+        return {key: findings(value) for key, value in document.items() if key not in RUN_FIELDS}
+    return [findings(item) for item in document] if isinstance(document, list) else document
+
+
 def check_document(document: Any) -> dict[str, Any]:
     """Accept a parsed JSON report of this schema, or say in one sentence why not.
 

@@ -37,8 +37,7 @@ class PointRNG:
     @classmethod
     def create(cls, seed: int, stream: str, points: Tensor) -> PointRNG:
         """A generator for `points` (N,) int64 under a seed and the name of what draws."""
-        digest = hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest()
-        return cls(int.from_bytes(digest, "little", signed=True), points)
+        return cls(_hashed(seed, stream), points)
 
     def select(self, rows: Tensor | slice) -> PointRNG:
         """The generator restricted to some rows (index, mask or slice), each keeping its own stream."""
@@ -94,6 +93,16 @@ class PointRNG:
             state = _mix(state + _wrapped(step * _GOLDEN))
         position = torch.arange(1, count + 1, dtype=torch.int64, device=points.device) * _GOLDEN
         return _mix(state.unsqueeze(-1) + position)
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A seed in [0, 2⁶³) for the global generators, under the audit's seed and the name of what will draw."""
+    return _hashed(seed, stream) % 2**63
+
+
+def _hashed(seed: int, stream: str) -> int:
+    digest = hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _wrapped(value: int) -> int:

@@ -6,9 +6,11 @@ keeps finished attacks in a journal if it is given one, and returns an `Audit`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.challenge import Challenge
 from maskaudit.data import Dataset
 from maskaudit.document import build_report
+from maskaudit.engine.interface import Done, EngineError
 from maskaudit.errors import MaskauditError, ModelError
 from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
 from maskaudit.figures import eps_curve, gradient_flow, strips, surface
@@ -33,7 +36,7 @@ from maskaudit.near_misses import attack_near_misses
 from maskaudit.planted import solve_planted
 from maskaudit.plugins import catalogue, check_names
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
-from maskaudit.probes.run import run_probe
+from maskaudit.probes.run import ProbeTask, run_probe
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.repairs.blame import traced
@@ -48,7 +51,10 @@ from maskaudit.trace.inspect import inspection
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
-from maskaudit.verdict.rules import Judgement, Observations, error_level, fired_indicators, judge
+from maskaudit.verdict.rules import SCREEN, Judgement, Observations, error_level, fired_indicators, judge
+
+#: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
+SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,25 @@ def run_audit(
         loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=batch_size,
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
     )  # fmt: skip
-    with target:
+    with target, _few_threads(loaded, data, settings):
         return _Run(target, loaded, data, threat, settings, pool, surrogates, journal, on_event).finish()
+
+
+@contextlib.contextmanager
+def _few_threads(loaded: LoadedModel, data: Dataset, settings: AuditSettings) -> Iterator[None]:
+    """One thread, as in every worker, where models and inputs are small or workers share the work anyway.
+
+    With more threads sums are taken in another order, and results differ in the last bits. Passes of small models gain
+    little from them; large ones keep what torch was given.
+    """
+    threads = torch.get_num_threads()
+    small = loaded.parameters <= SMALL_MODEL and math.prod(data.point_shape) <= SMALL_INPUT
+    if small or settings.workers is not None or settings.ray:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Run:
@@ -129,6 +152,7 @@ class _Run:
         self.catalogue = catalogue(settings.effort, threat.norm)
         self.notes: list[str] = [*loaded.notes, *data.notes, *self.catalogue.notes]
         self.specs = self._specs()
+        self._own = {UNBOUNDED.name, *(spec.name for spec in self.catalogue.attacks)} - self.catalogue.foreign
         self.trace: dict[str, Any] = {}
         self.adaptive: AdaptiveAttack | None = None
         self.figures: dict[str, Any] = {}
@@ -172,9 +196,11 @@ class _Run:
         index, x, y = self.data.sample(points, self.settings.seed)
         index, x, y = index[before:], x[before:], y[before:]
         target = self.target
+        self.attacker.settle("clean accuracy")
         correct = clean_correct(target.raw, x, y, random=target.random, reject_class=target.reject_class)
-        predicted = target.raw(x).argmax(dim=1)
-        self.ledger.add_points(index, x, y, correct, predicted)
+        answers = target.raw(x)
+        self.attacker.knows(answers)
+        self.ledger.add_points(index, x, y, correct, answers.argmax(dim=1))
         rows = before + correct.nonzero().squeeze(1)
         first = [p for p in self.catalogue.probes if self._wanted(p.rule) and "attacks" not in p.needs]
         probes = 0 if self.static_probes else len(first)
@@ -227,19 +253,30 @@ class _Run:
 
     def _run_static_probes(self, rows: Tensor) -> None:
         chosen = rows[: self.settings.effort.probe_points]
-        context = ProbeContext(
-            self.target, self.ledger.x[chosen], self.ledger.y[chosen], self.threat, self.attacker.rng("probes", chosen)
-        )
-        for probe in self.catalogue.probes:
-            if self._wanted(probe.rule) and "attacks" not in probe.needs:
-                self.tell(AuditEvent(probe.rule, len(chosen)))
-                result = run_probe(probe, context)
-                self.static_probes.append(result)
-                self.tell(AuditEvent(probe.rule, len(chosen), True, _probe_outcome(result), result.seconds))
+        x, y, rng = self.ledger.x[chosen], self.ledger.y[chosen], self.attacker.rng("probes", chosen)
+        wanted = [p for p in self.catalogue.probes if self._wanted(p.rule) and "attacks" not in p.needs]
+        tasks = {f"probe {probe.rule}": ProbeTask(probe, x, y, self.threat, rng) for probe in wanted}
+
+        def tell(_number: int, done: Done[ProbeResult]) -> None:
+            result = done.result
+            self.tell(AuditEvent(result.rule, len(chosen), True, _probe_outcome(result), result.seconds))
+
+        self.tell(AuditEvent("probes", len(chosen)))
+        try:
+            self.static_probes = [done.result for done in self.attacker.do(tasks, tell)[0]]
+        except EngineError:  # one of them ends its worker: the others are not to blame
+            self.static_probes = [self._by_itself(name, task) for name, task in tasks.items()]
+
+    def _by_itself(self, name: str, task: ProbeTask) -> ProbeResult:
+        try:
+            return self.attacker.do({name: task})[0][0].result
+        except EngineError as error:
+            return task.lost(str(error))
 
     def _plan(self, trace: Trace | None, rows: Tensor) -> None:
         """Settle the adaptive attack for this and all later looks."""
         settings = self.settings
+        self.attacker.settle("plan")
         stand_ins = StandIns(self.target, self.ledger.x[rows], threat=self.threat, seed=settings.seed)
         plan = planned(trace, self.static_probes, settings, self.target, stand_ins)
         specs = [spec for spec in self.specs if spec.name in PLANNED]
@@ -251,6 +288,7 @@ class _Run:
         started = time.perf_counter()
         x, y = self.ledger.x[rows], self.ledger.y[rows]
         trace: Trace | None = None
+        self.attacker.settle("trace")
         try:
             trace = traced(self.target, x, y, eps=per_coordinate(self.threat, x))
             self.trace = inspection(trace)
@@ -301,6 +339,7 @@ class _Run:
         own = [spec for spec in self.specs if spec.name not in self.catalogue.foreign and not spec.near_miss]
         specs = tuple(spec for spec in own if spec.role == "challenger" and spec.kind in ("score", "random"))
         self.tell(AuditEvent("power check", len(rows)))
+        self.attacker.settle("power check")
         outcome = solve_planted(
             self.target, ledger.x[rows], specs, threat=self.threat, rng=self.attacker.rng("planted", rows)
         )
@@ -353,7 +392,15 @@ class _Run:
         return (
             *said,
             *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there),
+            *(f"Essential part failed: {name}: {reason}." for name, reason in self._broken_off()),
         )
+
+    def _broken_off(self) -> list[tuple[str, str]]:
+        """Parts of the search that ended in an error, with the reason: what they would have found nobody knows."""
+        own = [e for e in self.ledger.entries.values() if e.spec.name in self._own and e.spec.role != "second_opinion"]
+        attacks = [e for e in own if e.lost or (e.status == "error" and e.spec.name not in PLANNED)]
+        screen = [probe for probe in self._probes() if probe.rule in SCREEN and probe.status == "error"]
+        return [(e.spec.name, e.reason) for e in attacks] + [(probe.rule, probe.reason) for probe in screen]
 
     def _specs(self) -> tuple[AttackSpec, ...]:
         extra = [external_attack(name) for name in self.settings.extra_attacks]
@@ -370,6 +417,7 @@ class _Run:
         if not bool(self.ledger.correct.any()):
             return
         self.tell(AuditEvent("figures"))
+        self.attacker.settle("figures")
         rng = self.attacker.rng("figures", torch.arange(len(self.ledger)))
         try:
             self.figures = {

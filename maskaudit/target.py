@@ -52,6 +52,11 @@ class PassLedger:
         """What was spent since a copy taken earlier."""
         return PassLedger(self.forwards - earlier.forwards, self.backwards - earlier.backwards)
 
+    def add(self, spent: PassLedger) -> None:
+        """Count what was spent elsewhere, or before an interruption."""
+        self.forwards += spent.forwards
+        self.backwards += spent.backwards
+
     def copy(self) -> PassLedger:
         """A snapshot."""
         return replace(self)

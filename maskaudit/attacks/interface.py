@@ -58,6 +58,7 @@ class AttackSpec:
         sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
         near_miss: it comes last and attacks only the points that stand most narrowly, from the best candidates.
+        whole: it must meet all its points at once; else it runs on some of them at a time, wherever there is a worker.
 
     Raises:
         ValueError: when `effort` names no whole number among the settings.
@@ -75,6 +76,7 @@ class AttackSpec:
     sparing: dict[str, float] = field(default_factory=dict)
     second_chance: bool = False
     near_miss: bool = False
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.effort and not isinstance(self.settings.get(self.effort), int):

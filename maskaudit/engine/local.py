@@ -1,15 +1,18 @@
-"""This process: the attack meets all points at once, and refills its batches from all of them."""
+"""This process: one task after the other."""
 
 from __future__ import annotations
 
-from maskaudit.attacks.interface import Attempt
-from maskaudit.engine.interface import Job
+from collections.abc import Sequence
+
+from maskaudit.engine.interface import Done, OnDone, Result, Task, ignore, run_here
 from maskaudit.target import Target
 
 
 class Local:
-    """Runs a job here."""
+    """Runs tasks here."""
 
-    def run(self, job: Job, target: Target) -> Attempt:
-        """The attack's own result."""
-        return job.run(target)
+    def run(
+        self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore
+    ) -> list[Done[Result]]:
+        """As `Engine.run`."""
+        return run_here(tasks, target, on_done)

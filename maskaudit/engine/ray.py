@@ -1,22 +1,23 @@
-"""A Ray cluster: shards become remote tasks. The package ray is optional, and must be there on every node."""
+"""A Ray cluster: tasks become remote ones. The package ray is optional, and must be there on every node."""
 
 from __future__ import annotations
 
 import importlib
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from maskaudit.attacks.interface import AttackUnavailable, Attempt
-from maskaudit.engine.interface import Done, EngineError, Job, divisible, joined, run_counted
+from maskaudit.attacks.interface import AttackUnavailable
+from maskaudit.engine.interface import Done, EngineError, OnDone, Result, Task, ignore, run_counted, run_here
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.interface import describe_error
-from maskaudit.target import PassLedger, Target
+from maskaudit.target import Target
 
 
 class Ray:
-    """Runs the shards of a job as tasks on a cluster.
+    """Runs tasks on a cluster.
 
     The model travels to the nodes by pickling, so its code must be importable there. Nodes compute on their CPU.
 
@@ -41,31 +42,28 @@ class Ray:
             raise UsageError(f"No Ray cluster answers at {address!r} ({describe_error(error)}).") from error
         self._task = self.ray.remote(_task)
 
-    def run(self, job: Job, target: Target) -> Attempt:
+    def run(
+        self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore
+    ) -> list[Done[Result]]:
         """As `Engine.run`."""
-        shards = job.shards() if divisible(job, target) else []
-        if not shards:
-            return job.run(target)
         try:
             held = self.ray.put(_portable(target))
             try:
-                pending = [self._task.remote(held, shard) for shard in shards]
+                pending = [self._task.remote(held, task) for task in tasks]
             except (TypeError, AttributeError, pickle.PicklingError):  # settings that live in this process only
-                return job.run(target)
+                return run_here(tasks, target, on_done)
             answers = self.ray.get(pending)
         except Exception as error:  # a lost node, a model that cannot be pickled, …
-            raise EngineError(f"the Ray cluster did not finish the attack: {describe_error(error)}") from error
-        done = []
+            raise EngineError(f"the Ray cluster did not finish the work: {describe_error(error)}") from error
         for kind, content in answers:
-            if kind == "ModelError":
-                raise ModelError(content)
-            if kind == "AttackUnavailable":
-                raise AttackUnavailable(content)
             if kind != "done":
-                raise EngineError(f"{kind}: {content}")
-            attempt, spent = content
-            done.append(Done(Attempt(*attempt), PassLedger(*spent)))
-        return joined(done, target)
+                known = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}.get(kind)
+                raise known(content) if known else EngineError(f"{kind}: {content}")
+        done = [content for _, content in answers]
+        for number, part in enumerate(done):
+            on_done(number, part)
+            target.ledger.add(part.spent)
+        return done
 
 
 def _portable(target: Target) -> tuple[Any, dict[str, Any]]:
@@ -74,14 +72,12 @@ def _portable(target: Target) -> tuple[Any, dict[str, Any]]:
     return target.model, {name: getattr(target, name) for name in names}
 
 
-def _task(held: tuple[Any, dict[str, Any]], shard: Job) -> tuple[str, Any]:
-    """One shard on a node: what it brought, or the name and message of what went wrong."""
+def _task(held: tuple[Any, dict[str, Any]], task: Task[Any]) -> tuple[str, Any]:
+    """One task on a node: what it brought, or the name and message of what went wrong."""
     torch.set_num_threads(1)
     model, settings = held
     try:
         with Target(model, **settings) as target:
-            done = run_counted(shard, target)
+            return "done", run_counted(task, target)
     except Exception as error:  # judged where the audit runs
         return type(error).__name__, str(error)
-    attempt, spent = done.attempt, done.spent
-    return "done", ((attempt.examples, attempt.first_success, attempt.queries), (spent.forwards, spent.backwards))

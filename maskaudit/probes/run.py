@@ -6,18 +6,54 @@ exception, the audited model's included, becomes an `error` result.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskaudit.errors import MaskauditError
+from maskaudit.preserve import seed_generators
 from maskaudit.probes.docs import Explanation, explanation
 from maskaudit.probes.interface import Measurement, NotApplicable, Probe, ProbeContext
-from maskaudit.results import ProbeResult, plain
+from maskaudit.results import Location, ProbeFinding, ProbeResult, plain
+from maskaudit.rng import PointRNG, stream_seed
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import LIMITS, Limit
 from maskaudit.verdict.statistics import CONFIDENCE, clopper_pearson
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """One probe on points (N, …) with labels (N,), for an engine."""
+
+    probe: Probe
+    x: Tensor
+    y: Tensor
+    threat: ThreatModel
+    rng: PointRNG
+
+    def run(self, target: Target) -> ProbeResult:
+        """As `run_probe`, with global random numbers of its own."""
+        seed_generators(stream_seed(self.rng.key, self.probe.rule))
+        return run_probe(self.probe, ProbeContext(target, self.x, self.y, self.threat, self.rng))
+
+    def packed(self, result: ProbeResult) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As `Task.packed`."""
+        return {}, dataclasses.asdict(result)
+
+    def unpacked(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> ProbeResult:
+        """As `Task.unpacked`."""
+        findings = tuple(ProbeFinding(f["message"], Location(**f["location"])) for f in plain["findings"])
+        return ProbeResult(**{**plain, "sources": tuple(plain["sources"]), "findings": findings})
+
+    def lost(self, reason: str) -> ProbeResult:
+        """The result where it could not be run."""
+        return ProbeResult(self.probe.rule, self.probe.title, "error", reason=reason, sources=self.probe.sources)
 
 
 def run_probe(probe: Probe, context: ProbeContext, *, confidence: float = CONFIDENCE) -> ProbeResult:

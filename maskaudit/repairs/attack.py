@@ -59,7 +59,7 @@ def _planned(
             continue
         try:
             attempt = run_stage(
-                target, x[standing], y[standing], stage, threat=threat, stand_ins=stand_ins,
+                target, x[standing], y[standing], stage, threat=threat, stand_ins=stand_ins.learnt(stage.repairs),
                 rng=rng.select(standing).fork(f"stage {number}"), candidates=relay.best.examples[standing],
             )  # fmt: skip
         except AttackUnavailable:

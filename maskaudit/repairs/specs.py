@@ -21,19 +21,22 @@ _ATHALYE = "Athalye et al. 2018, section 4.1, Backward pass differentiable appro
 
 
 def plan_specs(steps: int, targets: int) -> tuple[AttackSpec, ...]:
-    """One spec per row; steps and wrong classes per run are what a plan made from a trace uses."""
+    """One spec per row; steps and wrong classes per run are what a plan made from a trace uses.
+
+    Run by themselves they trace the model on all their points; an audit runs single stages of its own plan instead.
+    """
     settings = {"steps": steps, "targets": targets}
     return (
         AttackSpec(
             "adaptive-ce", "Adaptive attack on cross-entropy, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "ce", (_TASHIRO,),
+            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "ce", (_TASHIRO,), whole=True,
         ),
         AttackSpec(
             "adaptive", "Adaptive attack on decomposed margins, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive"), settings, "", (_MA, _TASHIRO),
+            "strong", partial(adaptive_attacks, row="adaptive"), settings, "", (_MA, _TASHIRO), whole=True,
         ),
         AttackSpec(
             "repaired", "Planned attack through the repaired gradient", "repaired", "repaired", repaired_attacks,
-            settings, "", (_ATHALYE,),
+            settings, "", (_ATHALYE,), whole=True,
         ),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,14 @@ SINGLE_TERM_STEP = 2.0
 TERMS: tuple[Loss, ...] = ("label-term", "other-term")
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What some repairs need: stand-ins of blocks by module path, and the dormant units if they are to be opened."""
+
+    stand_ins: dict[str, nn.Module]
+    dormant: DormantUnits | None = None
+
+
 class StandIns:
     """What repairs learn from the audited points, each when it is first asked for: stand-ins of blocks, dormant units.
 
@@ -51,19 +60,22 @@ class StandIns:
             self._dormant = dormant_units(self._target, self._x)
         return self._dormant
 
-    def of(self, repairs: tuple[Repair, ...]) -> dict[str, nn.Module]:
-        """Stand-ins by module path for the repairs that need one.
+    def learnt(self, repairs: tuple[Repair, ...]) -> Learnt:
+        """What these repairs need.
 
         Raises:
             AttackUnavailable: a block cannot be learnt.
         """
+        wanted = {}
         for repair in repairs:
             path = repair.location.module
-            if repair.remedy == "stand-in" and path not in self._fitted:
-                self._fitted[path] = fit_stand_in(
-                    self._target, self._x, repair, threat=self._threat, seed=self._seed
-                )  # fmt: skip
-        return self._fitted
+            if repair.remedy == "stand-in":
+                if path not in self._fitted:
+                    self._fitted[path] = fit_stand_in(
+                        self._target, self._x, repair, threat=self._threat, seed=self._seed
+                    )  # fmt: skip
+                wanted[path] = self._fitted[path]
+        return Learnt(wanted, self.dormant() if any(repair.remedy == "open" for repair in repairs) else None)
 
 
 def run_stage(
@@ -74,14 +86,14 @@ def run_stage(
     *,
     threat: ThreatModel,
     rng: PointRNG,
-    stand_ins: StandIns,
+    stand_ins: Learnt,
     candidates: Tensor | None = None,
 ) -> Attempt:
     """Attack points `x` (N, …) with labels `y` (N,) as the stage says.
 
     Args:
         stage: with repairs that fit this model.
-        stand_ins: where learned stand-ins come from.
+        stand_ins: what its repairs have learnt.
         candidates: the best example (N, …) that earlier attacks found per point, for stages that start there.
 
     Returns:
@@ -101,12 +113,11 @@ def run_stage(
 
 
 @contextlib.contextmanager
-def _attacked(target: Target, repairs: tuple[Repair, ...], stand_ins: StandIns) -> Iterator[Target]:
+def _attacked(target: Target, repairs: tuple[Repair, ...], stand_ins: Learnt) -> Iterator[Target]:
     if not repairs:
         yield target
         return
-    dormant = stand_ins.dormant() if any(repair.remedy == "open" for repair in repairs) else None
-    with repaired_target(target, repairs, stand_ins.of(repairs), dormant) as repaired:
+    with repaired_target(target, repairs, stand_ins.stand_ins, stand_ins.dormant) as repaired:
         yield repaired
 
 

@@ -76,7 +76,7 @@ def grey() -> Points:
 def attacked(target: Target, x: Tensor, y: Tensor, stage: Stage) -> Tensor:
     stand_ins = StandIns(target, x, threat=LINF, seed=0)
     rng = PointRNG.create(0, "test", torch.arange(len(x)))
-    examples = run_stage(target, x, y, stage, threat=LINF, rng=rng, stand_ins=stand_ins).examples
+    examples = run_stage(target, x, y, stage, threat=LINF, rng=rng, stand_ins=stand_ins.learnt(stage.repairs)).examples
     assert bool(LINF.admissible(examples, x).all())
     return examples
 

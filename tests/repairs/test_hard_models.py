@@ -51,7 +51,7 @@ def test_every_planned_repair_keeps_the_values(case: Hard, net: nn.Module, point
         stand_ins = StandIns(target, x[:8], threat=LINF, seed=0)
         plain = target.raw(x)
         for chosen in sets:
-            repaired = RepairedModel(model, chosen, stand_ins.of(chosen))
+            repaired = RepairedModel(model, chosen, stand_ins.learnt(chosen).stand_ins)
             with repaired.installed():
                 output = repaired(x.clone().requires_grad_(True))
                 assert torch.equal(output.detach().clone().float(), plain), chosen

@@ -26,7 +26,9 @@ def rng(n: int) -> PointRNG:
 
 def run(target: Target, x: Tensor, y: Tensor, stage: Stage, **more: Tensor) -> Tensor:
     stand_ins = StandIns(target, x, threat=LINF, seed=0)
-    attempt = run_stage(target, x, y, stage, threat=LINF, rng=rng(len(x)), stand_ins=stand_ins, **more)
+    attempt = run_stage(
+        target, x, y, stage, threat=LINF, rng=rng(len(x)), stand_ins=stand_ins.learnt(stage.repairs), **more
+    )
     assert bool(LINF.admissible(attempt.examples, x).all())
     assert bool((attempt.queries > 0).all())
     return attempt.examples
