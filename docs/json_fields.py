@@ -231,6 +231,7 @@ GATE_KEYS: dict[str, dict[str, str]] = {
         "attacks": "attacks to add, a list of `torchattacks:NAME`",
         "device": "where the models run",
         "batch_size": "most points per pass; by default 256, fewer for large inputs",
+        "call_timeout": "seconds that one pass may last; 0 allows any time",
         "fail_on": "the mildest verdict that fails the build",
     },
     "baseline": {

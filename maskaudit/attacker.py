@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit import foreign
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
 from maskaudit.engine import engine_for
@@ -183,7 +184,8 @@ class Attacker:
         key = f"{len(self.ledger)}-{stream}"
         attempt = self.journal.read(key, rows) if self.journal else None
         if attempt is None:
-            attempt = self.engine.run(Job(spec, x, y, threat, self.rng(stream, rows), settings), target)
+            with foreign.breaking_off_at_once():  # nothing is booked before it is finished
+                attempt = self.engine.run(Job(spec, x, y, threat, self.rng(stream, rows), settings), target)
             if self.journal:
                 self.journal.write(key, rows, attempt)
         score = rescore(

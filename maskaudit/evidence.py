@@ -28,7 +28,6 @@ from maskaudit.scores import breaking_margin
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
 
-EVIDENCE_FILE = "evidence.safetensors"
 _METADATA_KEY = "maskaudit_evidence"
 _TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
 

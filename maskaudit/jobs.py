@@ -10,14 +10,14 @@ from maskaudit import __version__, api
 from maskaudit.attacks.registry import BUDGETS
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
-from maskaudit.evidence import EVIDENCE_FILE, Check, read_evidence, read_report, verify_audit
+from maskaudit.evidence import Check, read_evidence, read_report, verify_audit
 from maskaudit.loading import load_model
 from maskaudit.output import parse_outputs, write_outputs
 from maskaudit.plugins import catalogue
 from maskaudit.probes.docs import full_text
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
-from maskaudit.results import SCHEMA_VERSION
+from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from maskaudit import accelerator
+from maskaudit import accelerator, foreign
 from maskaudit.errors import InputError, ModelError, UsageError
 from maskaudit.preserve import open_checkpoints, preserved
 from maskaudit.scores import Outputs, Unchecked, breaking_margin, checked_scores
@@ -258,8 +258,11 @@ class Target:
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
         try:
-            output = self.model(inputs)
-        except Exception as error:  # whatever the audited code raises is its failure, not ours
+            with foreign.Call():
+                output = self.model(inputs)
+        except BaseException as error:  # whatever the audited code raises is its failure, not ours
+            if not foreign.raised_by_model(error):
+                raise
             raise _model_raised("", x, error) from error
         return self.checked(output, len(x)).to(x.device)
 
@@ -295,7 +298,7 @@ class Target:
             yield slice(start, min(start + self.batch_size, n))
 
 
-def _model_raised(where: str, x: Tensor, error: Exception) -> ModelError:
+def _model_raised(where: str, x: Tensor, error: BaseException) -> ModelError:
     first_line = (str(error).strip().splitlines() or [""])[0]
     return ModelError(
         f"The model raised {type(error).__name__} {where}on input of shape {tuple(x.shape)}: {first_line}"
@@ -309,8 +312,11 @@ def _input_gradient(total: Tensor, leaf: Tensor) -> Tensor | None:
     is a missing gradient, not a failure of the model.
     """
     try:
-        (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
-    except Exception as error:
+        with foreign.Call():
+            (grad,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    except BaseException as error:
+        if not foreign.raised_by_model(error):
+            raise
         if _NOT_DIFFERENTIABLE.search(str(error)):
             return None
         raise _model_raised("in its backward pass ", leaf, error) from error

@@ -59,6 +59,7 @@ DEFAULTS: dict[str, fields.Reader] = {
     "attacks": fields.texts,
     "device": fields.text,
     "batch_size": fields.whole,
+    "call_timeout": fields.fraction,
     "fail_on": fields.one_of(*FAIL_ON),
 }
 
@@ -86,7 +87,7 @@ BASELINE: dict[str, fields.Reader] = {
 #: Keys of a model that go into `AuditSettings` under the same name.
 _SETTINGS = (
     "budget", "samples", "seed", "claim", "certified", "outputs", "mean", "std", "reject_class", "device", "batch_size",
-    "select", "ignore", "fail_on",
+    "call_timeout", "select", "ignore", "fail_on",
 )  # fmt: skip
 
 _EXAMPLE = '[[models]] with model = "model.safetensors" and claim = 0.53'
@@ -183,6 +184,7 @@ def check_command(entry: Entry) -> str:
         ("arch", request.arch), ("data", request.data), ("norm", request.norm), ("eps", request.eps),
         ("bounds", request.bounds), ("mean", settings.mean), ("std", settings.std), ("claim", settings.claim),
         ("reject-class", settings.reject_class), ("samples", settings.samples), ("batch-size", settings.batch_size),
+        ("call-timeout", settings.call_timeout),
     )  # fmt: skip
     for name, value in options:
         if value is not None:
