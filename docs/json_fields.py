@@ -82,6 +82,9 @@ CLASSES: dict[str, dict[str, str]] = {
         "mechanisms": "likely causes, for `masked` and `suspect`",
         "reasons": "what the label rests on, weightiest first",
     },
+    "Partial": {
+        "reason": "why the audit ended before it was finished, as a sentence",
+    },
     "Claim": {
         "claimed": "robust accuracy given with `--claim`",
         "status": "`refuted` when the upper confidence bound of the best known accuracy is below the claim",
@@ -203,6 +206,8 @@ SECTIONS: dict[str, dict[str, str]] = {
 TOP: dict[str, str] = {
     "schema_version": "1. A reader refuses a higher number, and ignores keys that it does not know",
     "notes": "caveats, as sentences",
+    "partial": "null for a finished audit; else `reason`, why it ended before it was finished. The label is then "
+    "`inconclusive` unless the verdict had been reached before",
 }
 
 #: Keys of the gate's configuration, by kind of table.

@@ -59,6 +59,7 @@ def only_one_in(folder: Path | None) -> Iterator[None]:
         if folder is not None and fcntl is not None:
             with contextlib.suppress(FileExistsError):
                 folder.mkdir(parents=True)
+                stack.callback(_remove_empty, folder)
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             try:
@@ -70,6 +71,11 @@ def only_one_in(folder: Path | None) -> Iterator[None]:
             except OSError:
                 pass  # a file system without locks
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def shown_path(name: str) -> str:

@@ -75,7 +75,7 @@ Keeper = Callable[[AuditReport], None]
 #: Share of the time that reports of what was found so far may take.
 KEEPING = 0.03
 #: What such a report says, unless whoever kept it knows more.
-UNFINISHED = "the audit ended before it was finished"
+UNFINISHED = "It was broken off."
 
 
 def run_audit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -76,10 +77,16 @@ class Progress:
 
 
 def say(text: str, stream: TextIO) -> None:
-    """Write to a terminal, a pipe or a file of any encoding: what it cannot show becomes a question mark."""
+    """Write to a terminal, a pipe or a file of any encoding: what it cannot show becomes a question mark.
+
+    A stream that cannot be written any more costs no result; see `maskaudit.command.streams.results_lost`.
+    """
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    stream.write(text.encode(encoding, "replace").decode(encoding))
-    stream.flush()
+    try:
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except OSError:
+        streams.give_up(stream)
 
 
 def printable(text: str) -> str:
@@ -94,7 +101,8 @@ def use_colour(stream: TextIO) -> bool:
 
 def _columns(stream: TextIO) -> int:
     """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(stream.fileno()).columns
-    except (OSError, ValueError):
-        return shutil.get_terminal_size().columns
+    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:  # a supervised process
+        return os.get_terminal_size(terminal.fileno()).columns
+    return shutil.get_terminal_size().columns

@@ -73,10 +73,6 @@ class Stream(io.TextIOBase):
         self._sender, self._kind = sender, kind
         self._encoding = getattr(real, "encoding", None) or "utf-8"
         self._tty = real.isatty()
-        try:
-            self._copy: int | None = os.dup(real.fileno())
-        except (OSError, ValueError):
-            self._copy = None
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -86,12 +82,6 @@ class Stream(io.TextIOBase):
     def isatty(self) -> bool:
         """Whether the real stream is a terminal."""
         return self._tty
-
-    def fileno(self) -> int:
-        """A descriptor of the real stream, to ask for its size."""
-        if self._copy is None:
-            raise OSError("no descriptor")
-        return self._copy
 
     def writable(self) -> bool:
         """Always."""

@@ -7,7 +7,9 @@ a command has finished and said so: neither `sys.exit` in a model nor the end of
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +20,7 @@ from maskaudit import foreign
 from maskaudit.command import streams
 from maskaudit.errors import MaskauditError
 from maskaudit.memory import keep_freed_memory
-from maskaudit.status import UNWRITTEN_STATUS
+from maskaudit.status import BUG_STATUS, UNWRITTEN_STATUS
 from maskaudit.terminal import printable, say
 
 if TYPE_CHECKING:
@@ -64,14 +66,15 @@ def finish(status: int) -> NoReturn:
 
 def main(cli: click.Group) -> NoReturn:
     """Run the command line and exit."""
-    arguments = sys.argv[1:]
-    status = _Run(cli, arguments).status()
     try:
-        streams.out().flush()
-    except OSError:  # nobody reads it any more
-        status = status or UNWRITTEN_STATUS
-        sys.stdout = None  # nothing is left to flush at exit
-    sys.exit(status)
+        status = _Run(cli, sys.argv[1:]).status()
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except Exception:
+        say("".join(printable(line) + "\n" for line in traceback.format_exc().splitlines()), streams.err())
+        status = BUG_STATUS
+    say("", streams.out())
+    sys.exit(UNWRITTEN_STATUS if streams.results_lost() and not status else status)
 
 
 class _Run:
@@ -92,8 +95,6 @@ class _Run:
         try:
             foreign.handle_signals()
             return self._perform(Session(isolates=supervise.possible()))
-        except BrokenPipeError:
-            return UNWRITTEN_STATUS
         except BaseException as error:  # as a supervised command would end
             return self._outcome(supervise.Ended({"broke": supervise.described(error)}))
 
@@ -117,9 +118,8 @@ class _Run:
         except click.Abort as abort:
             if not isinstance(abort.__cause__, KeyboardInterrupt):
                 raise
-            return refuse(
-                _interrupted(abort.__cause__), 128 + getattr(abort.__cause__, "signum", 2), as_json=self.as_json
-            )
+            status = 128 + getattr(abort.__cause__, "signum", signal.SIGINT)
+            return refuse(_interrupted(abort.__cause__), status, as_json=self.as_json)
         if session.status is not None:
             return session.status
         if code is not None and session.tell is not _tell_nobody:  # only a foreign exit leaves a supervised command so
@@ -130,10 +130,8 @@ class _Run:
         """The exit status of supervised work, and what is to be said about its end."""
         told = ended.told
         if ended.finished:
-            if ended.shown:
-                say(ended.shown, streams.out())
-            status = int(told["status"]["status"])
-            return UNWRITTEN_STATUS if "unprinted" in told and not status else status
+            say(ended.shown, streams.out())
+            return int(told["status"]["status"])
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()

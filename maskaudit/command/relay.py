@@ -37,7 +37,7 @@ class Relay:
 
     def ours(self, text: str) -> None:
         """Pass on our own words as they are."""
-        self._say(text)
+        say(text, self._stream)
 
     def close(self) -> None:
         """Pass on an unfinished last line."""
@@ -48,10 +48,4 @@ class Relay:
     def _line(self, line: str) -> None:
         shown = line.rstrip("\r").rpartition("\r")[2]
         if shown.strip():
-            self._say(printable(shown.replace("\t", "    ")) + "\n")
-
-    def _say(self, text: str) -> None:
-        try:
-            say(text, self._stream)
-        except OSError:
-            self._pending = ""  # nobody reads it any more
+            say(printable(shown.replace("\t", "    ")) + "\n", self._stream)

@@ -106,7 +106,8 @@ def supervise(work: Work, *, hold_output: bool = False) -> Ended:
     with _signals() as wakeup:
         pid = os.fork()
         if pid == 0:
-            for descriptor in (channel, printed, wakeup):
+            signal.set_wakeup_fd(-1)
+            for descriptor in (channel, printed, *wakeup):  # what the supervisor reads is not for foreign code
                 os.close(descriptor)
             _be_the_child(work, Sender(sending, secret), printing, board)
         with contextlib.suppress(OSError):
@@ -115,7 +116,7 @@ def supervise(work: Work, *, hold_output: bool = False) -> Ended:
         os.close(printing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         try:
-            return _Supervisor(pid, board, Receiver(secret), hold_output).run(channel, printed, wakeup)
+            return _Supervisor(pid, board, Receiver(secret), hold_output).run(channel, printed, wakeup[0])
         finally:
             os.close(channel)
             os.close(printed)
@@ -125,7 +126,6 @@ def _be_the_child(work: Work, sender: Sender, printing: int, board: foreign.Boar
     """Everything the child does; never returns."""
     try:
         os.setpgid(0, 0)
-        signal.set_wakeup_fd(-1)
         for name in ("SIGCHLD", "SIGHUP", "SIGTSTP"):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
         for name in ("SIGTTIN", "SIGTTOU"):  # a process in the background must not be stopped for asking the terminal
@@ -212,19 +212,13 @@ class _Supervisor:
             elif kind == "out" and self.hold_output:
                 self.ended.shown += message["text"]
             elif kind == "out":
-                self._print(message["text"], streams.out())
+                say(message["text"], streams.out())
             else:
                 self.ended.told[kind] = message
             if kind == "asked":
                 self.watch.limit = message["call_timeout"]
             if kind in ("end", "broke"):
                 self.deadline = time.monotonic() + ENDING
-
-    def _print(self, text: str, stream: TextIO) -> None:
-        try:
-            say(text, stream)
-        except OSError:  # nobody reads it any more
-            self.ended.told["unprinted"] = {}
 
     def _signals(self, data: bytes) -> None:
         for signum in data:
@@ -290,8 +284,8 @@ def _read(descriptor: int, take: Callable[[bytes], None], *, once: bool = False)
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """The descriptor on which signals arrive as bytes; they are blocked until the child is there."""
+def _signals() -> Iterator[tuple[int, int]]:
+    """Both ends of a pipe on which signals arrive as bytes; they are blocked until the child is there."""
     reading, writing = os.pipe()
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)
@@ -302,7 +296,7 @@ def _signals() -> Iterator[int]:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             handlers[signum] = signal.signal(signum, lambda signum, frame: None)
     try:
-        yield reading
+        yield reading, writing
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
