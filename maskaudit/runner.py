@@ -97,7 +97,8 @@ def run_audit(
             decision-based search; the drawn points where there are none.
         surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, so that an interrupted audit can resume.
-        keep: is given a partial report now and then, for the case that this process is ended.
+        keep: is given a partial report now and then, for the case that this process is ended. Whoever gives it
+            also takes the partial result of an interrupted audit; for others the interruption goes on.
 
     Raises:
         InputError, UsageError: when the data or settings do not fit the model.
@@ -163,7 +164,7 @@ class _Run:
         except foreign.Interrupted as request:
             interrupted = request
         ended = failure or interrupted
-        if ended is not None and not len(self.ledger):
+        if ended is not None and (not len(self.ledger) or (interrupted is not None and self.keep is None)):
             raise ended
         report = self._report("" if ended is None else str(ended))
         document = report.to_dict()

@@ -116,10 +116,12 @@ class _Run:
         except MaskauditError as error:
             return refuse(str(error), error.exit_code, as_json=self.as_json)
         except click.Abort as abort:
-            if not isinstance(abort.__cause__, KeyboardInterrupt):
+            request = abort.__cause__
+            if not isinstance(request, KeyboardInterrupt):
                 raise
-            status = 128 + getattr(abort.__cause__, "signum", signal.SIGINT)
-            return refuse(_interrupted(abort.__cause__), status, as_json=self.as_json)
+            asked = next((e for e in (request, request.__cause__) if isinstance(e, foreign.Interrupted)), None)
+            signum = asked.signum if asked is not None else signal.SIGINT
+            return refuse(_interrupted(request), 128 + signum, as_json=self.as_json)
         if session.status is not None:
             return session.status
         if code is not None and session.tell is not _tell_nobody:  # only a foreign exit leaves a supervised command so
@@ -135,7 +137,7 @@ class _Run:
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()
-        if "partial" not in told or "asked" not in told:
+        if ended.at_once or "partial" not in told or "asked" not in told:
             return refuse(reason, status, as_json=self.as_json)
         from maskaudit.command.delivery import Asked, show, write
 

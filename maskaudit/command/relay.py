@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import codecs
-import re
 from typing import TextIO
 
 from maskaudit.terminal import printable, say
 
 #: Longest part of a line that is kept before it is passed on.
 LONGEST = 1 << 16
-_ENDS = re.compile(r"\r?\n|\r")
+#: What clears the line on a terminal.
+_CLEAR = "\r\x1b[K"
 
 
 class Relay:
@@ -22,6 +22,7 @@ class Relay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._pending = stream, ""
+        self._status_shown = False
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, data: bytes) -> None:
@@ -36,16 +37,26 @@ class Relay:
             self._line(line)
 
     def ours(self, text: str) -> None:
-        """Pass on our own words as they are."""
+        """Pass on our own words as they are; a last line without end is a status that may be written over."""
+        if text.endswith("\n"):
+            self._clear()
         say(text, self._stream)
+        self._status_shown = not text.endswith(("\n", _CLEAR))
 
     def close(self) -> None:
-        """Pass on an unfinished last line."""
+        """Pass on an unfinished last line, and clear a status."""
         if self._pending:
             self._line(self._pending)
             self._pending = ""
+        self._clear()
 
     def _line(self, line: str) -> None:
         shown = line.rstrip("\r").rpartition("\r")[2]
         if shown.strip():
+            self._clear()
             say(printable(shown.replace("\t", "    ")) + "\n", self._stream)
+
+    def _clear(self) -> None:
+        if self._status_shown:
+            say(_CLEAR, self._stream)
+            self._status_shown = False

@@ -50,12 +50,14 @@ class Ended:
         told: the last message of each kind, `out` and `err` excepted.
         reason: what ended it, if it was not an exception, in words that follow "it ended because".
         signum: the signal by which the user or the system asked it to stop, if any.
+        at_once: whether it was asked twice.
         shown: what it wrote to standard output and was held back.
     """
 
     told: dict[str, Message] = field(default_factory=dict)
     reason: str = ""
     signum: int = 0
+    at_once: bool = False
     shown: str = ""
 
     @property
@@ -83,7 +85,7 @@ class Ended:
             reason = "there was no memory left; try a smaller --batch-size or fewer --workers"
         else:
             reason = self.reason or f"the model, or a library that it uses, raised {raised}"
-        return f"The audit ended before it was finished: {reason}.", MODEL_FAILED_STATUS
+        return f"The run ended before it was finished: {reason}.", MODEL_FAILED_STATUS
 
 
 def possible() -> bool:
@@ -232,6 +234,7 @@ class _Supervisor:
     def _stop(self, signum: int) -> None:
         """Ask the work to stop; the second time end it."""
         if self.ended.signum:
+            self.ended.at_once = True
             self._kill("it was interrupted twice")
             return
         self.ended.signum = signum

@@ -137,9 +137,9 @@ def test_workers_that_are_told_to_exit_report_a_failure_of_the_model(folder: Pat
     assert "SystemExit" in done.err
 
 
-@pytest.mark.parametrize("model", ["Sleeps", "SleepsNatively"])
-def test_a_call_that_hangs_is_ended(model: str, folder: Path) -> None:
-    done = check(model, "--json", "--call-timeout", "1", cwd=folder)
+@pytest.mark.parametrize("hanging", [("SleepsNatively",), ("Sleeps", "--workers", "2")], ids=lambda value: value[0])
+def test_a_call_that_hangs_is_ended(hanging: tuple[str, ...], folder: Path) -> None:
+    done = check(*hanging, "--json", "--call-timeout", "1", cwd=folder)
     assert done.status == 4
     assert "did not answer within 1 s" in done.err
     assert "did not answer within 1 s" in json.loads(done.out)["partial"]["reason"]
