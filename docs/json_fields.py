@@ -82,6 +82,9 @@ CLASSES: dict[str, dict[str, str]] = {
         "mechanisms": "likely causes, for `masked` and `suspect`",
         "reasons": "what the label rests on, weightiest first",
     },
+    "Partial": {
+        "reason": "why the audit ended before it was finished, as a sentence",
+    },
     "Claim": {
         "claimed": "robust accuracy given with `--claim`",
         "status": "`refuted` when the upper confidence bound of the best known accuracy is below the claim",
@@ -203,6 +206,8 @@ SECTIONS: dict[str, dict[str, str]] = {
 TOP: dict[str, str] = {
     "schema_version": "1. A reader refuses a higher number, and ignores keys that it does not know",
     "notes": "caveats, as sentences",
+    "partial": "null for a finished audit; else `reason`, why it ended before it was finished. The label is then "
+    "`inconclusive` unless the verdict had been reached before",
 }
 
 #: Keys of the gate's configuration, by kind of table.
@@ -231,6 +236,7 @@ GATE_KEYS: dict[str, dict[str, str]] = {
         "attacks": "attacks to add, a list of `torchattacks:NAME`",
         "device": "where the models run",
         "batch_size": "most points per pass; by default 256, fewer for large inputs",
+        "call_timeout": "seconds that one pass may last; 0 allows any time",
         "fail_on": "the mildest verdict that fails the build",
     },
     "baseline": {

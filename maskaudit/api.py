@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.report.text import brief
-from maskaudit.runner import Audit, run_audit
+from maskaudit.runner import Audit, Keeper, run_audit
 from maskaudit.scores import detect_outputs
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
@@ -129,19 +130,29 @@ def _settings(settler: Settler, said: AuditSettings) -> AuditSettings:
 
 
 def run(
-    prepared: Prepared, *, out: Path | None = None, resume: bool = False, on_event: Listener = ignore_events
+    prepared: Prepared,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    on_event: Listener = ignore_events,
+    keep: Keeper | None = None,
 ) -> Audit:
-    """Audit what was prepared; with `out`, finished attacks are journalled there and `resume` continues them."""
+    """Audit what was prepared; with `out`, finished attacks are journalled there and `resume` continues them.
+
+    The journal stays until whoever has written the report down calls `discard_journal`.
+    """
     journal = None
     if out is not None:
         journal = Journal(out / JOURNAL_FOLDER, _fingerprint(prepared), resume=resume)
-    audit = run_audit(
+    return run_audit(
         prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
-        surrogates=prepared.surrogates, journal=journal, on_event=on_event,
+        surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
     )  # fmt: skip
-    if journal is not None and audit.failure is None:
-        journal.close()
-    return audit
+
+
+def discard_journal(out: Path) -> None:
+    """Remove the journal of an audit whose reports are safe."""
+    shutil.rmtree(out / JOURNAL_FOLDER, ignore_errors=True)
 
 
 def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu") -> LoadedModel:

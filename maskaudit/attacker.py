@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit import foreign
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
 from maskaudit.digest import TARGET_SETTINGS, IndescribableError, content_digest
@@ -205,7 +206,8 @@ class Attacker:
         threat = self._unbounded(x) if spec.kind == "sanity" else self.threat
         job = Job(spec, x, y, threat, self.rng(stream, rows), settings, per_point)
         shards = {f"{stream} {number}": shard for number, shard in enumerate(job.shards(target.device))}
-        done, taken = self.do(shards)
+        with foreign.breaking_off_at_once():  # nothing is booked before it is finished
+            done, taken = self.do(shards)
         started, attempt = time.perf_counter(), joined([part.result for part in done])
         self.settle(f"score of {stream}")
         score = rescore(

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from maskaudit import __version__
-from maskaudit.errors import MaskauditError, UsageError
-from maskaudit.memory import keep_freed_memory
+from maskaudit.command import entry, streams
+from maskaudit.errors import UsageError
 from maskaudit.options import check_config, data_options, fraction, model_options, plan_file
-from maskaudit.status import FAIL_ON, exit_status
+from maskaudit.status import FAIL_ON, UNWRITTEN_STATUS
 
 if TYPE_CHECKING:
     from maskaudit.attacks.registry import BudgetName
@@ -29,42 +30,21 @@ def cli() -> None:
 
     \b
     Exit status: 0 nothing at or above --fail-on · 1 a finding at or above it, or a check that failed
-                 2 wrong usage or refused input · 3 inconclusive · 4 the model failed while audited
+                 2 wrong usage, refused input, or an output that cannot be written · 3 inconclusive
+                 4 the model failed while audited, or ended or hung its process · 70 a fault of maskaudit
+                 130 interrupted from the keyboard · 143 ended by SIGTERM (both leave a partial report)
     """
 
 
+def _line(text: str) -> None:
+    from maskaudit.terminal import say
+
+    say(f"{text}\n", streams.out())
+
+
 def main() -> None:
-    """Entry point: every foreseen error becomes one sentence on stderr and its exit status."""
-    as_json = "--json" in sys.argv[1:]
-    keep_freed_memory()
-    try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        if isinstance(error, click.UsageError) and not as_json:
-            error.show()
-        _fail(error.format_message(), 2, as_json, shown=isinstance(error, click.UsageError) and not as_json)
-    except click.Abort:
-        _fail(
-            "Interrupted. With --out, what was finished is kept: run the same command with --resume to go on.",
-            130,
-            as_json,
-        )
-    except MaskauditError as error:
-        _fail(str(error), error.exit_code, as_json)
-    except BrokenPipeError:
-        sys.exit(1)
-
-
-def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> NoReturn:
-    from maskaudit.terminal import printable
-
-    if not shown:
-        click.echo(f"maskaudit: {printable(message)}", err=True)
-    if as_json:
-        click.echo(json.dumps({"schema_version": 1, "error": {"message": message, "exit_status": status}}))
-    sys.exit(status)
+    """Entry point: whatever happens becomes one sentence on stderr and an exit status."""
+    entry.main(cli)
 
 
 @cli.command()
@@ -76,6 +56,8 @@ def _fail(message: str, status: int, as_json: bool, *, shown: bool = False) -> N
 @click.option("--surrogate", multiple=True, metavar="MODEL[@SPEC]", help="Another model to transfer attacks from.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--batch-size", type=int, metavar="N")
+@click.option("--call-timeout", type=float, metavar="SECONDS",
+              help="Longest time for one pass (300, or 20 times the longest before it; 0: any time).")  # fmt: skip
 @click.option("--workers", type=int, metavar="N", help="Processes that share the attacks; results do not depend on N.")
 @click.option("--ray", metavar="ADDRESS", help="Ray cluster that runs the attacks, e.g. auto or ray://head:10001.")
 @click.option("--select", multiple=True, metavar="RULE", help="Run only these probes and attacks.")
@@ -100,17 +82,17 @@ def check(model: str, **options: Any) -> None:
     --trust-pickle), zoo:NAME, torchvision:NAME, timm:NAME, hf:ID, robustbench:NAME or py:pkg.mod:callable.
     """
     from maskaudit import api
-    from maskaudit.gate.output import announce
-    from maskaudit.output import parse_outputs, write_outputs
-    from maskaudit.report import github, render, text
+    from maskaudit.command.auditing import carry_out
+    from maskaudit.command.delivery import Asked, show
+    from maskaudit.output import parse_outputs
     from maskaudit.settings import AuditSettings
-    from maskaudit.terminal import Progress, use_colour
+    from maskaudit.terminal import Progress
 
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
     wanted = parse_outputs(options["outputs_to"], options["out"])
     names = ("budget", "samples", "seed", "claim", "outputs", "mean", "std", "reject_class", "device", "batch_size",
-             "select", "ignore", "plan", "workers")  # fmt: skip
+             "call_timeout", "select", "ignore", "plan", "workers")  # fmt: skip
     settings = AuditSettings(
         **{name: options[name] for name in names},
         ray=options["ray"] or "",
@@ -123,24 +105,20 @@ def check(model: str, **options: Any) -> None:
         model, options["arch"], options["data"], options["norm"], options["eps"], options["bounds"],
         options["trust_pickle"], options["surrogate"], settings,
     )  # fmt: skip
-    progress = Progress(quiet=options["quiet"])
+    asked = Asked(
+        model, tuple((fmt, str(path)) for fmt, path in wanted), options["as_json"], options["fail_on"],
+        options["call_timeout"],
+    )  # fmt: skip
+    session, progress = entry.Session.current(), Progress(quiet=options["quiet"])
     out = Path(options["out"]) if options["out"] else None
-    audit = api.run(api.prepare(request), out=out, resume=options["resume"], on_event=progress)
+    audited = carry_out(
+        lambda keep: api.run(
+            api.prepare(request), out=out, resume=options["resume"], on_event=progress, keep=keep
+        ),
+        asked, out=out, tell=session.tell,
+    )  # fmt: skip
     progress.close()
-    document = audit.report.to_dict()
-    write_outputs(wanted, document, audit.evidence)
-    if options["as_json"]:
-        click.echo(render(document, "json"), nl=False)
-    else:
-        click.echo(text.render(document, color=use_colour(sys.stdout)), nl=False)
-        for fmt, path in wanted:
-            click.echo(f"{fmt:>9}: {path}")
-    if audit.failure is not None:
-        click.echo(f"maskaudit: {audit.failure}", err=True)
-    status = exit_status(document, options["fail_on"], failed=audit.failure is not None)
-    seen = [github.Audited(model, status, document, str(audit.failure or ""))]
-    announce(seen, render(document, "md"), sys.stderr if options["as_json"] else sys.stdout)
-    sys.exit(status)
+    entry.finish(show(asked, audited.document, audited.status, failure=audited.failure, unwritten=audited.unwritten))
 
 
 @cli.command()
@@ -153,11 +131,11 @@ def check(model: str, **options: Any) -> None:
 def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
     from maskaudit.api import Request
-    from maskaudit.gate.terminal import say
     from maskaudit.jobs import inspect_source
     from maskaudit.output import parse_outputs, write_file
     from maskaudit.report.inspection import DIRECTORY_FILES, FORMATS
     from maskaudit.settings import AuditSettings
+    from maskaudit.terminal import say
 
     wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES)
     names = ("outputs", "mean", "std", "reject_class", "device")
@@ -165,10 +143,10 @@ def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], o
     inspection = inspect_source(Request(model, settings=settings, **options))
     for fmt, path in wanted:
         write_file(path, FORMATS[fmt](inspection).encode("utf-8", "replace"))
-    say(FORMATS["json" if as_json else "text"](inspection), sys.stdout)
+    say(FORMATS["json" if as_json else "text"](inspection), streams.out())
     if not as_json:
         for fmt, path in wanted:
-            click.echo(f"{fmt:>9}: {path}")
+            _line(f"{fmt:>9}: {path}")
 
 
 @cli.command()
@@ -187,7 +165,7 @@ def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options
     from maskaudit.jobs import train_to_file
 
     train_to_file(method, data=data, out=Path(out), resume=resume, quiet=quiet, **options)
-    click.echo(f"Saved {out}; audit it with: maskaudit check {shlex.quote(out)}")
+    _line(f"Saved {out}; audit it with: maskaudit check {shlex.quote(out)}")
 
 
 @cli.command()
@@ -199,7 +177,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
     from maskaudit.jobs import run_demo
 
     for name, label, sentence, report in run_demo(Path(out), seed=seed, quiet=quiet):
-        click.echo(f"{name:<10} {label:<13} {sentence}\n           report: {report}")
+        _line(f"{name:<10} {label:<13} {sentence}\n           report: {report}")
 
 
 @cli.command()
@@ -211,8 +189,8 @@ def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device:
 
     checks = verify_files(Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device)
     for one in checks:
-        click.echo(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
-    sys.exit(0 if all(one.holds for one in checks) else 1)
+        _line(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
+    entry.finish(0 if all(one.holds for one in checks) else 1)
 
 
 @cli.command()
@@ -226,7 +204,7 @@ def report(audit: str, outputs_to: tuple[str, ...]) -> None:
     wanted = parse_outputs(outputs_to, None)
     write_outputs(wanted, read_report(Path(audit)), None)
     for fmt, path in wanted:
-        click.echo(f"{fmt:>9}: {path}")
+        _line(f"{fmt:>9}: {path}")
 
 
 @cli.command()
@@ -244,29 +222,32 @@ def gate(
 
     The status is that of the worst model: 4 failed, 2 refused, 1 a finding, 3 inconclusive, 0.
     """
-    from maskaudit.gate.output import announce, audited, dump, wanted_files, write_summaries
+    from maskaudit.command.delivery import announce
+    from maskaudit.gate.output import audited, dump, wanted_files, write_summaries
     from maskaudit.gate.running import configured, run_gate
     from maskaudit.gate.summary import build, markdown, text
-    from maskaudit.gate.terminal import say
-    from maskaudit.terminal import Progress, use_colour
+    from maskaudit.terminal import Progress, say, use_colour
 
     settings = configured(config, fail_on=fail_on)
     folder = Path(out).absolute() if out else None
     wanted = wanted_files(outputs_to, folder)
     progress = Progress(quiet=quiet)
     try:
-        result = run_gate(settings, out=folder, on_event=progress)
-    except KeyboardInterrupt:
+        result = run_gate(settings, out=folder, on_event=progress, isolate=entry.Session.current().isolates)
+    except KeyboardInterrupt as request:
         kept = (
-            f"; the reports of finished models are in {out}." if out else ". With --out DIR, finished reports are kept."
+            f"; the reports of finished models are in {out}" if out else ". With --out DIR, finished reports are kept"
         )
-        _fail(f"Interrupted{kept}", 130, as_json)
+        status = 128 + getattr(request, "signum", signal.SIGINT)
+        entry.finish(entry.refuse(f"Interrupted{kept}.", status, as_json=as_json))
     progress.close()
     summary = build(result)
-    write_summaries(wanted, result, summary)
-    say(dump(summary) if as_json else text(summary, color=use_colour(sys.stdout)), sys.stdout)
-    announce(audited(result), markdown(summary), sys.stderr if as_json else sys.stdout)
-    sys.exit(result.status)
+    unwritten = write_summaries(wanted, result, summary)
+    say(dump(summary) if as_json else text(summary, color=use_colour(streams.out())), streams.out())
+    announce(audited(result), markdown(summary), streams.err() if as_json else streams.out())
+    if unwritten:
+        say(f"maskaudit: {unwritten}\n", streams.err())
+    entry.finish(result.status or (UNWRITTEN_STATUS if unwritten else 0))
 
 
 @cli.command()
@@ -276,10 +257,10 @@ def gate(
 def compare(first: str, second: str, as_json: bool) -> None:
     """Say what changed between two audits of the same data, paired where the points are the same."""
     from maskaudit.compare import compare_files, text
-    from maskaudit.gate.terminal import say
+    from maskaudit.terminal import say
 
     comparison = compare_files(Path(first), Path(second))
-    say(json.dumps(comparison, indent=1, ensure_ascii=False) + "\n" if as_json else text(comparison), sys.stdout)
+    say(json.dumps(comparison, indent=1, ensure_ascii=False) + "\n" if as_json else text(comparison), streams.out())
 
 
 @cli.command()
@@ -288,7 +269,7 @@ def probes() -> None:
     from maskaudit.jobs import list_rules
 
     for kind, name, title in list_rules():
-        click.echo(f"{kind:<7} {name:<30} {title}")
+        _line(f"{kind:<7} {name:<30} {title}")
 
 
 @cli.command()
@@ -297,7 +278,7 @@ def explain(rule: str) -> None:
     """Explain a probe or attack: raised when, what it means, what to do, source."""
     from maskaudit.jobs import explain_rule
 
-    click.echo(explain_rule(rule))
+    _line(explain_rule(rule))
 
 
 @cli.group()
@@ -312,7 +293,7 @@ def zoo_list(as_json: bool) -> None:
     from maskaudit.zoo.commands import list_zoo, zoo_table
 
     rows = list_zoo()
-    click.echo(json.dumps(rows, indent=1) if as_json else "\n".join(zoo_table(rows)))
+    _line(json.dumps(rows, indent=1) if as_json else "\n".join(zoo_table(rows)))
 
 
 @zoo.command("train")
@@ -342,9 +323,9 @@ def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
 
     wrong = 0
     for line, right in check_zoo(names, budget=budget, seed=seed):
-        click.echo(line)
+        _line(line)
         wrong += not right
-    sys.exit(1 if wrong else 0)
+    entry.finish(1 if wrong else 0)
 
 
 @zoo.command("truth")
@@ -360,7 +341,7 @@ def zoo_truth(names: tuple[str, ...], out: str | None) -> None:
     from maskaudit.zoo.truth import TRUTH_FILE
 
     for line in establish_truths(names, Path(out) if out else TRUTH_FILE):
-        click.echo(line)
+        _line(line)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.data import Dataset
 from maskaudit.ledger import Ledger
 from maskaudit.loading.interface import LoadedModel
-from maskaudit.results import AuditReport, ProbeResult
+from maskaudit.results import AuditReport, Partial, ProbeResult
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
@@ -38,6 +38,7 @@ def build_report(
     trace: dict[str, Any],
     plan: dict[str, Any],
     seconds: float,
+    partial: Partial | None,
 ) -> AuditReport:
     """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
     rows = ledger.rows()
@@ -90,6 +91,7 @@ def build_report(
         notes=notes,
         trace=trace,
         plan=plan,
+        partial=partial,
         timing={
             "total_seconds": round(seconds, 2),
             "forwards": target.ledger.forwards,

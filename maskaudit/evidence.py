@@ -31,11 +31,10 @@ from maskaudit.target import Target, usual_batch
 from maskaudit.threat import Norm, ThreatModel
 
 __all__ = [
-    "EVIDENCE_FILE", "Check", "Evidence", "pack_evidence", "read_evidence", "read_report", "report_digest",
+    "Check", "Evidence", "pack_evidence", "read_evidence", "read_report", "report_digest",
     "verify_audit",
 ]  # fmt: skip
 
-EVIDENCE_FILE = "evidence.safetensors"
 _METADATA_KEY = "maskaudit_evidence"
 _TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
 

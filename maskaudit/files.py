@@ -7,9 +7,15 @@ import functools
 import os
 import secrets
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from maskaudit.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -49,6 +55,48 @@ def read_bounded(path: Path, most: int, where: str, *, hint: str = "") -> bytes:
         limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
         raise InputError(f"{where} is larger than {limit} and is refused.")
     return content
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can be asked to."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def only_one_in(folder: Path | None) -> Iterator[None]:
+    """Keep every other process that asks for the same out of a folder; the lock ends with the process that holds it.
+
+    Nothing is locked without a folder, nor where the system or the file system cannot lock one.
+
+    Raises:
+        InputError: when another process is in there.
+    """
+    with contextlib.ExitStack() as stack:
+        if folder is not None and fcntl is not None:
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                stack.callback(_remove_empty, folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"Another audit is at work in {folder}: wait until it has ended, or name another folder with --out."
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def shown_path(name: str) -> str:

@@ -10,7 +10,7 @@ from maskaudit import __version__, api
 from maskaudit.attacks.registry import BUDGETS
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
-from maskaudit.evidence import EVIDENCE_FILE, MAX_BYTES, Check, read_evidence, verify_audit
+from maskaudit.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.files import read_bounded
 from maskaudit.loading import load_model
 from maskaudit.output import parse_outputs, write_outputs
@@ -19,7 +19,7 @@ from maskaudit.probes.docs import full_text
 from maskaudit.recognise import recognise
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
-from maskaudit.results import SCHEMA_VERSION
+from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
 from maskaudit.runner import Audit
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target

@@ -110,10 +110,6 @@ class Journal:
         with contextlib.suppress(OSError):
             write_atomically(self._path(key), save(tensors))
 
-    def close(self) -> None:
-        """Remove the journal of a finished audit."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _path(self, key: str) -> Path:
         return self.folder / (re.sub(r"[^A-Za-z0-9._-]", "_", key) + ".safetensors")
 

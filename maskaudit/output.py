@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError
-from maskaudit.evidence import EVIDENCE_FILE
-from maskaudit.files import write_atomically
-from maskaudit.repairs.plan_file import plan_document
+from maskaudit.files import sync_folder, write_atomically
 from maskaudit.report import FORMATS, render
-from maskaudit.results import dump_json
+from maskaudit.results import EVIDENCE_FILE, dump_json
 
 #: Files that `--out DIR` writes, by format.
 DIRECTORY_FILES = {
@@ -54,21 +52,36 @@ def parse_outputs(
 
 
 def write_outputs(wanted: list[tuple[str, Path]], document: dict[str, Any], evidence: bytes | None) -> None:
-    """Render and write every wanted file.
+    """Render and write every wanted file; what this returns from is on the disk.
+
+    A file that cannot be written costs no other.
 
     Raises:
         UsageError: when evidence is wanted and there is none (re-rendering an old report).
         InputError: when a file cannot be written.
     """
+    failures = []
     for fmt, path in wanted:
-        if fmt == "evidence":
-            if evidence is None:
-                raise UsageError("A report alone does not contain the evidence; copy the evidence file instead.")
-            write_file(path, evidence)
-        elif fmt == "plan":
-            write_file(path, dump_json(plan_document(document)).encode("utf-8"))
-        else:
-            write_file(path, render(document, fmt).encode("utf-8"))
+        try:
+            write_file(path, _content(document, fmt, evidence))
+        except InputError as error:
+            failures.append(error)
+    for folder in {path.parent for _, path in wanted}:
+        sync_folder(folder)
+    if failures:
+        raise failures[0]
+
+
+def _content(document: dict[str, Any], fmt: str, evidence: bytes | None) -> bytes:
+    if fmt == "evidence":
+        if evidence is None:
+            raise UsageError("A report alone does not contain the evidence; copy the evidence file instead.")
+        return evidence
+    if fmt == "plan":
+        from maskaudit.repairs.plan_file import plan_document  # loads torch, which the other formats do without
+
+        return dump_json(plan_document(document)).encode("utf-8")
+    return render(document, fmt).encode("utf-8")
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -18,6 +18,9 @@ from maskaudit.kinds import shown
 
 SCHEMA_VERSION = 1
 
+#: The file of examples beside a report.
+EVIDENCE_FILE = "evidence.safetensors"
+
 Label = Literal["masked", "suspect", "clear", "inconclusive"]
 ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
@@ -153,8 +156,18 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Partial:
+    """Why an audit ended before it was finished, as a sentence; what it had found by then is in the report."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class AuditReport:
-    """Everything an audit found; `to_dict` is the JSON contract."""
+    """Everything an audit found; `to_dict` is the JSON contract.
+
+    `partial` says why the audit ended before it was finished; None where it was finished.
+    """
 
     tool: dict[str, Any]
     environment: dict[str, Any]
@@ -175,6 +188,7 @@ class AuditReport:
     trace: dict[str, Any] = field(default_factory=dict)
     timing: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    partial: Partial | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: plain types only, non-finite numbers as null."""
@@ -243,5 +257,7 @@ def check_document(document: Any) -> dict[str, Any]:
 
 
 REQUIRED_SECTIONS = tuple(
-    f.name for f in dataclasses.fields(AuditReport) if f.name not in ("figures", "notes", "trace", "timing", "plan")
+    f.name
+    for f in dataclasses.fields(AuditReport)
+    if f.name not in ("figures", "notes", "trace", "timing", "plan", "partial")
 )

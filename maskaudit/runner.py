@@ -10,13 +10,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskaudit import foreign
 from maskaudit.adaptive import AdaptiveAttack, planned
 from maskaudit.attacker import Attacker
 from maskaudit.attacks.interface import AttackSpec
@@ -27,7 +28,7 @@ from maskaudit.data import Dataset
 from maskaudit.document import build_report
 from maskaudit.engine.interface import Done, EngineError
 from maskaudit.errors import MaskauditError, ModelError
-from maskaudit.evidence import EVIDENCE_FILE, pack_evidence
+from maskaudit.evidence import pack_evidence
 from maskaudit.figures import eps_curve, gradient_flow, strips, surface
 from maskaudit.journal import Journal
 from maskaudit.ledger import Ledger
@@ -43,7 +44,7 @@ from maskaudit.repairs.blame import traced
 from maskaudit.repairs.specs import PLANNED
 from maskaudit.repairs.stages import StandIns
 from maskaudit.rescore import clean_correct
-from maskaudit.results import AuditReport, ProbeResult
+from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import ThreatModel
@@ -65,11 +66,22 @@ class Audit:
         report: the document.
         evidence: bytes of the evidence file that belongs to it.
         failure: the error of the audited model that ended it early, if any.
+        interrupted: the request to stop that ended it early, if any.
     """
 
     report: AuditReport
     evidence: bytes
     failure: ModelError | None = None
+    interrupted: foreign.Interrupted | None = None
+
+
+#: Takes a report of what was found so far, marked as partial.
+Keeper = Callable[[AuditReport], None]
+
+#: Share of the time that reports of what was found so far may take.
+KEEPING = 0.03
+#: What such a report says, unless whoever kept it knows more.
+UNFINISHED = "It was broken off."
 
 
 def run_audit(
@@ -82,6 +94,7 @@ def run_audit(
     surrogates: Sequence[nn.Module] = (),
     journal: Journal | None = None,
     on_event: Listener = ignore_events,
+    keep: Keeper | None = None,
 ) -> Audit:
     """Audit a model on a data set under a threat model.
 
@@ -90,6 +103,8 @@ def run_audit(
             decision-based search; the drawn points where there are none.
         surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, so that an interrupted audit can resume.
+        keep: is given a partial report now and then, for the case that this process is ended. Whoever gives it
+            also takes the partial result of an interrupted audit; for others the interruption goes on.
 
     Raises:
         InputError, UsageError: when the data or settings do not fit the model.
@@ -102,7 +117,7 @@ def run_audit(
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
     )  # fmt: skip
     with target, _few_threads(loaded, data, settings):
-        return _Run(target, loaded, data, threat, settings, pool, surrogates, journal, on_event).finish()
+        return _Run(target, loaded, data, threat, settings, pool, surrogates, journal, on_event, keep).finish()
 
 
 @contextlib.contextmanager
@@ -136,16 +151,19 @@ class _Run:
         surrogates: Sequence[nn.Module],
         journal: Journal | None,
         on_event: Listener,
+        keep: Keeper | None,
     ) -> None:
         self.target, self.loaded, self.data, self.threat, self.settings = target, loaded, data, threat, settings
-        self.tell = on_event
+        self.on_event, self.keep, self.keep_after = on_event, keep, 0.0
         self.looks = settings.looks(len(data))
         self.ledger = Ledger()
         self.attacker = Attacker(
             target, self.ledger, threat, settings,
-            pool=data.x if pool is None else pool, surrogates=surrogates, journal=journal, on_event=on_event,
+            pool=data.x if pool is None else pool, surrogates=surrogates, journal=journal, on_event=self.tell,
         )  # fmt: skip
         self.challenge = Challenge(self.attacker, self._suspected, error_level(len(self.looks)))
+        self.judgement: Judgement | None = None
+        self.started = time.perf_counter()
         self.static_probes: list[ProbeResult] = []
         self.attack_probes: list[ProbeResult] = []
         self.power = NOT_CHECKED
@@ -158,27 +176,19 @@ class _Run:
         self.figures: dict[str, Any] = {}
 
     def finish(self) -> Audit:
-        started = time.perf_counter()
         failure: ModelError | None = None
+        interrupted: foreign.Interrupted | None = None
         try:
-            self.notes += recognise(self.target, self.data, self.settings)
-            for points in self.looks:
-                self._look(points)
-                judgement = self._judge()
-                if judgement.decided:
-                    break
-            self._draw_figures()
+            with foreign.breaking_off_between_calls():
+                self._work()
         except ModelError as error:
-            if not len(self.ledger):
-                raise
             failure = error
-            judgement = self._judge(failure)
-        report = build_report(
-            loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
-            ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
-            figures=self.figures, notes=tuple(self.notes), trace=self.trace,
-            plan=self.adaptive.to_dict() if self.adaptive else {}, seconds=time.perf_counter() - started,
-        )  # fmt: skip
+        except foreign.Interrupted as request:
+            interrupted = request
+        ended = failure or interrupted
+        if ended is not None and (not len(self.ledger) or (interrupted is not None and self.keep is None)):
+            raise ended
+        report = self._report("" if ended is None else str(ended))
         document = report.to_dict()
         scoring = {
             "sha256": self.loaded.sha256, "threat": document["threat"], "mean": self.settings.mean,
@@ -186,7 +196,41 @@ class _Run:
             "random": self.target.random, "seed": self.settings.seed, "device": self.settings.device,
         }  # fmt: skip
         evidence = pack_evidence(self.ledger, document, scoring)
-        return Audit(report.with_evidence(EVIDENCE_FILE, evidence), evidence, failure)
+        return Audit(report.with_evidence(EVIDENCE_FILE, evidence), evidence, failure, interrupted)
+
+    def _work(self) -> None:
+        """Look, judge and look again until the verdict is decided."""
+        self.notes += recognise(self.target, self.data, self.settings)
+        for points in self.looks:
+            self.judgement = None
+            self._look(points)
+            self.judgement = self._judge()
+            if self.judgement.decided:
+                break
+        self._draw_figures()
+
+    def tell(self, event: AuditEvent) -> None:
+        """Pass on an event; at the end of a step keep what was found so far, where that costs little."""
+        self.on_event(event)
+        started = time.perf_counter()
+        if event.finished and self.keep is not None and len(self.ledger) and started >= self.keep_after:
+            self.keep(self._report(UNFINISHED))
+            ended = time.perf_counter()
+            self.keep_after = ended + (ended - started) / KEEPING
+
+    def _report(self, reason: str) -> AuditReport:
+        """The report of what was found so far; with the reason why there is no more, if that is not all.
+
+        Nothing asks the model any more here.
+        """
+        judgement = self.judgement or judge(dataclasses.replace(self._observations(reason), power=self.power))
+        return build_report(
+            loaded=self.loaded, data=self.data, threat=self.threat, settings=self.settings, target=self.target,
+            ledger=self.ledger, judgement=judgement, power=self.power, probes=self._probes(), looks=self.looks,
+            figures=self.figures, notes=tuple(self.notes), trace=self.trace,
+            plan=self.adaptive.to_dict() if self.adaptive else {}, seconds=time.perf_counter() - self.started,
+            partial=Partial(reason) if reason else None,
+        )  # fmt: skip
 
     # --- one look ---------------------------------------------------------------------------------
 
@@ -322,9 +366,9 @@ class _Run:
         order = {probe.rule: number for number, probe in enumerate(self.catalogue.probes)}
         return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
 
-    def _judge(self, failure: ModelError | None = None) -> Judgement:
+    def _judge(self) -> Judgement:
         """Judge what has been seen; the power of the search is checked only where `clear` hangs on it."""
-        seen = self._observations(failure)
+        seen = self._observations()
         if judge(dataclasses.replace(seen, power=ASSUMED)).verdict.label == "clear":
             self.power = self._check_power()
         return judge(dataclasses.replace(seen, power=self.power))
@@ -347,7 +391,7 @@ class _Run:
         self.tell(AuditEvent("power check", outcome.problems, True, power.sentence))
         return power
 
-    def _observations(self, failure: ModelError | None) -> Observations:
+    def _observations(self, broken_off: str = "") -> Observations:
         ledger, settings = self.ledger, self.settings
         strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
         rows = [row for row in ledger.rows() if row.kind != "sanity"]
@@ -367,7 +411,8 @@ class _Run:
             traced=self.adaptive.confirmed(traced) if self.adaptive else traced,
             repaired=self._repaired(strong),
             looks=len(self.looks),
-            missing=self._missing(failure),
+            missing=self._missing(broken_off),
+            unfinished=bool(broken_off),
             attacks_run=len(ran),
             attacks_left_out=len(rows) - len(ran),
             claimed=settings.claim,
@@ -379,9 +424,9 @@ class _Run:
         entry = self.ledger.entries.get("repaired")
         return None if entry is None or entry.status != "ran" else int((entry.broken & ~strong).sum())
 
-    def _missing(self, failure: ModelError | None) -> tuple[str, ...]:
+    def _missing(self, broken_off: str) -> tuple[str, ...]:
         """Why an essential part of the search did not run."""
-        said = [] if failure is None else [f"The model failed while it was audited: {failure}"]
+        said = [f"The audit is not finished: {broken_off}"] if broken_off else []
         met = [entry for entry in self.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
         ran = [entry.spec for entry in met if not entry.spec.near_miss]
         families = {

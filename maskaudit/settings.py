@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,6 +27,8 @@ class AuditSettings:
         reject_class: index of a refusal output, if the model has one.
         device: where the model runs.
         batch_size: largest number of points per pass; None leaves it to the size of an input.
+        call_timeout: seconds that one pass may last, where the command line supervises it; None adapts to the passes
+            seen, 0 allows any time.
         workers: worker processes that share the attacks; None runs them in this process.
         ray: address of a Ray cluster that runs them instead, if any.
         select: if given, only these probes and attacks run (the reference attack always does).
@@ -52,6 +55,7 @@ class AuditSettings:
     reject_class: int | None = None
     device: str = "cpu"
     batch_size: int | None = None
+    call_timeout: float | None = None
     workers: int | None = None
     ray: str = ""
     select: tuple[str, ...] = ()
@@ -73,6 +77,8 @@ class AuditSettings:
             raise UsageError(f"A claimed robust accuracy is a fraction between 0 and 1, got {self.claim:g}.")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"The batch size must be at least 1, got {self.batch_size}.")
+        if self.call_timeout is not None and not 0 <= self.call_timeout < math.inf:
+            raise UsageError(f"The time limit of a call must be 0 (none) or more seconds, got {self.call_timeout:g}.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"The number of workers must be at least 1, got {self.workers}.")
         if self.workers is not None and self.ray:

@@ -7,6 +7,10 @@ from typing import Any
 FAIL_ON = ("masked", "suspect", "inconclusive", "never")
 INCONCLUSIVE_STATUS = 3
 MODEL_FAILED_STATUS = 4
+#: What would be a success, but a file that was asked for could not be written.
+UNWRITTEN_STATUS = 2
+#: A traceback of maskaudit itself (EX_SOFTWARE of sysexits.h).
+BUG_STATUS = 70
 
 
 def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from maskaudit import accelerator
+from maskaudit import accelerator, foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.preserve import open_checkpoints, preserved
 from maskaudit.scores import Outputs, Unchecked, breaking_margin, checked_scores
@@ -35,10 +35,6 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 class EndOfPass(BaseException):
     """Base of what ends a forward pass from outside; never taken for an error of the model."""
-
-
-#: What passes through the model's code as it is: the user's interruption, our own errors, and `EndOfPass`.
-_NOT_THE_MODELS = (KeyboardInterrupt, MaskauditError, EndOfPass)
 
 
 @dataclass
@@ -343,10 +339,11 @@ class Target:
             inputs = self._normalise(inputs)
         recording = torch.is_grad_enabled()
         try:
-            output = self.model(inputs)
-        except _NOT_THE_MODELS:
-            raise
+            with foreign.Call():
+                output = self.model(inputs)
         except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
+            if not _of_the_model(error):
+                raise
             raise ModelError(_sentence(error, f"on input of shape {tuple(x.shape)}")) from error
         finally:
             self._flags.restore()
@@ -398,15 +395,21 @@ def differentiate(
         ModelError: when memory runs out.
     """
     try:
-        return torch.autograd.grad(
-            total, tuple(inputs), retain_graph=retain_graph or create_graph, create_graph=create_graph,
-            allow_unused=True,
-        )  # fmt: skip
-    except _NOT_THE_MODELS:
-        raise
+        with foreign.Call():
+            return torch.autograd.grad(
+                total, tuple(inputs), retain_graph=retain_graph or create_graph, create_graph=create_graph,
+                allow_unused=True,
+            )  # fmt: skip
     except BaseException as error:
+        if not _of_the_model(error):
+            raise
         kind = ModelError if out_of_memory(error) else GradientError
         raise kind(_sentence(error, "in its backward pass")) from error
+
+
+def _of_the_model(error: BaseException) -> bool:
+    """Whether an exception is the model's failure: not the user's interruption, our own error, or `EndOfPass`."""
+    return foreign.raised_by_model(error) and not isinstance(error, (MaskauditError, EndOfPass))
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -1,14 +1,17 @@
-"""Progress on stderr: one plain line per finished step, or one line that is rewritten on a terminal."""
+"""Writing to terminals: progress on stderr, one plain line per finished step or one line that is rewritten."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import sys
 import time
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from maskaudit.settings import AuditEvent
+from maskaudit.command import streams
+
+if TYPE_CHECKING:
+    from maskaudit.settings import AuditEvent
 
 
 class Progress:
@@ -20,12 +23,17 @@ class Progress:
     """
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
-        self.stream = stream if stream is not None else sys.stderr
+        self._stream = stream
         self.quiet = quiet
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.started = time.monotonic()
         self.steps = self.done = 0
         self.look_started = self.started
+
+    @property
+    def stream(self) -> TextIO:
+        """Where it writes; asked for each time, since a child process has another standard error."""
+        return self._stream if self._stream is not None else streams.err()
 
     def __call__(self, event: AuditEvent) -> None:
         """Show one event."""
@@ -49,8 +57,7 @@ class Progress:
         """What is being done right now; shown only where it can be overwritten."""
         if self.quiet or not self.live:
             return
-        width = shutil.get_terminal_size().columns
-        self._write("\r\x1b[K" + printable(text)[: max(10, width - 1)])
+        self._write("\r\x1b[K" + printable(text)[: max(10, _columns(self.stream) - 1)])
 
     def _left(self) -> str:
         """How far this look is and about how long it still takes, by the mean of the steps so far."""
@@ -66,9 +73,20 @@ class Progress:
             self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        self.stream.write(text.encode(encoding, "replace").decode(encoding))
-        self.stream.flush()
+        say(text, self.stream)
+
+
+def say(text: str, stream: TextIO) -> None:
+    """Write to a terminal, a pipe or a file of any encoding: what it cannot show becomes a question mark.
+
+    A stream that cannot be written any more costs no result; see `maskaudit.command.streams.results_lost`.
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except OSError:
+        streams.give_up(stream)
 
 
 def printable(text: str) -> str:
@@ -79,3 +97,12 @@ def printable(text: str) -> str:
 def use_colour(stream: TextIO) -> bool:
     """Whether to emphasise with ANSI sequences: a real terminal, and NO_COLOR not set (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _columns(stream: TextIO) -> int:
+    """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(stream.fileno()).columns
+    with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:  # a supervised process
+        return os.get_terminal_size(terminal.fileno()).columns
+    return shutil.get_terminal_size().columns

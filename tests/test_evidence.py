@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from maskaudit import jobs
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.errors import InputError
-from maskaudit.evidence import EVIDENCE_FILE, pack_evidence, read_evidence, read_report, report_digest, verify_audit
+from maskaudit.evidence import pack_evidence, read_evidence, read_report, report_digest, verify_audit
 from maskaudit.ledger import Ledger
-from maskaudit.results import REQUIRED_SECTIONS, Role, dump_json
+from maskaudit.results import EVIDENCE_FILE, REQUIRED_SECTIONS, Role, dump_json
 from maskaudit.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", 0.1)

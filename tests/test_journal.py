@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskaudit import api
 from maskaudit import journal as module
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.attacks.pgd import pgd
@@ -147,12 +148,11 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         journal(tmp_path)
 
 
-def test_closing_removes_it(tmp_path: Path) -> None:
-    one = journal(tmp_path)
-    one.write("a", "content", KEPT)
-    one.close()
+def test_it_is_removed_when_the_reports_are_safe(tmp_path: Path) -> None:
+    journal(tmp_path).write("a", "content", KEPT)
+    api.discard_journal(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-    one.close()
+    api.discard_journal(tmp_path / "out")
 
 
 # --- what an attempt depends on -------------------------------------------------------------------

@@ -76,6 +76,7 @@ DEFAULTS: dict[str, Kind[Any]] = {
     "attacks": WORDS,
     "device": _WORD,
     "batch_size": WHOLE,
+    "call_timeout": Number(0, _LARGEST_COUNT, quotient=True),
     "fail_on": Choice(*FAIL_ON),
 }
 
@@ -103,7 +104,7 @@ BASELINE: dict[str, Kind[Any]] = {
 #: Keys of a model that go into `AuditSettings` under the same name.
 _SETTINGS = (
     "budget", "samples", "seed", "claim", "certified", "outputs", "mean", "std", "reject_class", "device", "batch_size",
-    "select", "ignore", "fail_on",
+    "call_timeout", "select", "ignore", "fail_on",
 )  # fmt: skip
 
 _EXAMPLE = '[[models]] with model = "model.safetensors" and claim = 0.53'
@@ -200,6 +201,7 @@ def check_command(entry: Entry) -> str:
         ("arch", request.arch), ("data", request.data), ("norm", request.norm), ("eps", request.eps),
         ("bounds", request.bounds), ("mean", settings.mean), ("std", settings.std), ("claim", settings.claim),
         ("reject-class", settings.reject_class), ("samples", settings.samples), ("batch-size", settings.batch_size),
+        ("call-timeout", settings.call_timeout),
     )  # fmt: skip
     for name, value in options:
         if value is not None:

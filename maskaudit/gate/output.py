@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from maskaudit.errors import UsageError
+from maskaudit.errors import InputError, UsageError
 from maskaudit.gate import page, summary
 from maskaudit.gate.baselines import visible
 from maskaudit.gate.merge import merged_junit, merged_sarif
 from maskaudit.gate.running import GateResult, Outcome
-from maskaudit.gate.terminal import say
 from maskaudit.output import parse_outputs, write_file
 from maskaudit.report import github
 
@@ -52,28 +50,24 @@ def wanted_files(outputs: tuple[str, ...], out: Path | None) -> list[tuple[str, 
     return wanted
 
 
-def write_summaries(wanted: list[tuple[str, Path]], result: GateResult, data: dict[str, Any]) -> None:
-    """Render and write every wanted file.
+def write_summaries(wanted: list[tuple[str, Path]], result: GateResult, data: dict[str, Any]) -> str:
+    """Render and write every wanted file; one that cannot be written costs no other.
 
-    Raises:
-        InputError: when a file cannot be written.
+    Returns:
+        Why one could not be written; empty when all were.
     """
+    unwritten = ""
     for fmt, path in wanted:
-        write_file(path, FORMATS[fmt](result, data).encode("utf-8", "replace"))
+        try:
+            write_file(path, FORMATS[fmt](result, data).encode("utf-8", "replace"))
+        except InputError as error:
+            unwritten = unwritten or str(error)
+    return unwritten
 
 
 def dump(data: dict[str, Any]) -> str:
     """A summary as JSON text."""
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def announce(audits: Sequence[github.Audited], markdown: str, stream: TextIO) -> None:
-    """Annotations on `stream` and the step summary, where this is a step of GitHub Actions."""
-    if github.in_actions():
-        workspace = os.environ.get("GITHUB_WORKSPACE")
-        for annotation in github.collect(audits, root=Path(workspace) if workspace else None):
-            say(f"{annotation}\n", stream)
-    github.append_summary(markdown)
 
 
 def audited(result: GateResult) -> list[github.Audited]:

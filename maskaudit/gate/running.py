@@ -7,25 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import chdir
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from maskaudit import api
+from maskaudit.command import streams
+from maskaudit.command.auditing import Audited, Tell, carry_out, tell_nobody
+from maskaudit.command.channel import Sender
+from maskaudit.command.delivery import Asked, write
+from maskaudit.command.supervise import supervise
 from maskaudit.errors import MaskauditError
+from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
 from maskaudit.gate.config import Entry, GateConfig, check_command, find_config, read_config
-from maskaudit.output import DIRECTORY_FILES, write_outputs
-from maskaudit.runner import Audit
+from maskaudit.output import DIRECTORY_FILES
+from maskaudit.runner import Audit, Keeper
 from maskaudit.settings import AuditEvent, Listener, ignore_events
-from maskaudit.status import exit_status
+from maskaudit.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
+from maskaudit.terminal import say
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
-WORST_FIRST = (4, 2, 1, 3, 0)
+WORST_FIRST = (BUG_STATUS, 4, 2, 1, 3, 0)
 
 #: Audits one entry; with a folder, its journal and reports are kept there.
-Auditor = Callable[[Entry, Path | None, Listener], Audit]
+Auditor = Callable[[Entry, Path | None, Listener, Keeper], Audit]
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def run_gate(
     today: date | None = None,
     audit: Auditor | None = None,
     on_event: Listener = ignore_events,
+    isolate: bool = False,
 ) -> GateResult:
     """Audit every entry, one after the other.
 
@@ -93,51 +101,109 @@ def run_gate(
         today: the day against which baselines are held.
         audit: what audits an entry; `audit_entry` if not given.
         on_event: told how it goes.
+        isolate: audit each entry in a process of its own.
+
+    Raises:
+        KeyboardInterrupt: when the user wants to stop; the files of finished entries are kept.
     """
     day = today or date.today()
     outcomes = []
     with chdir(config.file.resolve().parent):
         for number, entry in enumerate(config.entries, start=1):
             on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
-            outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event)
+            outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event, isolate)
             said = outcome.document["verdict"]["label"] if outcome.document else outcome.error
             on_event(AuditEvent(entry.name, 0, True, f"{said}, status {outcome.status}"))
             outcomes.append(outcome)
     return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
 
 
-def audit_entry(entry: Entry, folder: Path | None, on_event: Listener) -> Audit:
+def audit_entry(entry: Entry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
     """Audit one entry for real."""
     settings = replace(entry.request.settings, command=check_command(entry))
-    return api.run(api.prepare(replace(entry.request, settings=settings)), out=folder, on_event=on_event)
+    request = replace(entry.request, settings=settings)
+    return api.run(api.prepare(request), out=folder, on_event=on_event, keep=keep)
+
+
+def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
+    """Audit in a child process, which a model may end without harm to the other entries.
+
+    Raises:
+        MaskauditError: when it could not be audited at all.
+        Interrupted: when the user wants to stop; what was found is written.
+    """
+
+    def work(sender: Sender) -> None:
+        try:
+            sender.send("audited", **asdict(carried_out(sender.send)))
+        except MaskauditError as error:
+            sender.send("refused", text=str(error), status=error.exit_code)
+
+    ended = supervise(work, hold_output=True)
+    told = ended.told
+    if ended.finished and "audited" in told:
+        audited = Audited(**{key: value for key, value in told["audited"].items() if key != "kind"})
+    elif ended.finished:
+        raise _refused(told["refused"]["text"], told["refused"]["status"])
+    else:
+        if ended.trace:
+            say(ended.trace, streams.err())
+        reason, status = ended.why()
+        if "partial" not in told:
+            raise _refused(reason, status)
+        document = {**told["partial"]["document"], "partial": {"reason": reason}}
+        audited = Audited(document, status, reason, write(asked, document, None))
+    if ended.signum:
+        raise Interrupted(ended.signum)
+    return audited
+
+
+def _refused(sentence: str, status: int) -> MaskauditError:
+    error = MaskauditError(sentence)
+    error.exit_code = status
+    return error
 
 
 def _outcome(
-    entry: Entry, baselines: tuple[Baseline, ...], out: Path | None, today: date, audit: Auditor, on_event: Listener
+    entry: Entry,
+    baselines: tuple[Baseline, ...],
+    out: Path | None,
+    today: date,
+    audit: Auditor,
+    on_event: Listener,
+    isolate: bool,
 ) -> Outcome:
     folder = out / entry.folder if out is not None else None
+    asked = _asked(entry, folder)
+
+    def carried_out(tell: Tell) -> Audited:
+        return carry_out(lambda keep: audit(entry, folder, on_event, keep), asked, out=folder, tell=tell)
+
     try:
-        done = audit(entry, folder, on_event)
+        done = _isolated(carried_out, asked) if isolate else carried_out(tell_nobody)
     except MaskauditError as error:
         return Outcome(entry, error.exit_code, error=str(error))
-    document = done.report.to_dict()
-    if folder is not None:
-        wanted = [(fmt, folder / name) for fmt, name in DIRECTORY_FILES.items()]
-        write_outputs(wanted, document, done.evidence)
-    ruling = rule_on(document, baselines, model=entry.name, today=today)
+    ruling = rule_on(done.document, baselines, model=entry.name, today=today)
     return Outcome(
         entry,
-        _status(ruling, entry.fail_on, failed=done.failure is not None),
-        document,
+        _status(ruling, entry.fail_on, done),
+        done.document,
         ruling,
-        str(done.failure or ""),
+        " ".join(filter(None, (done.failure, done.unwritten))),
         entry.folder if folder is not None else None,
     )
 
 
-def _status(ruling: Ruling, fail_on: str, *, failed: bool) -> int:
+def _asked(entry: Entry, folder: Path | None) -> Asked:
+    wanted = () if folder is None else tuple((fmt, str(folder / name)) for fmt, name in DIRECTORY_FILES.items())
+    return Asked(entry.name, wanted, False, entry.fail_on, entry.request.settings.call_timeout)
+
+
+def _status(ruling: Ruling, fail_on: str, done: Audited) -> int:
+    if done.failure:
+        return done.status
     judged = {"verdict": {"label": ruling.label}, "claim": {"status": ruling.claim}}
-    return exit_status(judged, fail_on, failed=failed)
+    return exit_status(judged, fail_on) or (UNWRITTEN_STATUS if done.unwritten else 0)
 
 
 def _notes(baselines: tuple[Baseline, ...], outcomes: list[Outcome], today: date) -> tuple[str, ...]:

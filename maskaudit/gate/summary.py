@@ -10,11 +10,19 @@ from maskaudit.gate.running import GateResult, Outcome
 from maskaudit.report import coerce, view, words
 from maskaudit.report.markdown import code, escape
 from maskaudit.results import plain
+from maskaudit.status import BUG_STATUS
 
 SCHEMA_VERSION = 1
 
 #: What a status says about a model's build.
-STATUS_WORDS = {0: "pass", 1: "FAIL", 2: "NOT AUDITED", 3: "INCONCLUSIVE", 4: "MODEL FAILED"}
+STATUS_WORDS = {
+    0: "pass",
+    1: "FAIL",
+    2: "NOT AUDITED",
+    3: "INCONCLUSIVE",
+    4: "MODEL FAILED",
+    BUG_STATUS: "MASKAUDIT FAILED",
+}
 
 #: Columns of the text, and the fewest that a name in its table is cut to.
 WIDTH = 100

@@ -60,8 +60,9 @@ def _verdict(suite: ElementTree.Element, report: records.View) -> None:
     lines = [report.sentence, *causes, *report.reasons, report.verify]
     if report.failed:
         _outcome(case, "failure", f"{report.label}: {report.sentence}", lines, report.label)
-    elif report.label == "inconclusive":
-        _outcome(case, "error", f"inconclusive: {report.sentence}", lines, "inconclusive")
+    elif report.label == "inconclusive" or report.partial:
+        said = report.partial or f"inconclusive: {report.sentence}"
+        _outcome(case, "error", said, lines, "partial" if report.partial else "inconclusive")
     else:
         ElementTree.SubElement(case, "system-out").text = "\n".join([report.label, *filter(None, lines)])
 

@@ -34,6 +34,7 @@ def render(document: dict[str, Any]) -> str:
     report = view.read(document)
     blocks = [
         f"## maskaudit: {report.label}",
+        f"> **{escape(report.partial)}**" if report.partial else "",
         f"**{escape(report.sentence)}**",
         _bullets([escape(reason) for reason in report.reasons]),
         _table(("", ""), _facts(report)),

@@ -102,7 +102,7 @@ class Indicator:
 
 @dataclass(frozen=True)
 class View:
-    """The whole report."""
+    """The whole report; `partial` says why the audit ended before it was finished, and is empty where it did not."""
 
     label: str
     sentence: str
@@ -138,6 +138,7 @@ class View:
     fail_on: str
     seconds: float | None
     notes: tuple[str, ...]
+    partial: str = ""
 
     @property
     def findings(self) -> tuple[ProbeView, ...]:

@@ -49,7 +49,9 @@ def render(document: dict[str, Any]) -> str:
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
-        "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": _notifications(report)}],
+        "invocations": [
+            {"executionSuccessful": not report.partial, "toolExecutionNotifications": _notifications(report)}
+        ],
         "results": results,
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
@@ -179,4 +181,6 @@ def _notifications(report: records.View) -> list[dict[str, Any]]:
     failed = [("warning", p.rule, p.reason or "failed") for p in report.with_status("error")]
     idle = [("note", p.rule, p.reason or "not applicable") for p in report.with_status("not_applicable")]
     left = [("note", a.name, a.reason or a.status) for a in report.attacks_not_run]
-    return [{"level": level, "message": {"text": f"{name}: {reason}"}} for level, name, reason in failed + idle + left]
+    ended = [("error", "audit", report.partial)] if report.partial else []
+    all_ = ended + failed + idle + left
+    return [{"level": level, "message": {"text": f"{name}: {reason}"}} for level, name, reason in all_]

@@ -32,7 +32,8 @@ def render(document: dict[str, Any], *, color: bool = False) -> str:
     """
     report = view.read(document)
     style = _Style(color, _COLOURS[report.label])
-    lines = [*_verdict(report, style), "", *_axes(report, style)]
+    marked = [style.bold(line) for line in _wrapped(report.partial, "")] if report.partial else []
+    lines = [*marked, *_verdict(report, style), "", *_axes(report, style)]
     if report.attacks:
         lines += ["", *_attacks(report, style)]
     if report.findings:

@@ -75,6 +75,7 @@ def read(document: Any) -> View:
         fail_on=coerce.text(settings.get("fail_on"), "masked"),
         seconds=coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")),
         notes=coerce.texts(document.get("notes")),
+        partial=_partial(document.get("partial")),
     )
 
 
@@ -82,6 +83,14 @@ _SECTIONS = (
     *("tool", "environment", "target", "threat", "settings", "verdict", "claim"),
     *("accuracy", "masking", "power", "points", "evidence"),
 )
+
+
+def _partial(value: Any) -> str:
+    """One sentence for a report that is marked as partial."""
+    if value is None:
+        return ""
+    reason = coerce.text(coerce.mapping(value).get("reason"))
+    return f"Partial report, of what was measured before the audit ended: {reason or 'no reason given'}"
 
 
 def _flag(value: Any) -> bool | None:

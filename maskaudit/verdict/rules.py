@@ -64,6 +64,7 @@ class Observations:
         repaired: points broken through the repaired gradient of those that own gradients left; None if nothing
             was repaired.
         missing: reasons why an essential part did not run; empty when all did.
+        unfinished: whether the search was broken off: what would be proof then may be for want of attacks.
         attacks_run, attacks_left_out: numbers of attacks, for the wording.
         claimed: claimed robust accuracy, if any.
         certified: certified lower bound of robust accuracy, if known.
@@ -84,6 +85,7 @@ class Observations:
     traced: tuple[Mechanism, ...] = ()
     repaired: int | None = None
     missing: tuple[str, ...] = ()
+    unfinished: bool = False
     attacks_run: int = 0
     attacks_left_out: int = 0
     claimed: float | None = None
@@ -168,7 +170,7 @@ def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
 
 def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, bool, list[str]]:
     """Label, whether it stands whatever further points show, and the reasons."""
-    proofs = _proofs(seen, levels)
+    proofs = [] if seen.unfinished else _proofs(seen, levels)
     if proofs:
         return "masked", True, proofs
     if seen.correct < MIN_POINTS:

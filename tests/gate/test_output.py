@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from maskaudit.cli import cli
 from maskaudit.gate import running
 from maskaudit.gate.config import Entry
-from maskaudit.gate.terminal import say
 from maskaudit.runner import Audit
+from maskaudit.terminal import say
 
 from .stub import StubAudit, write_config
 

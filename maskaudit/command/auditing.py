@@ -1,0 +1,67 @@
+"""Carry out one audit and put its files in their place, for `check` and for each model of the gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskaudit import api
+from maskaudit.command.delivery import Asked, write
+from maskaudit.files import only_one_in
+from maskaudit.runner import Audit, Keeper
+from maskaudit.status import exit_status
+
+#: Tells a supervisor: the kind of message, and its content.
+Tell = Callable[..., None]
+
+
+def tell_nobody(kind: str, **content: Any) -> None:
+    """Where no supervisor listens."""
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit whose files are written.
+
+    Attributes:
+        document: its report.
+        status: its exit status by the contract.
+        failure: why it is not finished; empty where it is.
+        unwritten: why a file could not be written; empty where all are on the disk.
+    """
+
+    document: dict[str, Any]
+    status: int
+    failure: str = ""
+    unwritten: str = ""
+
+
+def carry_out(audit: Callable[[Keeper], Audit], asked: Asked, *, out: Path | None, tell: Tell) -> Audited:
+    """Audit, write the files, and only then remove the journal; an audit that is not finished keeps it.
+
+    Args:
+        audit: runs the audit, and hands partial reports to what it is given.
+        out: folder of the journal.
+        tell: is given what a supervisor needs in case this process does not come back.
+
+    Raises:
+        MaskauditError: when the audit cannot start, or the model fails before anything was measured.
+    """
+    tell("asked", asked=asked.to_dict(), call_timeout=asked.call_timeout)
+    with only_one_in(out):
+        audited = _kept(audit(lambda report: tell("partial", document=report.to_dict())), asked)
+        if out is not None and not audited.failure and not audited.unwritten:
+            api.discard_journal(out)
+        return audited
+
+
+def _kept(audit: Audit, asked: Asked) -> Audited:
+    """Write the files of an audit."""
+    document = audit.report.to_dict()
+    status = exit_status(document, asked.fail_on, failed=audit.failure is not None)
+    if audit.interrupted is not None:
+        status = 128 + audit.interrupted.signum
+    failure = str(audit.failure or audit.interrupted or "")
+    return Audited(document, status, failure, write(asked, document, audit.evidence))

@@ -1,0 +1,162 @@
+"""From the arguments to the exit status: what runs where, and what becomes of every kind of end.
+
+Commands that run foreign code do so in a child process (`maskaudit.command.supervise`). A status of 0 or 1 means that
+a command has finished and said so: neither `sys.exit` in a model nor the end of a process can pass for it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from maskaudit import foreign
+from maskaudit.command import streams
+from maskaudit.errors import MaskauditError
+from maskaudit.memory import keep_freed_memory
+from maskaudit.status import BUG_STATUS, UNWRITTEN_STATUS
+from maskaudit.terminal import printable, say
+
+if TYPE_CHECKING:
+    from maskaudit.command.channel import Sender
+    from maskaudit.command.supervise import Ended
+
+#: Commands that load models, data or torch, and run foreign code; the gate supervises each of its audits itself.
+SUPERVISED = frozenset({"check", "inspect", "train", "demo", "verify", "zoo"})
+
+
+def _tell_nobody(kind: str, **content: Any) -> None:
+    """Where no supervisor listens."""
+
+
+@dataclass
+class Session:
+    """One run of the command line.
+
+    Attributes:
+        tell: speaks to the supervisor, where there is one.
+        isolates: whether the command may run parts of its work in children.
+        status: what the command ended with, once it has.
+    """
+
+    tell: Callable[..., None] = _tell_nobody
+    isolates: bool = False
+    status: int | None = None
+
+    @classmethod
+    def current(cls) -> Session:
+        """That of the running command; a new one where the command was not started by `main`."""
+        return click.get_current_context().find_object(cls) or cls()
+
+
+def finish(status: int) -> NoReturn:
+    """End the running command with an exit status."""
+    context = click.get_current_context()
+    session = context.find_object(Session)
+    if session is not None:
+        session.status = status
+    context.exit(status)
+
+
+def main(cli: click.Group) -> NoReturn:
+    """Run the command line and exit."""
+    try:
+        status = _Run(cli, sys.argv[1:]).status()
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except Exception:
+        say("".join(printable(line) + "\n" for line in traceback.format_exc().splitlines()), streams.err())
+        status = BUG_STATUS
+    say("", streams.out())
+    sys.exit(UNWRITTEN_STATUS if streams.results_lost() and not status else status)
+
+
+class _Run:
+    """One command line."""
+
+    def __init__(self, cli: click.Group, arguments: list[str]) -> None:
+        self.cli, self.arguments = cli, arguments
+        self.as_json = "--json" in arguments
+
+    def status(self) -> int:
+        """Run it, here or in a child."""
+        from maskaudit.command import supervise
+
+        command = next((argument for argument in self.arguments if not argument.startswith("-")), "")
+        asks_help = {"-h", "--help"} & set(self.arguments)
+        if command in SUPERVISED and not asks_help and supervise.possible():
+            return self._outcome(supervise.supervise(self._work, hold_output=self.as_json))
+        try:
+            foreign.handle_signals()
+            return self._perform(Session(isolates=supervise.possible()))
+        except BaseException as error:  # as a supervised command would end
+            return self._outcome(supervise.Ended({"broke": supervise.described(error)}))
+
+    def _work(self, sender: Sender) -> None:
+        keep_freed_memory()
+        sender.send("status", status=self._perform(Session(sender.send)))
+
+    def _perform(self, session: Session) -> int:
+        """Run the command and put foreseen errors into words; all others are raised."""
+        try:
+            code = self.cli.main(self.arguments, prog_name="maskaudit", standalone_mode=False, obj=session)
+        except click.UsageError as error:
+            if self.as_json:
+                return refuse(error.format_message(), error.exit_code, as_json=self.as_json)
+            error.show(file=streams.err())
+            return error.exit_code
+        except click.ClickException as error:
+            return refuse(error.format_message(), 2, as_json=self.as_json)
+        except MaskauditError as error:
+            return refuse(str(error), error.exit_code, as_json=self.as_json)
+        except click.Abort as abort:
+            request = abort.__cause__
+            if not isinstance(request, KeyboardInterrupt):
+                raise
+            asked = next((e for e in (request, request.__cause__) if isinstance(e, foreign.Interrupted)), None)
+            signum = asked.signum if asked is not None else signal.SIGINT
+            return refuse(_interrupted(request), 128 + signum, as_json=self.as_json)
+        if session.status is not None:
+            return session.status
+        if code is not None and session.tell is not _tell_nobody:  # only a foreign exit leaves a supervised command so
+            raise SystemExit(code)
+        return code or 0
+
+    def _outcome(self, ended: Ended) -> int:
+        """The exit status of supervised work, and what is to be said about its end."""
+        told = ended.told
+        if ended.finished:
+            say(ended.shown, streams.out())
+            return int(told["status"]["status"])
+        if ended.trace:
+            say(ended.trace, streams.err())
+        reason, status = ended.why()
+        if ended.at_once or "partial" not in told or "asked" not in told:
+            return refuse(reason, status, as_json=self.as_json)
+        from maskaudit.command.delivery import Asked, show, write
+
+        asked, document = Asked.from_dict(told["asked"]["asked"]), told["partial"]["document"]
+        document["partial"] = {"reason": reason}
+        return show(asked, document, status, failure=reason, unwritten=write(asked, document, None))
+
+
+def refuse(message: str, status: int, *, as_json: bool) -> int:
+    """Say why there is no result, as a JSON document as well where one was asked for; returns the status."""
+    say(f"maskaudit: {printable(message)}\n", streams.err())
+    if as_json:
+        error = {"schema_version": 1, "error": {"message": message, "exit_status": status}}
+        say(json.dumps(error) + "\n", streams.out())
+    return status
+
+
+def _interrupted(error: KeyboardInterrupt) -> str:
+    """What an interrupted command says: the error's own advice, if it has any."""
+    if str(error) and not isinstance(error, foreign.Interrupted):
+        return str(error)
+    return "Interrupted. With --out, what was finished is kept: run the same command with --resume to go on."

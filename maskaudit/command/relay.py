@@ -1,0 +1,62 @@
+"""What foreign code prints, line by line to standard error, without what could steer a terminal."""
+
+from __future__ import annotations
+
+import codecs
+from typing import TextIO
+
+from maskaudit.terminal import printable, say
+
+#: Longest part of a line that is kept before it is passed on.
+LONGEST = 1 << 16
+#: What clears the line on a terminal.
+_CLEAR = "\r\x1b[K"
+
+
+class Relay:
+    """Passes on the words of foreign code and our own, one after the other.
+
+    Args:
+        stream: standard error.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._pending = stream, ""
+        self._status_shown = False
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, data: bytes) -> None:
+        """Take what foreign code wrote; lines that it would have written over are left out."""
+        self._pending += self._decoder.decode(data)
+        *lines, self._pending = self._pending.replace("\r\n", "\n").split("\n")
+        self._pending = self._pending[-LONGEST:] if "\r" in self._pending else self._pending
+        if len(self._pending) > LONGEST:
+            lines.append(self._pending)
+            self._pending = ""
+        for line in lines:
+            self._line(line)
+
+    def ours(self, text: str) -> None:
+        """Pass on our own words as they are; a last line without end is a status that may be written over."""
+        if text.endswith("\n"):
+            self._clear()
+        say(text, self._stream)
+        self._status_shown = not text.endswith(("\n", _CLEAR))
+
+    def close(self) -> None:
+        """Pass on an unfinished last line, and clear a status."""
+        if self._pending:
+            self._line(self._pending)
+            self._pending = ""
+        self._clear()
+
+    def _line(self, line: str) -> None:
+        shown = line.rstrip("\r").rpartition("\r")[2]
+        if shown.strip():
+            self._clear()
+            say(printable(shown.replace("\t", "    ")) + "\n", self._stream)
+
+    def _clear(self) -> None:
+        if self._status_shown:
+            say(_CLEAR, self._stream)
+            self._status_shown = False

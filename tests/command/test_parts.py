@@ -1,0 +1,133 @@
+"""The parts of supervision: the channel, the watch over calls, and the relay of foreign words."""
+
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+
+from maskaudit import foreign
+from maskaudit.command import hanging
+from maskaudit.command.channel import Receiver, Sender, new_secret
+from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
+from maskaudit.command.relay import Relay
+
+
+def sent(secret: bytes, **content: object) -> bytes:
+    reading, writing = os.pipe()
+    Sender(writing, secret).send("found", **content)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        return pipe.read()
+
+
+def test_messages_arrive_whole_however_they_are_cut() -> None:
+    secret = new_secret()
+    data = sent(secret, text="ε\ud800") + sent(secret, text="second")
+    receiver = Receiver(secret)
+    found = [message for i in range(len(data)) for message in receiver.feed(data[i : i + 1])]
+    assert [message["text"] for message in found] == ["ε\ud800", "second"]
+    assert not receiver.disturbed
+
+
+def test_a_message_without_the_secret_counts_for_nothing() -> None:
+    receiver = Receiver(new_secret())
+    assert list(receiver.feed(sent(new_secret(), text="forged"))) == []
+    assert receiver.disturbed
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(hanging.time, "monotonic", lambda: self.now)
+
+    def look(self, watch: Watch, seconds: float) -> float | None:
+        """Look once a second for so many seconds."""
+        for _ in range(int(seconds)):
+            self.now += 1.0
+            if (late := watch.overdue()) is not None:
+                return late
+        return None
+
+
+def test_a_call_past_the_limit_is_overdue_and_many_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, board = Clock(monkeypatch), foreign.Board()
+    watch = Watch(board)
+    watch.limit = 10.0
+    for number in range(1, 40, 2):
+        board.write(os.getpid(), number)
+        assert clock.look(watch, 3) is None
+    board.write(os.getpid(), 41)
+    assert clock.look(watch, 9) is None
+    assert clock.look(watch, 3) == 10.0
+
+
+def test_the_limit_grows_with_the_longest_call_and_zero_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, board = Clock(monkeypatch), foreign.Board()
+    watch = Watch(board)
+    board.write(os.getpid(), 1)
+    assert clock.look(watch, 100) is None
+    board.write(os.getpid(), 3)
+    assert clock.look(watch, USUAL_LIMIT + 10) is None, "a hundred seconds had been seen"
+    assert TIMES_LONGEST > 1
+    watch.limit = 0.0
+    assert clock.look(watch, 10 * USUAL_LIMIT) is None
+
+
+def test_time_in_which_everything_was_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, board = Clock(monkeypatch), foreign.Board()
+    watch = Watch(board)
+    watch.limit = 2 * LONGEST_STEP
+    board.write(os.getpid(), 1)
+    clock.look(watch, 2)
+    clock.now += 3600
+    assert watch.overdue() is None
+
+
+def test_a_call_is_marked_while_it_lasts_also_when_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "_here", foreign._Process())
+    board = foreign.Board()
+    foreign.mark_calls(board)
+
+    def fail() -> None:
+        with foreign.Call(), foreign.Call():
+            assert list(board.lasting()) == [os.getpid()]
+            raise KeyError
+
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fail()
+        assert board.lasting() == {}
+
+
+def relayed(*parts: bytes) -> str:
+    stream = io.StringIO()
+    relay = Relay(stream)
+    for part in parts:
+        relay.feed(part)
+    relay.close()
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("parts", "shown"),
+    [
+        ((b"one\ntwo",), "one\ntwo\n"),
+        ((b"gr\xc3", b"\xb6\xc3\x9fer\n"), "größer\n"),
+        ((b"\x1b[2J\x07bell\n",), " [2J bell\n"),
+        ((b" 10%\r 50%\r100%\n",), "100%\n"),
+        ((b"windows\r\n",), "windows\n"),
+        ((b"\xff\n",), "\N{REPLACEMENT CHARACTER}\n"),
+    ],
+)
+def test_foreign_words_are_cleaned_line_by_line(parts: tuple[bytes, ...], shown: str) -> None:
+    assert relayed(*parts) == shown
+
+
+def test_a_status_is_cleared_before_foreign_words() -> None:
+    stream = io.StringIO()
+    relay = Relay(stream)
+    relay.ours("\r\x1b[Kworking …")
+    relay.feed(b"foreign\n")
+    assert stream.getvalue() == "\r\x1b[Kworking …\r\x1b[Kforeign\n"
