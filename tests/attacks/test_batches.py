@@ -1,4 +1,4 @@
-"""Batch size, order and company of the points change nothing, to the bit, where the model's answers do not depend on them.
+"""Batch size, order and company of the points change nothing, to the bit, if the model's answers do not.
 
 Whatever the processor: `.ci/run` repeats this with PyTorch's other kernels and with another number of threads.
 """
