@@ -187,12 +187,12 @@ def test_no_graph_is_kept() -> None:
 @pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.2), ThreatModel("L2", 1.0)], ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_not_weaker_than_torchattacks(subjects: Any, threat: ThreatModel, loss: Loss) -> None:
-    x, y = subjects.x[:300], subjects.y[:300]
+    x, y = subjects.x, subjects.y
     theirs = broken_by_torchattacks(
         subjects.robust, x, y, threat, "APGD", norm=threat.norm, steps=25, loss=loss, n_restarts=1
     )
     attempt = apgd(Target(subjects.robust), x, y, threat=threat, rng=make_rng(len(x)), loss=loss, steps=25)
     ours = attempt.first_success >= 0
-    assert len(x) >= 200
+    assert len(x) >= 500
     assert 0.05 < float(theirs.float().mean()) < 0.95
     assert int(ours.sum()) >= int(theirs.sum()) - 0.02 * len(x)

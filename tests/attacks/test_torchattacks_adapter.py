@@ -89,9 +89,7 @@ def test_linf_attacks_run_on_every_shape(subjects: Subjects, name: str, shape: s
         ("APGD", {"norm": "L2", "steps": 40}),
     ],
 )
-def test_l2_attacks_break_what_the_package_breaks(
-    subjects: Subjects, name: str, settings: dict[str, Any]
-) -> None:
+def test_l2_attacks_break_what_the_package_breaks(subjects: Subjects, name: str, settings: dict[str, Any]) -> None:
     x, y, rng = subjects.x[:N], subjects.y[:N], point_rng(N)
     attempt = run_torchattacks(Target(subjects.standard), x, y, threat=L2, rng=rng, name=name, **settings)
     seed = {} if name == "PGDL2" else {"seed": rng.key % 2**31}
