@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.errors import UsageError
+from maskaudit.sums import row_norm
 
 Norm = Literal["Linf", "L2"]
 
@@ -73,8 +74,7 @@ class ThreatModel:
         """‖x_adv − x‖ per point, shape (N,), float64; for Linf the largest difference as float32 rounds it."""
         if self.norm == "Linf":  # the largest of the rounded differences is the largest difference, rounded
             return (x_adv - x).flatten(1).abs_().amax(dim=1).double()
-        length: Tensor = torch.linalg.vector_norm((x_adv.double() - x.double()).flatten(1), dim=1)
-        return length
+        return row_norm(x_adv.double() - x.double())
 
     @property
     def slack(self) -> float:
@@ -103,8 +103,7 @@ class ThreatModel:
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """Dual norm of a gradient (N, …), shape (N,): the first-order gain of a unit step (L1 for Linf, L2 for L2)."""
-        flat = gradient.flatten(1)
-        return flat.abs().sum(dim=1) if self.norm == "Linf" else per_point_norm(gradient)
+        return row_norm(gradient, 1) if self.norm == "Linf" else per_point_norm(gradient)
 
     def with_eps(self, eps: float) -> ThreatModel:
         """The same norm and bounds with another radius."""
@@ -130,15 +129,13 @@ def customary_eps(norm: Norm, shape: Sequence[int], bounds: tuple[float, float])
 def per_point_norm(delta: Tensor) -> Tensor:
     """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
     largest = _largest(delta)
-    length: Tensor = torch.linalg.vector_norm((delta / largest).flatten(1), dim=1)
-    return length * largest.flatten()
+    return row_norm(delta / largest) * largest.flatten()
 
 
 def _unit(delta: Tensor) -> Tensor:
     """Each row of (N, …) divided by its ‖·‖₂, down to subnormal numbers (nearly saturated losses); zero stays zero."""
     scaled = delta / _largest(delta)
-    length = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
-    return scaled / _column(length.clamp_min(1.0), scaled)
+    return scaled / _column(row_norm(scaled).clamp_min(1.0), scaled)
 
 
 def _largest(delta: Tensor) -> Tensor:

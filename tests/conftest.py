@@ -16,10 +16,10 @@ from maskaudit.loading import LoadedModel
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Workers share the cores; nested threading only slows small networks down."""
+def _threads() -> Iterator[None]:
+    """Workers share the cores; nested threading only slows small networks down. OMP_NUM_THREADS says otherwise."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 

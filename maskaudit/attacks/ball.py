@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskaudit import accelerator
 from maskaudit.attacks.resident import SlotState
+from maskaudit.sums import row_norm
 from maskaudit.threat import ThreatModel
 
 #: Lengths whose squares neither vanish nor overflow in float32; others take the scaled way.
@@ -58,7 +59,7 @@ class Ball(SlotState):
             else:
                 torch.add(at, self.scratch, alpha=size, out=out)
             return self.project_(out)
-        length = norm_of(gradient)
+        length = row_norm(gradient)
         odd = (length < SHORTEST) | ~(length < LONGEST)
         factor = torch.where(odd, 0.0, size / length)
         torch.addcmul(at, gradient, self._column(factor), out=out)
@@ -70,7 +71,7 @@ class Ball(SlotState):
         """`ThreatModel.project` of `x_adv` (b, …), in place."""
         if self.low is not None and self.high is not None:
             return torch.clamp(x_adv, self.low, self.high, out=x_adv)
-        length = norm_of(torch.sub(x_adv, self.clean, out=self.scratch))
+        length = row_norm(torch.sub(x_adv, self.clean, out=self.scratch))
         shrink = self.threat.eps / length.clamp_min(self.threat.eps)
         torch.addcmul(self.clean, self.scratch, self._column(shrink), out=x_adv)
         return x_adv.clamp_(*self.threat.bounds)
@@ -79,9 +80,9 @@ class Ball(SlotState):
         """As `project_`; for L2 the length lost to the bounds is restored, at most twofold, so that no step is lost."""
         if self.low is not None:
             return self.project_(x_adv)
-        wanted = norm_of(torch.sub(x_adv, self.clean, out=self.scratch)).clamp_max(self.threat.eps)
+        wanted = row_norm(torch.sub(x_adv, self.clean, out=self.scratch)).clamp_max(self.threat.eps)
         self.project_(x_adv)
-        length = norm_of(torch.sub(x_adv, self.clean, out=self.scratch))
+        length = row_norm(torch.sub(x_adv, self.clean, out=self.scratch))
         grow = (wanted / length.clamp_min(1e-12)).clamp(1.0, 2.0)
         torch.addcmul(self.clean, self.scratch, self._column(grow), out=x_adv)
         return x_adv.clamp_(*self.threat.bounds)
@@ -94,12 +95,6 @@ class Ball(SlotState):
 
     def _column(self, per_slot: Tensor) -> Tensor:
         return per_slot.view(-1, *[1] * (self.clean.dim() - 1))
-
-
-def norm_of(delta: Tensor) -> Tensor:
-    """‖·‖₂ of each row of (b, …), (b,), for lengths that are known to be moderate or are checked by the caller."""
-    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-    return length
 
 
 def finite(gradient: Tensor) -> Tensor:

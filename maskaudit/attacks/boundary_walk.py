@@ -88,7 +88,7 @@ class BoundaryWalk(Walk):
             return probe
         mean = column(self.crossed_count / self.probes.clamp_min(1))
         normal = threat.step_direction(self.crossed_sum - mean * self.probe_sum)
-        size = column(search.radius) / column((self.round.double().sqrt() * 2.0**self.halvings).to(search.radius))
+        size = column(search.radius) / column((self.round.double().sqrt() * (1 << self.halvings)).to(search.radius))
         step = threat.clamp(on_path + size * normal)
         return torch.where(column(stepping), step, probe)
 

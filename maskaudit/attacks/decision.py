@@ -121,7 +121,8 @@ def nearest_of_other_classes(target: Target, x: Tensor, y: Tensor, pool: Tensor 
         return Starts(x, torch.zeros(len(x), 0, dtype=torch.int64, device=x.device))
     scores = target.scores(pool)
     predicted = target.predict(scores)
-    distance = torch.cdist(x.flatten(1), pool.flatten(1))
+    # by products of matrices the distance would depend on how many points are asked about
+    distance = torch.cdist(x.flatten(1), pool.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
     nearest = torch.full((len(x), scores.shape[1]), torch.inf, device=x.device)
     member = torch.zeros(len(x), scores.shape[1], dtype=torch.int64, device=x.device)
     for label in predicted.unique().tolist():

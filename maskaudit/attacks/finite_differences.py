@@ -24,6 +24,7 @@ from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
+from maskaudit.sums import row_norm
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
@@ -245,7 +246,7 @@ class _Blocks:
         if threat.norm == "Linf":
             return self.sums(((end - clean).abs_() > threat.reach).to(end.dtype), block) == 0
         before, after = ((place.double() - clean).square_() for place in (centre, end))
-        return before.sum(dim=1, keepdim=True) + self.sums(after - before, block) <= threat.reach**2
+        return row_norm(before, 1)[:, None] + self.sums(after - before, block) <= threat.reach**2
 
     def sums(self, values: Tensor, block: Tensor) -> Tensor:
         """The sum of `values` (n, D) over every block, (n, count)."""

@@ -26,7 +26,8 @@ def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0
     if threat.norm == "Linf":
         return threat.project(x + threat.eps * (2 * rng.uniform(shape, step=step).to(x) - 1), x)
     direction = rng.normal(shape, step=step).to(x)
-    radius = rng.uniform((), step=step + 1_000_003).to(x) ** (1 / max(1, x[0].numel()))
+    # the largest of D uniforms is distributed like the D-th root of one, and no root is rounded
+    radius = rng.uniform(shape, step=step + 1_000_003).flatten(1).amax(dim=1).to(x)
     scale = threat.eps * radius / per_point_norm(direction).clamp_min(1e-12)
     return threat.project(x + direction * scale.view(-1, *[1] * (x.dim() - 1)), x)
 

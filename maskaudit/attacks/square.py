@@ -20,12 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.ball import Ball, norm_of
+from maskaudit.attacks.ball import Ball
 from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.attacks.square_canvas import SMALLEST_L2_WINDOW, Canvas, Change, eta_pattern
 from maskaudit.rng import PointRNG
+from maskaudit.sums import exact_total, row_norm
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
 
@@ -179,16 +180,16 @@ def _propose_l2(canvas: Canvas, state: _State, batch: ResidentBatch[_State], u: 
     held = (into_old - into_clean) * once
     wiped = (away_old - away_clean) * (away.once() & ~away.inside(into))
 
-    spent = norm_of(torch.sub(state.current, clean, out=state.ball.scratch)).square()
-    touched = held.square().sum(2) + wiped.square().sum(2)
+    spent = row_norm(torch.sub(state.current, clean, out=state.ball.scratch)).square()
+    touched = (_channel_square(held, threat.eps) + _channel_square(wiped, threat.eps)).to(clean)
     per_channel = (touched + ((threat.eps**2 - spent) / canvas.channels)[:, None]).clamp_min(0).sqrt()
 
     orientation = (u[:, 4] < 0.5).long()
     cells = (stage[:, None, None], orientation[:, None, None], into.rows[:, :, None], into.columns[:, None, :])
     signs = torch.where(u[:, 5:] < 0.5, -1.0, 1.0).to(clean)[:, :, None]
     bump = canvas.bumps[cells].flatten(1)[:, None] * signs
-    direction = (bump + held / _channel_norm(held)) * once
-    fresh = direction / _channel_norm(direction) * per_channel[:, :, None]
+    direction = (bump + held / _channel_norm(held, threat.eps)) * once
+    fresh = direction / _channel_norm(direction, 2.0) * per_channel[:, :, None]
     # the repeated cells of a smaller window must carry the value of the cell that they repeat
     fresh = fresh.gather(2, into.first_mention().expand_as(fresh))
     new = threat.clamp(into_clean + fresh)
@@ -204,6 +205,14 @@ def _onto_sphere(threat: ThreatModel, direction: Tensor, clean: Tensor) -> Tenso
     return threat.project(clean + direction * scale.view(-1, 1, 1, 1), clean)
 
 
-def _channel_norm(delta: Tensor) -> Tensor:
-    """‖·‖₂ of each channel of (b, C, S), kept broadcastable, never zero."""
-    return delta.norm(dim=2, keepdim=True).clamp_min(1e-12)
+def _channel_square(delta: Tensor, length: float) -> Tensor:
+    """‖·‖₂² of each channel of (b, C, S), float64 (b, C); `length` is about the most that ‖·‖₂ can be.
+
+    S, and with it every pixel's place, follows from the widest window of the batch: the order must not matter.
+    """
+    return exact_total(delta.square(), length**2)
+
+
+def _channel_norm(delta: Tensor, length: float) -> Tensor:
+    """‖·‖₂ of each channel of (b, C, S), kept broadcastable, never zero; `length` as in `_channel_square`."""
+    return _channel_square(delta, length).sqrt_().to(delta).clamp_min_(1e-12)[:, :, None]

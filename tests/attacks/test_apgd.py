@@ -12,7 +12,6 @@ from torch import Tensor
 
 import maskaudit.attacks.apgd as apgd_module
 from maskaudit.attacks.apgd import apgd, checkpoints
-from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss
 from maskaudit.attacks.pgd import pgd
 from maskaudit.target import Target
@@ -82,25 +81,6 @@ def test_the_runner_up_may_be_out_of_reach_and_the_next_class_not(targets: int, 
         targets=targets,
     )
     assert (attempt.first_success >= 0).tolist() == [broken] * 9
-
-
-@pytest.mark.parametrize("threat", THREATS, ids=str)
-@pytest.mark.parametrize("loss", ["ce", "dlr", "targeted-dlr"])
-def test_results_do_not_depend_on_batch_size_order_or_company(threat: ThreatModel, loss: Loss) -> None:
-    model, _, x, y = exact_linear((3, 2, 2), 5)
-
-    def run(rows: Tensor, batch_size: int) -> Attempt:
-        target = Target(model, bounds=threat.bounds, batch_size=batch_size)
-        rng = make_rng().select(rows)
-        return apgd(target, x[rows], y[rows], threat=threat, rng=rng, loss=loss, steps=12, restarts=2, targets=2)
-
-    everyone = torch.arange(N)
-    whole = run(everyone, 256)
-    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
-    for rows, batch_size in ((everyone, 7), (order, 256), (order[:11], 4), (order[:1], 1)):
-        part = run(rows, batch_size)
-        for name in ("examples", "first_success", "queries"):
-            assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), (name, batch_size)
 
 
 @pytest.mark.parametrize(("settings", "runs"), [({"restarts": 3}, 3), ({"restarts": 2, "targets": 5}, 2)])
@@ -207,12 +187,12 @@ def test_no_graph_is_kept() -> None:
 @pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.2), ThreatModel("L2", 1.0)], ids=str)
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_not_weaker_than_torchattacks(subjects: Any, threat: ThreatModel, loss: Loss) -> None:
-    x, y = subjects.x[:300], subjects.y[:300]
+    x, y = subjects.x, subjects.y
     theirs = broken_by_torchattacks(
         subjects.robust, x, y, threat, "APGD", norm=threat.norm, steps=25, loss=loss, n_restarts=1
     )
     attempt = apgd(Target(subjects.robust), x, y, threat=threat, rng=make_rng(len(x)), loss=loss, steps=25)
     ours = attempt.first_success >= 0
-    assert len(x) >= 200
+    assert len(x) >= 500
     assert 0.05 < float(theirs.float().mean()) < 0.95
     assert int(ours.sum()) >= int(theirs.sum()) - 0.02 * len(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,9 +81,22 @@ def test_linf_attacks_run_on_every_shape(subjects: Subjects, name: str, shape: s
     assert _left(model, x, y, LINF, name, **settings) <= 0.25
 
 
-@pytest.mark.parametrize("name", ["PGDL2", "Square", "APGD"])
-def test_l2_attacks(subjects: Subjects, name: str) -> None:
-    assert _left(subjects.standard, subjects.x[:N], subjects.y[:N], L2, name) <= 0.2
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("PGDL2", {"alpha": 0.25, "steps": 40, "random_start": False}),
+        ("Square", {"norm": "L2", "n_queries": 500}),
+        ("APGD", {"norm": "L2", "steps": 40}),
+    ],
+)
+def test_l2_attacks_break_what_the_package_breaks(subjects: Subjects, name: str, settings: dict[str, Any]) -> None:
+    x, y, rng = subjects.x[:N], subjects.y[:N], point_rng(N)
+    attempt = run_torchattacks(Target(subjects.standard), x, y, threat=L2, rng=rng, name=name, **settings)
+    seed = {} if name == "PGDL2" else {"seed": rng.key % 2**31}
+    direct = getattr(torchattacks, name)(subjects.standard, eps=L2.eps, **settings, **seed)(x, y)
+    left = [survivors(subjects.standard, examples, x, y, L2) for examples in (attempt.examples, direct)]
+    assert int((~left[1]).sum()) > 0
+    assert torch.equal(left[0], left[1])
 
 
 def test_bounds_are_mapped(subjects: Subjects) -> None:
