@@ -1,0 +1,1 @@
+"""Fuzzing of every reader: valid files, mutations of them, the functions that read them, and the processes that do."""
