@@ -99,7 +99,7 @@ def raised_by_model(error: BaseException) -> bool:
     """Whether an exception out of a call is the failure of what was called, not a request of the user to stop."""
     if isinstance(error, KeyboardInterrupt):
         return _here.handles_signals and not isinstance(error, Interrupted)
-    return isinstance(error, (Exception, SystemExit, GeneratorExit))
+    return True
 
 
 def mark_calls(board: Board) -> None:
