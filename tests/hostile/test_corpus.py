@@ -19,7 +19,7 @@ from tests.hostile.case import MARKER, MOST_BYTES, MOST_TOGETHER, Case, Link, Pa
 
 BY_NAME = {reader.name: reader for reader in READERS}
 #: Far above what any of them takes: a reader that is slow is not a reader that hangs.
-LIMIT = 20.0
+LIMIT = 60.0
 
 Place = Callable[[str], Path]
 
