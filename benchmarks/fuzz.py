@@ -6,8 +6,8 @@
 
 Every execution has a limit of memory and time and runs in a child process (`benchmarks/fuzzing/running.py`). Right is
 one of two things: the file is accepted, or it is refused by an exception of ours. TorchScript archives are code by
-nature and torch's reader of them can end the process, so they go through the real command line, which must turn whatever
-happens into one sentence and exit status 2 or 4.
+nature and torch's reader of them can end the process, so they go through the real command line, which must turn
+whatever happens into one sentence and exit status 2 or 4.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def of_reader(reader: Reader, count: int, origin: Path, arguments: argparse.Name
 
 
 def warm_up(reader: Reader, seeds: list[bytes], origin: Path) -> None:
-    """Read every valid file here, so that children find all modules loaded; a valid file that is refused is an error."""
+    """Read every valid file here, so that children find all modules loaded; one that is refused is an error."""
     folder = copied(origin)
     path = folder / reader.file
     before = os.getcwd()
@@ -176,7 +176,9 @@ def torchscript(count: int, origin: Path, arguments: argparse.Namespace) -> Coun
         (folder / "model.pt").write_bytes(change(valid, rng))
         command = [sys.executable, "-m", "maskaudit", "inspect", "model.pt"]
         try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_LIMIT, check=False)
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=COMMAND_LIMIT, check=False
+            )
         except subprocess.TimeoutExpired:
             return f"WRONG: mutant {number} took longer than {COMMAND_LIMIT} s"
         said = done.stderr.strip().splitlines()
@@ -213,9 +215,10 @@ def table(tallies: list[Tally], statuses: Counter[str], seconds: float) -> list[
     lines = [
         "# Hostile files",
         "",
-        f"`{command}` at commit {commit()}, {seconds / 60:.0f} minutes on {machine()}. Per execution at most {LIMIT:g} s "
-        f"and {MEMORY // 2**30} GiB beyond what the process starts with; slowest in seconds, peak in MiB above the start "
-        "of a process that reads thousands of files. *Acted*: started a process, opened a connection or wrote a file.",
+        f"`{command}` at commit {commit()}, {seconds / 60:.0f} minutes on {machine()}. Per execution at most "
+        f"{LIMIT:g} s and {MEMORY // 2**30} GiB beyond what the process starts with; slowest in seconds, peak in MiB "
+        "above the start of a process that reads thousands of files. *Acted*: started a process, opened a connection, "
+        "or wrote a file.",
         "",
         "| reader | executions | accepted | refused | other exceptions | endless messages | acted | crashes | hangs "
         "| slowest | peak | per second |",
@@ -241,7 +244,9 @@ def table(tallies: list[Tally], statuses: Counter[str], seconds: float) -> list[
 
 def commit() -> str:
     """The commit that was checked out, and whether files differed from it."""
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return said.stdout.strip() or "unknown"
 
 

@@ -45,7 +45,9 @@ def value(rng: Random, words: tuple[str, ...] = ()) -> Any:
     if kind == 3:
         return rng.choice(FLOATS)
     if kind == 4:
-        return rng.choice(([], {}, [1], [0, 1], [1, 0], [None], [[]], {"a": 1}, ["a"], [0.5] * 3, [0] * 5000, [[0]] * 99))
+        return rng.choice(
+            ([], {}, [1], [0, 1], [1, 0], [None], [[]], {"a": 1}, ["a"], [0.5] * 3, [0] * 5000, [[0]] * 99)
+        )
     if kind == 5:
         return raw(rng.randrange(len(RAW)))
     if kind == 6 and words:

@@ -29,13 +29,41 @@ MOST_BYTES = 1 << 20
 _DIGITS = re.compile(rb"\d+")
 #: Opcodes that would call, import or build something; what they name would leave a mark.
 PICKLE_CALLS: tuple[bytes, ...] = (
-    b"cos\nmkdir\n(X\x06\x00\x00\x00markertR", b"(X\x06\x00\x00\x00markerios\nmkdir\n", b"cbuiltins\neval\n(X\x01\x00\x00\x00\x31tR",
-    b"\x82\x01", b"\x84\xff\xff\xff\x7f", b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93", b"}b", b"R", b"b", b"o", b"\x81",
-    b"\x92", b"Q", b"0", b"1", b"2", b"h\xff", b"j\xff\xff\xff\x7f", b"r\xff\xff\xff\x7f", b"\x8a\xffx", b"I9" + b"9" * 5000 + b"\n",
-    b"]" * 2000 + b"a" * 1999, b"(" * 2000 + b"t" * 1999, b"}", b"N", b"K\x07", b"G\x7f\xf0\0\0\0\0\0\0", b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
-    b"\x96\xff\xff\xff\xff\xff\xff\xff\x7f", b"ccollections\nOrderedDict\n)R", b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"ctorch._utils\n_rebuild_parameter\n", b"ctorch\nFloatStorage\n", b"ctorch.serialization\n_get_layout\n",
-)  # fmt: skip
+    b"cos\nmkdir\n(X\x06\x00\x00\x00markertR",
+    b"(X\x06\x00\x00\x00markerios\nmkdir\n",
+    b"cbuiltins\neval\n(X\x01\x00\x00\x00\x31tR",
+    b"\x82\x01",
+    b"\x84\xff\xff\xff\x7f",
+    b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93",
+    b"}b",
+    b"R",
+    b"b",
+    b"o",
+    b"\x81",
+    b"\x92",
+    b"Q",
+    b"0",
+    b"1",
+    b"2",
+    b"h\xff",
+    b"j\xff\xff\xff\x7f",
+    b"r\xff\xff\xff\x7f",
+    b"\x8a\xffx",
+    b"I9" + b"9" * 5000 + b"\n",
+    b"]" * 2000 + b"a" * 1999,
+    b"(" * 2000 + b"t" * 1999,
+    b"}",
+    b"N",
+    b"K\x07",
+    b"G\x7f\xf0\0\0\0\0\0\0",
+    b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\x96\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"ccollections\nOrderedDict\n)R",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"ctorch\nFloatStorage\n",
+    b"ctorch.serialization\n_get_layout\n",
+)
 
 
 def damage(data: bytes, rng: Random) -> bytes:
@@ -49,7 +77,9 @@ def damage(data: bytes, rng: Random) -> bytes:
     elif kind == 1:
         content[place] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, 0x2E, 0x0A, 0x22, rng.randrange(256)))
     elif kind == 2:
-        content[place:place] = rng.choice((b"\0", b"\xff" * 8, b"(" * 64, b"{", b'"', bytes(rng.randrange(256) for _ in range(8))))
+        content[place:place] = rng.choice(
+            (b"\0", b"\xff" * 8, b"(" * 64, b"{", b'"', bytes(rng.randrange(256) for _ in range(8)))
+        )
     elif kind == 3:
         del content[place : place + length]
     elif kind == 4:
@@ -142,7 +172,9 @@ def _nudged(old: Any, rng: Random) -> Any:
     if isinstance(old, bool):
         return not old
     if isinstance(old, (int, float)):
-        return rng.choice((-old, old + 1, old * 1000, old / 3, str(old), float(old), int(old) if abs(old) < 1e300 else 0))
+        return rng.choice(
+            (-old, old + 1, old * 1000, old / 3, str(old), float(old), int(old) if abs(old) < 1e300 else 0)
+        )
     if isinstance(old, str):
         place = rng.randrange(len(old) + 1)
         return old[:place] + rng.choice(hostile.TEXTS)[:2000] + old[place:]
@@ -185,7 +217,10 @@ def archive(inner: Callable[[str], Mutation]) -> Mutation:
         place, kind = rng.randrange(len(members)), rng.randrange(12)
         name, content = members[place]
         if kind == 0:
-            members[place] = (rng.choice((*hostile.TEXTS[:-8], name.upper(), "/" + name, "../" + name, name + "/")), content)
+            members[place] = (
+                rng.choice((*hostile.TEXTS[:-8], name.upper(), "/" + name, "../" + name, name + "/")),
+                content,
+            )
         elif kind == 1:
             del members[place]
         elif kind == 2:
@@ -211,10 +246,51 @@ def _packed(members: list[tuple[str, bytes]], rng: Random) -> bytes:
     return buffer.getvalue()
 
 
-_NPY_TYPES = ("'<f4'", "'|O'", "'>f8'", "'<i8'", "'|u1'", "'<U9'", "'|V0'", "'|S0'", "[('a', '<f4')]", "'<M8[ns]'", "'|b1'",
-              "'<f2'", "'<c8'", "1", "None", "'" + "x" * 3000 + "'", "[('a', [('b', '|O')])]", "'<f99'")  # fmt: skip
-_NPY_VALUES = ("()", "(0,)", "(-1,)", "(1,)", "(10**9, 10**9)", "(1000000000000,)", "(2, 2, 2, 2, 2)", "(True,)", "(1.5,)", "[]", "None",
-               "'", '"""', "(" * 300, "{", "\\", "#", "\t\n  x\n y", "0x", "1_", "(9" + "9" * 5000 + ",)", "(0, 1, 8, 8)", "(3, 0)")  # fmt: skip
+_NPY_TYPES = (
+    "'<f4'",
+    "'|O'",
+    "'>f8'",
+    "'<i8'",
+    "'|u1'",
+    "'<U9'",
+    "'|V0'",
+    "'|S0'",
+    "[('a', '<f4')]",
+    "'<M8[ns]'",
+    "'|b1'",
+    "'<f2'",
+    "'<c8'",
+    "1",
+    "None",
+    "'" + "x" * 3000 + "'",
+    "[('a', [('b', '|O')])]",
+    "'<f99'",
+)
+_NPY_VALUES = (
+    "()",
+    "(0,)",
+    "(-1,)",
+    "(1,)",
+    "(10**9, 10**9)",
+    "(1000000000000,)",
+    "(2, 2, 2, 2, 2)",
+    "(True,)",
+    "(1.5,)",
+    "[]",
+    "None",
+    "'",
+    '"""',
+    "(" * 300,
+    "{",
+    "\\",
+    "#",
+    "\t\n  x\n y",
+    "0x",
+    "1_",
+    "(9" + "9" * 5000 + ",)",
+    "(0, 1, 8, 8)",
+    "(3, 0)",
+)
 
 
 def npy_header(data: bytes, rng: Random) -> bytes:
@@ -261,10 +337,31 @@ def pickle_ops(data: bytes, rng: Random) -> bytes:
 
 #: TOML values that the JSON ones do not cover.
 TOML_RAW = (
-    "9" * 5000, "-" + "9" * 400, "inf", "-inf", "nan", "1979-05-27", "1979-05-27T07:32:00Z", "07:32:00", "9999-12-31", "0001-01-01",
-    "0x" + "f" * 4000, "0b" + "1" * 9000, "1e999", "1_000", "[" * 900 + "]" * 900, "{a = {b = {c = 1}}}", "'''x\ny'''", '"\\U0010FFFF"',
-    '"\\u0000"', "", "[1, 'a', {}]", "{a.b.c = 1, a.b.d = 2}", ".".join("a" * 900) + " = 1", "2027-13-45",
-)  # fmt: skip
+    "9" * 5000,
+    "-" + "9" * 400,
+    "inf",
+    "-inf",
+    "nan",
+    "1979-05-27",
+    "1979-05-27T07:32:00Z",
+    "07:32:00",
+    "9999-12-31",
+    "0001-01-01",
+    "0x" + "f" * 4000,
+    "0b" + "1" * 9000,
+    "1e999",
+    "1_000",
+    "[" * 900 + "]" * 900,
+    "{a = {b = {c = 1}}}",
+    "'''x\ny'''",
+    '"\\U0010FFFF"',
+    '"\\u0000"',
+    "",
+    "[1, 'a', {}]",
+    "{a.b.c = 1, a.b.d = 2}",
+    ".".join("a" * 900) + " = 1",
+    "2027-13-45",
+)
 
 
 def toml_tree(*words: str) -> Mutation:

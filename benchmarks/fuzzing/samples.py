@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 #: Architecture of the checkpoints here: 64 inputs, 10 classes, the shape of the embedded digits.
-ARCH = "mlp(in_features=64, num_classes=10, hidden=[8])"
+ARCH = "mlp(in_features=64, num_classes=10, hidden=[4])"
 #: What our own trainer writes into a checkpoint.
 METADATA: dict[str, Any] = {
     "arch": ARCH,
@@ -104,13 +104,14 @@ def classifier() -> Classifier:
     return module
 
 
-def exported(*, free: bool = True) -> bytes:
-    """An exported program (.pt2), its batch size free or fixed at 2."""
+def exported(module: nn.Module | None = None, *, free: bool = True) -> bytes:
+    """An exported program (.pt2) of `Classifier` or another module, its batch size free or fixed at 2."""
     shapes = ({0: torch.export.Dim("batch", min=1)},) if free else None
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(classifier(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes), buffer)
+        program = torch.export.export(module or classifier(), (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes)
+        torch.export.save(program, buffer)
     return buffer.getvalue()
 
 

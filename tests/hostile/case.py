@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ class Sparse:
 
 
 Part = bytes | Link | Sparse
+Content = Part | dict[str, Part]
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Case:
         reader: name in `benchmarks.fuzzing.readers.READERS`.
         what: a few words with hyphens, for the file name.
         outcome: what must become of it.
-        content: the file; or several beside each other, by relative path, the one that is opened under `""`.
+        content: the file; or several beside each other, by relative path, the one that is opened under `""`; or what
+            makes either, where that takes long.
         committed: whether it lies in the corpus; large ones are made when they are needed.
         portable: whether the same bytes come out with every version of torch and of the other writers.
     """
@@ -50,7 +53,7 @@ class Case:
     reader: str
     what: str
     outcome: Outcome
-    content: Part | dict[str, Part]
+    content: Content | Callable[[], Content]
     committed: bool = True
     portable: bool = True
 
@@ -62,7 +65,8 @@ class Case:
     @property
     def parts(self) -> dict[str, Part]:
         """All files, the one that is opened under the empty name."""
-        return self.content if isinstance(self.content, dict) else {"": self.content}
+        content = self.content() if callable(self.content) else self.content
+        return content if isinstance(content, dict) else {"": content}
 
 
 def put(part: Part, path: Path) -> None:

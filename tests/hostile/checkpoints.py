@@ -84,10 +84,14 @@ TEXTS: tuple[tuple[str, str, Outcome], ...] = (
     ("metadata-long-integer", '{"seed": ' + "9" * 5000 + "}", "refused"),
     ("metadata-nested", '{"arch": ' + "[" * 4000 + "]" * 4000 + "}", "refused"),
     ("metadata-byte-order-mark", "\ufeff{}", "refused"),
-    ("metadata-repeated-key", json.dumps(samples.METADATA)[:-1] + f', "data": "py:os:mkdir(path=\'{MARKER}\')"}}', "refused"),
+    (
+        "metadata-repeated-key",
+        json.dumps(samples.METADATA)[:-1] + f', "data": "py:os:mkdir(path=\'{MARKER}\')"}}',
+        "refused",
+    ),
     ("metadata-infinite-eps", json.dumps(samples.METADATA).replace("0.2,", "1e999,"), "refused"),
     ("metadata-surrogate", json.dumps({**samples.METADATA, "data": "\ud800"}), "refused"),
-)  # fmt: skip
+)
 
 
 def cases() -> Iterator[Case]:
@@ -96,8 +100,15 @@ def cases() -> Iterator[Case]:
         yield Case("checkpoint", what, outcome, samples.checkpoint(_changed(changes)))
     for what, text, outcome in TEXTS:
         yield Case("checkpoint", what, outcome, samples.checkpoint(text))
-    yield Case("checkpoint", "arch-huge-list", "refused", committed=False, content=samples.checkpoint(
-        {**samples.METADATA, "arch": f"mlp(in_features=64, num_classes=10, hidden=[{'1,' * 200_000}])"}))  # fmt: skip
+    yield Case(
+        "checkpoint",
+        "arch-huge-list",
+        "refused",
+        committed=False,
+        content=samples.checkpoint(
+            {**samples.METADATA, "arch": f"mlp(in_features=64, num_classes=10, hidden=[{'1,' * 200_000}])"}
+        ),
+    )
     yield Case("checkpoint", "metadata-deep", "refused", samples.checkpoint("[" * 200_000), committed=False)
     yield from _headers()
 

@@ -34,8 +34,9 @@ def write(folder: Path = FOLDER) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     kept = [case for case in cases().values() if case.committed]
     for case in kept:
-        for name, part in case.parts.items():
-            put(part, folder / case.name / (name or MAIN) if len(case.parts) > 1 else folder / case.name)
+        parts = case.parts
+        for name, part in parts.items():
+            put(part, folder / case.name / (name or MAIN) if len(parts) > 1 else folder / case.name)
     return len(kept)
 
 

@@ -36,15 +36,27 @@ def report() -> dict[str, Any]:
 def evidence(tensors: dict[str, torch.Tensor] | None = None, **changes: Any) -> bytes:
     """An evidence file of two examples; `changes` to its metadata, `Ellipsis` leaves an entry out."""
     metadata = {
-        "attacks": ["pgd"], "report_sha256": "0" * 64, "threat": {"norm": "Linf", "eps": 0.2, "bounds": [0.0, 1.0]},
-        "mean": None, "std": None, "outputs": "logits", "reject_class": None, "random": False, "seed": 0, "device": "cpu",
+        "attacks": ["pgd"],
+        "report_sha256": "0" * 64,
+        "threat": {"norm": "Linf", "eps": 0.2, "bounds": [0.0, 1.0]},
+        "mean": None,
+        "std": None,
+        "outputs": "logits",
+        "reject_class": None,
+        "random": False,
+        "seed": 0,
+        "device": "cpu",
         "sha256": "0" * 64,
-    }  # fmt: skip
+    }
     metadata = {key: value for key, value in {**metadata, **changes}.items() if value is not ...}
     usual = {
-        "clean": torch.zeros(2, 1, 8, 8), "label": torch.tensor([0, 1]), "index": torch.tensor([0, 3]),
-        "examples": torch.full((2, 1, 8, 8), 0.1), "example_point": torch.tensor([0, 1]), "example_attack": torch.tensor([0, 0]),
-    }  # fmt: skip
+        "clean": torch.zeros(2, 1, 8, 8),
+        "label": torch.tensor([0, 1]),
+        "index": torch.tensor([0, 3]),
+        "examples": torch.full((2, 1, 8, 8), 0.1),
+        "example_point": torch.tensor([0, 1]),
+        "example_attack": torch.tensor([0, 0]),
+    }
     return save({**usual, **(tensors or {})}, metadata={"maskaudit_evidence": filled(json.dumps(metadata))})
 
 
@@ -98,17 +110,30 @@ ENTRIES: tuple[tuple[str, str, Any], ...] = (
     ("schema-fraction", "schema_version", 1.5),
     ("timing-text", "timing", "long"),
     ("tool-null", "tool", None),
-)  # fmt: skip
+)
 
 PLAN: tuple[tuple[str, str, Any], ...] = (
-    ("version-text", "plan_version", "1"), ("version-newer", "plan_version", 99), ("version-flag", "plan_version", True),
-    ("stages-object", "stages", {}), ("stage-number", "stages.0", 7), ("steps-huge", "stages.0.steps", 10**12),
-    ("steps-negative", "stages.0.steps", -1), ("steps-fraction", "stages.0.steps", 1.5), ("steps-long", "stages.0.steps", _LONG),
-    ("step-nan", "stages.0.step", _NAN), ("step-infinite", "stages.0.step", _INFINITE), ("loss-unknown", "stages.0.loss", "eval"),
-    ("loss-list", "stages.0.loss", ["ce"]), ("draws-huge", "stages.0.draws", 10**9), ("restarts-zero", "stages.0.restarts", 0),
-    ("repairs-text", "stages.0.repairs", "all"), ("remedy-unknown", "stages.1.repairs.0.remedy", "os.system"),
-    ("module-number", "stages.1.repairs.0.module", 7), ("scale-huge", "stages.1.repairs.0.scale", 10**400), ("nested", "stages", _NESTED),
-)  # fmt: skip
+    ("version-text", "plan_version", "1"),
+    ("version-newer", "plan_version", 99),
+    ("version-flag", "plan_version", True),
+    ("stages-object", "stages", {}),
+    ("stage-number", "stages.0", 7),
+    ("steps-huge", "stages.0.steps", 10**12),
+    ("steps-negative", "stages.0.steps", -1),
+    ("steps-fraction", "stages.0.steps", 1.5),
+    ("steps-long", "stages.0.steps", _LONG),
+    ("step-nan", "stages.0.step", _NAN),
+    ("step-infinite", "stages.0.step", _INFINITE),
+    ("loss-unknown", "stages.0.loss", "eval"),
+    ("loss-list", "stages.0.loss", ["ce"]),
+    ("draws-huge", "stages.0.draws", 10**9),
+    ("restarts-zero", "stages.0.restarts", 0),
+    ("repairs-text", "stages.0.repairs", "all"),
+    ("remedy-unknown", "stages.1.repairs.0.remedy", "os.system"),
+    ("module-number", "stages.1.repairs.0.module", 7),
+    ("scale-huge", "stages.1.repairs.0.scale", 10**400),
+    ("nested", "stages", _NESTED),
+)
 
 #: Values of the gate's configuration and of the check's, as TOML; each makes its file wrong.
 TOML: tuple[tuple[str, str], ...] = (
@@ -134,7 +159,7 @@ TOML: tuple[tuple[str, str], ...] = (
     ("device-odd", 'device = "../../x"'),
     ("not-toml", "= = ="),
     ("not-utf8", "\udcff"),
-)  # fmt: skip
+)
 
 
 def cases() -> Iterator[Case]:
@@ -158,17 +183,23 @@ def cases() -> Iterator[Case]:
     for what, path, value in PLAN:
         yield Case("plan", what, "refused", changed(json.loads(samples.plan()), path, value))
     stages = json.loads(samples.plan())["stages"][:1] * 301
-    yield Case("plan", "many-stages", "refused", json.dumps({"plan_version": 1, "stages": stages}).encode(), committed=False)
+    yield Case(
+        "plan", "many-stages", "refused", json.dumps({"plan_version": 1, "stages": stages}).encode(), committed=False
+    )
     yield Case("plan", "large", "refused", b" " * 2**21, committed=False)
     for what, line in TOML:
         gate = f'{line}\n[[models]]\nmodel = "m.pt"\n'.encode("utf-8", "surrogateescape")
         yield Case("gate configuration", what, "either" if what in _GATE_ACCEPTS else "refused", gate)
         check = f"[check]\n{line}\n".encode("utf-8", "surrogateescape")
         yield Case("check options", what, "either" if what in _CHECK_ACCEPTS else "refused", check)
-    for what, entry in (("baseline-number", "baseline = 7"), ("baseline-date", f"[[baseline]]\n{_BASE}expires = 2027-13-45"),
-                        ("baseline-date-text", f'[[baseline]]\n{_BASE}expires = "soon"'), ("baseline-no-date", f"[[baseline]]\n{_BASE}"),
-                        ("baseline-flag-text", f'[[baseline]]\n{_BASE}expires = 2027-01-31\naccept_masked = "yes"'),
-                        ("baseline-model", f'[[baseline]]\n{_BASE}expires = 2027-01-31\nmodel = "other"')):  # fmt: skip
+    for what, entry in (
+        ("baseline-number", "baseline = 7"),
+        ("baseline-date", f"[[baseline]]\n{_BASE}expires = 2027-13-45"),
+        ("baseline-date-text", f'[[baseline]]\n{_BASE}expires = "soon"'),
+        ("baseline-no-date", f"[[baseline]]\n{_BASE}"),
+        ("baseline-flag-text", f'[[baseline]]\n{_BASE}expires = 2027-01-31\naccept_masked = "yes"'),
+        ("baseline-model", f'[[baseline]]\n{_BASE}expires = 2027-01-31\nmodel = "other"'),
+    ):
         yield Case("gate configuration", what, "refused", f'models = [{{model = "m.pt"}}]\n{entry}\n'.encode())
 
 
@@ -176,41 +207,65 @@ _BASE = 'rule = "zero-gradient"\nreason = "x"\n'
 #: What is left to the audit itself: names of devices and data sources, and rules in the file of `check`.
 _GATE_ACCEPTS = frozenset({"device-odd", "control-characters"})
 _CHECK_ACCEPTS = frozenset(
-    {"device-odd", "control-characters", "rule-unknown", "batch-zero", "samples-negative", "bounds-infinite", "eps-infinite",
-     "eps-nan", "integer-hexadecimal"}
-)  # fmt: skip
+    {
+        "device-odd",
+        "control-characters",
+        "rule-unknown",
+        "batch-zero",
+        "samples-negative",
+        "bounds-infinite",
+        "eps-infinite",
+        "eps-nan",
+        "integer-hexadecimal",
+    }
+)
 
 
 def _evidence() -> Iterator[Case]:
     metadata: tuple[tuple[str, dict[str, Any], Outcome], ...] = (
-        ("reject-class-text", {"reject_class": "3"}, "refused"), ("reject-class-list", {"reject_class": [1]}, "refused"),
-        ("reject-class-fraction", {"reject_class": 1.5}, "refused"), ("reject-class-beyond", {"reject_class": 10**9}, "refused"),
-        ("seed-huge", {"seed": 10**30}, "refused"), ("seed-negative-huge", {"seed": -(10**30)}, "refused"),
-        ("seed-infinite", {"seed": _INFINITE}, "refused"), ("seed-list", {"seed": [1]}, "refused"),
-        ("threat-missing", {"threat": ...}, "refused"), ("threat-text", {"threat": "Linf"}, "refused"),
+        ("reject-class-text", {"reject_class": "3"}, "refused"),
+        ("reject-class-list", {"reject_class": [1]}, "refused"),
+        ("reject-class-fraction", {"reject_class": 1.5}, "refused"),
+        ("reject-class-beyond", {"reject_class": 10**9}, "refused"),
+        ("seed-huge", {"seed": 10**30}, "refused"),
+        ("seed-negative-huge", {"seed": -(10**30)}, "refused"),
+        ("seed-infinite", {"seed": _INFINITE}, "refused"),
+        ("seed-list", {"seed": [1]}, "refused"),
+        ("threat-missing", {"threat": ...}, "refused"),
+        ("threat-text", {"threat": "Linf"}, "refused"),
         ("eps-nan", {"threat": {"norm": "Linf", "eps": _NAN, "bounds": [0, 1]}}, "refused"),
         ("eps-negative", {"threat": {"norm": "Linf", "eps": -1, "bounds": [0, 1]}}, "refused"),
         ("norm-unknown", {"threat": {"norm": "L0", "eps": 1, "bounds": [0, 1]}}, "refused"),
         ("bounds-reversed", {"threat": {"norm": "Linf", "eps": 1, "bounds": [1, 0]}}, "refused"),
-        ("mean-texts", {"mean": ["a"]}, "refused"), ("std-zero", {"std": [0]}, "refused"), ("std-nested", {"std": [[1]]}, "refused"),
-        ("random-text", {"random": "no"}, "either"), ("device-odd", {"device": f"py:os:mkdir('{MARKER}')"}, "either"),
-        ("attacks-number", {"attacks": 7}, "either"), ("outputs-markup", {"outputs": "<script>"}, "either"),
+        ("mean-texts", {"mean": ["a"]}, "refused"),
+        ("std-zero", {"std": [0]}, "refused"),
+        ("std-nested", {"std": [[1]]}, "refused"),
+        ("random-text", {"random": "no"}, "either"),
+        ("device-odd", {"device": f"py:os:mkdir('{MARKER}')"}, "either"),
+        ("attacks-number", {"attacks": 7}, "either"),
+        ("outputs-markup", {"outputs": "<script>"}, "either"),
         ("digest-long", {"report_sha256": _LONG}, "either"),
-    )  # fmt: skip
+    )
     for what, changes, outcome in metadata:
         yield Case("evidence", what, outcome, evidence(**changes))
     whole = torch.tensor([0, 1])
     tensors: tuple[tuple[str, dict[str, torch.Tensor]], ...] = (
-        ("points-outside", {"example_point": torch.tensor([0, 99])}), ("points-negative", {"example_point": torch.tensor([-1, 0])}),
-        ("labels-fractions", {"label": whole.float()}), ("labels-short", {"label": whole[:1]}),
-        ("examples-other-shape", {"examples": torch.zeros(2, 1, 9, 9)}), ("clean-scalar", {"clean": torch.tensor(0.5)}),
+        ("points-outside", {"example_point": torch.tensor([0, 99])}),
+        ("points-negative", {"example_point": torch.tensor([-1, 0])}),
+        ("labels-fractions", {"label": whole.float()}),
+        ("labels-short", {"label": whole[:1]}),
+        ("examples-other-shape", {"examples": torch.zeros(2, 1, 9, 9)}),
+        ("clean-scalar", {"clean": torch.tensor(0.5)}),
         ("clean-other-shape", {"clean": torch.zeros(2, 3, 5), "examples": torch.zeros(2, 3, 5)}),
-    )  # fmt: skip
+    )
     for what, held in tensors:
         yield Case("evidence", what, "refused", evidence(held))
-    for what, held in (("examples-nan", {"examples": torch.full((2, 1, 8, 8), float("nan"))}),
-                       ("labels-huge", {"label": torch.tensor([0, 2**62])}), ("index-huge", {"index": torch.tensor([0, 2**62])}),
-                       ("examples-whole", {"examples": torch.zeros(2, 1, 8, 8, dtype=torch.int64)})):  # fmt: skip
+    for what, held in (
+        ("examples-nan", {"examples": torch.full((2, 1, 8, 8), float("nan"))}),
+        ("labels-huge", {"label": torch.tensor([0, 2**62])}),
+        ("index-huge", {"index": torch.tensor([0, 2**62])}),
+        ("examples-whole", {"examples": torch.zeros(2, 1, 8, 8, dtype=torch.int64)}),
+    ):
         yield Case("evidence", what, "either", evidence(held))
     plain = evidence()
     yield Case("evidence", "cut", "refused", plain[:-100])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import itertools
 import json
 import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
 
 from benchmarks.fuzzing import samples
 from tests.hostile.case import MARKER, Case, Link, Outcome, Sparse
@@ -19,9 +22,22 @@ from tests.hostile.case import MARKER, Case, Link, Outcome, Sparse
 Graph = dict[str, Any]
 
 
+class Small(nn.Module):
+    """Scores (N, 10) of images (N, 1, 8, 8), with next to no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scores."""
+        scores: Tensor = self.head(torch.relu(x).mean(dim=(2, 3)))
+        return scores
+
+
 @functools.cache
 def _members() -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(samples.exported())) as archive:
+    with zipfile.ZipFile(io.BytesIO(samples.exported(Small()))) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -39,6 +55,10 @@ def program(change: Callable[[dict[str, Any]], None], more: dict[str, bytes] | N
         for member, content in {**members, **(more or {})}.items():
             archive.writestr(zipfile.ZipInfo(member), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
+
+
+def _same(stated: dict[str, Any]) -> None:
+    """No change."""
 
 
 def argument(value: Any) -> dict[str, Any]:
@@ -62,7 +82,9 @@ def through(target: str, *values: Any, times: int = 1) -> Callable[[dict[str, An
             given = [argument(before if value == "x" else value) for value in values]
             inputs = [{"name": f"a{i}", "arg": item, "kind": 1} for i, item in enumerate(given)]
             name = f"hostile_{number}"
-            added.append({"target": target, "inputs": inputs, "outputs": [argument(name)], "metadata": {}, "name": name})
+            added.append(
+                {"target": target, "inputs": inputs, "outputs": [argument(name)], "metadata": {}, "name": name}
+            )
             before = name
         nodes[0]["inputs"][0]["arg"] = argument(before)
         nodes[:0] = added
@@ -89,8 +111,13 @@ PROGRAMS: tuple[tuple[str, Callable[[dict[str, Any]], None], Outcome], ...] = (
     ("reads-outside", through(ATEN + "_reshape_alias.default", "x", [BIG], [1]), "refused"),
     ("strides-outside", through(ATEN + "as_strided.default", "x", [BIG], [1], 0), "refused"),
     ("offset-outside", through(ATEN + "as_strided.default", "x", [8], [1], 2**40), "refused"),
-    ("pool-backward", through(ATEN + "max_pool2d_with_indices_backward.default", "x", "x", [2, 2], [2, 2], [0, 0], [1, 1],
-                              False, "x"), "refused"),
+    (
+        "pool-backward",
+        through(
+            ATEN + "max_pool2d_with_indices_backward.default", "x", "x", [2, 2], [2, 2], [0, 0], [1, 1], False, "x"
+        ),
+        "refused",
+    ),
     ("sparse-unchecked", through(ATEN + "_sparse_coo_tensor_unsafe.default", "x", "x", [BIG]), "refused"),
     ("prints", through(ATEN + "_print.default", "x"), "refused"),
     ("seeds", through(ATEN + "manual_seed.default", 7), "refused"),
@@ -119,34 +146,53 @@ PROGRAMS: tuple[tuple[str, Callable[[dict[str, Any]], None], Outcome], ...] = (
     ("shape-number", put(*INPUT, value=7), "refused"),
     ("side-huge", put(*INPUT, 2, value={"as_int": BIG}), "refused"),
     ("name-dots", put(*GRAPH, "nodes", 0, "name", value="a" + ".b" * 50_000), "either"),
-    ("names-module", put(*GRAPH, "nodes", 0, "metadata", value={"nn_module_stack": "x,__class__.__init__,y"}), "either"),
-    ("stack-not-text", put(*GRAPH, "nodes", 0, "metadata", value={"stack_trace": [1], "nn_module_stack": {"a": 1}}), "either"),
+    (
+        "names-module",
+        put(*GRAPH, "nodes", 0, "metadata", value={"nn_module_stack": "x,__class__.__init__,y"}),
+        "either",
+    ),
+    (
+        "stack-not-text",
+        put(*GRAPH, "nodes", 0, "metadata", value={"stack_trace": [1], "nn_module_stack": {"a": 1}}),
+        "either",
+    ),
     ("version-other", put("schema_version", value={"major": 99, "minor": 0}), "refused"),
     ("version-text", put("schema_version", value="8"), "refused"),
     ("guards-code", put("guards_code", value=[f"__import__('os').mkdir('{MARKER}')"]), "either"),
     ("no-nodes", put(*GRAPH, "nodes", value=[]), "refused"),
     ("nodes-number", put(*GRAPH, "nodes", value=5), "refused"),
     ("outputs-unknown", put("graph_module", "signature", "output_specs", value=[{"loss_output": 1}]), "refused"),
-    ("two-inputs", lambda s: s["graph_module"]["signature"]["input_specs"].append({"user_input": {"arg": argument("z")}}), "refused"),
-)  # fmt: skip
+    (
+        "two-inputs",
+        lambda s: s["graph_module"]["signature"]["input_specs"].append({"user_input": {"arg": argument("z")}}),
+        "refused",
+    ),
+)
 
 
 def cases() -> Iterator[Case]:
     """All of them."""
     for what, change, outcome in PROGRAMS:
-        yield Case("exported program", what, outcome, program(change), portable=False)
-    plain = program(lambda stated: None)
-    long = program(through(ATEN + "relu.default", "x", times=50_000))
+        yield Case("exported program", what, outcome, functools.partial(program, change), portable=False)
+    long = functools.partial(program, through(ATEN + "relu.default", "x", times=50_000))
     yield Case("exported program", "many-nodes", "refused", long, committed=False)
     pickled = f"cposix\nmkdir\n(V{MARKER}\ntR.".encode()
-    for what, name in (("custom-object", "data/constants/custom_obj_0"), ("pickled-samples", "data/sample_inputs/model.pt"),
-                       ("compiled", "data/aotinductor/model/x.so"), ("pickled-weights", "data/weights/model.pt")):  # fmt: skip
-        outcome: Outcome = "refused"
-        yield Case("exported program", f"holds-{what}", outcome, program(lambda s: None, {f"archive/{name}": pickled}), portable=False)
-    yield Case("exported program", "cut", "refused", plain[:-50], portable=False)
+    for what, name in (
+        ("custom-object", "data/constants/custom_obj_0"),
+        ("pickled-samples", "data/sample_inputs/model.pt"),
+        ("compiled", "data/aotinductor/model/x.so"),
+        ("pickled-weights", "data/weights/model.pt"),
+    ):
+        held = functools.partial(program, _same, {f"archive/{name}": pickled})
+        yield Case("exported program", f"holds-{what}", "refused", held, portable=False)
+    yield Case("exported program", "cut", "refused", lambda: program(_same)[:-50], portable=False)
     yield Case("exported program", "no-program", "refused", samples.zipped({"a/archive_format": b"pt2"}))
-    yield Case("exported program", "not-json", "refused", samples.zipped(
-        {"a/archive_format": b"pt2", "a/models/model.json": b"[" * 5000}))  # fmt: skip
+    yield Case(
+        "exported program",
+        "not-json",
+        "refused",
+        samples.zipped({"a/archive_format": b"pt2", "a/models/model.json": b"[" * 5000}),
+    )
     yield from _onnx()
 
 
@@ -165,8 +211,12 @@ def _whole(name: str, *values: int) -> dict[str, np.ndarray]:
 def _onnx() -> Iterator[Case]:
     """ONNX models."""
     node = helper.make_node
-    divide = [node("Cast", ["x"], ["i"], to=TensorProto.INT64), node("Div", ["least", "minus"], ["q"]),
-              node("Cast", ["q"], ["f"], to=TensorProto.FLOAT), node("Add", ["x", "f"], ["z"])]  # fmt: skip
+    divide = [
+        node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        node("Div", ["least", "minus"], ["q"]),
+        node("Cast", ["q"], ["f"], to=TensorProto.FLOAT),
+        node("Add", ["x", "f"], ["z"]),
+    ]
     pair = {**_whole("least", -(2**63)), **_whole("minus", -1)}
     remainder = [copy.deepcopy(item) for item in divide]
     remainder[1].op_type = "Mod"
@@ -181,19 +231,37 @@ def _onnx() -> Iterator[Case]:
         ("pads", _model(node("Pad", ["x", "s"], ["z"]), more=_whole("s", *[BIG] * 8)), "refused"),
         ("pads-negative", _model(node("Pad", ["x", "s"], ["z"]), more=_whole("s", *[-BIG] * 8)), "refused"),
         ("resizes", _model(node("Resize", ["x", "", "", "s"], ["z"]), more=_whole("s", 1, 1, 10**6, 10**6)), "refused"),
-        ("constant-of-shape", _model(node("ConstantOfShape", ["s"], ["c"]), node("Add", ["x", "c"], ["z"]),
-                                     more=_whole("s", BIG, BIG)), "refused"),
-        ("range-endless", _model(node("Range", ["a", "b", "c"], ["r"]), node("Add", ["x", "r"], ["z"]),
-                                 more={"a": np.array(0), "b": np.array(10**12), "c": np.array(1)}), "refused"),
+        (
+            "constant-of-shape",
+            _model(node("ConstantOfShape", ["s"], ["c"]), node("Add", ["x", "c"], ["z"]), more=_whole("s", BIG, BIG)),
+            "refused",
+        ),
+        (
+            "range-endless",
+            _model(
+                node("Range", ["a", "b", "c"], ["r"]),
+                node("Add", ["x", "r"], ["z"]),
+                more={"a": np.array(0), "b": np.array(10**12), "c": np.array(1)},
+            ),
+            "refused",
+        ),
         ("gathers-outside", _model(node("Gather", ["x", "s"], ["z"], axis=0), more=_whole("s", 10**12)), "refused"),
         ("reshape-negative", _model(node("Reshape", ["x", "s"], ["z"]), more=_whole("s", -5, -1, -1, 8)), "refused"),
         ("transposes-outside", _model(node("Transpose", ["x"], ["z"], perm=[0, 9, 2, 3])), "refused"),
         ("splits-into-many", _model(node("Split", ["x"], ["z"], axis=0, num_outputs=10**6)), "refused"),
-        ("one-hot-deep", _model(node("OneHot", ["x", "d", "v"], ["z"]), more={**_whole("d", 10**10), "v": np.float32([0, 1])}), "refused"),
+        (
+            "one-hot-deep",
+            _model(node("OneHot", ["x", "d", "v"], ["z"]), more={**_whole("d", 10**10), "v": np.float32([0, 1])}),
+            "refused",
+        ),
         ("name-dots", _model(node("Relu", ["x"], ["z"], name="a" + ".b" * 3000)), "either"),
         ("name-module", _model(node("Relu", ["x"], ["z"], name="__class__")), "either"),
         ("name-nul", _model(node("Relu", ["x"], ["z"], name="a\0/../b\x1b[2J")), "either"),
-        ("names-repeated", _model(node("Relu", ["x"], ["z"], name="conv"), node("Relu", ["x"], ["z"], name="conv")), "either"),
+        (
+            "names-repeated",
+            _model(node("Relu", ["x"], ["z"], name="conv"), node("Relu", ["x"], ["z"], name="conv")),
+            "either",
+        ),
         ("reads-ahead", _model(node("Relu", ["y"], ["z"])), "refused"),
         ("unknown-operator", _model(node("System", ["x"], ["z"])), "refused"),
         ("other-domain", _model(node("Relu", ["x"], ["z"], domain="com.microsoft")), "refused"),
@@ -205,21 +273,44 @@ def _onnx() -> Iterator[Case]:
         ("batch-huge", _model(batch=5 * 10**7), "refused"),
         ("batch-beyond-memory", _model(batch=10**12), "refused"),
         ("batch-negative", _model(batch=-3), "either"),
-    )  # fmt: skip
+    )
     for what, model, outcome in table:
         yield Case("ONNX", what, outcome, model.SerializeToString(), portable=False)
-    chain = [node("Relu", ["x" if i == 0 else f"r{i - 1}"], ["z" if i == 19_999 else f"r{i}"]) for i in range(20_000)]
-    yield Case("ONNX", "many-nodes", "refused", _model(*chain).SerializeToString(), committed=False)
+    yield Case("ONNX", "many-nodes", "refused", _chain, committed=False)
     plain = samples.onnx_model().SerializeToString()
     yield Case("ONNX", "cut", "refused", plain[:-300], portable=False)
     yield Case("ONNX", "external-absolute", "refused", _external("/etc/passwd"), portable=False)
     yield Case("ONNX", "external-parent", "refused", _external("../../etc/passwd"), portable=False)
     yield Case("ONNX", "external-nul", "refused", _external("a\0b"), portable=False)
-    yield Case("ONNX", "external-length-huge", "refused", {"": _external("w.bin", length=str(2**62)), "w.bin": bytes(72)}, portable=False)
-    yield Case("ONNX", "external-offset-text", "refused", {"": _external("w.bin", offset="9" * 5000), "w.bin": bytes(72)}, portable=False)
-    yield Case("ONNX", "external-linked", "refused", {"": _external("w.bin"), "w.bin": Link("/etc/passwd")}, portable=False)
-    yield Case("ONNX", "external-sparse", "refused", {"": _external("w.bin"), "w.bin": Sparse(5 * 2**30)}, committed=False)
+    yield Case(
+        "ONNX",
+        "external-length-huge",
+        "refused",
+        {"": _external("w.bin", length=str(2**62)), "w.bin": bytes(72)},
+        portable=False,
+    )
+    yield Case(
+        "ONNX",
+        "external-offset-text",
+        "refused",
+        {"": _external("w.bin", offset="9" * 5000), "w.bin": bytes(72)},
+        portable=False,
+    )
+    yield Case(
+        "ONNX", "external-linked", "refused", {"": _external("w.bin"), "w.bin": Link("/etc/passwd")}, portable=False
+    )
+    yield Case(
+        "ONNX", "external-sparse", "refused", {"": _external("w.bin"), "w.bin": Sparse(5 * 2**30)}, committed=False
+    )
     yield Case("ONNX", "initialiser-claims-much", "refused", _claims(), portable=False)
+
+
+def _chain() -> bytes:
+    """20,000 operators in a row."""
+    names = ["x", *(f"r{number}" for number in range(19_999)), "z"]
+    nodes = [helper.make_node("Relu", [before], [after]) for before, after in itertools.pairwise(names)]
+    content: bytes = _model(*nodes).SerializeToString()
+    return content
 
 
 def _external(location: str, **more: str) -> bytes:
@@ -246,5 +337,3 @@ def _claims() -> bytes:
     model.graph.initializer.extend([*kept, tensor])
     content: bytes = model.SerializeToString()
     return content
-
-
