@@ -20,7 +20,7 @@ from maskaudit.digest import content_digest, program_digest
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
 from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
-from maskaudit.loading.interface import count_parameters, state_digest
+from maskaudit.loading.interface import count_parameters, describe_error, state_digest
 from maskaudit.report.text import brief
 from maskaudit.runner import Audit, Keeper, run_audit
 from maskaudit.scores import detect_outputs
@@ -238,7 +238,7 @@ def _surrogate(spec: str, data: Dataset) -> nn.Module:
         with torch.no_grad():
             answer = module.eval()(data.x[:2])
     except Exception as error:  # a foreign model: whatever it raises means that it does not fit
-        raise InputError(f"The surrogate {source} does not accept the data: {error}") from error
+        raise InputError(f"The surrogate {source} does not accept the data: {describe_error(error)}.") from error
     if not isinstance(answer, Tensor) or answer.shape[:1] != (2,) or answer.dim() != 2:
         raise InputError(f"The surrogate {source} does not return class scores (N, K).")
     return module

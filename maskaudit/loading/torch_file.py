@@ -16,12 +16,14 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError
-from maskaudit.loading import arch, state
+from maskaudit.loading import arch, nesting, state
 from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
 from maskaudit.loading.sniff import LEGACY_START
 
 #: How many names of wanted code a message lists.
 SHOWN = 5
+#: Pickles at the start of a legacy file: magic number, version, machine, content, names of storages.
+LEGACY_PICKLES = 5
 #: Longest stretch of consecutive pickles that is searched for names (legacy files hold five).
 MAX_PICKLES = 8
 #: Names that every state dict refers to and torch's safe loader knows.
@@ -104,6 +106,8 @@ def _find_module(content: object) -> nn.Module | None:
 
 
 def _load(file: ModelFile, *, weights_only: bool) -> Any:
+    if weights_only:
+        _check_nesting(file)
     plain = not weights_only and file.data[:2] != b"PK" and not file.data.startswith(LEGACY_START)
     try:
         with warnings.catch_warnings():
@@ -121,6 +125,19 @@ def _load(file: ModelFile, *, weights_only: bool) -> Any:
             "that code with PYTHONPATH=. set, or export a state dict and give --arch SPEC."
         ) from error
     except Exception as error:  # the loaders raise whatever the damaged bytes, or the trusted code, lead to
+        raise _damaged(file, error) from error
+
+
+def _check_nesting(file: ModelFile) -> None:
+    """Refuse objects that torch's safe loader would build and whose hash ends the process, or never ends."""
+    try:
+        if not file.data.startswith(b"PK"):
+            return nesting.check(file.data, LEGACY_PICKLES)
+        with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    nesting.check(archive.read(name), 1)
+    except Exception as error:  # zipfile and pickletools raise almost anything on damaged bytes
         raise _damaged(file, error) from error
 
 

@@ -195,3 +195,27 @@ def test_a_name_of_very_many_prefixes_takes_no_time(tmp_path: Path) -> None:
     torch.save({"module." * 100_000 + "weight": torch.zeros(1)}, tmp_path / "m")
     with pytest.raises(InputError, match="missing"):
         load_model(str(tmp_path / "m"), arch=ARCH)
+
+
+KEYS = {
+    "deep": b"K\x01" + b"\x85" * 3_000_000,
+    "doubled": b"K\x01" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60)),
+    "doubled otherwise": b"K\x01" + b"2\x86" * 60,
+    "marked": b"(" * 3000 + b"K\x01" + b"t" * 3000,
+}
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_key_whose_hash_would_not_end_is_refused(key: bytes, old: bool, tmp_path: Path) -> None:
+    crafted = b"\x80\x02}" + key + b"K\x01s."
+    if old:
+        start = legacy_state()
+        place = start.index(b".", start.index(b"little_endian")) + 1
+        (tmp_path / "m.pt").write_bytes(start[:place] + crafted + b"\x80\x02]q\0.")
+    else:
+        with zipfile.ZipFile(tmp_path / "m.pt", "w") as made:
+            made.writestr("archive/data.pkl", crafted)
+            made.writestr("archive/version", "3")
+    with pytest.raises(InputError, match="nests its objects too deep"):
+        load_model(str(tmp_path / "m.pt"), arch=ARCH)
