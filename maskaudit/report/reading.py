@@ -49,7 +49,7 @@ MAX_PROSE = 100_000
 #: Longest image of a strip, in characters (base64).
 MAX_PIXELS = 1 << 20
 #: Most values in all inside one free part of the report: settings of an attack, details of a probe, unknown names.
-MAX_FREE = 2000
+MAX_FREE = 10_000
 _LARGEST = sys.float_info.max
 
 #: Terminal control sequences and characters are removed where a text is shown (`maskaudit.report.coerce.text`).
