@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
-from maskaudit import evidence, jobs
+from maskaudit import evidence, jobs, kinds, parsing
 from maskaudit.check_config import KEYS, read_check_options
 from maskaudit.compare import compare_files, text
 from maskaudit.declared import Checked, Choice, Day, Flag, Items, Kind, Number, Optional, Record, Refused, Table, Whole
@@ -28,28 +28,14 @@ from maskaudit.report import FORMATS, reading, render
 from .test_evidence import SHA, audit, network
 
 #: Values that no field expects all of, beside those that stand just outside each kind (see `outside`).
-HOSTILE: list[Any] = [
-    None,
-    True,
-    -1,
-    10**40,
-    0.5,
-    -1e308,
-    "",
-    "\x1b[2J\u202e",
-    "8/255",
-    [],
-    [None],
-    [1, 0],
-    {},
-    {"a": [[]]},
-]
+HOSTILE: list[Any] = [None, True, 10**40, 0.5, "", "\x1b[2J\u202e", [], [None], {}, {"a": [[]]}]
 #: Text that is no value of JSON that we take; `?` stands for the field.
 LEXICAL = {
     "infinite": "1e999", "digits": "9" * 4000, "constant": "NaN", "half a pair": '"\\ud800"', "NUL": '"\\u0000"',
     "nested": "[" * 900 + "]" * 900, "names twice": '{"a": 1, "a": 2}', "never closed": "[" * 100_000,
 }  # fmt: skip
 Path_ = tuple[str | int, ...]
+Field = tuple[Path_, Kind[Any]]
 
 
 def sound(kind: Kind[Any], number: int = 0) -> Any:
@@ -71,17 +57,19 @@ def sound(kind: Kind[Any], number: int = 0) -> Any:
     return True if isinstance(kind, Flag) else date(2030, 1, 31) if isinstance(kind, Day) else "x"
 
 
-def fields(kind: Kind[Any], path: Path_ = ()) -> Iterator[tuple[Path_, Kind[Any]]]:
-    """Every kind of a declaration with where it stands in the value that `sound` makes."""
+def fields(kind: Kind[Any], path: Path_ = (), known: set[tuple[str, ...]] | None = None) -> Iterator[Field]:
+    """Every kind of a declaration with where it stands in the value that `sound` makes; records that recur, once."""
+    known = set() if known is None else known
     if path:
         yield path, kind
-    if isinstance(kind, Record):
+    if isinstance(kind, Record) and tuple(kind.fields) not in known:
+        known.add(tuple(kind.fields))
         for name, inner in kind.fields.items():
-            yield from fields(inner, (*path, name))
+            yield from fields(inner, (*path, name), known)
     elif isinstance(kind, (Optional, Checked)):
-        yield from list(fields(kind.of, path))[1 if path else 0 :]
+        yield from list(fields(kind.of, path, known))[1 if path else 0 :]
     elif isinstance(kind, (Items, Table)):
-        yield from fields(kind.of, (*path, 0 if isinstance(kind, Items) else "name"))
+        yield from fields(kind.of, (*path, 0 if isinstance(kind, Items) else "name"), known)
 
 
 def outside(kind: Kind[Any]) -> list[Any]:
@@ -96,11 +84,12 @@ def outside(kind: Kind[Any]) -> list[Any]:
 
 
 def edited(document: Any, path: Path_, value: Any) -> Any:
-    result = copy.deepcopy(document)
-    holder = result
-    for step in path[:-1]:
-        holder = holder[step]
-    holder[path[-1]] = value
+    """The document with another value at one place; the rest is shared."""
+    if not path:
+        return value
+    result = copy.copy(document)
+    inner = document[path[0]] if len(path) > 1 else None
+    result[path[0]] = edited(inner, path[1:], value)
     return result
 
 
@@ -117,9 +106,7 @@ Reader = Callable[[Path, str], None]
 
 
 def read_a_report(folder: Path, content: str) -> None:
-    file = folder / "audit.json"
-    file.write_text(content)
-    render(reading.read_report(file), "text")
+    render(reading.parse_report(content, str(folder / "audit.json")), "text")
 
 
 def read_the_evidence(folder: Path, content: str) -> None:
@@ -309,3 +296,32 @@ def test_a_configuration_of_too_many_tables_is_refused(table: str, most: int, tm
     content = f"[[{table}]]\n" * (most + 1)
     with pytest.raises(MaskauditError, match=f"must be a list of 0 to {most} entries"):
         read_a_configuration(tmp_path, content if table == "models" else '[[models]]\nmodel = "m"\n' + content)
+
+
+def test_the_limits_are_those_that_the_documentation_states() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    limits = page.partition("## Limits")[2]
+    for row in (
+        f"nesting | {parsing.MAX_DEPTH} |",
+        f"values | {parsing.MAX_VALUES:,}, told",
+        f"of a name | {kinds.MAX_NUMBER}, {kinds.MAX_TEXT:,} characters |",
+        f"`audit.json` | size | {reading.MAX_BYTES >> 20} MiB |",
+        f"curve | {reading.MAX_POINTS:,} |",
+        f"probes | {reading.MAX_TABLE} each |",
+        f"findings of all probes | {reading.MAX_ALL_FINDINGS:,} |",
+        f"other list | {reading.MAX_ROWS:,}; layers of the gradient flow {10 * reading.MAX_ROWS:,} |",
+        f"base64 | {reading.MAX_PROSE:,}; {reading.MAX_PIXELS >> 20} Mi characters |",
+        f"not declared | {reading.MAX_FREE:,} per object |",
+        f"held in memory | {evidence.MAX_BYTES >> 30} GiB |",
+        f"header with metadata | {evidence.MAX_HEADER >> 20} MiB |",
+        f"dimensions of an input | {evidence.MAX_DIMENSIONS} |",
+        f"names of attacks | {evidence.MAX_ATTACKS:,} |",
+        f"`plan.json` | size | {plan_file.MAX_BYTES >> 20} MiB |",
+        f"in all | {plan_file.MAX_STAGES}; {plan_file.MAX_REPAIRS}; {plan_file.MAX_PLACES} |",
+        f"steps of a stage | {plan_file.MAX_STEPS:,} |",
+        f"draws | {plan_file.MAX_COST:,} |",
+        f"(TOML) | size | {config.MAX_BYTES >> 20} MiB |",
+        f"baselines | {config.MAX_MODELS:,}; {config.MAX_BASELINES:,} |",
+        f"other list | {config.MAX_LIST:,} |",
+    ):
+        assert row in limits, row

@@ -31,9 +31,10 @@ from maskaudit.declared import Anything, Checked, Choice, Day, Flag, Items, Kind
 from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
-from maskaudit.kinds import shown
+from maskaudit.kinds import MAX_TEXT, shown
 from maskaudit.parsing import parse_toml
 from maskaudit.plugins import catalogue, check_names
+from maskaudit.report.reading import Prose
 from maskaudit.settings import AuditSettings
 from maskaudit.status import FAIL_ON
 from maskaudit.threat import Norm, ThreatModel
@@ -43,7 +44,7 @@ PYPROJECT = "pyproject.toml"
 
 #: Largest configuration, in bytes, and most models and baselines in it.
 MAX_BYTES = 1 << 20
-MAX_MODELS = 1000
+MAX_MODELS = 300
 MAX_BASELINES = 10_000
 #: Most entries of any other list.
 MAX_LIST = 10_000
@@ -82,7 +83,7 @@ DEFAULTS: dict[str, Kind[Any]] = {
 
 #: What belongs to one model only; `trust_pickle` executes a file's code and is therefore said per model.
 MODEL: dict[str, Kind[Any]] = {
-    "name": _WORD,
+    "name": Checked(Prose(MAX_TEXT), f"a text of 1 to {MAX_TEXT} characters", lambda name: bool(name.strip())),
     "model": _WORD,
     "claim": SHARE,
     "certified": SHARE,

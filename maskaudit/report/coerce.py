@@ -1,9 +1,9 @@
-"""Reading an untrusted JSON document: every value becomes what a renderer expects, or nothing.
+"""What a renderer shows of a value: one harmless line, a figure, or nothing.
 
-A report may be old, cut short or edited by hand, and its strings come from
-model files and from other people. These functions never raise on a value of the
-wrong type, and the text that they return is one line without anything that could
-steer a terminal or reorder what a reader sees.
+Files are held against their declaration before they come here (`maskaudit.report.reading`); documents that a program
+hands over in memory are not. Their strings come from model files and from other people either way. These functions
+never raise on a value of the wrong type, and the text that they return is one line without anything that could steer
+a terminal or reorder what a reader sees.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ MAX_PROSE = 100_000
 #: Longest image of a strip, in characters (base64).
 MAX_PIXELS = 1 << 20
 #: Most values in all inside one free part of the report: settings of an attack, details of a probe, unknown names.
-MAX_FREE = 2000
+MAX_FREE = 10_000
 _LARGEST = sys.float_info.max
 
 #: Terminal control sequences and characters are removed where a text is shown (`maskaudit.report.coerce.text`).
@@ -270,6 +270,11 @@ def read_report(path: Path) -> dict[str, Any]:
         InputError: when it cannot be read, is not a report of this schema, or a field holds what it must not.
     """
     where = f"The report {path}"
-    document = check_document(parse_json(read_bounded(path, MAX_BYTES, where), where))
+    return parse_report(read_bounded(path, MAX_BYTES, where), where)
+
+
+def parse_report(content: bytes | str, where: str) -> dict[str, Any]:
+    """The content of an audit.json; see `read_report`. `where` is what messages call the file."""
+    document = check_document(parse_json(content, where, most=MAX_BYTES))
     read(REPORT, document, where)
     return document

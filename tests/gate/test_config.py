@@ -110,7 +110,7 @@ BASE = '[[baseline]]\nrule = "x"\nreason = "y"\nexpires = 2027-01-31\n'
 
 WRONG = [
     ("", "lists no models"),
-    ("models = 3", "must be a list of 0 to 1000 entries"),
+    ("models = 3", "must be a list of 0 to 300 entries"),
     ('epsilon = 0.1\n[[models]]\nmodel = "m"', "did you mean eps"),
     (
         '[[models]]\nmodel = "m"\nmodle = "m"',
