@@ -74,7 +74,8 @@ def archive(stated: Any, weights: dict[str, Sequence[int]] | None = None, raw: b
         file.writestr("m/archive_format", "pt2")
         file.writestr("m/models/model.json", raw if raw is not None else json.dumps(stated))
         for name, shape in (weights or {}).items():
-            count, strides = 1, []
+            count = 1
+            strides: list[dict[str, Any]] = []
             for length in reversed(shape):
                 strides.insert(0, size(count))
                 count *= length

@@ -73,6 +73,8 @@ CRAFTED: dict[str, tuple[list[Node], str]] = {
     "pieces": ([node("full.default", ints(10**7), size(1), out="z"), node("unbind.int", tensor("z"), out="y")],
                "do not fit"),
     "chunks": ([node("chunk.default", tensor(), size(10**9))], "do not fit"),
+    "products": ([node("full.default", ints(16_000, 16_000), size(1), out="z"),
+                  *[node("mm.default", tensor("z"), tensor("z"), out="y")] * 9], "allowed per point"),
     "growing sizes": ([sized("sym_size.int", tensor(), size(1), out="n0"),
                        *(sized("_operator.mul", number(f"n{i}"), number(f"n{i}"), out=f"n{i + 1}") for i in range(34)),
                        node("full.default", {"as_sym_ints": [{"as_name": "n34"}]}, size(1))], "64 bits"),
