@@ -102,7 +102,7 @@ class Rehearsal(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work, self.alive, self._now = 0.0, 0, 0
         self._watched: set[weakref.ref[Tensor]] = set()
         self._seen: dict[Any, Any] = {}
