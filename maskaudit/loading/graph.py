@@ -252,8 +252,8 @@ def _batch(module: Program, sizes: Sequence[int], point: Sequence[int], dtype: t
     for size in sizes:
         try:
             module.rehearse(torch.Size((size, *point)), dtype)
-        except TooLarge:
-            raise
+        except TooLarge as error:
+            raise failure or error from None
         except Exception as error:  # whatever the operations say to a batch that they were not made for
             failure = failure or error
         else:
