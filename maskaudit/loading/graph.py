@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from maskaudit.loading.graph_limits import (
     MAX_FIXED_BATCH,
+    MAX_WORK,
     TRIAL_ALIVE,
     TRIAL_WORK,
     Rehearsal,
@@ -94,6 +95,8 @@ class Program(nn.Module):
         with rehearsing() as rehearsal:
             held = {name: stand_in(getattr(owner, attribute)) for name, (owner, attribute) in self._held.items()}
             self._run(torch.empty(shape, dtype=dtype, device="meta"), held, rehearsed)
+        if rehearsal.work > MAX_WORK * max(1, shape[0]):
+            raise TooLarge(f"a pass takes {rehearsal.work:.0e} operations, {MAX_WORK:.0e} are allowed per point")
         if len(self._rehearsed) >= MAX_SHAPES:
             self._rehearsed.clear()
         self._rehearsed[self._key(shape, dtype)] = shape[0]
@@ -249,8 +252,8 @@ def _batch(module: Program, sizes: Sequence[int], point: Sequence[int], dtype: t
     for size in sizes:
         try:
             module.rehearse(torch.Size((size, *point)), dtype)
-        except TooLarge:
-            raise
+        except TooLarge as error:
+            raise failure or error from None
         except Exception as error:  # whatever the operations say to a batch that they were not made for
             failure = failure or error
         else:

@@ -32,6 +32,8 @@ MAX_AXES = 32
 MAX_FIXED_BATCH, MAX_INPUT = 65_536, 2**26
 #: Bytes of one operation's result, and of all that is alive at once (at most what the machine has).
 MAX_RESULT, MAX_ALIVE = 4 * 2**30, 16 * 2**30
+#: Floating-point operations of a pass, per point (the largest vision transformers take some 10¹²).
+MAX_WORK = 1e13
 #: Numbers in a constant that the rehearsal still computes.
 MAX_COMPUTED = 4_096
 #: What a program may cost if it is to be tried at load: floating-point operations, bytes alive at once.
@@ -100,7 +102,7 @@ class Rehearsal(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work, self.alive, self._now = 0.0, 0, 0
         self._watched: set[weakref.ref[Tensor]] = set()
         self._seen: dict[Any, Any] = {}

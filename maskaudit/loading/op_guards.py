@@ -139,7 +139,7 @@ def _scaled(a: Arguments) -> bool:
         factors = [a["scales"]]
     spatial = list(x.shape[2:]) if isinstance(x, Tensor) else []
     if sizes is None:
-        sizes = [size * factor for size, factor in zip(spatial, factors, strict=False)]
+        sizes = [size * (factor or 1.0) for size, factor in zip(spatial, factors, strict=False)]
     return all(
         factor is None or (math.isfinite(factor) and factor > 0 and abs(size * factor - target) <= 1 + factor)
         for size, factor, target in zip(spatial, factors, sizes, strict=False)

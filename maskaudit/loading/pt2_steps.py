@@ -102,7 +102,7 @@ def _step(node: dict[str, Any], numbers: Iterator[int], depth: int) -> Step:
         keywords = {a["name"]: _value(a["arg"], names) for a in node["inputs"] if a.get("kind") == 2}
         operation = _Call(function, positional, keywords, several=_gives_list(node["outputs"]))
     described = node.get("metadata", {})
-    operation.stack_trace = str(described.get("stack_trace", ""))[-MAX_STACK:]  # type: ignore[assignment]  # for a trace
+    operation.stack_trace = str(described.get("stack_trace", ""))[-MAX_STACK:]  # for a trace
     stack = str(described.get("nn_module_stack", "")).split(";")[-1].split(",")
     scope = stack[1] if len(stack) > 1 and re.fullmatch(r"\w+(\.\w+)*", stack[1]) else ""
     name = re.sub(r"\W", "_", node.get("name") or (outputs[0] if outputs else "")) or "op"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def sized(target: str, *arguments: dict[str, Any], out: str) -> Node:
 
 
 def program(
-    nodes: Sequence[Node], shape: Any = (2, 4), *, result: str = "y", weights: dict[str, Sequence[int]] | None = None
+    nodes: Sequence[Node], shape: Any = (2, 4), *, result: str = "y", weights: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Any]:
     """The description of a program with input `x`; weights by name with their shapes, all float32."""
     specs: list[Any] = [
@@ -66,7 +66,7 @@ def program(
     }
 
 
-def archive(stated: Any, weights: dict[str, Sequence[int]] | None = None, raw: bytes | None = None) -> bytes:
+def archive(stated: Any, weights: Mapping[str, Sequence[int]] | None = None, raw: bytes | None = None) -> bytes:
     """A .pt2 archive of a program; weights are zeros."""
     buffer = io.BytesIO()
     config: dict[str, Any] = {}
@@ -74,7 +74,8 @@ def archive(stated: Any, weights: dict[str, Sequence[int]] | None = None, raw: b
         file.writestr("m/archive_format", "pt2")
         file.writestr("m/models/model.json", raw if raw is not None else json.dumps(stated))
         for name, shape in (weights or {}).items():
-            count, strides = 1, []
+            count = 1
+            strides: list[dict[str, Any]] = []
             for length in reversed(shape):
                 strides.insert(0, size(count))
                 count *= length
@@ -89,7 +90,7 @@ def archive(stated: Any, weights: dict[str, Sequence[int]] | None = None, raw: b
 
 
 def write(path: Path, nodes: Sequence[Node], shape: Any = (2, 4), *, result: str = "y",
-          weights: dict[str, Sequence[int]] | None = None) -> Path:  # fmt: skip
+          weights: Mapping[str, Sequence[int]] | None = None) -> Path:  # fmt: skip
     """Write a program into a file."""
     path.write_bytes(archive(program(nodes, shape, result=result, weights=weights), weights))
     return path

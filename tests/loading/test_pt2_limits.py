@@ -51,7 +51,7 @@ def test_operations_on_no_list_are_refused_by_name(name: str, tmp_path: Path) ->
 
 
 SIZE = "are allowed|overflow|Storage size|would have to hold"
-ROOT = node("mul.Tensor", tensor(), tensor(), out="z")
+ROOT = node("mul.Tensor", tensor(), tensor())
 #: Allowed operations with arguments that would take memory without end, read elsewhere, or trap.
 CRAFTED: dict[str, tuple[list[Node], str]] = {
     "full": ([node("full.default", ints(HUGE), size(1))], SIZE),
@@ -73,6 +73,8 @@ CRAFTED: dict[str, tuple[list[Node], str]] = {
     "pieces": ([node("full.default", ints(10**7), size(1), out="z"), node("unbind.int", tensor("z"), out="y")],
                "do not fit"),
     "chunks": ([node("chunk.default", tensor(), size(10**9))], "do not fit"),
+    "products": ([node("full.default", ints(16_000, 16_000), size(1), out="z"),
+                  *[node("mm.default", tensor("z"), tensor("z"), out="y")] * 9], "allowed per point"),
     "growing sizes": ([sized("sym_size.int", tensor(), size(1), out="n0"),
                        *(sized("_operator.mul", number(f"n{i}"), number(f"n{i}"), out=f"n{i + 1}") for i in range(34)),
                        node("full.default", {"as_sym_ints": [{"as_name": "n34"}]}, size(1))], "64 bits"),
