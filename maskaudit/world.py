@@ -95,12 +95,12 @@ _ARITHMETIC: tuple[Setting, ...] = (
     (_deterministic, _set_deterministic),
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     (lambda: _SMALLEST[0] * 1.0 == 0.0, torch.set_flush_denormal),
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     (torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     _autocast("cpu"),
     _autocast("cuda"),
 )
 _REST: tuple[Setting, ...] = (
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     _attribute(mkldnn, "deterministic"),
     _attribute(cudnn, "enabled"),
     _attribute(cudnn, "benchmark"),
