@@ -37,6 +37,18 @@ def _set_deterministic(value: tuple[bool, bool]) -> None:
     torch.use_deterministic_algorithms(value[0], warn_only=value[1])
 
 
+def _matmul_precision() -> str | None:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's older and newer settings say different things
+        return None
+
+
+def _set_matmul_precision(value: str | None) -> None:
+    if value is not None:
+        torch.set_float32_matmul_precision(value)
+
+
 def _attribute(owner: Any, name: str) -> Setting:
     return lambda: getattr(owner, name), lambda value: setattr(owner, name, value)
 
@@ -100,7 +112,7 @@ _ARITHMETIC: tuple[Setting, ...] = (
     _autocast("cuda"),
 )
 _REST: tuple[Setting, ...] = (
-    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (_matmul_precision, _set_matmul_precision),
     _attribute(mkldnn, "deterministic"),
     _attribute(cudnn, "enabled"),
     _attribute(cudnn, "benchmark"),

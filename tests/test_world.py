@@ -76,7 +76,7 @@ def meddle() -> None:
 
 
 class Meddler(nn.Module):
-    """A network that changes the world, and all that it holds, whenever it answers; at the n-th call it may fail."""
+    """A network that changes the world, and all that it holds, when it answers; from the n-th call on it may fail."""
 
     def __init__(self, net: nn.Module, error: BaseException | None = None, after: int = 0) -> None:
         super().__init__()
@@ -103,13 +103,14 @@ class Meddler(nn.Module):
         with torch.no_grad():
             self.state.add_(1)  # type: ignore[operator]
             self.plain += torch.rand(2, generator=self.torch_drawer)
-            next(self.net.parameters()).mul_(1.0 + 1e-7)
+            self.norm.weight.mul_(1.5)
         self.array += 1
         self.state = self.state.clone()
         self.norm.train()
         self.norm(x.detach())
         answer: Tensor = self.net(x)
-        meddle()
+        if self.calls <= 3:  # hooks, paths and filters would pile up
+            meddle()
         if self.error is not None and self.calls > self.after:
             raise self.error
         return answer
