@@ -23,28 +23,23 @@ from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, R
 from maskaudit.errors import InputError
 from maskaudit.ledger import Entry, Ledger
 from maskaudit.parsing import parse_json
-from maskaudit.report.reading import PROSE, read_report
+from maskaudit.report.reading import PROSE
+from maskaudit.report.reading import read_report as read_report
 from maskaudit.rescore import rescore
 from maskaudit.results import dump_json, findings, plain
 from maskaudit.scores import breaking_margin
 from maskaudit.target import Target, usual_batch
 from maskaudit.threat import Norm, ThreatModel
 
-__all__ = [
-    "Check", "Evidence", "pack_evidence", "read_evidence", "read_report", "report_digest",
-    "verify_audit",
-]  # fmt: skip
-
 _METADATA_KEY = "maskaudit_evidence"
 _TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
 
 #: Largest evidence file, in bytes: 4,096 points of 3×224×224 with one example each. It is held in memory as a whole.
 MAX_BYTES = 5 << 30
-#: Largest header of the file, and most names of attacks in it.
+#: Largest header of the file; most names of attacks, entries of mean and std, and dimensions in it.
 MAX_HEADER = 1 << 20
 MAX_ATTACKS = 1000
 MAX_CHANNELS = 100_000
-#: Most dimensions of one input.
 MAX_DIMENSIONS = 16
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_INPUT = 1e6
@@ -193,14 +188,11 @@ def _fit_together(tensors: dict[str, Tensor], attacks: int) -> bool:
         return False
     if not clean.shape[1:].numel() or any(tensor.dtype not in _FLOATS for tensor in (clean, examples)):
         return False
-    lengths = {
-        "label": len(clean), "index": len(clean), "example_point": len(examples), "example_attack": len(examples),
-    }  # fmt: skip
+    lengths = dict.fromkeys(("label", "index"), len(clean)) | dict.fromkeys(_TENSORS[4:], len(examples))
     if any(tensors[n].shape != (length,) or tensors[n].dtype != torch.int64 for n, length in lengths.items()):
         return False
-    if not clean.float().isfinite().all():
-        return False
-    return bool(((point >= 0) & (point < len(clean)) & (attack >= 0) & (attack < attacks)).all())
+    rows = (point >= 0) & (point < len(clean)) & (attack >= 0) & (attack < attacks)
+    return bool(rows.all()) and bool(clean.float().isfinite().all())
 
 
 def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
@@ -249,15 +241,13 @@ def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
     """Whether report and evidence are the pair that the audit wrote."""
     scoring = evidence.metadata
     declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
+    reported = document["threat"] if isinstance(document.get("threat"), dict) else {}
+    same = all(reported.get(name) == plain(scoring["threat"][name]) for name in THREAT.fields)
     return [
         Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
         Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
-        Check("threat", _same_threat(scoring["threat"], document.get("threat")), "same in report and evidence"),
+        Check("threat", same, "same in report and evidence"),
     ]
-
-
-def _same_threat(scored: dict[str, Any], reported: Any) -> bool:
-    return isinstance(reported, dict) and all(reported.get(name) == plain(scored[name]) for name in THREAT.fields)
 
 
 def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_size: int) -> Target:
