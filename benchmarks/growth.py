@@ -33,6 +33,7 @@ from maskaudit.settings import AuditSettings
 
 HERE = Path(__file__).resolve().parent
 MODEL = "zoo:quantised"
+SAMPLES = 12
 #: Rise of resident memory, from the second quarter to the last, that the allocator may explain; of the median.
 ALLOWED_RISE = 0.02
 
@@ -59,13 +60,14 @@ def main() -> int:
         states.append(state())
         if number % 10 == 9:
             print(number + 1, states[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
+            (HERE / "growth.md").write_text(table(states, arguments.workers), encoding="utf-8")
     (HERE / "growth.md").write_text(table(states, arguments.workers), encoding="utf-8")
     return int(not steady(states))
 
 
 def audited(seed: int, workers: int | None = None, model: str = MODEL) -> str:
     """The label that one small audit gives."""
-    settings = AuditSettings(budget="quick", samples=24, seed=seed, workers=workers)
+    settings = AuditSettings(budget="quick", samples=SAMPLES, seed=seed, workers=workers)
     with tempfile.TemporaryDirectory() as folder:
         audit = api.run(api.prepare(api.Request(model, settings=settings)), out=Path(folder))
     return audit.report.verdict.label
@@ -98,7 +100,8 @@ def table(states: Sequence[State], workers: int | None) -> str:
         "",
         f"Made by `OMP_NUM_THREADS=1 python benchmarks/growth.py --audits {len(states)}"
         f"{'' if workers is None else f' --workers {workers}'}` (its docstring says how): "
-        f"`{MODEL}`, quick budget, 24 points, another seed each. Nothing grew: {'yes' if steady(states) else 'NO'}.",
+        f"`{MODEL}`, quick budget, {SAMPLES} points, another seed each. "
+        f"Nothing grew: {'yes' if steady(states) else 'NO'}.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}.",
         "",

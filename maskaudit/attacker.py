@@ -16,7 +16,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
 from maskaudit.digest import TARGET_SETTINGS, IndescribableError, content_digest
 from maskaudit.engine import EngineError, engine_for
-from maskaudit.engine.interface import Done, Job, OnDone, Result, Task, ignore, joined
+from maskaudit.engine.interface import Done, Job, OnDone, Result, Task, TaskError, ignore, joined
 from maskaudit.errors import ModelError
 from maskaudit.journal import Journal, Kept
 from maskaudit.ledger import Entry, Ledger
@@ -162,7 +162,8 @@ class Attacker:
 
     def _failed(self, entry: Entry, error: Exception) -> str:
         """Book what went wrong; work that workers lost stays an error, whatever else the attack does."""
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        name = error.name if isinstance(error, TaskError) else type(error).__name__
+        reason = f"{name}: {error}".splitlines()[0]
         entry.lost |= isinstance(error, EngineError)
         if entry.lost or not entry.attempted.any():
             entry.status, entry.reason = "error", reason

@@ -59,6 +59,8 @@ def _parts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, Mapping):
         yield f"map {len(value)}".encode()
         yield from (part for name in sorted(value, key=_order) for part in _parts((name, value[name])))
+    elif isinstance(value, (set, frozenset)):
+        yield from _parts(("set", sorted(value, key=_order)))
     elif isinstance(value, (list, tuple)):
         yield f"list {len(value)}".encode()
         yield from (part for item in value for part in _parts(item))

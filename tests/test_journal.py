@@ -17,10 +17,12 @@ from maskaudit import api
 from maskaudit import journal as module
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.attacks.pgd import pgd
+from maskaudit.attacks.registry import BUDGETS
 from maskaudit.digest import IndescribableError, content_digest
 from maskaudit.engine.interface import Job
 from maskaudit.errors import InputError
 from maskaudit.journal import Journal, Kept
+from maskaudit.plugins import catalogue
 from maskaudit.probes.interface import Measurement, Probe, ProbeContext
 from maskaudit.probes.run import ProbeTask
 from maskaudit.repairs.plan import Stage
@@ -217,6 +219,12 @@ def measures(context: ProbeContext) -> Measurement:
         drawn, "share", len(context.x), 3, (ProbeFinding("here", Location("net", "relu", "f.py", 3)),),
         {"scales": [0.25, 1.0]}, (0.1, float("nan")),
     )  # fmt: skip
+
+
+def test_the_probes_and_attacks_of_the_catalogue_can_be_described() -> None:
+    known = catalogue(BUDGETS["quick"])
+    contents = {content_digest(item) for item in (*known.probes, *known.attacks)}
+    assert len(contents) == len(known.probes) + len(known.attacks)
 
 
 def test_a_probe_gives_the_same_whatever_was_drawn_before_and_comes_back_whole(tmp_path: Path) -> None:

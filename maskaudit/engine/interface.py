@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from maskaudit import accelerator
-from maskaudit.attacks.interface import AttackSpec, Attempt
-from maskaudit.errors import MaskauditError
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
+from maskaudit.errors import MaskauditError, ModelError
 from maskaudit.preserve import seed_generators
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.target import PassLedger, Target
@@ -46,6 +46,14 @@ Result = TypeVar("Result")
 
 class EngineError(MaskauditError):
     """Workers were lost again and again; the attack that they ran becomes an error row, and the verdict says so."""
+
+
+class TaskError(MaskauditError):
+    """What a task raised elsewhere, if it is no error that the audit knows: the name of its type, and its message."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Task(Protocol[Result]):
@@ -97,7 +105,8 @@ class Engine(Protocol):
 
         Raises:
             EngineError: when workers were lost again and again.
-            AttackUnavailable, ModelError, …: what the earliest task that failed raised; no pass is counted then.
+            AttackUnavailable, ModelError, …: what the earliest task that failed raised, or a `TaskError` that stands
+                for it; no pass is counted then.
         """
         ...
 
@@ -189,6 +198,12 @@ def run_counted(task: Task[Result], target: Target) -> Done[Result]:
     before, started = target.ledger.copy(), time.perf_counter()
     result = task.run(target)
     return Done(result, target.ledger.since(before), time.perf_counter() - started)
+
+
+def failure(name: str, message: str) -> Exception:
+    """The exception of a type's name and a message that a task raised elsewhere."""
+    known: dict[str, type[Exception]] = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}
+    return known[name](message) if name in known else TaskError(name, message)
 
 
 def joined(attempts: Sequence[Attempt]) -> Attempt:

@@ -21,17 +21,14 @@ from typing import Any, Generic
 
 import torch
 
-from maskaudit.attacks.interface import AttackUnavailable
-from maskaudit.engine.interface import Done, EngineError, OnDone, Result, Task, ignore, run_counted, run_here
-from maskaudit.errors import ModelError, UsageError
+from maskaudit.engine.interface import Done, EngineError, OnDone, Result, Task, failure, ignore, run_counted, run_here
+from maskaudit.errors import UsageError
 from maskaudit.target import Target
 
 #: Times that a task is tried before it is given up; the last time nothing else runs, in case memory was short.
 TRIES = 3
 #: Seconds that a finished worker is given to end by itself.
 PATIENCE = 5.0
-#: Failures that are passed on as what they were.
-PASSED_ON: dict[str, type[Exception]] = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}
 #: Options of `prctl` (Linux): the signal that a process gets when its parent dies, and the name that `ps` shows.
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 #: The name of a worker, at most 15 bytes.
@@ -151,9 +148,7 @@ class _Crew(Generic[Result]):
             self.found[worker.holds] = content
             self.on_done(worker.holds, content)
         else:
-            name, message = content
-            known = PASSED_ON.get(name)
-            self.failures[worker.holds] = known(message) if known else EngineError(f"{name}: {message}")
+            self.failures[worker.holds] = failure(*content)
         return True
 
 

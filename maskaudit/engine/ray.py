@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from maskaudit.attacks.interface import AttackUnavailable
-from maskaudit.engine.interface import Done, EngineError, OnDone, Result, Task, ignore, run_counted, run_here
-from maskaudit.errors import ModelError, UsageError
+from maskaudit.engine.interface import Done, EngineError, OnDone, Result, Task, failure, ignore, run_counted, run_here
+from maskaudit.errors import UsageError
 from maskaudit.loading.interface import describe_error
 from maskaudit.target import Target
 
@@ -57,8 +56,7 @@ class Ray:
             raise EngineError(f"the Ray cluster did not finish the work: {describe_error(error)}") from error
         for kind, content in answers:
             if kind != "done":
-                known = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}.get(kind)
-                raise known(content) if known else EngineError(f"{kind}: {content}")
+                raise failure(kind, content)
         done = [content for _, content in answers]
         for number, part in enumerate(done):
             on_done(number, part)

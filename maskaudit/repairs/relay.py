@@ -38,7 +38,8 @@ class Relay:
             self.standing = standing[~(reached > 0)]
         elif self._confirm is not None:
             sure = (self.best.margin[standing] > 0).nonzero().squeeze(1)
-            sure = sure[self._confirm(self.best.examples[standing[sure]], standing[sure])]
+            if len(sure):
+                sure = sure[self._confirm(self.best.examples[standing[sure]], standing[sure])]
             left = torch.ones_like(standing, dtype=torch.bool)
             left[sure] = False
             self.standing = standing[left]

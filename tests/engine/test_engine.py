@@ -23,7 +23,7 @@ from maskaudit.attacker import Attacker
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import BUDGETS, battery
 from maskaudit.engine import engine_for
-from maskaudit.engine.interface import MOST_SHARD, Engine, EngineError, Job, joined, shard_points
+from maskaudit.engine.interface import MOST_SHARD, Engine, Job, TaskError, joined, shard_points
 from maskaudit.engine.local import Local
 from maskaudit.engine.processes import TRIES, Processes
 from maskaudit.errors import ModelError, UsageError
@@ -170,10 +170,30 @@ def test_what_ends_every_worker_is_given_up_and_no_later_success_hides_it(
     assert len(list(tmp_path.iterdir())) == TRIES
 
 
+def test_a_crash_reads_the_same_wherever_it_happened(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
+    def fails(*_: Any, **__: Any) -> Attempt:
+        raise KeyError("x")
+
+    x, y = points
+    told = []
+    for workers in (None, 2):
+        ledger = Ledger()
+        ledger.add_points(torch.arange(len(x)), x, y, torch.ones(len(x), dtype=torch.bool), y)
+        with Target(net) as target:
+            attacker = Attacker(
+                target, ledger, THREAT, AuditSettings(workers=workers), pool=x, surrogates=(), journal=None,
+                on_event=lambda _event: None,
+            )  # fmt: skip
+            attacker.run(attack_of(fails), torch.arange(len(x)))
+        (row,) = ledger.rows()
+        told.append((row.status, row.reason, ledger.entries["mine"].lost))
+    assert told == [("error", "KeyError: 'x'", False)] * 2
+
+
 def test_an_audit_whose_search_was_lost_cannot_be_clear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
-    settings = AuditSettings(budget="quick", workers=2, samples=40, select=("pgd", "apgd-margin", "square"))
+    settings = AuditSettings(budget="quick", workers=2, select=("pgd", "apgd-margin", "square"))
     label = api.audit(net, points, eps=0.2, settings=settings).report.verdict.label
     square = dataclasses.replace(SPECS["square"], run=killed(tmp_path, 99))
     quick = tuple(square if spec.name == "square" else spec for spec in battery(BUDGETS["quick"]))
@@ -240,7 +260,7 @@ def test_nan_from_a_surrogate_is_refused_at_the_end(
 FAILURES = {
     "model": (ModelError, "out of luck"),
     "unavailable": (AttackUnavailable, "no library"),
-    "crash": (EngineError, "'x'"),
+    "crash": (TaskError, "'x'"),
 }
 
 
@@ -250,11 +270,11 @@ def test_failures_keep_their_kind(name: str, net: nn.Module, points: tuple[Tenso
 
     def fails(target: Target, x: Tensor, *_: Any, **__: Any) -> Attempt:
         target.scores(x)
-        raise KeyError("x") if kind is EngineError else kind(words)
+        raise KeyError("x") if kind is TaskError else kind(words)
 
     for engine in (Local(), Processes(2)):
         with Target(net) as target:
-            with pytest.raises(KeyError if kind is EngineError and isinstance(engine, Local) else kind, match=words):
+            with pytest.raises(KeyError if kind is TaskError and isinstance(engine, Local) else kind, match=words):
                 run(engine, job(attack_of(fails), *points), target)
             assert target.ledger == PassLedger(), "a job counts as a whole or not at all"
 
