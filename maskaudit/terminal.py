@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from typing import TYPE_CHECKING, TextIO
 
@@ -100,9 +99,11 @@ def use_colour(stream: TextIO) -> bool:
 
 
 def _columns(stream: TextIO) -> int:
-    """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere."""
+    """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere; 80 where nobody knows."""
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"])
     with contextlib.suppress(OSError, ValueError):
-        return int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or 80
     with contextlib.suppress(OSError), open("/dev/tty", "rb", buffering=0) as terminal:  # a supervised process
-        return os.get_terminal_size(terminal.fileno()).columns
-    return shutil.get_terminal_size().columns
+        return os.get_terminal_size(terminal.fileno()).columns or 80
+    return 80
