@@ -16,7 +16,7 @@ from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
-from maskaudit.engine.interface import Job
+from maskaudit.auditing.engine.interface import Job
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel

@@ -37,9 +37,9 @@ from maskaudit import api
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.square import square
-from maskaudit.rescore import rescore
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.rescore import rescore
 
 HERE = Path(__file__).resolve().parent
 #: Points of a batch by size of network: what `check` takes by default, and what a large network affords here.

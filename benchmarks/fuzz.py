@@ -33,7 +33,7 @@ from benchmarks.fuzzing import mutations, running, samples
 from benchmarks.fuzzing.readers import AUDIT, EVIDENCE, JOURNAL, MODEL, READERS, Reader, remember_digits
 from benchmarks.fuzzing.running import LIMIT, MEMORY, Tally, fuzz, mutant
 from benchmarks.records import ROOT, machine
-from maskaudit.journal import Journal
+from maskaudit.auditing.journal import Journal
 
 ANSWER = Path(__file__).resolve().parent / "fuzz.md"
 FINDINGS = ("exception", "message", "acted", "crash", "hang")

@@ -35,8 +35,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from maskaudit.engine.processes import WORKER_NAME
-from maskaudit.journal import JOURNAL_FOLDER
+from maskaudit.auditing.engine.processes import WORKER_NAME
+from maskaudit.auditing.journal import JOURNAL_FOLDER
 from maskaudit.results import findings
 
 HERE = Path(__file__).resolve().parent

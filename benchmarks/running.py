@@ -19,8 +19,8 @@ from benchmarks.peers.interface import CountingModel, PeerTask, PeerUnavailableE
 from benchmarks.records import Record, machine
 from maskaudit import api
 from maskaudit.attacks.registry import BudgetName
-from maskaudit.rescore import clean_correct, rescore
 from maskaudit.settings import AuditSettings
+from maskaudit.target.rescore import clean_correct, rescore
 
 #: Modules that the server of processes imports once, so that a run does not wait for torch.
 PRELOAD = ("benchmarks.running",)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit import __version__
-from maskaudit.attacker import POOL_POINTS
-from maskaudit.brought import Settler
+from maskaudit.auditing.attacker import POOL_POINTS
+from maskaudit.auditing.digest import content_digest, program_digest
+from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
+from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, load_data
-from maskaudit.digest import content_digest, program_digest
 from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
-from maskaudit.journal import JOURNAL_FOLDER, Journal
 from maskaudit.loading import LoadedModel, load_model
+from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, describe_error, state_digest
 from maskaudit.report.text import brief
-from maskaudit.runner import Audit, Keeper, run_audit
-from maskaudit.scores import detect_outputs
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"

@@ -13,9 +13,9 @@ import click
 
 from maskaudit import __version__
 from maskaudit.command import entry, streams
+from maskaudit.command.options import check_config, data_options, fraction, model_options, plan_file
+from maskaudit.command.status import FAIL_ON, UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
-from maskaudit.options import check_config, data_options, fraction, model_options, plan_file
-from maskaudit.status import FAIL_ON, UNWRITTEN_STATUS
 
 if TYPE_CHECKING:
     from maskaudit.attacks.registry import BudgetName
@@ -37,7 +37,7 @@ def cli() -> None:
 
 
 def _line(text: str) -> None:
-    from maskaudit.terminal import say
+    from maskaudit.command.terminal import say
 
     say(f"{text}\n", streams.out())
 
@@ -84,9 +84,9 @@ def check(model: str, **options: Any) -> None:
     from maskaudit import api
     from maskaudit.command.auditing import carry_out
     from maskaudit.command.delivery import Asked, show
-    from maskaudit.output import parse_outputs
+    from maskaudit.command.output import parse_outputs
+    from maskaudit.command.terminal import Progress
     from maskaudit.settings import AuditSettings
-    from maskaudit.terminal import Progress
 
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
@@ -131,11 +131,11 @@ def check(model: str, **options: Any) -> None:
 def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
     from maskaudit.api import Request
-    from maskaudit.jobs import inspect_source
-    from maskaudit.output import parse_outputs, write_file
+    from maskaudit.command.jobs import inspect_source
+    from maskaudit.command.output import parse_outputs, write_file
+    from maskaudit.command.terminal import say
     from maskaudit.report.inspection import DIRECTORY_FILES, FORMATS
     from maskaudit.settings import AuditSettings
-    from maskaudit.terminal import say
 
     wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES)
     names = ("outputs", "mean", "std", "reject_class", "device")
@@ -162,7 +162,7 @@ def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], o
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options: Any) -> None:
     """Train a model by METHOD: standard, fgsm-at, pgd-at, trades, distill, great, greace or great+ce."""
-    from maskaudit.jobs import train_to_file
+    from maskaudit.command.jobs import train_to_file
 
     train_to_file(method, data=data, out=Path(out), resume=resume, quiet=quiet, **options)
     _line(f"Saved {out}; audit it with: maskaudit check {shlex.quote(out)}")
@@ -174,7 +174,7 @@ def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def demo(out: str, seed: int, quiet: bool) -> None:
     """Train a GRE(AT+CE) and a PGD-trained network on the embedded digits, audit both, write the reports."""
-    from maskaudit.jobs import run_demo
+    from maskaudit.command.jobs import run_demo
 
     for name, label, sentence, report in run_demo(Path(out), seed=seed, quiet=quiet):
         _line(f"{name:<10} {label:<13} {sentence}\n           report: {report}")
@@ -185,7 +185,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 @model_options
 def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str) -> None:
     """Score every adversarial example of an audit anew against MODEL; status 1 when one does not hold."""
-    from maskaudit.jobs import verify_files
+    from maskaudit.command.jobs import verify_files
 
     checks = verify_files(Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device)
     for one in checks:
@@ -198,8 +198,8 @@ def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device:
 @click.option("-o", "outputs_to", multiple=True, required=True, metavar="FORMAT=PATH", help="What to write.")
 def report(audit: str, outputs_to: tuple[str, ...]) -> None:
     """Render an old audit.json again."""
-    from maskaudit.evidence import read_report
-    from maskaudit.output import parse_outputs, write_outputs
+    from maskaudit.auditing.evidence import read_report
+    from maskaudit.command.output import parse_outputs, write_outputs
 
     wanted = parse_outputs(outputs_to, None)
     write_outputs(wanted, read_report(Path(audit)), None)
@@ -223,10 +223,10 @@ def gate(
     The status is that of the worst model: 4 failed, 2 refused, 1 a finding, 3 inconclusive, 0.
     """
     from maskaudit.command.delivery import announce
+    from maskaudit.command.terminal import Progress, say, use_colour
     from maskaudit.gate.output import audited, dump, wanted_files, write_summaries
     from maskaudit.gate.running import configured, run_gate
     from maskaudit.gate.summary import build, markdown, text
-    from maskaudit.terminal import Progress, say, use_colour
 
     settings = configured(config, fail_on=fail_on)
     folder = Path(out).absolute() if out else None
@@ -256,8 +256,8 @@ def gate(
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as one JSON document.")
 def compare(first: str, second: str, as_json: bool) -> None:
     """Say what changed between two audits of the same data, paired where the points are the same."""
-    from maskaudit.compare import compare_files, text
-    from maskaudit.terminal import say
+    from maskaudit.command.compare import compare_files, text
+    from maskaudit.command.terminal import say
 
     comparison = compare_files(Path(first), Path(second))
     say(json.dumps(comparison, indent=1, ensure_ascii=False) + "\n" if as_json else text(comparison), streams.out())
@@ -266,7 +266,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
 @cli.command()
 def probes() -> None:
     """List the probes and attacks that an audit runs."""
-    from maskaudit.jobs import list_rules
+    from maskaudit.command.jobs import list_rules
 
     for kind, name, title in list_rules():
         _line(f"{kind:<7} {name:<30} {title}")
@@ -276,7 +276,7 @@ def probes() -> None:
 @click.argument("rule")
 def explain(rule: str) -> None:
     """Explain a probe or attack: raised when, what it means, what to do, source."""
-    from maskaudit.jobs import explain_rule
+    from maskaudit.command.jobs import explain_rule
 
     _line(explain_rule(rule))
 
@@ -290,7 +290,7 @@ def zoo() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def zoo_list(as_json: bool) -> None:
     """List the models with their truth: masked or not, at which level, by what and where, best known accuracy."""
-    from maskaudit.zoo.commands import list_zoo, zoo_table
+    from maskaudit.command.zoo import list_zoo, zoo_table
 
     rows = list_zoo()
     _line(json.dumps(rows, indent=1) if as_json else "\n".join(zoo_table(rows)))
@@ -301,8 +301,8 @@ def zoo_list(as_json: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
     """Train (and cache) the networks behind NAMES, or behind the whole zoo; resumes where it stopped."""
-    from maskaudit.terminal import Progress
-    from maskaudit.zoo.commands import train_zoo
+    from maskaudit.command.terminal import Progress
+    from maskaudit.command.zoo import train_zoo
 
     progress = Progress(quiet=quiet)
     for line in train_zoo(names):
@@ -319,7 +319,7 @@ def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
     Label, mechanism, location, and best known accuracy (at most one point above the established one, never below a
     certificate) all have to be right.
     """
-    from maskaudit.zoo.commands import check_zoo
+    from maskaudit.command.zoo import check_zoo
 
     wrong = 0
     for line, right in check_zoo(names, budget=budget, seed=seed):
@@ -337,7 +337,7 @@ def zoo_truth(names: tuple[str, ...], out: str | None) -> None:
     For developers: half a minute per model on the digits, two on Fashion-MNIST. Models whose record is up to date
     are left alone.
     """
-    from maskaudit.zoo.commands import establish_truths
+    from maskaudit.command.zoo import establish_truths
     from maskaudit.zoo.truth import TRUTH_FILE
 
     for line in establish_truths(names, Path(out) if out else TRUTH_FILE):

@@ -17,8 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from maskaudit.auditing.runner import Audit
     from maskaudit.data import Dataset
-    from maskaudit.runner import Audit
     from maskaudit.threat import Norm
 
     Model = nn.Module | Callable[[Tensor], Tensor] | str

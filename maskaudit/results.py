@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from maskaudit.declared.kinds import shown
 from maskaudit.errors import InputError
-from maskaudit.kinds import shown
 
 SCHEMA_VERSION = 1
 

@@ -10,7 +10,7 @@ from typing import Literal
 from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
 from maskaudit.errors import UsageError
 from maskaudit.repairs.plan import Plan
-from maskaudit.scores import Outputs
+from maskaudit.target.scores import Outputs
 
 
 @dataclass(frozen=True)

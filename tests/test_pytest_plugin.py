@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from maskaudit import api
+from maskaudit.auditing.runner import Audit
 from maskaudit.errors import ModelError
 from maskaudit.results import AuditReport, Claim
-from maskaudit.runner import Audit
 
 from .report import sample
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from maskaudit.command.status import exit_status
 from maskaudit.errors import InputError
 from maskaudit.results import (
     REQUIRED_SECTIONS,
@@ -22,7 +23,6 @@ from maskaudit.results import (
     dump_json,
     plain,
 )
-from maskaudit.status import exit_status
 
 
 def report(**changes: Any) -> AuditReport:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from benchmarks.growth import state
 from benchmarks.kills import differences
 from maskaudit import api
-from maskaudit.attacker import Attacker
+from maskaudit.auditing.attacker import Attacker
+from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.data import Dataset
 from maskaudit.errors import InputError
-from maskaudit.journal import Journal, Kept
 from maskaudit.results import RUN_FIELDS, findings
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
@@ -108,7 +108,7 @@ def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, mon
         assert list(tasks) == [], "all work is there already"
         return []
 
-    monkeypatch.setattr("maskaudit.engine.local.Local.run", idle)
+    monkeypatch.setattr("maskaudit.auditing.engine.local.Local.run", idle)
     again = api.run(prepared(), out=tmp_path, resume=True).report.to_dict()
     assert list(differences(findings(again), findings(whole))) == []
 

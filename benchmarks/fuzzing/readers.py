@@ -16,19 +16,20 @@ import torch
 
 from benchmarks.fuzzing import mutations, samples
 from benchmarks.fuzzing.mutations import Mutation
-from maskaudit import api, jobs
-from maskaudit.check_config import read_check_options
-from maskaudit.compare import compare_files
-from maskaudit.compare import text as compared
+from maskaudit import api
+from maskaudit.auditing.evidence import read_report
+from maskaudit.auditing.journal import Journal
+from maskaudit.command import jobs
+from maskaudit.command.check_config import read_check_options
+from maskaudit.command.compare import compare_files
+from maskaudit.command.compare import text as compared
 from maskaudit.data import NAMED, idx, load_data
-from maskaudit.evidence import read_report
 from maskaudit.gate.config import check_command, read_config
-from maskaudit.journal import Journal
 from maskaudit.loading import read_metadata
-from maskaudit.recognise import recognise
 from maskaudit.repairs.plan_file import read_plan
 from maskaudit.report import render
 from maskaudit.target import Target
+from maskaudit.target.recognise import recognise
 from maskaudit.train import checkpoint as training
 
 MODEL = "model.safetensors"

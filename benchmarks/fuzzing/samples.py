@@ -37,7 +37,7 @@ METADATA: dict[str, Any] = {
 
 def network() -> nn.Module:
     """The module of `ARCH` with weights that depend on no random state."""
-    from maskaudit import models
+    from maskaudit.networks import registry as models
 
     with torch.random.fork_rng(devices=[]):
         module = models.build(ARCH)
@@ -269,7 +269,7 @@ def trained() -> bytes:
 def audit(folder: Path, model: Path) -> None:
     """A real audit of few points into `folder`: report, evidence, plan."""
     from maskaudit import api
-    from maskaudit.output import parse_outputs, write_outputs
+    from maskaudit.command.output import parse_outputs, write_outputs
     from maskaudit.settings import AuditSettings
 
     settings = AuditSettings(budget="quick", samples=12, select=("pgd", "saturation", "noise", "zero-gradient"))

@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.peers.descent import Trace, descend, uniform_noise
 from benchmarks.peers.interface import Peer, PeerAnswer, PeerTask
 from maskaudit.attacks.square import square
-from maskaudit.rescore import rescore
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.rescore import rescore
 from maskaudit.verdict.statistics import mcnemar
 
 #: Level of the tests between two attacks.

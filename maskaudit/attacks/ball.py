@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit import accelerator
 from maskaudit.attacks.resident import SlotState
 from maskaudit.sums import row_norm
+from maskaudit.target import accelerator
 from maskaudit.threat import ThreatModel
 
 #: Lengths whose squares neither vanish nor overflow in float32; others take the scaled way.

@@ -2,7 +2,7 @@
 
 One lucky draw proves nothing there, so a point does not leave at its first success. But most points that fall
 at all soon fall in every draw, and going on with those costs a whole budget each. What leaves is scored again,
-like everything else, by `maskaudit.rescore` on draws of its own.
+like everything else, by `maskaudit.target.rescore` on draws of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.rescore import MAJORITY_DRAWS
 from maskaudit.target import Target
+from maskaudit.target.rescore import MAJORITY_DRAWS
 
 #: The share of as many fresh draws as decide in the end that a candidate must win: an audit counts it as broken from a
 #: share of 0.65 of other draws on, which one whose true share is 0.9 misses in less than one case in a thousand.

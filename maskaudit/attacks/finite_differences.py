@@ -18,14 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit import accelerator
 from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
 from maskaudit.sums import row_norm
-from maskaudit.target import Target
+from maskaudit.target import Target, accelerator
 from maskaudit.threat import ThreatModel
 
 #: Sizes of the differences: each coordinate moves by this share of ε (Linf), each block by this share of ε/2 (L2).

@@ -6,7 +6,7 @@ An attack is a plain function
 
 for points `x` (N, …) that the target classifies as `y` (N,). It never decides
 whether a point is broken: it returns its best candidate per point, and code that
-did not make it scores the candidate afresh (`maskaudit.rescore`).
+did not make it scores the candidate afresh (`maskaudit.target.rescore`).
 """
 
 from __future__ import annotations

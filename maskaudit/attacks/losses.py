@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.scores import breaking_margin
 from maskaudit.target import Objective
+from maskaudit.target.scores import breaking_margin
 
 Loss = Literal["ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr", "label-term", "other-term"]
 

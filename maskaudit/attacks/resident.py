@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit import accelerator
 from maskaudit.attacks.confirm import Confirmation, look_after
 from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.target import accelerator
 
 #: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
 LOOK_EVERY = 8

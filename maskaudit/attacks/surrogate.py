@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.adam import adam
 
-from maskaudit.chunks import chunks
-from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.chunks import chunks
+from maskaudit.target.preserve import preserved_random_state
 from maskaudit.threat import ThreatModel, per_point_norm
 
 #: Slope of the leaky ReLUs for negative inputs: no unit of the surrogate is ever dead.

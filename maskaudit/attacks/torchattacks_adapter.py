@@ -33,9 +33,9 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.interface import Attempt
 from maskaudit.errors import MaskauditError, ModelError, UsageError
-from maskaudit.preserve import preserved
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.preserve import preserved
 from maskaudit.threat import ThreatModel
 
 INSTALL_HINT = "install it with: pip install 'maskaudit[torchattacks]'"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
+from maskaudit.auditing.runner import Audit, Keeper
 from maskaudit.command.delivery import Asked, write
+from maskaudit.command.status import exit_status
 from maskaudit.files import only_one_in
-from maskaudit.runner import Audit, Keeper
-from maskaudit.status import exit_status
 
 #: Tells a supervisor: the kind of message, and its content.
 Tell = Callable[..., None]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from maskaudit.command import streams
+from maskaudit.command.output import write_outputs
+from maskaudit.command.status import UNWRITTEN_STATUS
+from maskaudit.command.terminal import printable, say, use_colour
 from maskaudit.errors import MaskauditError
-from maskaudit.output import write_outputs
 from maskaudit.report import FORMATS, github, render, text
-from maskaudit.status import UNWRITTEN_STATUS
-from maskaudit.terminal import printable, say, use_colour
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import click
 
 from maskaudit import foreign
 from maskaudit.command import streams
+from maskaudit.command.memory import keep_freed_memory
+from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS
+from maskaudit.command.terminal import printable, say
 from maskaudit.errors import MaskauditError
-from maskaudit.memory import keep_freed_memory
-from maskaudit.status import BUG_STATUS, UNWRITTEN_STATUS
-from maskaudit.terminal import printable, say
 
 if TYPE_CHECKING:
     from maskaudit.command.channel import Sender

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import TextIO
 
-from maskaudit.terminal import printable, say
+from maskaudit.command.terminal import printable, say
 
 #: Longest part of a line that is kept before it is passed on.
 LONGEST = 1 << 16

@@ -26,8 +26,8 @@ from maskaudit.command import streams
 from maskaudit.command.channel import Message, Receiver, Sender, Stream, new_secret
 from maskaudit.command.hanging import Watch
 from maskaudit.command.relay import Relay
-from maskaudit.status import BUG_STATUS, MODEL_FAILED_STATUS
-from maskaudit.terminal import printable, say
+from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
+from maskaudit.command.terminal import printable, say
 
 #: Seconds that finished work is given to end, and that interrupted work is given to report.
 ENDING, REPORTING = 10.0, 60.0

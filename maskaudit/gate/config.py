@@ -27,16 +27,16 @@ from typing import Any, get_args
 from maskaudit.api import Request
 from maskaudit.attacks.registry import BUDGETS
 from maskaudit.attacks.second_opinion import external_attack
+from maskaudit.auditing.catalogue import catalogue, check_names
+from maskaudit.command.status import FAIL_ON
 from maskaudit.declared import Anything, Checked, Choice, Day, Flag, Items, Kind, Number, Record, Text, Whole, read
+from maskaudit.declared.kinds import MAX_TEXT, shown
+from maskaudit.declared.parsing import parse_toml
 from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
-from maskaudit.kinds import MAX_TEXT, shown
-from maskaudit.parsing import parse_toml
-from maskaudit.plugins import catalogue, check_names
 from maskaudit.report.reading import Prose
 from maskaudit.settings import AuditSettings
-from maskaudit.status import FAIL_ON
 from maskaudit.threat import Norm, ThreatModel
 
 CONFIG_FILE = "maskaudit.toml"

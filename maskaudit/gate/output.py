@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskaudit.command.output import parse_outputs, write_file
 from maskaudit.errors import InputError, UsageError
 from maskaudit.gate import page, summary
 from maskaudit.gate.baselines import visible
 from maskaudit.gate.merge import merged_junit, merged_sarif
 from maskaudit.gate.running import GateResult, Outcome
-from maskaudit.output import parse_outputs, write_file
 from maskaudit.report import github
 
 #: Files that `--out DIR` writes beside the sub-folders of the models, by format.

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
+from maskaudit.auditing.runner import Audit, Keeper
 from maskaudit.command import streams
 from maskaudit.command.auditing import Audited, Tell, carry_out, tell_nobody
 from maskaudit.command.channel import Sender
 from maskaudit.command.delivery import Asked, write
+from maskaudit.command.output import DIRECTORY_FILES
+from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
 from maskaudit.command.supervise import supervise
+from maskaudit.command.terminal import say
 from maskaudit.errors import MaskauditError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
 from maskaudit.gate.config import Entry, GateConfig, check_command, find_config, read_config
-from maskaudit.output import DIRECTORY_FILES
-from maskaudit.runner import Audit, Keeper
 from maskaudit.settings import AuditEvent, Listener, ignore_events
-from maskaudit.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
-from maskaudit.terminal import say
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
 WORST_FIRST = (BUG_STATUS, 4, 2, 1, 3, 0)

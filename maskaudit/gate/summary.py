@@ -6,11 +6,11 @@ import textwrap
 from typing import Any
 
 from maskaudit import __version__
+from maskaudit.command.status import BUG_STATUS
 from maskaudit.gate.running import GateResult, Outcome
 from maskaudit.report import coerce, view, words
 from maskaudit.report.markdown import code, escape
 from maskaudit.results import plain
-from maskaudit.status import BUG_STATUS
 
 SCHEMA_VERSION = 1
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from maskaudit.errors import UsageError
-from maskaudit.loading import hubs, named, onnx_file, pt2, safetensors_file, torch_file, torchscript
+from maskaudit.loading import hubs, named, pt2, safetensors_file, torch_file, torchscript
+from maskaudit.loading import onnx as onnx_file
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
 from maskaudit.loading.interface import (
     Contents,

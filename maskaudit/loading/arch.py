@@ -216,7 +216,7 @@ def _argument(spec: str, keyword: ast.keyword) -> tuple[str, Any]:
 
 
 def _build_builtin(architecture: Architecture) -> object:
-    from maskaudit import models
+    from maskaudit.networks import registry as models
 
     try:
         return models.build(architecture.spec)

@@ -23,11 +23,11 @@ from maskaudit.declared import (
     Whole,
     read,
 )
+from maskaudit.declared.kinds import shown
+from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, MaskauditError
-from maskaudit.kinds import shown
 from maskaudit.loading.interface import printable
-from maskaudit.parsing import parse_json
-from maskaudit.scores import Outputs
+from maskaudit.target.scores import Outputs
 from maskaudit.threat import Norm
 
 #: Largest JSON that a model file may hold about itself, in bytes; ours take some hundred.

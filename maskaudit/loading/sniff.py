@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from maskaudit.command.memory import largest_file
 from maskaudit.errors import InputError
 from maskaudit.loading.archive import TAR_BLOCK, ends_as_zip, is_tar, member_names
 from maskaudit.loading.interface import ModelFile
-from maskaudit.memory import largest_file
 
 #: Tags that follow `ir_version` (field 1, a small number) in an ONNX file: fields 2 to 8 of ModelProto.
 ONNX_TAGS = frozenset((0x12, 0x1A, 0x22, 0x28, 0x32, 0x3A, 0x42))

@@ -38,10 +38,10 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
-from maskaudit.chunks import chunks
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
+from maskaudit.target.chunks import chunks
 from maskaudit.threat import ThreatModel, per_point_norm
 from maskaudit.verdict.limits import AGREEMENT
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
-from maskaudit.scores import PROBABILITY_TOLERANCE
+from maskaudit.target.scores import PROBABILITY_TOLERANCE
 
 #: Difference of logits (nats) beyond which exp(−gap) is 0 in float32.
 UNDERFLOW_GAP = 149 * math.log(2)

@@ -31,11 +31,11 @@ from __future__ import annotations
 
 import torch
 
-from maskaudit.preserve import drawn_since, preserved_random_state, seed_generators
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
 from maskaudit.target import Target
+from maskaudit.target.preserve import drawn_since, preserved_random_state, seed_generators
 
 #: Evaluations of each point.
 DRAWS = 8

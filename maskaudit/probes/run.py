@@ -16,12 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskaudit.errors import MaskauditError
-from maskaudit.preserve import seed_generators
 from maskaudit.probes.docs import Explanation, explanation
 from maskaudit.probes.interface import Measurement, NotApplicable, Probe, ProbeContext
 from maskaudit.results import Location, ProbeFinding, ProbeResult, plain
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.target import Target
+from maskaudit.target.preserve import seed_generators
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import LIMITS, Limit
 from maskaudit.verdict.statistics import CONFIDENCE, clopper_pearson

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.repairs.propose import propose
 from maskaudit.repairs.target import repaired_target
 from maskaudit.target import Target
+from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.trace.behaviour import zero_share
 from maskaudit.trace.culprits import ranked
 from maskaudit.trace.health import Differences, deciding_pair

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maskaudit.preserve import seeded
 from maskaudit.target import Gradient, Objective, Target
+from maskaudit.target.preserve import seeded
 
 #: Draws after which the sign of the mean gradient is first looked at; it is looked at again after every doubling.
 FIRST_LOOK = 8

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from maskaudit.declared import Choice, Items, Number, Optional, Record, Text, Whole, read
+from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
 from maskaudit.files import read_bounded
-from maskaudit.parsing import parse_json
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import PLAN_LOSSES, PLAN_VERSION, PURPOSES, STARTS, Plan, Stage
 from maskaudit.results import Location

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackUnavailable
-from maskaudit.preserve import seeded
 from maskaudit.repairs.interface import Repair
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.preserve import seeded
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.scope import ModuleScope, as_written

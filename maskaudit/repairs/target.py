@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from maskaudit import accelerator
 from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.repaired import RepairedModel
-from maskaudit.target import Target
+from maskaudit.target import Target, accelerator
 from maskaudit.trace.behaviour import twin
 
 

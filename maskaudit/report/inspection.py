@@ -12,9 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from maskaudit.command.terminal import printable
 from maskaudit.report import words
 from maskaudit.results import dump_json
-from maskaudit.terminal import printable
 
 #: Rows of the gradient-flow table in the text form, and on the page.
 TEXT_ROWS, PAGE_ROWS = 12, 200
@@ -28,7 +28,7 @@ def text(document: dict[str, Any]) -> str:
     """The inspection for the terminal.
 
     Args:
-        document: see `maskaudit.trace.inspect.inspection`.
+        document: see `maskaudit.auditing.inspection.inspection`.
     """
     document = shown(document)
     gradient = document["gradient"]

@@ -29,8 +29,8 @@ from maskaudit.declared import (
     Whole,
     read,
 )
+from maskaudit.declared.parsing import parse_json
 from maskaudit.files import read_bounded
-from maskaudit.parsing import parse_json
 from maskaudit.results import REQUIRED_SECTIONS, AttackRow, AuditReport, ProbeResult, Rate, check_document
 
 #: Largest report, in bytes: 50,000 points with the names of ten attacks each take half of it.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskaudit.scores import PROBABILITY_TOLERANCE
 from maskaudit.target import Target
+from maskaudit.target.scores import PROBABILITY_TOLERANCE
 from maskaudit.trace.records import ModelKind, OutputKind
 
 #: Logits beyond this range saturate softmax in float32 (e^-104 is 0).

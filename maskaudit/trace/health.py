@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.errors import GradientError
-from maskaudit.preserve import seed_generators
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, differentiate
+from maskaudit.target.preserve import seed_generators
 from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE

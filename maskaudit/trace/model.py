@@ -10,9 +10,9 @@ from typing import Literal
 from torch import Tensor
 
 from maskaudit.errors import GradientError
-from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.results import Location
 from maskaudit.target import Target
+from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
 from maskaudit.trace.culprits import Suspects, behind_cuts, find_culprits, ranked

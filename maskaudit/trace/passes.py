@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskaudit.preserve import drawn_since, seed_generators
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
-from maskaudit.scores import answer_in
 from maskaudit.target import Target
+from maskaudit.target.preserve import drawn_since, seed_generators
+from maskaudit.target.scores import answer_in
 from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness

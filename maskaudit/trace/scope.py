@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from maskaudit.files import shown_path
-from maskaudit.preserve import open_checkpoints
+from maskaudit.target.preserve import open_checkpoints
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]

@@ -17,8 +17,8 @@ from torch import nn
 from maskaudit.data import NAMED as BUILT_IN
 from maskaudit.data import Dataset, load_data
 from maskaudit.loading import arch, save_checkpoint
-from maskaudit.models import is_built_in, spec_for
-from maskaudit.scores import detect_outputs
+from maskaudit.networks.registry import is_built_in, spec_for
+from maskaudit.target.scores import detect_outputs
 from maskaudit.train import checkpoint
 from maskaudit.train.checkpoint import partial_path
 from maskaudit.train.interface import (

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.errors import ModelError
-from maskaudit.preserve import preserved_random_state, seed_generators
 from maskaudit.rng import PointRNG
+from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.train import checkpoint
 from maskaudit.train.interface import Batch, Method, Plan, TrainEvent, TrainingInterrupted
 

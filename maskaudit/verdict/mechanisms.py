@@ -47,7 +47,7 @@ Confidence = Literal["low", "medium", "high"]
 
 
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
-    """The mechanisms that a trace (plain form, see `maskaudit.trace.inspect`) located, most certain first.
+    """The mechanisms that a trace (plain form, see `maskaudit.auditing.inspection`) located, most certain first.
 
     A line that was named for several of its ops is told once.
     """

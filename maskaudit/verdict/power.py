@@ -8,7 +8,7 @@ Two forms, both about the challengers, since they carry the claim that nothing i
 * *planted*: where too few points are known to be vulnerable, binary problems built on
   the model's own scores with an example planted inside the ball (Zimmermann et al.
   2022, "Increasing confidence in adversarial robustness evaluations"); see
-  `maskaudit.planted`.
+  `maskaudit.auditing.planted`.
 
 Failing the check never accuses a model: it turns `clear` into `inconclusive`.
 """

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from maskaudit.blocks import SmoothedUnits
+from maskaudit.networks.layers import SmoothedUnits
 
 #: Relative enlargement of interval bounds that covers the rounding of a float32 forward pass many times over.
 ROUNDING_SLACK = 1e-4

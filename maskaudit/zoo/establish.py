@@ -18,11 +18,11 @@ from maskaudit.attacks.square import square
 from maskaudit.data import Dataset, load_data
 from maskaudit.errors import ModelError
 from maskaudit.loading.interface import state_digest
-from maskaudit.recognise import recognise
-from maskaudit.rescore import AUDIT_QUORUM, clean_correct, rescore
 from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
+from maskaudit.target.recognise import recognise
+from maskaudit.target.rescore import AUDIT_QUORUM, clean_correct, rescore
 from maskaudit.threat import ThreatModel, customary_eps
 from maskaudit.zoo.interface import Unmaskable, ZooEntry
 from maskaudit.zoo.masks.base import unmask

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.blocks import Ensemble
+from maskaudit.networks.layers import Ensemble
 from maskaudit.rng import PointRNG
 from maskaudit.train import Batch, Plan
 from maskaudit.train.adversaries import evaluating, input_gradient, pgd, random_start

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from maskaudit.attacks.interface import Attempt
 from maskaudit.data import load_data
-from maskaudit.preserve import preserved_random_state
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.preserve import preserved_random_state
 from maskaudit.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.2)

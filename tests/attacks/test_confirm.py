@@ -12,8 +12,8 @@ from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.repairs.relay import Relay
-from maskaudit.rescore import MAJORITY_DRAWS
 from maskaudit.target import Target
+from maskaudit.target.rescore import MAJORITY_DRAWS
 from maskaudit.threat import ThreatModel
 from tests.attacks.subjects import LINF, Noisy, Subjects, assert_left_beyond_doubt, point_rng
 

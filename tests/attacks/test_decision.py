@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.boundary_search import Starts
 from maskaudit.attacks.decision import Method, decision_based, nearest_of_other_classes
+from maskaudit.attacks.decision.boundary_search import Starts
 from maskaudit.errors import UsageError
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskaudit.attacks import decision, resident, sign_flips
+from maskaudit.attacks import decision, resident
 from maskaudit.attacks import square as square_module
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.decision import decision_based
+from maskaudit.attacks.decision import decision_based, sign_flips
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.noise import random_noise
@@ -26,10 +26,10 @@ from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
 from maskaudit.attacks.universal import universal
-from maskaudit.engine.interface import Job
+from maskaudit.auditing.engine.interface import Job
 from maskaudit.rng import PointRNG
-from maskaudit.scores import Unchecked
 from maskaudit.target import Target
+from maskaudit.target.scores import Unchecked
 from maskaudit.threat import Norm, ThreatModel
 
 META = torch.device("meta")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.interface import BestCandidates
 from maskaudit.attacks.pgd import fgsm, pgd, random_start
-from maskaudit.preserve import preserved
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.preserve import preserved
 from maskaudit.threat import Norm, ThreatModel
 
 N = 30

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskaudit import accelerator
 from maskaudit.attacks import resident
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.ball import Ball, finite
@@ -23,7 +22,7 @@ from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
-from maskaudit.target import Target
+from maskaudit.target import Target, accelerator
 from maskaudit.threat import ThreatModel
 
 from .test_pgd import THREATS, N, exact_linear, make_rng

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from maskaudit.jobs import audit_source
+from maskaudit.command.jobs import audit_source
 from maskaudit.report import render
 from maskaudit.settings import AuditSettings
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maskaudit import jobs
+from maskaudit.command import jobs
 from maskaudit.files import only_one_in
 
 from .calling import ROOT, check, command, start

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from maskaudit.cli import cli
+from maskaudit.command.jobs import list_rules
 from maskaudit.data import PREFIXES
 from maskaudit.gate.config import BASELINE, MODEL
-from maskaudit.jobs import list_rules
 from maskaudit.loading import NAMED
 from maskaudit.report import FORMATS
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from maskaudit.auditing.runner import Audit, Keeper
 from maskaudit.errors import MaskauditError, ModelError
 from maskaudit.gate.config import Entry
 from maskaudit.results import AuditReport, Claim
-from maskaudit.runner import Audit, Keeper
 from maskaudit.settings import Listener
 
 from ..report import sample

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from maskaudit.compare import compare_files, text
+from maskaudit.command.compare import compare_files, text
 from maskaudit.report.github import MAX_ANNOTATIONS
 
 ROOT = Path(__file__).parent.parent.parent

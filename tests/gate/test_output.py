@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from maskaudit.auditing.runner import Audit
 from maskaudit.cli import cli
+from maskaudit.command.terminal import say
 from maskaudit.gate import running
 from maskaudit.gate.config import Entry
-from maskaudit.runner import Audit
-from maskaudit.terminal import say
 
 from .stub import StubAudit, write_config
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.fuzzing import running, samples
 from benchmarks.fuzzing.readers import AUDIT, EVIDENCE, JOURNAL, MODEL, READERS
-from maskaudit.journal import Journal
+from maskaudit.auditing.journal import Journal
 from tests.hostile import corpus, documents
 from tests.hostile.case import MARKER, MOST_BYTES, MOST_TOGETHER, Case, Link, Part, put
 

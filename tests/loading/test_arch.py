@@ -155,11 +155,11 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise UsageError(f"There is no built-in architecture {spec!r}.")
         return nn.Linear(parsed.arguments.get("width", 4), 2)
 
-    stub = types.ModuleType("maskaudit.models")
+    stub = types.ModuleType("maskaudit.networks.registry")
     stub.build = build  # type: ignore[attr-defined]
     import maskaudit
 
-    monkeypatch.setitem(sys.modules, "maskaudit.models", stub)
+    monkeypatch.setitem(sys.modules, "maskaudit.networks.registry", stub)
     monkeypatch.setattr(maskaudit, "models", stub, raising=False)
     return built
 

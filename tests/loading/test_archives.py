@@ -31,7 +31,7 @@ class Touch:
 
 
 def state() -> dict[str, torch.Tensor]:
-    from maskaudit.models import build
+    from maskaudit.networks.registry import build
 
     return build(ARCH).state_dict()
 

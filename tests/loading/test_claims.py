@@ -38,7 +38,7 @@ from maskaudit.declared import (
 )
 from maskaudit.errors import InputError, UsageError
 from maskaudit.loading import claims, load_model, read_metadata, save_checkpoint
-from maskaudit.models import build
+from maskaudit.networks.registry import build
 from maskaudit.settings import AuditSettings
 
 ARCH = "mlp(in_features=64, hidden=(3,))"

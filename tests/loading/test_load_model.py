@@ -111,9 +111,9 @@ def builtin(monkeypatch: pytest.MonkeyPatch) -> None:
             raise UsageError(f"There is no built-in architecture {spec!r}.")
         return Net(5)
 
-    stub = types.ModuleType("maskaudit.models")
+    stub = types.ModuleType("maskaudit.networks.registry")
     stub.build = build  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "maskaudit.models", stub)
+    monkeypatch.setitem(sys.modules, "maskaudit.networks.registry", stub)
     monkeypatch.setattr(maskaudit, "models", stub, raising=False)
 
 

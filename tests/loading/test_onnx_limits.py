@@ -14,7 +14,7 @@ import torch
 
 from maskaudit.errors import InputError
 from maskaudit.loading import load_model
-from maskaudit.loading.onnx_wire import count_fields
+from maskaudit.loading.onnx.wire import count_fields
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 HELPER = importlib.import_module("onnx.helper")

@@ -126,7 +126,7 @@ def test_central_differences_of_a_quadratic_are_exact() -> None:
 
 def test_points_are_compared_alike_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(relu_net(64), points(24, 64), norm_threat("Linf"))
-    monkeypatch.setattr("maskaudit.chunks.MOST_ELEMENTS", 5 * 12 * 64)
+    monkeypatch.setattr("maskaudit.target.chunks.MOST_ELEMENTS", 5 * 12 * 64)
     parts = run(relu_net(64), points(24, 64), norm_threat("Linf"))
     assert parts.value == pytest.approx(whole.value, abs=1e-6)
     assert parts.n == whole.n

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from maskaudit.repairs import RepairedModel, make_plan, repaired_attacks
 from maskaudit.repairs.stages import StandIns
 from maskaudit.rng import PointRNG
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import ThreatModel
 from maskaudit.trace import trace_model
 from tests.repairs.hard_models import HARD, FlatStairs, Hard

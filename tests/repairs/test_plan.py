@@ -13,8 +13,8 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.repairs import Plan, Stage, make_plan
 from maskaudit.repairs.plan_file import MAX_BYTES, parse_plan, plan_document, read_plan
 from maskaudit.repairs.propose import resolve
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import HEALTHY

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from maskaudit.repairs import Repair, RepairedModel, fallbacks, propose, repair_sets, repaired_target
 from maskaudit.repairs.graft import graft
 from maskaudit.results import Location
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import trace_model
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import HEALTHY, MASKED, Masked

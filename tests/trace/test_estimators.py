@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskaudit.auditing.inspection import inspection
 from maskaudit.repairs.blame import traced
 from maskaudit.target import Target
-from maskaudit.trace.inspect import inspection
 from tests.trace import masked_models as zoo
 
 Points = tuple[Tensor, Tensor]

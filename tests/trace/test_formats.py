@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.loading import load_model
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.scope import innermost_user_line
 from maskaudit.trace.scripted import ScriptedGraph, module_path

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from maskaudit.data import load_data
 from maskaudit.repairs.blame import traced
 from maskaudit.results import Location
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
 from maskaudit.verdict.mechanisms import TITLES
 from tests.trace import hard_cases as cases

@@ -7,9 +7,9 @@ import json
 import torch
 from torch import Tensor, nn
 
+from maskaudit.auditing.inspection import inspect_model
 from maskaudit.report.inspection import text
 from maskaudit.target import Target
-from maskaudit.trace.inspect import inspect_model
 from tests.trace.masked_models import masks
 
 

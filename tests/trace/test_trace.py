@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as module_hooks
 
 from maskaudit.errors import ModelError
-from maskaudit.scores import detect_outputs
 from maskaudit.target import Target
+from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.seen import FunctionCall, function_location

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.models import small_cnn
+from maskaudit.networks.registry import small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import Norm, ThreatModel
 from maskaudit.train.adversaries import ascend, fgsm, pgd, random_start

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
-from maskaudit.models import small_cnn
+from maskaudit.networks.registry import small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
 from maskaudit.train import METHODS, Batch, Plan, TrainConfig, train

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.models import small_cnn, smoothed_units
+from maskaudit.networks.registry import small_cnn, smoothed_units
 from maskaudit.threat import ThreatModel
 from maskaudit.zoo.certificates import interval_certificate, smoothing_certificate, worst_logits
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from maskaudit import zoo
 from maskaudit.cli import cli
-from maskaudit.zoo import commands
+from maskaudit.command import zoo as commands
 from maskaudit.zoo.establish import Subject
 from maskaudit.zoo.truth import Truth, read_truths, truth_of
 from tests.zoo.test_truth import record

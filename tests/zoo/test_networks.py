@@ -13,7 +13,7 @@ from maskaudit import zoo
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
 from maskaudit.loading import LoadedModel
-from maskaudit.models import ARCHITECTURES, parse
+from maskaudit.networks.registry import ARCHITECTURES, parse
 from maskaudit.threat import ThreatModel
 from maskaudit.train import METHODS, TrainConfig, partial_path
 from maskaudit.zoo import networks

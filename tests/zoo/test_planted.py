@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.data import load_data
-from maskaudit.models import mlp, small_cnn
+from maskaudit.networks.registry import mlp, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
 from maskaudit.train import Batch, Plan, TrainConfig, train

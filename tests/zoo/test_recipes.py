@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskaudit.data import Dataset, load_data
-from maskaudit.models import build, small_cnn
+from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
 from maskaudit.train import Batch, Plan, TrainConfig, train

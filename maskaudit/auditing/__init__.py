@@ -1,0 +1,1 @@
+"""The main job: draw points, measure, attack, judge."""

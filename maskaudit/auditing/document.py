@@ -1,0 +1,123 @@
+"""Assemble the report from what the run found."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from maskaudit import __version__
+from maskaudit.attacks.torchattacks_adapter import installed
+from maskaudit.auditing.ledger import Ledger
+from maskaudit.data import Dataset
+from maskaudit.loading.interface import LoadedModel
+from maskaudit.results import AuditReport, Partial, ProbeResult
+from maskaudit.settings import AuditSettings
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+from maskaudit.verdict.power import Power
+from maskaudit.verdict.rules import Judgement
+
+
+def build_report(
+    *,
+    loaded: LoadedModel,
+    data: Dataset,
+    threat: ThreatModel,
+    settings: AuditSettings,
+    target: Target,
+    ledger: Ledger,
+    judgement: Judgement,
+    power: Power,
+    probes: tuple[ProbeResult, ...],
+    looks: tuple[int, ...],
+    figures: dict[str, Any],
+    notes: tuple[str, ...],
+    trace: dict[str, Any],
+    plan: dict[str, Any],
+    seconds: float,
+    partial: Partial | None,
+) -> AuditReport:
+    """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
+    rows = ledger.rows()
+    return AuditReport(
+        tool={"name": "maskaudit", "version": __version__},
+        environment=_environment(settings),
+        target={
+            "source": loaded.source,
+            "format": loaded.format,
+            "sha256": loaded.sha256,
+            "parameters": loaded.parameters,
+            "arch": settings.arch,
+            "architecture": str(loaded.metadata.get("arch", "")),
+            "method": str(loaded.metadata.get("method", "")),
+            "outputs": target.outputs,
+            "random": target.random,
+            "reject_class": target.reject_class,
+            "trusted_code": list(loaded.trusted_code),
+        },
+        threat={"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        settings={
+            "seed": settings.seed,
+            "budget": settings.budget,
+            "samples": len(ledger),
+            "looks": list(looks),
+            "data": data.name,
+            "split": data.split,
+            "input_shape": list(data.x.shape[1:]),
+            "mean": list(settings.mean) if settings.mean else None,
+            "std": list(settings.std) if settings.std else None,
+            "batch_size": settings.batch_size,
+            "select": list(settings.select),
+            "ignore": list(settings.ignore),
+            "extra_attacks": list(settings.extra_attacks),
+            "draws": target.draws,
+            "fail_on": settings.fail_on,
+            "defaults": list(settings.defaults),
+            "command": settings.command,
+        },
+        verdict=judgement.verdict,
+        claim=judgement.claim,
+        accuracy=judgement.accuracy,
+        masking=judgement.masking,
+        power=power.to_dict(),
+        probes=probes,
+        attacks=rows,
+        points=_points(ledger),
+        evidence={"file": None, "sha256": None},
+        figures=figures,
+        notes=notes,
+        trace=trace,
+        plan=plan,
+        partial=partial,
+        timing={
+            "total_seconds": round(seconds, 2),
+            "forwards": target.ledger.forwards,
+            "backwards": target.ledger.backwards,
+        },
+    )
+
+
+def _points(ledger: Ledger) -> dict[str, Any]:
+    counted = [entry for entry in ledger.entries.values() if entry.spec.kind != "sanity"]
+    return {
+        "index": ledger.index,
+        "label": ledger.y.tolist(),
+        "predicted": ledger.predicted.tolist(),
+        "correct": ledger.correct.tolist(),
+        "broken_by": [[e.spec.name for e in counted if row in e.examples] for row in range(len(ledger))],
+    }
+
+
+def _environment(settings: AuditSettings) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchattacks": installed(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": settings.device,
+    }

@@ -1,0 +1,41 @@
+"""What files say, read as declared fields: type, range, size and allowed values."""
+
+from maskaudit.declared.records import (
+    Anything,
+    Checked,
+    Choice,
+    Day,
+    Either,
+    Flag,
+    Items,
+    Kind,
+    Number,
+    Optional,
+    Record,
+    Refused,
+    Table,
+    Text,
+    Whole,
+    read,
+    walk,
+)
+
+__all__ = [
+    "Anything",
+    "Checked",
+    "Choice",
+    "Day",
+    "Either",
+    "Flag",
+    "Items",
+    "Kind",
+    "Number",
+    "Optional",
+    "Record",
+    "Refused",
+    "Table",
+    "Text",
+    "Whole",
+    "read",
+    "walk",
+]

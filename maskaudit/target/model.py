@@ -1,0 +1,429 @@
+"""The audited model behind one interface.
+
+`Target` turns any module or callable into class scores of shape (N, K), gives
+input gradients of a per-point objective, cuts work into batches, and counts
+every pass. While it is open (`with target:`) the model is in evaluation mode and
+on the target's device; on leaving, also after an exception, the model and the
+caller's world (see `maskaudit.target.preserve`) are put back bit for bit.
+
+Whatever the model raises is its failure, not ours: a `ModelError` in the forward
+pass, a missing gradient where only the gradient fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from maskaudit import foreign
+from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
+from maskaudit.target import accelerator
+from maskaudit.target.preserve import open_checkpoints, preserved
+from maskaudit.target.scores import Outputs, Unchecked, breaking_margin, checked_scores
+from maskaudit.target.world import TorchFlags
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
+
+#: How torch says that memory ran out, where it has no exception of its own for it.
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class EndOfPass(BaseException):
+    """Base of what ends a forward pass from outside; never taken for an error of the model."""
+
+
+@dataclass
+class PassLedger:
+    """Passes through the model, counted in points (a batch of 32 counts 32)."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+    def since(self, earlier: PassLedger) -> PassLedger:
+        """What was spent since a copy taken earlier."""
+        return PassLedger(self.forwards - earlier.forwards, self.backwards - earlier.backwards)
+
+    def add(self, spent: PassLedger) -> None:
+        """Count what was spent elsewhere, or before an interruption."""
+        self.forwards += spent.forwards
+        self.backwards += spent.backwards
+
+    def copy(self) -> PassLedger:
+        """A snapshot."""
+        return replace(self)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Result of `Target.value_and_grad`.
+
+    Attributes:
+        scores: class scores (N, K), averaged over draws for a random model.
+        value: the objective per point (N,).
+        grad: its gradient with respect to the input (N, …); zero where the model gives none.
+        connected: whether the output depended on the input in the autograd graph at all, and the backward pass ended.
+    """
+
+    scores: Tensor
+    value: Tensor
+    grad: Tensor
+    connected: bool
+
+
+#: Points per pass, and numbers per pass that lower it for large inputs: with a gradient a pass holds far more.
+BATCH, BATCH_ELEMENTS = 256, 2**22
+
+
+def usual_batch(point_shape: Sequence[int]) -> int:
+    """Points per pass where nobody says how many: `BATCH`, fewer for large inputs (27 of 3 × 224 × 224)."""
+    return max(1, min(BATCH, BATCH_ELEMENTS // max(1, math.prod(point_shape))))
+
+
+class Target:
+    """A classifier under audit.
+
+    Scores are looked at as they come. Within `late_checks`, where an attack runs, scores on an accelerator are
+    looked at once, at its end.
+
+    Args:
+        model: maps inputs (N, C, H, W) or (N, D) to logits or probabilities (N, K), K ≥ 2.
+        bounds: smallest and largest coordinate; inputs outside are refused.
+        mean, std: per-channel normalisation applied before the model, if it is not part of it.
+        outputs: what the model returns; probabilities are turned into their logarithm, so that
+            every loss sees scores on the scale of logits.
+        draws: forward passes averaged per evaluation; above 1 for random models only.
+        reject_class: index of an output that means "refused to answer", if the model has one.
+            Predicting it counts neither as correct nor as broken.
+        batch_size: largest number of points per pass.
+        seed: seeds the global generators while the target is open, for models that draw from them.
+
+    Attributes:
+        gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
+        needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
+            forward pass; it is then asked in no other way. None before the first answer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        outputs: Outputs = "logits",
+        draws: int = 1,
+        reject_class: int | None = None,
+        batch_size: int = BATCH,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or draws < 1:
+            raise UsageError(f"Batch size and draws must be at least 1, got {batch_size} and {draws}.")
+        if std is not None and not all(s > 0 for s in std):
+            raise UsageError("Every entry of --std must be positive.")
+        self.model = model
+        self.bounds = bounds
+        self.mean, self.std = mean, std
+        self.outputs: Outputs = outputs
+        self.draws = draws
+        self.reject_class = reject_class
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.seed = seed
+        self.ledger = PassLedger()
+        self.gradient_failure = ""
+        self.needs_graph: bool | None = None
+        self._flags = TorchFlags.read()
+        self._stack: contextlib.ExitStack | None = None
+        self._unchecked: Unchecked | None = None
+        self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
+
+    @property
+    def random(self) -> bool:
+        """Whether answers are averaged over draws; attacks then never stop at a first success."""
+        return self.draws > 1
+
+    @property
+    def stop_early(self) -> bool:
+        """Whether the first misclassification proves the point (deterministic model without a reject class)."""
+        return not self.random and self.reject_class is None
+
+    def __enter__(self) -> Target:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(preserved(self.model, seed=self.seed))
+            stack.enter_context(open_checkpoints())
+            if isinstance(self.model, nn.Module):
+                if self.device.type != "cpu":
+                    self.model.to(self.device)
+                if hasattr(self.model, "training"):  # frozen TorchScript has no mode
+                    self.model.eval()
+            self._flags = TorchFlags.read()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._stack is not None
+        self._stack.close()
+        self._stack = None
+
+    @contextlib.contextmanager
+    def late_checks(self) -> Iterator[None]:
+        """Within, passes on an accelerator do not wait for it; NaN among the scores is refused on leaving.
+
+        Raises:
+            ModelError: on leaving, as the passes themselves do elsewhere and on the CPU.
+        """
+        if accelerator.asking_is_free(self.device) or self._unchecked is not None:
+            yield
+            return
+        self._unchecked = unchecked = Unchecked(torch.zeros((), dtype=torch.int64, device=self.device))
+        try:
+            yield
+        finally:  # also where the NaN was what made the attack fail
+            self._unchecked = None
+            unchecked.settle()
+
+    def raw(self, x: Tensor) -> Tensor:
+        """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
+        with torch.no_grad():
+            return torch.cat([self._answer(x[rows], self._call) for rows in self._batches(len(x))])
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Class scores (N, K) without gradient, averaged over `draws` passes."""
+        with torch.no_grad():
+            parts = []
+            for rows in self._batches(len(x)):
+                total = self._answer(x[rows], self._scores_once)
+                for _ in range(self.draws - 1):
+                    total = total + self._answer(x[rows], self._scores_once)
+                parts.append(total / self.draws)  # a copy: the model may write its next answer over this one
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def value_and_grad(self, x: Tensor, objective: Objective) -> Gradient:
+        """Scores, objective and input gradient at `x` (N, …); draws are averaged for random models.
+
+        Where the model fails only because a gradient is asked for, that of the batch is zero, and
+        `gradient_failure` says why.
+
+        Raises:
+            ModelError: when the model raises or returns something that is not class scores.
+        """
+        parts = []
+        for rows in self._batches(len(x)):
+            here = torch.arange(rows.start, rows.stop, device=x.device)
+            parts.append(self._gradient_of_batch(x[rows], here, objective))
+        if len(parts) == 1:
+            return parts[0]
+        return Gradient(
+            scores=torch.cat([p.scores for p in parts]),
+            value=torch.cat([p.value for p in parts]),
+            grad=torch.cat([p.grad for p in parts]),
+            connected=all(p.connected for p in parts),
+        )
+
+    def differentiable_scores(self, x: Tensor) -> Tensor:
+        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for whoever differentiates twice.
+
+        Raises:
+            ModelError: when the model raises or returns something that is not class scores; `GradientError` if only
+                because of the graph.
+        """
+        try:
+            return self._scores_once(x)
+        except ModelError as error:
+            if isinstance(error, GradientError) or out_of_memory(error) or not self._answers_without(x):
+                raise
+            raise GradientError(str(error)) from error.__cause__ or error
+
+    def _answers_without(self, x: Tensor) -> bool:
+        """Whether the model answers a batch if no gradient is asked for."""
+        try:
+            with torch.no_grad():
+                self._scores_once(x.detach())
+        except ModelError:
+            return False
+        return True
+
+    def _answer(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a batch (n, …) is answered, off the graph; the first answer shows whether that needs a graph."""
+        if self.needs_graph is None:
+            try:
+                answer = ask(x)
+            except ModelError as error:
+                if out_of_memory(error):
+                    raise
+                try:
+                    answer = self._on_graph(x, ask)
+                except ModelError:
+                    raise error from error.__cause__
+                self.needs_graph = True
+                return answer
+            self.needs_graph = False
+            return answer
+        return self._on_graph(x, ask) if self.needs_graph else ask(x)
+
+    def _on_graph(self, x: Tensor, ask: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            return ask(x.detach().requires_grad_(True)).detach()
+
+    def predict(self, scores: Tensor) -> Tensor:
+        """Predicted class (N,) for scores (N, K)."""
+        return scores.argmax(dim=1)
+
+    def margin(self, scores: Tensor, y: Tensor) -> Tensor:
+        """Largest score of a class that would break the point, less the score that holds it; > 0 means broken. (N,)."""
+        return breaking_margin(scores, y, self.reject_class)
+
+    def count_backward(self, points: int) -> None:
+        """Record backward passes made outside `value_and_grad` (double backward in probes)."""
+        self.ledger.backwards += points
+
+    def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+        scores_sum = value_sum = grad_sum = None
+        connected = True
+        for _ in range(self.draws):
+            leaf = x.detach().requires_grad_(True)  # the model sees a copy, see `_call`
+            try:
+                with torch.enable_grad():
+                    scores = self.differentiable_scores(leaf)
+            except GradientError as error:
+                self.gradient_failure = self.gradient_failure or str(error)
+                with torch.no_grad():
+                    scores = self._scores_once(x)
+            with torch.enable_grad():
+                value = objective(scores, rows)
+                total = value.sum()
+            grad = self._input_gradient(total, leaf) if total.requires_grad else None
+            if grad is None:
+                connected = False
+                grad = torch.zeros_like(x)
+            scores, value, grad = scores.detach(), value.detach(), grad.detach()
+            scores_sum = scores if scores_sum is None else scores_sum + scores
+            value_sum = value if value_sum is None else value_sum + value
+            grad_sum = grad if grad_sum is None else grad_sum + grad
+        assert scores_sum is not None
+        assert value_sum is not None
+        assert grad_sum is not None
+        if self.draws == 1:
+            return Gradient(scores_sum.clone(), value_sum, grad_sum, connected)
+        return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
+
+    def _input_gradient(self, total: Tensor, leaf: Tensor) -> Tensor | None:
+        """Gradient of a sum with respect to the input; None where the model gives none."""
+        self.ledger.backwards += len(leaf)
+        try:
+            (grad,) = differentiate(total, (leaf,))
+        except GradientError as error:
+            self.gradient_failure = self.gradient_failure or str(error)
+            return None
+        return grad
+
+    def _scores_once(self, x: Tensor) -> Tensor:
+        output = self._call(x)
+        if self.outputs == "probabilities":
+            return output.clamp_min(torch.finfo(output.dtype).tiny).log()
+        return output
+
+    def _call(self, x: Tensor) -> Tensor:
+        """One pass of one batch, checked and counted."""
+        self.ledger.forwards += len(x)
+        inputs = x.to(self.device)
+        if inputs is x:
+            inputs = x.clone()  # a model that works in place must not reach the caller's points
+        if self.mean is not None or self.std is not None:
+            inputs = self._normalise(inputs)
+        recording = torch.is_grad_enabled()
+        try:
+            with foreign.Call():
+                output = self.model(inputs)
+        except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
+            if not _of_the_model(error):
+                raise
+            raise ModelError(_sentence(error, f"on input of shape {tuple(x.shape)}")) from error
+        finally:
+            self._flags.restore()
+            if torch.is_grad_enabled() != recording:
+                torch.set_grad_enabled(recording)
+        return self.checked(output, len(x)).to(x.device)
+
+    def checked(self, output: object, n: int) -> Tensor:
+        """What a model returned for `n` inputs as float32 scores (n, K); within `late_checks` NaN is refused later.
+
+        Raises:
+            ModelError: when it is something else.
+        """
+        return checked_scores(output, n, self._unchecked)
+
+    def _normalise(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        for name, values in (("--mean", self.mean), ("--std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise InputError(f"{name} has {len(values)} entries, but the inputs have {channels} channels.")
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        if self.mean is not None:
+            x = x - self._constant(self.mean, x).view(shape)
+        if self.std is not None:
+            x = x / self._constant(self.std, x).view(shape)
+        return x
+
+    def _constant(self, values: tuple[float, ...], x: Tensor) -> Tensor:
+        """The values beside `x`; brought there once, since that waits for an accelerator."""
+        key = (values, x.dtype)
+        if key not in self._constants:
+            self._constants[key] = torch.tensor(values, dtype=x.dtype, device=x.device)
+        return self._constants[key]
+
+    def _batches(self, n: int) -> Iterator[slice]:
+        for start in range(0, n, self.batch_size):
+            yield slice(start, min(start + self.batch_size, n))
+
+
+def differentiate(
+    total: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """Gradients of a sum with respect to tensors, None where it does not depend on one: `torch.autograd.grad`.
+
+    The backward pass runs the audited model's code, which may raise whatever it likes.
+
+    Raises:
+        GradientError: when it raises.
+        ModelError: when memory runs out.
+    """
+    try:
+        with foreign.Call():
+            return torch.autograd.grad(
+                total, tuple(inputs), retain_graph=retain_graph or create_graph, create_graph=create_graph,
+                allow_unused=True,
+            )  # fmt: skip
+    except BaseException as error:
+        if not _of_the_model(error):
+            raise
+        kind = ModelError if out_of_memory(error) else GradientError
+        raise kind(_sentence(error, "in its backward pass")) from error
+
+
+def _of_the_model(error: BaseException) -> bool:
+    """Whether an exception is the model's failure: not the user's interruption, our own error, or `EndOfPass`."""
+    return foreign.raised_by_model(error) and not isinstance(error, (MaskauditError, EndOfPass))
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or what caused it, says that memory ran out: no property of the model."""
+    if error is None:
+        return False
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    words = str(error).lower() if isinstance(error, (RuntimeError, ModelError)) else ""
+    return any(phrase in words for phrase in _OUT_OF_MEMORY) or out_of_memory(error.__cause__)
+
+
+def _sentence(error: BaseException, where: str) -> str:
+    """What the model raised, in one line."""
+    first_line = (str(error).strip().splitlines() or [""])[0]
+    return f"The model raised {type(error).__name__} {where}: {first_line}".removesuffix(": ")

@@ -1,0 +1,343 @@
+"""Challengers are spared most points that own gradients broke, and every figure stays what it was."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskaudit import api
+from maskaudit.attacks import decision, registry
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.square import square
+from maskaudit.auditing import challenge, near_misses
+from maskaudit.auditing.ledger import Ledger
+from maskaudit.probes.interface import AttackOutcome, ProbeContext
+from maskaudit.probes.paired import strong_gap
+from maskaudit.results import AttackRow, AuditReport
+from maskaudit.rng import PointRNG
+from maskaudit.settings import AuditSettings
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+from maskaudit.verdict.power import RECAPTURE_POINTS
+
+NEAR = ("apgd-ce-near", "apgd-near", "square-near")
+CHALLENGERS = ("noise", "square", "finite-differences", "decision")
+
+
+def audited(recapture: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
+    """A linear model of which about half of the points break, audited with a sample of the given size."""
+    monkeypatch.setattr(challenge, "RECAPTURE_POINTS", recapture)
+    monkeypatch.setattr(challenge, "FLOOR", 1.0)
+    return linear(eps=0.1)
+
+
+def linear(eps: float, front: nn.Module | None = None, **settings: object) -> AuditReport:
+    """A linear model, behind something if wanted, audited quickly on points that it classifies as they are labelled."""
+    torch.manual_seed(0)
+    x, head = torch.rand(128, 6), nn.Linear(6, 3)
+    model = head if front is None else nn.Sequential(front, head)
+    left_out = ("transfer", "torchattacks-pgd", "torchattacks-square")
+    chosen = AuditSettings(**{"budget": "quick", "ignore": left_out, **settings})  # type: ignore[arg-type]
+    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=eps, settings=chosen).report
+    return report
+
+
+def test_challengers_attack_what_stands_and_a_sample_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, spared = audited(10**9, monkeypatch), audited(24, monkeypatch)
+    n = whole.settings["samples"]
+    rows = [{row.name: row for row in report.attacks} for report in (whole, spared)]
+    broken = round(n * (1 - whole.accuracy["strong_reference"].value))  # type: ignore[union-attr]
+    assert 24 < broken < n
+    for name in CHALLENGERS:
+        assert rows[0][name].attempted == n
+        assert rows[1][name].attempted == n - broken + 24
+        assert rows[1][name].forwards < rows[0][name].forwards
+        row = rows[1][name]
+        assert row.robust_accuracy == pytest.approx((row.attempted - row.broken) / n), "spared points count as broken"
+    assert spared.power["n"] == 24
+    assert spared.power["passed"] is whole.power["passed"]
+    assert spared.verdict.label == whole.verdict.label
+    for figure in ("clean", "reference", "strong_reference", "best_known"):
+        assert spared.accuracy[figure] == whole.accuracy[figure]
+    assert spared.masking["gradient_level"] == whole.masking["gradient_level"]
+    probes = [{p.rule: (p.status, p.value, p.n) for p in report.probes} for report in (whole, spared)]
+    for rule in ("gradient-free-gap", "random-beats-gradient"):
+        assert probes[0][rule] == probes[1][rule]
+
+
+def outcome(broken: list[int], attempted: list[int] | None) -> AttackOutcome:
+    row = AttackRow(
+        name="square", title="", kind="score", role="challenger", robust_accuracy=None, interval=None, broken=0,
+        attempted=0, new=0, queries=0, forwards=0, backwards=0, seconds=0.0, status="ran", reason="", settings={},
+        sources=(), curve=(),
+    )  # fmt: skip
+    return AttackOutcome(
+        row, torch.tensor(broken).bool(), None if attempted is None else torch.tensor(attempted).bool()
+    )
+
+
+@pytest.mark.parametrize(
+    ("broken", "attempted", "raw"),
+    [
+        ([1, 1, 0, 0, 1, 0, 0, 0], None, 3 - 2),
+        (
+            [1, 0, 0, 0, 1, 0, 0, 0],
+            [1, 1, 0, 0, 1, 1, 1, 1],
+            2 + 2 * 0.5 - 2,
+        ),  # half of the two tried, so of the spared
+    ],
+)
+def test_the_plain_difference_counts_spared_points_by_their_like(
+    broken: list[int], attempted: list[int] | None, raw: float
+) -> None:
+    tried = outcome(broken, attempted)
+    reference = AttackOutcome(
+        AttackRow(**{**vars(tried.row), "name": "pgd", "kind": "gradient", "role": "reference"}),
+        torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).bool(),
+    )
+    strong = torch.tensor([1, 1, 1, 1, 0, 0, 0, 0]).bool()
+
+    def model(x: Tensor) -> Tensor:
+        return x
+
+    context = ProbeContext(
+        Target(model), torch.zeros(8, 2), torch.zeros(8).long(), ThreatModel(), PointRNG.create(0, "", torch.arange(8)),
+        {"square": tried, "pgd": reference}, strong,
+    )  # fmt: skip
+    gap = strong_gap(context, {"square": tried}, "Search")
+    assert (gap.count, gap.n) == (1, 8)
+    assert gap.details["raw_gap_to_reference"] == pytest.approx(raw / 8)
+
+
+def test_the_sample_suffices_for_the_power_check() -> None:
+    from maskaudit.verdict.power import MIN_KNOWN, check_power
+
+    assert RECAPTURE_POINTS > MIN_KNOWN
+    assert check_power("recapture", 40, RECAPTURE_POINTS).passed
+    assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.SETTLED_POINTS), (16, RECAPTURE_POINTS)])
+def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(found: int, wanted: int) -> None:
+    ledger, specs = Ledger(), {spec.name: spec for spec in battery(BUDGETS["quick"])}
+    points, every = torch.zeros(200, 2), torch.ones(200, dtype=torch.bool)
+    ledger.add_points(torch.arange(200), points, torch.zeros(200).long(), every, torch.zeros(200).long())
+    met = torch.arange(32)
+    ledger.record(specs["pgd"], torch.arange(200), points, every, torch.ones(200).long())
+    ledger.record(specs["square"], met, points[met], met < found, torch.ones(32).long())
+    ledger.record(specs["transfer"], torch.tensor([150]), points[:1], every[:1] & False, torch.ones(1).long())
+    search = challenge.Challenge(SimpleNamespace(ledger=ledger), lambda: False, 0.001)  # type: ignore[arg-type]
+    tried = search.tried()
+    assert torch.equal(tried.nonzero().squeeze(1), met), "where nothing stood no surrogate was trained: no search less"
+    assert search._wanted(tried) == wanted
+    assert search._wanted(tried[:0]) == challenge.SETTLED_POINTS
+
+
+class Rounded(nn.Module):
+    """Inputs on a coarse grid: no gradient comes back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * 16).round() / 16
+
+
+def by_name(report: AuditReport) -> dict[str, AttackRow]:
+    return {row.name: row for row in report.attacks}
+
+
+def test_a_search_gets_on_standing_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    learnt = linear(eps=0.1)
+    monkeypatch.setattr(challenge, "FLOOR", 1.0)
+    whole = linear(eps=0.1)
+    for name, limit in (("square", "queries"), ("finite-differences", "queries"), ("decision", "queries")):
+        row, all_of_it = by_name(learnt)[name], by_name(whole)[name]
+        shortened = row.settings[f"{limit}_on_standing_points"]
+        assert 0.25 * row.settings[limit] <= shortened < row.settings[limit]
+        assert row.attempted == all_of_it.attempted
+        assert row.forwards < 0.6 * all_of_it.forwards
+        assert all_of_it.settings[f"{limit}_on_standing_points"] == all_of_it.settings[limit]
+    assert learnt.verdict.label == whole.verdict.label == "clear"
+    assert learnt.accuracy["best_known"] == whole.accuracy["best_known"]
+
+
+def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
+    report = linear(eps=0.1, front=Rounded())
+    assert report.masking["screen"]["fired"]
+    assert not any("on_standing_points" in key for row in report.attacks for key in row.settings)
+
+
+def test_where_something_is_hidden_standing_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge, "BY_THE_WAY", -1.0)  # whatever falls, falls not by the way
+    report = linear(eps=0.1)
+    for name in ("noise", "square"):
+        row = by_name(report)[name]
+        limit = "draws" if name == "noise" else "queries"
+        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+
+
+def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[None] = []
+
+    def on_second_thought(_self: challenge.Challenge) -> bool:
+        asked.append(None)
+        return len(asked) % 2 == 0
+
+    monkeypatch.setattr(challenge.Challenge, "_something_hidden", on_second_thought)
+    rows = by_name(linear(eps=0.1))
+    for name in ("noise", "square", "finite-differences"):
+        row = rows[name]
+        limit = "draws" if name == "noise" else "queries"
+        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+        assert row.settings[f"{limit}_on_known_points"] < row.settings[limit]
+
+
+@pytest.mark.parametrize(
+    ("took", "budgets"),
+    [
+        ([(100, 40)] * 40, (250, 100)),  # half of a quarter suffices for all
+        ([(math.inf, math.inf)] * 9 + [(1, 1)] * 20, (250, 100)),  # what nothing breaks teaches nothing
+        ([(1, 1)] * 38 + [(900, math.inf)] * 2, (250, 100)),  # one in twenty may be missed
+        ([(1, 1)] * 37 + [(300, math.inf)] * 3, (600, 100)),  # … but not more: twice what they took
+        ([(1, 1)] * 30 + [(400, 100)] * 10, (250, 200)),  # the cheaper of two that would do
+        ([(1, 1)] * 30 + [(300, math.inf)] * 5 + [(math.inf, 150)] * 5, (600, 300)),  # both are needed
+        ([(1, 1)] * 10 + [(900, math.inf)] * 10, (1000, 100)),  # never more than the whole
+    ],
+)
+def test_searches_learn_their_budgets_together(took: list[tuple[float, float]], budgets: tuple[int, int]) -> None:
+    points = [dict(zip(("square", "noise"), point, strict=True)) for point in took]
+    learnt = challenge.learnt_budgets(points, {"square": 1000, "noise": 400})
+    assert (learnt["square"], learnt["noise"]) == budgets
+
+
+def test_the_decision_based_search_has_its_pool_on_known_and_on_standing_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools: list[Tensor | None] = []
+
+    def watched(target: Target, x: Tensor, y: Tensor, pool: Tensor | None, starts: int) -> decision.Starts:
+        pools.append(pool)
+        return nearest(target, x, y, pool, starts)
+
+    nearest = decision.nearest_of_other_classes
+    monkeypatch.setattr(decision, "nearest_of_other_classes", watched)
+    report = linear(eps=0.1)
+    assert "queries_on_standing_points" in by_name(report)["decision"].settings
+    assert len(pools) >= 2
+    assert all(pool is not None and len(pool) == 128 for pool in pools)
+
+
+def test_own_gradients_give_up_what_is_beyond_reach_where_nothing_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+    spared = linear(eps=0.1)
+    suspected = by_name(linear(eps=0.1, front=Rounded()))
+    monkeypatch.setattr(registry, "REACH", math.inf)
+    whole = linear(eps=0.1)
+    for name in ("apgd-ce", "apgd-margin", "apgd-dlr", "apgd-rescaled", "apgd-targeted"):
+        assert by_name(spared)[name].settings["reach"] < 1
+        assert by_name(spared)[name].backwards < by_name(whole)[name].backwards
+        assert by_name(spared)[name].attempted == by_name(whole)[name].attempted
+        assert "reach" not in suspected[name].settings
+    assert spared.accuracy["best_known"] == whole.accuracy["best_known"]
+
+
+class Jitter(nn.Module):
+    """Noise that hides nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1e-4 * torch.randn_like(x)
+
+
+def test_nothing_is_spared_on_a_random_model_even_where_it_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no trace")
+
+    monkeypatch.setattr("maskaudit.auditing.runner.traced", fails)
+    rows = by_name(linear(eps=0.1, front=Jitter(), samples=16, ignore=tuple(CHALLENGERS)))
+    assert "reach" in by_name(linear(eps=0.1, samples=16, ignore=tuple(CHALLENGERS)))["apgd-ce"].settings
+    assert "reach" not in rows["apgd-ce"].settings
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.9])
+def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
+    pytest.importorskip("torchattacks")
+    report = linear(eps=eps, ignore=("transfer", "universal"))
+    ours = {row.name for row in report.attacks if row.role != "second_opinion"} - set(NEAR)
+    standing = sum(not ours & set(names) for names in report.points["broken_by"])
+    for name in ("torchattacks-pgd", "torchattacks-square"):
+        row = by_name(report)[name]
+        if standing:
+            assert 0 < row.attempted <= standing
+        else:
+            assert (row.status, row.reason) == ("skipped", "no point was left standing")
+    assert (standing == 0) == (eps == 0.9)
+
+
+def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is_trained() -> None:
+    report = linear(eps=0.9, ignore=("torchattacks-pgd", "torchattacks-square"))
+    assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
+    assert report.verdict.label == "clear"
+    assert report.power["passed"]
+    assert report.power["n"] == challenge.SETTLED_POINTS
+    assert by_name(report)["square"].attempted == challenge.SETTLED_POINTS
+    assert by_name(report)["transfer"].status == "skipped"
+    assert "no point standing" in by_name(report)["transfer"].reason
+
+
+def test_cross_entropy_gets_its_restarts_where_only_another_loss_got_through() -> None:
+    class Steep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 3000 * self.head(x)
+
+    torch.manual_seed(0)
+    x, model = torch.rand(128, 6), Steep()
+    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
+    report = api.audit(model, (x, model(x).argmax(1)), eps=0.2, settings=settings).report
+    rows = by_name(report)
+    again = rows["apgd-ce-restarts"]
+    assert 0 < again.attempted < rows["apgd-ce"].attempted
+    assert again.settings["restarts"] == 4  # with the one before: as many runs as margin, DLR, rescaled and two targets
+    assert again.robust_accuracy is None
+    assert report.verdict.label == "masked"
+
+
+def test_near_misses_are_attacked_last_with_matched_budgets() -> None:
+    report = linear(eps=0.1)
+    rows = by_name(report)
+    loss, margins = rows["apgd-ce-near"], rows["apgd-near"]
+    standing = [names for names in report.points["broken_by"] if not {"apgd-ce", "apgd-margin"} & set(names)]
+    assert 0 < loss.attempted <= max(near_misses.NEAR_LEAST, math.ceil(near_misses.NEAR_SHARE * len(standing)) + 1)
+    assert margins.attempted <= loss.attempted
+    assert loss.settings["steps"] == margins.settings["steps"]
+    assert loss.settings["restarts"] == margins.settings["targets"]
+    assert rows["square-near"].attempted <= margins.attempted
+    assert [row.name for row in report.attacks if row.role != "second_opinion"][-3:] == list(NEAR)
+
+
+def test_what_the_best_candidate_leads_to_is_found() -> None:
+    """A ditch that is flat a little way off: corners of the ball come near it, and only from there a slope leads in."""
+
+    class Ditch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            off = (x[:, 0] - x[:, 1] - 0.3).abs()
+            depth = torch.where(off < 0.12, 0.02 - off, -0.12 + 0 * off)
+            return torch.stack([torch.zeros_like(depth), depth], dim=1)
+
+    x = 0.5 + 0.001 * torch.rand(64, 2)
+    settings = AuditSettings(budget="quick", select=("noise", "apgd-ce-near", "apgd-near"))
+    report = api.audit(Ditch(), (x, torch.zeros(64, dtype=torch.int64)), eps=0.2, settings=settings).report
+    rows = by_name(report)
+    assert rows["noise"].broken == 0
+    assert rows["pgd"].broken < 40
+    assert rows["apgd-ce-near"].broken == rows["apgd-ce-near"].attempted >= 3
+
+
+def test_an_effort_that_is_no_setting_is_refused() -> None:
+    with pytest.raises(ValueError, match="queries"):
+        AttackSpec("mine", "", "score", "challenger", square, effort="queries")
