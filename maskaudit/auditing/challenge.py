@@ -23,8 +23,8 @@ from torch import Tensor
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.universal import keys
 from maskaudit.auditing.attacker import Attacker, Booked
-from maskaudit.verdict.power import MIN_KNOWN, RECAPTURE_POINTS, Power, check_power
-from maskaudit.verdict.rules import CLEAR_LIMIT
+from maskaudit.verdict.limits import CLEAR_LIMIT, MIN_KNOWN, RECAPTURE_POINTS
+from maskaudit.verdict.power import Power, check_power
 from maskaudit.verdict.statistics import upper_bound
 
 #: Known-broken points that suffice where challengers cannot change the verdict; a share of 0.69 passes the power check.

@@ -50,9 +50,10 @@ from maskaudit.target.recognise import recognise
 from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.records import Trace
+from maskaudit.verdict.limits import MIN_KNOWN, SCREEN
 from maskaudit.verdict.mechanisms import located
-from maskaudit.verdict.power import ASSUMED, MIN_KNOWN, NOT_CHECKED, Power, check_power
-from maskaudit.verdict.rules import SCREEN, Judgement, Observations, error_level, fired_indicators, judge
+from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
+from maskaudit.verdict.rules import Judgement, Observations, error_level, fired_indicators, judge
 
 #: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
 SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
@@ -205,7 +206,7 @@ class _Run:
             self.judgement = None
             self._look(points)
             self.judgement = self._judge()
-            if self.judgement.decided:
+            if self.judgement.needs == "nothing":
                 break
         self._draw_figures()
 
@@ -367,10 +368,12 @@ class _Run:
         return tuple(sorted([*self.static_probes, *self.attack_probes], key=lambda result: order[result.rule]))
 
     def _judge(self) -> Judgement:
-        """Judge what has been seen; the power of the search is checked only where `clear` hangs on it."""
+        """Judge what has been seen; the power of the search is checked where the judge asks for it."""
         seen = self._observations()
-        if judge(dataclasses.replace(seen, power=ASSUMED)).verdict.label == "clear":
-            self.power = self._check_power()
+        judgement = judge(seen)
+        if judgement.needs != "power":
+            return judgement
+        self.power = self._check_power()
         return judge(dataclasses.replace(seen, power=self.power))
 
     def _check_power(self) -> Power:

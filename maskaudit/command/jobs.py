@@ -93,8 +93,8 @@ def audit_source(source: str, settings: AuditSettings, *, quiet: bool = True) ->
 def inspect_source(request: api.Request) -> dict[str, Any]:
     """Trace a model on a few points of its data: gradient flow, cuts, randomness, what would be repaired; no attack.
 
-    Points that the model answers rightly are preferred. Returns `maskaudit.auditing.inspection.inspection` with what was
-    inspected: `source`, `format`, `sha256`, `notes`, `threat`, `tool`.
+    Points that the model answers rightly are preferred. Returns `maskaudit.auditing.inspection.inspection` with what
+    was inspected: `source`, `format`, `sha256`, `notes`, `threat`, `tool`.
     """
     prepared = api.prepare(request)
     settings, threat = prepared.settings, prepared.threat

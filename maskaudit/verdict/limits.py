@@ -1,4 +1,4 @@
-"""Limits that turn a probe's measurement into a finding: one named constant each, with unit and source.
+"""Every threshold of the verdict: those of the rule, of the power check, of mechanisms, and of each probe.
 
 A finding says that something looks wrong; whether the model is masked is decided
 by paired attack evidence (`maskaudit.verdict.rules`), never by a probe alone.
@@ -11,6 +11,64 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+# --- the rule (`maskaudit.verdict.rules`)
+
+#: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
+ALPHA = 0.01
+
+#: Hidden share of points that healthy models may show from attacks of unequal luck. Measured on the
+#: tuning part of the zoo: at most 0.035 at gradient level; at loss level 0.02 once budgets are matched.
+SLACK = 0.05
+
+#: Hidden share that no luck explains, screen or not (healthy models: at most 0.035 at gradient level, squeezed ones
+#: 0.08 at loss level). It equals `CLEAR_LIMIT_UNSCREENED`: with points enough every share is decided.
+GROSS_SLACK = 0.12
+
+#: `clear` needs the hidden share of points to be below this by an upper confidence bound …
+CLEAR_LIMIT = 0.10
+
+#: … and below this where no indicator of the screen fired: losses of unequal worth leave honest, squeezed networks
+#: up to 0.08 at loss level, which 600 points cannot bound below 0.10; an observed share of 0.10 stays above this
+#: limit with up to 1,600 points.
+CLEAR_LIMIT_UNSCREENED = 0.12
+
+#: Fewer correctly classified points than this cannot carry a verdict.
+MIN_POINTS = 20
+
+#: Probes whose finding fires the screen.
+SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
+#: Of these, those that make small gaps at loss level suspicious. Where the gradient of the margin itself disagrees with
+#: differences, every further attack is one more draw: all of them together find more than those on cross-entropy alone,
+#: whatever their losses are worth.
+SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
+
+#: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
+NO_GRADIENT_SHARE = 0.5
+
+# --- the power check (`maskaudit.verdict.power`)
+
+#: Known answers needed before recapture says anything.
+MIN_KNOWN = 15
+
+#: Known answers that the challengers are tried on at most; a share of 0.62 then passes, and the rest is spared.
+RECAPTURE_POINTS = 64
+
+#: The search must find more than this share of the known answers, by a one-sided lower bound at POWER_ALPHA.
+MIN_POWER = 0.5
+POWER_ALPHA = 0.05
+
+# --- mechanisms (`maskaudit.verdict.mechanisms`)
+
+#: Share of the points that move under the coarsest step which must still move under the finest one for
+#: a function to count as smooth; a quantiser moved 11 %, a zero backward pass left 100 %.
+SMOOTH_SHARE = 0.5
+
+#: FGSM leaves this share of the points more than many small steps do. Of 24 honest models measured, standard training
+#: showed the most (docs/verdict.md: up to .29); networks after catastrophic overfitting lose .7 and more.
+OVERFITTING_GAP = 0.4
+
+# --- probes
 
 #: Share of points. Largest paired gap between gradient-free and own-gradient attacks seen on 24 honest models.
 HONEST_GAP = 0.035

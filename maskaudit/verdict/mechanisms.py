@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from maskaudit.results import Location, Mechanism, ProbeResult
+from maskaudit.verdict.limits import OVERFITTING_GAP, SMOOTH_SHARE
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
@@ -25,14 +26,6 @@ TITLES: Mapping[str, str] = {
 }
 
 _ORDER = tuple(TITLES)
-
-#: Share of the points that move under the coarsest step which must still move under the finest one for
-#: a function to count as smooth; a quantiser moved 11 %, a zero backward pass left 100 %.
-SMOOTH_SHARE = 0.5
-
-#: FGSM leaves this share of the points more than many small steps do. Of 24 honest models measured, standard training
-#: showed the most (docs/verdict.md: up to .29); networks after catastrophic overfitting lose .7 and more.
-OVERFITTING_GAP = 0.4
 
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
 _BESIDE_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")

@@ -17,17 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskaudit.verdict.limits import MIN_POWER, POWER_ALPHA
 from maskaudit.verdict.statistics import lower_bound, rate
-
-#: Known answers needed before recapture says anything.
-MIN_KNOWN = 15
-
-#: Known answers that the challengers are tried on at most; a share of 0.62 then passes, and the rest is spared.
-RECAPTURE_POINTS = 64
-
-#: The search must find more than this share of the known answers, by a one-sided lower bound at POWER_ALPHA.
-MIN_POWER = 0.5
-POWER_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,9 +62,6 @@ class Power:
 
 #: Before the check was made.
 NOT_CHECKED = Power(None, "none", 0, 0)
-
-#: Stands in for a passed check, to ask what the verdict would be if it were made.
-ASSUMED = Power(True, "planted", 0, 0)
 
 
 def check_power(method: str, found: int, known: int, random_found: int | None = None) -> Power:

@@ -1,6 +1,6 @@
 """The judge: pure functions from counts and probe results to the verdict. Knows no torch.
 
-The rule, with every constant of it, is in this module; `docs/verdict.md` explains it.
+The rule is in this module, its constants are in `maskaudit.verdict.limits`; `docs/verdict.md` explains both.
 """
 
 from __future__ import annotations
@@ -8,44 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
 from maskaudit.results import Claim, ClaimStatus, Label, Mechanism, ProbeResult, Rate, Verdict
+from maskaudit.verdict.limits import (
+    ALPHA,
+    CLEAR_LIMIT,
+    CLEAR_LIMIT_UNSCREENED,
+    GROSS_SLACK,
+    MIN_POINTS,
+    NO_GRADIENT_SHARE,
+    SCREEN,
+    SCREEN_OF_LOSS,
+    SLACK,
+)
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.statistics import lower_bound, rate, spend, upper_bound
 
-#: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
-ALPHA = 0.01
-
-#: Hidden share of points that healthy models may show from attacks of unequal luck. Measured on the
-#: tuning part of the zoo: at most 0.035 at gradient level; at loss level 0.02 once budgets are matched.
-SLACK = 0.05
-
-#: Hidden share that no luck explains, screen or not (healthy models: at most 0.035 at gradient level, squeezed ones
-#: 0.08 at loss level). It equals `CLEAR_LIMIT_UNSCREENED`: with points enough every share is decided.
-GROSS_SLACK = 0.12
-
-#: `clear` needs the hidden share of points to be below this by an upper confidence bound …
-CLEAR_LIMIT = 0.10
-
-#: … and below this where no indicator of the screen fired: losses of unequal worth leave honest, squeezed networks
-#: up to 0.08 at loss level, which 600 points cannot bound below 0.10; an observed share of 0.10 stays above this
-#: limit with up to 1,600 points.
-CLEAR_LIMIT_UNSCREENED = 0.12
-
-#: Fewer correctly classified points than this cannot carry a verdict.
-MIN_POINTS = 20
-
-#: Probes whose finding fires the screen.
-SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
-#: Of these, those that make small gaps at loss level suspicious. Where the gradient of the margin itself disagrees with
-#: differences, every further attack is one more draw: all of them together find more than those on cross-entropy alone,
-#: whatever their losses are worth.
-SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
-
-#: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
-NO_GRADIENT_SHARE = 0.5
+#: What could still change a verdict.
+Need = Literal["nothing", "points", "power"]
 
 
 @dataclass(frozen=True)
@@ -104,20 +86,25 @@ def error_level(looks: int) -> float:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict with its figures; `decided` tells the runner whether more points could change it."""
+    """The verdict with its figures.
+
+    Attributes:
+        needs: what could still change the verdict: more points, or the power check, which is made only where `clear`
+            depends on it; "nothing" once it is decided.
+    """
 
     verdict: Verdict
     claim: Claim
     accuracy: dict[str, Rate | None]
     masking: dict[str, Any]
-    decided: bool
+    needs: Need
 
 
 def judge(seen: Observations) -> Judgement:
     """Apply the rule to what was observed."""
     screen = _screen(seen.probes)
     levels = _levels(seen, screen["reasons"])
-    label, decided, reasons = _label(seen, levels)
+    label, needs, reasons = _label(seen, levels)
     mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=_proven(seen, levels["loss"]))
     shown = mechanisms if label in ("masked", "suspect") else ()
     if not shown and seen.traced and seen.traced[0].confidence != "low":
@@ -140,7 +127,7 @@ def judge(seen: Observations) -> Judgement:
                 },
             },
         },
-        decided=decided,
+        needs=needs,
     )  # fmt: skip
 
 
@@ -168,30 +155,30 @@ def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
     }
 
 
-def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, bool, list[str]]:
-    """Label, whether it stands whatever further points show, and the reasons."""
+def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Need, list[str]]:
+    """Label, what could still change it, and the reasons."""
     proofs = [] if seen.unfinished else _proofs(seen, levels)
     if proofs:
-        return "masked", True, proofs
+        return "masked", "nothing", proofs
     if seen.correct < MIN_POINTS:
-        return "inconclusive", False, [
+        return "inconclusive", "points", [
             f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
         ]  # fmt: skip
     if seen.missing:
-        return "inconclusive", False, list(seen.missing)
+        return "inconclusive", "points", list(seen.missing)
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
-        return "suspect", False, [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
+        return "suspect", "points", [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
     bounds = {name: upper_bound(level.hidden, seen.correct, seen.alpha) for name, level in levels.items()}
     wide = {name: level.clear_limit for name, level in levels.items() if bounds[name] >= level.clear_limit}
     if wide:
         limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(wide.values()))
         shares = ", ".join(f"{name} level up to {bounds[name]:.1%}" for name in wide)
-        return "inconclusive", False, [
+        return "inconclusive", "points", [
             f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
         ]  # fmt: skip
     if not seen.power.passed:
-        return "inconclusive", False, [seen.power.sentence]
-    return "clear", True, [
+        return "inconclusive", "power" if seen.power == NOT_CHECKED else "points", [seen.power.sentence]
+    return "clear", "nothing", [
         f"At most {max(bounds.values()):.1%} of the correctly classified points can be hidden by gradients or loss.",
         seen.power.sentence,
     ]  # fmt: skip

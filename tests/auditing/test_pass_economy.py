@@ -23,7 +23,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
-from maskaudit.verdict.power import RECAPTURE_POINTS
+from maskaudit.verdict.limits import RECAPTURE_POINTS
 
 NEAR = ("apgd-ce-near", "apgd-near", "square-near")
 CHALLENGERS = ("noise", "square", "finite-differences", "decision")
@@ -115,7 +115,8 @@ def test_the_plain_difference_counts_spared_points_by_their_like(
 
 
 def test_the_sample_suffices_for_the_power_check() -> None:
-    from maskaudit.verdict.power import MIN_KNOWN, check_power
+    from maskaudit.verdict.limits import MIN_KNOWN
+    from maskaudit.verdict.power import check_power
 
     assert RECAPTURE_POINTS > MIN_KNOWN
     assert check_power("recapture", 40, RECAPTURE_POINTS).passed

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from maskaudit.verdict.power import MIN_KNOWN, MIN_POWER, NOT_CHECKED, POWER_ALPHA, Power, check_power
+from maskaudit.verdict.limits import MIN_KNOWN, MIN_POWER, POWER_ALPHA
+from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
 from maskaudit.verdict.statistics import lower_bound
 
 

@@ -12,20 +12,10 @@ import pytest
 from scipy import stats
 
 from maskaudit.results import Label, Location, Mechanism, ProbeResult, ProbeStatus
+from maskaudit.verdict.limits import ALPHA, CLEAR_LIMIT, CLEAR_LIMIT_UNSCREENED, GROSS_SLACK, MIN_POINTS, SCREEN, SLACK
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import NOT_CHECKED, check_power
-from maskaudit.verdict.rules import (
-    ALPHA,
-    CLEAR_LIMIT,
-    CLEAR_LIMIT_UNSCREENED,
-    GROSS_SLACK,
-    MIN_POINTS,
-    SCREEN,
-    SLACK,
-    Judgement,
-    Observations,
-    judge,
-)
+from maskaudit.verdict.rules import Judgement, Observations, judge
 from maskaudit.verdict.statistics import lower_bound, upper_bound
 
 LOOKS = (200, 400, 800)
@@ -92,9 +82,15 @@ BY_NAME = {name: observed for name, observed, _ in LABELS}
 def test_labels(observed: Observations, label: Label) -> None:
     judgement = judge(observed)
     assert judgement.verdict.label == label
-    assert judgement.decided is (label in ("masked", "clear"))
+    assert (judgement.needs == "nothing") is (label in ("masked", "clear"))
     assert judgement.verdict.reasons
     assert bool(judgement.verdict.mechanisms) is (label in ("masked", "suspect"))
+
+
+def test_the_power_check_is_asked_for_only_where_clear_depends_on_it() -> None:
+    needs = {name: judge(dataclasses.replace(observed, power=NOT_CHECKED)).needs for name, observed, _ in LABELS}
+    asked = {name for name, need in needs.items() if need == "power"}
+    assert asked == {name for name, _, label in LABELS if label == "clear"} | {"power failed", "power not checked"}
 
 
 @pytest.mark.parametrize(("challengers", "said"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
