@@ -24,7 +24,8 @@ EVIDENCE_FILE = "evidence.safetensors"
 Label = Literal["masked", "suspect", "clear", "inconclusive"]
 ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
-Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion"]
+Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "sanity"]
+Family = Literal["cross_entropy", "other_loss"]
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,17 @@ class ProbeResult:
 class AttackRow:
     """One attack's outcome over the points it was given, as re-scored by independent code.
 
-    `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; what
-    an attack was spared, because own gradients had broken it before, counts as broken, as in a cascade of attacks.
-    Both are None where it met a sample only. `broken` counts correctly classified points
-    broken by this attack, `attempted` those it was run on, `new` those that no earlier row had broken.
-    `curve` lists [step, points broken by then].
+    `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; both are None
+    unless it met every correctly classified point. `broken` counts the points broken by this attack, `attempted`
+    those it was run on, `new` those that no earlier row had broken. `family` is the loss that a white-box attack
+    follows, None for other attacks. `curve` lists [step, points broken by then].
     """
 
     name: str
     title: str
     kind: str
     role: Role
+    family: Family | None
     robust_accuracy: float | None
     broken: int
     attempted: int

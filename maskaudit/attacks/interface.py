@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from maskaudit.results import Role
+from maskaudit.results import Family, Role
+
+#: The phases of an audit that run attacks.
+Phase = Literal["sanity", "white_box", "challengers", "repaired", "shared", "second_opinion", "near_misses"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,18 @@ class AttackSpec:
     Attributes:
         name: identifier in reports and for `--attack`.
         title: one line for people.
-        kind: "gradient", "score", "decision", "transfer", "random", "universal" or "external".
-        role: which family it counts for (design: R₀, G*, C).
+        kind: "gradient", "score", "decision", "transfer", "random", "universal" or "repaired".
+        role: what it counts for: R₀ (`reference`), G* (`strong`), C (`challenger`, `repaired`), best known only
+            (`second_opinion`), or nothing, since it leaves the ball on purpose (`sanity`).
         run: the attack function.
         settings: keyword arguments passed to `run`.
-        loss_family: "ce" when it follows the gradient of untargeted cross-entropy (CE*), else "".
+        family: of a white-box attack the loss whose gradient it follows, untargeted cross-entropy (CE*) or another;
+            None for attacks that do not follow the gradient of the model.
         sources: citations.
         effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
         sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
-        near_miss: it comes last and attacks only the points that stand most narrowly, from the best candidates.
+        phase: when an audit runs it, see `maskaudit.auditing.phases.PHASES`.
         whole: it must meet all its points at once; else it runs on some of them at a time, wherever there is a worker.
 
     Raises:
@@ -70,12 +75,12 @@ class AttackSpec:
     role: Role
     run: Callable[..., Attempt]
     settings: dict[str, Any] = field(default_factory=dict)
-    loss_family: str = ""
+    family: Family | None = None
     sources: tuple[str, ...] = ()
     effort: str = ""
     sparing: dict[str, float] = field(default_factory=dict)
     second_chance: bool = False
-    near_miss: bool = False
+    phase: Phase = "challengers"
     whole: bool = False
 
     def __post_init__(self) -> None:

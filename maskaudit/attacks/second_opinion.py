@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt, Phase
 from maskaudit.attacks.torchattacks_adapter import attack_names, available, run_torchattacks
 from maskaudit.errors import UsageError
+from maskaudit.results import Role
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
@@ -19,6 +20,10 @@ _SOURCE = "Kim 2020, Torchattacks: a PyTorch repository for adversarial attacks"
 
 #: torchattacks attacks that ask only for scores; all others follow the model's own gradients.
 _SCORE_BASED = frozenset({"Square", "OnePixel", "Pixle", "SPSA", "GN"})
+
+_PHASES: dict[Role, Phase] = {
+    "strong": "white_box", "challenger": "challengers", "second_opinion": "second_opinion"
+}  # fmt: skip
 
 _QUERIES = 500
 _STEPS = 40
@@ -59,12 +64,14 @@ def run_if_available(
     return run_torchattacks(target, x, y, threat=threat, rng=rng, name=attack, **settings)
 
 
-def _spec(attack: str, name: str, role: Any, settings: dict[str, Any]) -> AttackSpec:
+def _spec(attack: str, name: str, role: Role, settings: dict[str, Any]) -> AttackSpec:
     return AttackSpec(
         name=name,
         title=f"{attack} of torchattacks",
         kind="score" if attack in _SCORE_BASED else "gradient",
         role=role,
+        family="other_loss" if role == "strong" else None,
+        phase=_PHASES[role],
         run=run_if_available,
         settings={"attack": attack, **settings},
         sources=(_SOURCE,),

@@ -156,7 +156,7 @@ class Attacker:
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
         entry.seconds += seconds
-        if spec.kind != "sanity":
+        if spec.role != "sanity":
             self._keep(rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
 
@@ -204,7 +204,7 @@ class Attacker:
     ) -> tuple[Attempt, Score, float]:
         """What the attack brings, its fresh score, and the seconds of both."""
         target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
-        threat = self._unbounded(x) if spec.kind == "sanity" else self.threat
+        threat = self._unbounded(x) if spec.role == "sanity" else self.threat
         job = Job(spec, x, y, threat, self.rng(stream, rows), settings, per_point)
         shards = {f"{stream} {number}": shard for number, shard in enumerate(job.shards(target.device))}
         with foreign.breaking_off_at_once():  # nothing is booked before it is finished

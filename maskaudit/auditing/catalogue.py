@@ -26,6 +26,7 @@ from maskaudit.errors import UsageError
 from maskaudit.loading.interface import Model, describe_error
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
+from maskaudit.repairs.specs import plan_specs
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
@@ -34,7 +35,7 @@ from maskaudit.trace.behaviour import twin
 #: Roles that a foreign attack may have: the reference and G* are ours, matched in effort.
 ROLES = ("challenger", "second_opinion")
 #: Kinds that mean something to the audit itself.
-OWN_KINDS = ("sanity", "repaired")
+OWN_KINDS = ("repaired",)
 #: How much the scores of a repaired model may differ from the model's own, relative and absolute.
 SAME_SCORES = (1e-3, 1e-4)
 
@@ -77,7 +78,10 @@ def catalogue(effort: Budget, norm: Norm = "Linf") -> Catalogue:
     Raises:
         UsageError: when a plug-in takes a name that is taken.
     """
-    probes, attacks = list(PROBES), [*battery(effort), *second_opinions(norm)]
+    probes, attacks = (
+        list(PROBES),
+        [*battery(effort), *plan_specs(effort.steps, effort.targets), *second_opinions(norm)],
+    )
     taken = {probe.rule: "maskaudit" for probe in probes} | {spec.name: "maskaudit" for spec in attacks}
     foreign: set[str] = set()
     notes: list[str] = []
@@ -135,7 +139,7 @@ def _described(entry: EntryPoint) -> str:
 def _through(repair: RepairPlugin, effort: Budget) -> AttackSpec:
     return AttackSpec(
         repair.name, repair.title, "repaired", "challenger", partial(attack_through, repair=repair),
-        {"steps": effort.steps}, "", tuple(repair.sources),
+        {"steps": effort.steps}, None, tuple(repair.sources),
     )  # fmt: skip
 
 

@@ -11,37 +11,18 @@ import torch
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.data import Dataset
-from maskaudit.loading.interface import LoadedModel
-from maskaudit.results import AuditReport, Partial, ProbeResult
+from maskaudit.auditing.state import AuditState
+from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditSettings
-from maskaudit.target import Target
-from maskaudit.threat import ThreatModel
-from maskaudit.verdict.power import Power
 from maskaudit.verdict.rules import Judgement
 
 
 def build_report(
-    *,
-    loaded: LoadedModel,
-    data: Dataset,
-    threat: ThreatModel,
-    settings: AuditSettings,
-    target: Target,
-    ledger: Ledger,
-    judgement: Judgement,
-    power: Power,
-    probes: tuple[ProbeResult, ...],
-    looks: tuple[int, ...],
-    figures: dict[str, Any],
-    notes: tuple[str, ...],
-    trace: dict[str, Any],
-    plan: dict[str, Any],
-    seconds: float,
-    partial: Partial | None,
+    state: AuditState, judgement: Judgement, *, seconds: float, partial: Partial | None = None
 ) -> AuditReport:
     """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
-    rows = ledger.rows()
+    loaded, data, threat, settings = state.loaded, state.data, state.threat, state.settings
+    target, ledger = state.target, state.ledger
     return AuditReport(
         tool={"name": "maskaudit", "version": __version__},
         environment=_environment(settings),
@@ -63,7 +44,7 @@ def build_report(
             "seed": settings.seed,
             "budget": settings.budget,
             "samples": len(ledger),
-            "looks": list(looks),
+            "looks": list(state.looks),
             "data": data.name,
             "split": data.split,
             "input_shape": list(data.x.shape[1:]),
@@ -82,15 +63,15 @@ def build_report(
         claim=judgement.claim,
         accuracy=judgement.accuracy,
         masking=judgement.masking,
-        power=power.to_dict(),
-        probes=probes,
-        attacks=rows,
+        power=state.power.to_dict(),
+        probes=state.probe_results(),
+        attacks=ledger.rows(),
         points=_points(ledger),
         evidence={"file": None, "sha256": None},
-        figures=figures,
-        notes=notes,
-        trace=trace,
-        plan=plan,
+        figures=state.figures,
+        notes=tuple(state.notes),
+        trace=state.trace,
+        plan=state.adaptive.to_dict() if state.adaptive else {},
         partial=partial,
         timing={
             "total_seconds": round(seconds, 2),
@@ -100,8 +81,19 @@ def build_report(
     )
 
 
+def scoring(state: AuditState) -> dict[str, Any]:
+    """What the evidence file needs so that its examples can be scored again."""
+    target, threat, settings = state.target, state.threat, state.settings
+    return {
+        "sha256": state.loaded.sha256,
+        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
+        "random": target.random, "seed": settings.seed, "device": settings.device,
+    }  # fmt: skip
+
+
 def _points(ledger: Ledger) -> dict[str, Any]:
-    counted = [entry for entry in ledger.entries.values() if entry.spec.kind != "sanity"]
+    counted = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
     return {
         "index": ledger.index,
         "label": ledger.y.tolist(),

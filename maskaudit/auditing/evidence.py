@@ -135,10 +135,10 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
 
 def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
     """(row, attack name) pairs that prove every family's union, row by row."""
-    entries = [entry for entry in ledger.entries.values() if entry.spec.kind != "sanity"]
+    entries = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
     families: tuple[list[Entry], ...] = (
         [e for e in entries if e.spec.role == "reference"],
-        [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.loss_family == "ce"],
+        [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.family == "cross_entropy"],
         [e for e in entries if e.spec.role in ("reference", "strong")],
         [e for e in entries if e.spec.role in ("challenger", "repaired")],
         entries,

@@ -16,7 +16,10 @@ from maskaudit.attacks.losses import cross_entropy, margin
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
 from maskaudit.auditing.ledger import Ledger
+from maskaudit.auditing.state import AuditState
+from maskaudit.errors import MaskauditError
 from maskaudit.rng import PointRNG
+from maskaudit.settings import AuditEvent
 from maskaudit.target import Target
 from maskaudit.target.rescore import rescore
 from maskaudit.threat import ThreatModel
@@ -32,6 +35,25 @@ SURFACE_RANGE = (-0.5, 1.5)
 MAX_STRIPS = 6
 #: Pixels of an image that a strip may show; larger ones would make the report too big.
 MAX_STRIP_PIXELS = 64 * 64 * 3
+
+
+def draw_figures(state: AuditState) -> None:
+    """Figures are extras: what goes wrong here is noted and loses nothing."""
+    target, ledger, threat = state.target, state.ledger, state.threat
+    if not bool(ledger.correct.any()):
+        return
+    state.tell(AuditEvent("figures"))
+    state.attacker.settle("figures")
+    rng = state.attacker.rng("figures", torch.arange(len(ledger)))
+    try:
+        state.figures = {
+            "eps_curve": eps_curve(target, ledger, threat, rng, state.settings.effort.curve_points),
+            "surface": surface(target, ledger, threat),
+            "gradient_flow": gradient_flow(state.trace),
+            "strips": strips(target, ledger, threat),
+        }
+    except (MaskauditError, RuntimeError) as error:
+        state.notes.append(f"The figures could not be drawn: {error}")
 
 
 def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG, points: int) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """The journal: finished work on disk, so that an interrupted audit resumes where it stopped.
 
-An entry holds what one attack or probe brought, what it cost, and a digest of everything that it depends on (settings,
-points, surrogates, stage of the plan, …: `maskaudit.auditing.digest`). It is used again for the same content only, so a resumed
-audit ends in the report that it would have written without a break; seconds are those that the work really took.
+An entry holds what one attack or probe brought, what it cost, and a digest of everything that it depends on: settings,
+points, surrogates, stage of the plan and more (`maskaudit.auditing.digest`). It is used again for the same content
+only, so a resumed audit ends in the report that it would have written without a break; seconds are those that the work
+really took.
 """
 
 from __future__ import annotations

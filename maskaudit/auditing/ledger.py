@@ -1,10 +1,10 @@
 """The ledger: which attack broke which point, with the examples that prove it.
 
 Families (design, section 1): the reference R₀ is the attack with the role
-`reference`; CE* holds every attack whose `loss_family` is `ce`; G* every attack
+`reference`; CE* holds every attack of the family `cross_entropy`; G* every attack
 with the role `reference` or `strong`; C every `challenger` or `repaired`
 attack. Best known is the union of all, the second opinion included. Attacks of
-the kind `sanity` leave the ball on purpose and count nowhere.
+the role `sanity` leave the ball on purpose and count nowhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.results import AttackRow
+from maskaudit.results import AttackRow, Family
 from maskaudit.verdict.statistics import rate
 
 
@@ -78,21 +78,21 @@ class Ledger:
         entry = self.entry(spec)
         entry.attempted[rows] = True
         entry.broken[rows] |= broken
-        if spec.kind != "sanity":
+        if spec.role != "sanity":
             entry.new += int((broken & ~before[rows]).sum())
         for position in broken.nonzero().squeeze(1).tolist():
             row = int(rows[position])
             entry.examples[row] = examples[position].clone()
             entry.first_success[row] = int(first_success[position])
 
-    def union(self, *, roles: tuple[str, ...] | None = None, loss_family: str | None = None) -> Tensor:
-        """Points broken by any attack of the given roles and loss family, bool (P,)."""
+    def union(self, *, roles: tuple[str, ...] | None = None, family: Family | None = None) -> Tensor:
+        """Points broken by any attack of the given roles and family, bool (P,)."""
         broken = torch.zeros(len(self), dtype=torch.bool)
         for entry in self.entries.values():
             spec = entry.spec
-            if spec.kind == "sanity" or (roles is not None and spec.role not in roles):
+            if spec.role == "sanity" or (roles is not None and spec.role not in roles):
                 continue
-            if loss_family is not None and spec.loss_family != loss_family:
+            if family is not None and spec.family != family:
                 continue
             broken |= entry.broken
         return broken
@@ -103,7 +103,7 @@ class Ledger:
 
     def cross_entropy(self) -> Tensor:
         """CE*, bool (P,)."""
-        return self.union(roles=("reference", "strong"), loss_family="ce")
+        return self.union(roles=("reference", "strong"), family="cross_entropy")
 
     def strong(self) -> Tensor:
         """G*, bool (P,)."""
@@ -122,7 +122,7 @@ class Ledger:
         return [
             (entry.spec.name, entry.examples[row])
             for entry in self.entries.values()
-            if entry.spec.kind != "sanity" and row in entry.examples
+            if entry.spec.role != "sanity" and row in entry.examples
         ]
 
     def rows(self) -> tuple[AttackRow, ...]:
@@ -131,17 +131,17 @@ class Ledger:
 
     def _row(self, entry: Entry) -> AttackRow:
         spec, n = entry.spec, len(self)
-        spared = self.strong() & ~entry.attempted if spec.role != "second_opinion" else torch.zeros_like(self.correct)
-        whole = bool((entry.attempted | spared | ~self.correct).all()) and entry.status == "ran" and n > 0
-        standing = int((self.correct & ~entry.broken & ~spared).sum())
+        whole = bool((entry.attempted | ~self.correct).all()) and entry.status == "ran" and n > 0
+        robust = int((self.correct & ~entry.broken).sum())
         steps = sorted(step for step in entry.first_success.values() if step >= 0)
         return AttackRow(
             name=spec.name,
             title=spec.title,
             kind=spec.kind,
             role=spec.role,
-            robust_accuracy=standing / n if whole else None,
-            interval=rate(standing, n) if whole else None,
+            family=spec.family,
+            robust_accuracy=robust / n if whole else None,
+            interval=rate(robust, n) if whole else None,
             broken=int(entry.broken.sum()),
             attempted=int(entry.attempted.sum()),
             new=entry.new,

@@ -23,7 +23,7 @@ def of_kind(context: ProbeContext, kind: str) -> dict[str, AttackOutcome]:
         name: outcome
         for name, outcome in context.attacks.items()
         if outcome.row.kind == kind and outcome.row.status == "ran"
-        and outcome.row.role not in ("repaired", "second_opinion")
+        and outcome.row.role not in ("repaired", "second_opinion", "sanity")
     }  # fmt: skip
     if not chosen:
         raise NotApplicable(f"No attack of the kind {kind!r} ran on these points.")
@@ -37,7 +37,7 @@ def reference(context: ProbeContext) -> AttackOutcome:
         NotApplicable: when it did not run.
     """
     for outcome in context.attacks.values():
-        if outcome.row.role == "reference" and outcome.row.kind != "sanity" and outcome.row.status == "ran":
+        if outcome.row.role == "reference" and outcome.row.status == "ran":
             return outcome
     raise NotApplicable("The reference attack did not run on these points.")
 

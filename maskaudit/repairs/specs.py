@@ -29,14 +29,16 @@ def plan_specs(steps: int, targets: int) -> tuple[AttackSpec, ...]:
     return (
         AttackSpec(
             "adaptive-ce", "Adaptive attack on cross-entropy, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "ce", (_TASHIRO,), whole=True,
+            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "cross_entropy", (_TASHIRO,),
+            phase="repaired", whole=True,
         ),
         AttackSpec(
             "adaptive", "Adaptive attack on decomposed margins, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive"), settings, "", (_MA, _TASHIRO), whole=True,
+            "strong", partial(adaptive_attacks, row="adaptive"), settings, "other_loss", (_MA, _TASHIRO),
+            phase="repaired", whole=True,
         ),
         AttackSpec(
             "repaired", "Planned attack through the repaired gradient", "repaired", "repaired", repaired_attacks,
-            settings, "", (_ATHALYE,), whole=True,
+            settings, None, (_ATHALYE,), phase="repaired", whole=True,
         ),
     )  # fmt: skip

@@ -14,6 +14,7 @@ from maskaudit.report import coerce, words
 from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
 from maskaudit.report.records import AttackView, View
 from maskaudit.results import Rate
+from maskaudit.verdict.statistics import rate
 
 #: Most layers and repairs that are drawn: a figure is read, not scrolled.
 _MAX_LAYERS = 28
@@ -92,24 +93,32 @@ def _flow_told(layers: tuple[Layer, ...]) -> str:
     )
 
 
-def repaired(view: View) -> tuple[AttackView, ...]:
-    """The attacks through a repaired model that ran and have a figure."""
-    return tuple(row for row in view.attacks_run if row.role == "repaired" and row.accuracy is not None)
+def repaired(document: dict[str, Any], view: View) -> tuple[tuple[AttackView, Rate], ...]:
+    """The attacks through a repaired model that ran, each with the robust accuracy under it and all white-box attacks.
+
+    Counted from the points of the document, since such attacks meet only points that white-box attacks did not break.
+    """
+    white_box = {row.name for row in view.attacks_run if row.role in ("reference", "strong")}
+    points = coerce.mapping(document["points"])
+    correct, broken_by = (coerce.items(points.get(key)) for key in ("correct", "broken_by"))
+    survivors = [
+        set(names) for right, names in zip(correct, map(coerce.texts, broken_by), strict=False)
+        if right is True and white_box.isdisjoint(names)
+    ]  # fmt: skip
+    rows = (row for row in view.attacks_run if row.role == "repaired" and row.attempted and correct)
+    return tuple((row, rate(sum(row.name not in names for names in survivors), len(correct))) for row in rows)
 
 
-def repairs(view: View) -> Markup | None:
+def repairs(document: dict[str, Any], view: View) -> Markup | None:
     """Robust accuracy before and after each repair; None where no repaired attack ran."""
-    rows = repaired(view)[:_MAX_REPAIRS]
+    rows = repaired(document, view)[:_MAX_REPAIRS]
     before = view.accuracy["strong_reference"] or view.accuracy["reference"]
     if not rows or before is None:
         return None
     told = []
     with drawing():
         figure, axes = _rows(len(rows), 0.03, 40.0)
-        for row, attack in enumerate(rows):
-            after = attack.accuracy
-            if after is None:
-                continue
+        for row, (attack, after) in enumerate(rows):
             axes.plot([before.value, after.value], [row, row], color=COLOURS["rule"], lw=3, zorder=0)
             _estimate(axes, before, row - 0.06, "strong", hollow=True)
             _estimate(axes, after, row + 0.06, "repaired", hollow=False)

@@ -16,6 +16,7 @@ from maskaudit.report import surface, words
 from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, label_ends, share_axes, svg
 from maskaudit.report.coerce import count, mappings, number
 from maskaudit.report.records import AttackView, View
+from maskaudit.results import Rate
 from maskaudit.verdict.statistics import clopper_pearson
 
 #: Most lines in the figure of robust accuracy against steps.
@@ -87,7 +88,7 @@ def step_curves(view: View) -> Markup | None:
             share = attack.accuracy
             if share is None:
                 continue
-            x, y = _standing(attack)
+            x, y = _survivors(attack, view.accuracy["clean"])
             colour = COLOURS[attack.role]
             axes.step(x, y, where="post", color=colour, lw=1.8, ls=_DASHES[attack.role])
             axes.plot(x[-1], y[-1], _MARKERS[attack.role], color=colour, ms=5)
@@ -174,13 +175,16 @@ def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
     return [attack for _, attack in sorted(ranked, key=lambda pair: pair[0])[:_MAX_LINES]]
 
 
-def _standing(attack: AttackView) -> tuple[list[float], list[float]]:
-    """Robust accuracy after each step: the re-scored final value, plus the points broken later than that step."""
+def _survivors(attack: AttackView, clean: Rate | None) -> tuple[list[float], list[float]]:
+    """Robust accuracy after each step, from the clean accuracy down to the re-scored final value.
+
+    Points that the attack broke without seeing it itself are counted at its last step.
+    """
     final = attack.accuracy.value if attack.accuracy else 0.0
     n = attack.accuracy.n if attack.accuracy and attack.accuracy.n else max(attack.attempted, 1)
-    total = attack.curve[-1][1]
+    start = clean.value if clean else min(1.0, final + attack.broken / n)
     stride = max(1, len(attack.curve) // _MAX_POINTS)
     curve = [*attack.curve[:-1:stride], attack.curve[-1]]
-    if curve[0][0] > 0:
-        curve.insert(0, (0.0, 0))
-    return [step for step, _ in curve], [min(1.0, final + max(0, total - broken) / n) for _, broken in curve]
+    steps, heights = [step for step, _ in curve], [start - broken / n for _, broken in curve]
+    heights[-1] = final
+    return ([0.0, *steps], [start, *heights]) if steps[0] > 0 else (steps, heights)

@@ -101,9 +101,8 @@ class _Point:
 
 
 def follows_cross_entropy(row: AttackView) -> bool:
-    """Whether an own-gradient attack follows untargeted cross-entropy, as one that names no loss does."""
-    loss = dict(row.settings).get("loss", "ce")
-    return row.role in _OWN and row.kind == "gradient" and loss in ("ce", "cross-entropy")
+    """Whether a white-box attack follows untargeted cross-entropy."""
+    return row.role in _OWN and row.family == "cross_entropy"
 
 
 def read(document: dict[str, Any], view: View) -> Matrix | None:

@@ -71,12 +71,13 @@ class ProbeView:
 
 @dataclass(frozen=True)
 class AttackView:
-    """One row of the attack table."""
+    """One row of the attack table; `accuracy` is None unless the attack met every correctly classified point."""
 
     name: str
     title: str
     kind: str
     role: str
+    family: str
     accuracy: Rate | None
     broken: int
     attempted: int

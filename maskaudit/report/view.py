@@ -197,7 +197,7 @@ def _attacks(value: Any) -> tuple[AttackView, ...]:
 
 def _attack(item: dict[str, Any]) -> AttackView:
     name, kind = coerce.text(item.get("name"), "unnamed"), coerce.text(item.get("kind"))
-    role = "sanity" if kind == "sanity" else coerce.text(item.get("role"))
+    role = "sanity" if kind == "sanity" else coerce.text(item.get("role"))  # `kind` in reports before 2027
     curve = []
     for pair in coerce.items(item.get("curve")):
         step, broken = (*map(coerce.number, coerce.items(pair)[:2]), None, None)[:2]
@@ -208,6 +208,7 @@ def _attack(item: dict[str, Any]) -> AttackView:
         title=coerce.text(item.get("title")) or name,
         kind=kind,
         role=role if role in words.ROLES else "other",
+        family=_family(item),
         accuracy=coerce.rate(item.get("interval")) or coerce.rate({"value": item.get("robust_accuracy")}),
         broken=coerce.count(item.get("broken")),
         attempted=coerce.count(item.get("attempted")),
@@ -220,6 +221,14 @@ def _attack(item: dict[str, Any]) -> AttackView:
         sources=coerce.texts(item.get("sources")),
         curve=tuple(sorted(curve)),
     )
+
+
+def _family(item: dict[str, Any]) -> str:
+    """The loss that a white-box attack follows; reports before 2027 have it among the settings only."""
+    if "family" in item:
+        return coerce.text(item["family"])
+    loss = coerce.text(coerce.mapping(item.get("settings")).get("loss"), "ce")
+    return "cross_entropy" if loss in ("ce", "cross-entropy") else "other_loss"
 
 
 def _indicator(name: str, value: Any) -> Indicator:

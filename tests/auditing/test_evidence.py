@@ -21,7 +21,7 @@ from maskaudit.auditing.evidence import pack_evidence, read_evidence, read_repor
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.command import jobs
 from maskaudit.errors import InputError
-from maskaudit.results import EVIDENCE_FILE, REQUIRED_SECTIONS, Role, dump_json
+from maskaudit.results import EVIDENCE_FILE, REQUIRED_SECTIONS, Family, Role, dump_json
 from maskaudit.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -38,13 +38,13 @@ def network() -> nn.Linear:
     return net
 
 
-def spec(name: str, role: Role, kind: str = "gradient", loss_family: str = "") -> AttackSpec:
-    return AttackSpec(name, name, kind, role, lambda *_, **__: Attempt(*3 * [torch.empty(0)]), {}, loss_family)
+def spec(name: str, role: Role, kind: str = "gradient", family: Family | None = None) -> AttackSpec:
+    return AttackSpec(name, name, kind, role, lambda *_, **__: Attempt(*3 * [torch.empty(0)]), {}, family)
 
 
-PGD, MARGIN = spec("pgd", "reference", loss_family="ce"), spec("apgd-margin", "strong")
+PGD, MARGIN = spec("pgd", "reference", family="cross_entropy"), spec("apgd-margin", "strong")
 SQUARE, OPINION = spec("square", "challenger", "score"), spec("torchattacks:PGD", "second_opinion", "external")
-SANITY = spec("unbounded", "reference", "sanity")
+SANITY = spec("unbounded", "sanity")
 
 
 def audited() -> Ledger:

@@ -8,25 +8,25 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.results import Role
+from maskaudit.results import Family, Role
 
 
 def _unused(*args: object, **settings: object) -> Attempt:
     raise AssertionError("the ledger runs no attack")
 
 
-def spec(name: str, role: Role, kind: str = "gradient", loss_family: str = "") -> AttackSpec:
+def spec(name: str, role: Role, kind: str = "gradient", family: Family | None = None) -> AttackSpec:
     settings = {"steps": 4, "pool": torch.zeros(1)}
-    return AttackSpec(name, name.title(), kind, role, _unused, settings, loss_family, ("source",))
+    return AttackSpec(name, name.title(), kind, role, _unused, settings, family, ("source",))
 
 
-REFERENCE = spec("pgd", "reference", loss_family="ce")
-CE = spec("apgd-ce", "strong", loss_family="ce")
+REFERENCE = spec("pgd", "reference", family="cross_entropy")
+CE = spec("apgd-ce", "strong", family="cross_entropy")
 MARGIN = spec("apgd-margin", "strong")
 SQUARE = spec("square", "challenger", "score")
 REPAIRED = spec("bpda", "repaired")
 OPINION = spec("torchattacks:PGD", "second_opinion", "external")
-SANITY = spec("unbounded", "reference", "sanity", "ce")
+SANITY = spec("unbounded", "sanity", family="cross_entropy")
 
 
 def ledger_of(n: int, correct: list[int]) -> Ledger:

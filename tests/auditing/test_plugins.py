@@ -106,7 +106,7 @@ BROKEN = {
     "wrong type": ({"probes": 3}, "expected Probe, got int"),
     "in a tuple": ({"attacks": (attack("mine"), "x")}, "expected AttackSpec, got str"),
     "own role": ({"attacks": attack("mine", role="strong")}, "challenger or second_opinion, got strong"),
-    "own kind": ({"attacks": attack("mine", kind="sanity")}, "must not be sanity"),
+    "own kind": ({"attacks": attack("mine", kind="repaired")}, "must not be repaired"),
 }
 
 

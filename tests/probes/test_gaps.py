@@ -79,7 +79,7 @@ def test_one_step_is_compared_with_the_reference_point_by_point() -> None:
 
 
 def test_unbounded_attack_must_reach_all_points() -> None:
-    sanity = {"kind": "sanity", "role": "reference"}
+    sanity = {"role": "sanity"}
     healthy = graded("unbounded-attack", REFERENCE, outcome("unbounded", some(N), **sanity))  # type: ignore[arg-type]
     assert (healthy.status, healthy.value) == ("pass", 0.0)
     masked = graded("unbounded-attack", REFERENCE, outcome("unbounded", some(30), **sanity))  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_unbounded_attack_must_reach_all_points() -> None:
 
 
 def test_the_unbounded_attack_is_never_taken_for_the_reference() -> None:
-    sanity = outcome("unbounded", some(N), kind="sanity", role="reference")
+    sanity = outcome("unbounded", some(N), role="sanity")
     result = graded("one-step-beats-iterative", sanity, REFERENCE, outcome("fgsm", some(N)))
     assert result.details["broken_by_rival"] == 8
 

@@ -33,7 +33,7 @@ def with_attacks(ctx: ProbeContext) -> ProbeContext:
         outcome("square", [1] * n, kind="score"),
         outcome("transfer", [0] * n, kind="transfer"),
         outcome("noise", [0] * n, kind="random"),
-        outcome("unbounded", [1] * n, kind="sanity", role="reference"),
+        outcome("unbounded", [1] * n, role="sanity"),
     ]
     return dataclasses.replace(
         ctx, attacks={item.row.name: item for item in attacks}, strong=attacks[0].broken | attacks[1].broken

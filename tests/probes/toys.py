@@ -101,7 +101,7 @@ def outcome(
 ) -> AttackOutcome:
     """An attack's row with the mask of points it broke (0 or 1 each)."""
     mask = torch.tensor(broken, dtype=torch.bool)
-    row = AttackRow(name, name, kind, role, None, int(mask.sum()), len(mask), 0, 0, 0, 0, 0.0, status)
+    row = AttackRow(name, name, kind, role, None, None, int(mask.sum()), len(mask), 0, 0, 0, 0, 0.0, status)
     return AttackOutcome(row, mask)
 
 

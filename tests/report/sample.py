@@ -273,6 +273,11 @@ def _probes() -> tuple[ProbeResult, ...]:
     )  # fmt: skip
 
 
+FAMILIES: dict[str, Any] = {
+    "pgd-ce": "cross_entropy", "apgd-ce": "cross_entropy", "apgd-margin": "other_loss", "apgd-dlr": "other_loss"
+}  # fmt: skip
+
+
 def _attacks() -> tuple[AttackRow, ...]:
     def row(name: str, title: str, kind: str, role: Any, standing: int, steps: int, **more: Any) -> AttackRow:
         broken = 196 - standing
@@ -295,6 +300,7 @@ def _attacks() -> tuple[AttackRow, ...]:
             title,
             kind,
             role,
+            FAMILIES.get(name),
             max(standing, 0) / 200,
             broken,
             196,
@@ -313,9 +319,10 @@ def _attacks() -> tuple[AttackRow, ...]:
         row("decision", "Steps towards the nearest other class", "decision", "challenger", 61, 1000, backwards=0),
         row("transfer", "Transfer from a leaky-ReLU surrogate", "transfer", "challenger", 47, 40),
         row("noise", "Random-sign noise", "random", "challenger", 171, 300, backwards=0, settings={"draws": 300}),
-        AttackRow("repaired-ste", "Through a repaired model", "gradient", "repaired", None, 0, 0, 0, 0, 0, 0, 0.0,
+        AttackRow("repaired-ste", "Through a repaired model", "gradient", "repaired", None, None, 0, 0, 0, 0, 0, 0, 0.0,
                   "skipped", "The trace found no operation that needs a repair."),
-        AttackRow("torchattacks-pgd", "PGD of torchattacks", "external", "second_opinion", None, 0, 0, 0, 0, 0, 0, 0.0,
+        AttackRow("torchattacks-pgd", "PGD of torchattacks", "external", "second_opinion", None, None, 0, 0, 0, 0, 0, 0,
+                  0.0,
                   "skipped", "torchattacks is not installed: pip install maskaudit[torchattacks]."),
     )  # fmt: skip
 

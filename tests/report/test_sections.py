@@ -171,9 +171,17 @@ def test_flow_keeps_culprits_when_thinned() -> None:
 
 def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
     row = next(row for row in document["attacks"] if row["role"] == "repaired")
-    row |= {"status": "ran", "attempted": 196, "broken": 190, "robust_accuracy": 0.03,
-            "interval": {"value": 0.03, "low": 0.01, "high": 0.07, "n": 200}}  # fmt: skip
-    assert "3.0% [1.0–7.0%] after" in render(document, "html")
+    row |= {"status": "ran", "attempted": 100, "broken": 1}
+    white_box = {row["name"] for row in document["attacks"] if row["role"] in ("reference", "strong")}
+    points = document["points"]
+    for right, names in zip(points["correct"], points["broken_by"], strict=True):
+        if right:
+            names[:] = [row["name"]]
+    evading = [names for right, names in zip(points["correct"], points["broken_by"], strict=True) if right][:100]
+    for names in evading[:10]:
+        names[:] = []
+    evading[10].append(next(iter(white_box)))
+    assert "5.0% [" in render(document, "html").partition("Robust accuracy before and after repair")[2]
 
 
 # --- checklist --------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.universal import keys
 from maskaudit.auditing.attacker import Attacker, Booked
+from maskaudit.auditing.state import AuditState
 from maskaudit.verdict.limits import CLEAR_LIMIT, MIN_KNOWN, RECAPTURE_POINTS
 from maskaudit.verdict.power import Power, check_power
+from maskaudit.verdict.rules import error_level
 from maskaudit.verdict.statistics import upper_bound
 
 #: Known-broken points that suffice where challengers cannot change the verdict; a share of 0.69 passes the power check.
@@ -40,6 +41,16 @@ FLOOR = 0.25
 #: Points, as a share of the correctly classified ones, that challengers may break by the way though own gradients did
 #: not; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
+
+
+def run(state: AuditState, rows: Tensor) -> None:
+    """The challengers on points `rows` of the ledger: budgets are learnt first, then each searches."""
+    if state.challenge is None:
+        state.challenge = Challenge(state.attacker, state.suspected, error_level(len(state.looks)))
+    specs = state.attacks("challengers")
+    state.challenge.learn(specs, rows)
+    for spec in specs:
+        state.challenge.run(spec, rows)
 
 
 class Challenge:
@@ -80,9 +91,6 @@ class Challenge:
     def run(self, spec: AttackSpec, rows: Tensor) -> None:
         """Run one challenger on what is its business among points `rows` of the ledger, those of this look."""
         ledger = self.attacker.ledger
-        if spec.kind == "universal":
-            self._share(spec, rows)
-            return
         standing = rows[~ledger.strong()[rows]]
         if spec.kind == "transfer" and not len(standing):
             self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
@@ -111,21 +119,6 @@ class Challenge:
         entry.settings[f"{spec.effort}_on_standing_points"] = budget
         return results
 
-    def _share(self, spec: AttackSpec, rows: Tensor) -> None:
-        """What broke points is tried on those that nothing broke: what was hidden from own gradients first."""
-        ledger, attacker = self.attacker.ledger, self.attacker
-        best = ledger.best_known()
-        standing = rows[~best[rows]]
-        hidden = best & ~ledger.strong()
-        sources = (hidden if bool(hidden.any()) else best).nonzero().squeeze(1)
-        if not len(standing) or not len(sources):
-            attacker.skip(spec, "no point is left standing" if len(sources) else "no point was broken")
-            return
-        found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
-        tried = keys(ledger.x[sources], found, attacker.threat, int(spec.settings["most"]))
-        result = attacker.carry_out(spec, standing, spec.name, settings=lambda: {"perturbations": tried})
-        attacker.say_outcome(spec, standing, [result])
-
     def tried(self) -> Tensor:
         """The points that own gradients broke and every search has attacked, bool (P,).
 
@@ -135,7 +128,7 @@ class Challenge:
         tried = ledger.strong()
         for entry in ledger.entries.values():
             spec = entry.spec
-            searches = spec.role == "challenger" and spec.kind not in ("universal", "transfer") and not spec.near_miss
+            searches = spec.phase == "challengers" and spec.kind != "transfer"
             if searches and entry.status == "ran":
                 tried &= entry.attempted
         return tried

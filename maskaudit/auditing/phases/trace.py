@@ -1,0 +1,44 @@
+"""Look inside the model, at the first look, and settle from that the attacks through a repaired gradient."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from maskaudit.auditing.adaptive import AdaptiveAttack, planned
+from maskaudit.auditing.inspection import inspection
+from maskaudit.auditing.state import AuditState
+from maskaudit.repairs.attack import per_coordinate
+from maskaudit.repairs.blame import traced
+from maskaudit.repairs.stages import StandIns
+from maskaudit.settings import AuditEvent
+from maskaudit.trace.records import Trace
+
+
+def run(state: AuditState, rows: Tensor) -> None:
+    """Trace the model and make the plan of the repaired attacks, for this and all later looks."""
+    if state.adaptive is not None:
+        return
+    trace = _traced(state, rows)
+    state.attacker.settle("plan")
+    stand_ins = StandIns(state.target, state.ledger.x[rows], threat=state.threat, seed=state.settings.seed)
+    plan = planned(trace, state.first_probes, state.settings, state.target, stand_ins)
+    state.adaptive = AdaptiveAttack(state.attacker, plan, state.attacks("repaired"), stand_ins)
+
+
+def _traced(state: AuditState, rows: Tensor) -> Trace | None:
+    """The trace; where it fails, the reason is noted and the audit goes on without."""
+    state.tell(AuditEvent("trace", len(rows)))
+    started = time.perf_counter()
+    x, y = state.ledger.x[rows], state.ledger.y[rows]
+    trace: Trace | None = None
+    state.attacker.settle("trace")
+    try:
+        trace = traced(state.target, x, y, eps=per_coordinate(state.threat, x))
+        state.trace = inspection(trace)
+    except Exception as error:  # foreign code under observation: anything may come up
+        state.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
+    outcome = state.trace.get("sentence", "not possible")
+    state.tell(AuditEvent("trace", len(rows), True, outcome, time.perf_counter() - started))
+    return trace

@@ -1,0 +1,96 @@
+"""What one audit knows while it runs; phases read and extend it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from maskaudit.attacks.interface import AttackSpec, Phase
+from maskaudit.auditing.attacker import Attacker
+from maskaudit.auditing.catalogue import Catalogue
+from maskaudit.auditing.ledger import Ledger
+from maskaudit.data import Dataset
+from maskaudit.loading.interface import LoadedModel
+from maskaudit.probes.interface import Probe
+from maskaudit.results import ProbeResult
+from maskaudit.settings import AuditSettings, Listener
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+from maskaudit.verdict.power import NOT_CHECKED, Power
+from maskaudit.verdict.rules import Judgement, fired_indicators
+
+if TYPE_CHECKING:
+    from maskaudit.auditing.adaptive import AdaptiveAttack
+    from maskaudit.auditing.phases.challengers import Challenge
+
+
+@dataclass
+class AuditState:
+    """State of one audit.
+
+    Attributes:
+        target, loaded, data, threat, settings: what is audited, on what, and how.
+        attacker: runs attacks and books them in `ledger`; `tell` is told of every step.
+        catalogue, specs: everything there is to run, and the attacks that this audit runs, in order.
+        looks: numbers of drawn points at which the verdict is looked at.
+        notes: sentences for the report.
+        first_probes, attack_probes: results of the probes of the model, and of those that compare attacks.
+        trace: the plain form of the trace, empty before it; `adaptive` the plan made from it.
+        challenge: how the challengers divide their effort; made by their phase.
+        power: the power check; `figures`: data for figures.
+        judgement: the verdict on the looks that are finished; None while one is under way.
+        started: when the audit began, on the clock of `time.perf_counter`.
+    """
+
+    target: Target
+    loaded: LoadedModel
+    data: Dataset
+    threat: ThreatModel
+    settings: AuditSettings
+    attacker: Attacker
+    catalogue: Catalogue
+    specs: tuple[AttackSpec, ...]
+    looks: tuple[int, ...]
+    tell: Listener
+    notes: list[str]
+    first_probes: list[ProbeResult] = field(default_factory=list)
+    attack_probes: list[ProbeResult] = field(default_factory=list)
+    trace: dict[str, Any] = field(default_factory=dict)
+    adaptive: AdaptiveAttack | None = None
+    challenge: Challenge | None = None
+    power: Power = NOT_CHECKED
+    figures: dict[str, Any] = field(default_factory=dict)
+    judgement: Judgement | None = None
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which attack broke which point."""
+        return self.attacker.ledger
+
+    def attacks(self, phase: Phase) -> list[AttackSpec]:
+        """The attacks of one phase, in order."""
+        return [spec for spec in self.specs if spec.phase == phase]
+
+    def probes(self, *, comparing_attacks: bool) -> list[Probe]:
+        """The probes that this audit runs: those of the model, or those that compare attacks."""
+        return [
+            probe
+            for probe in self.catalogue.probes
+            if wanted(self.settings, probe.rule) and ("attacks" in probe.needs) is comparing_attacks
+        ]
+
+    def probe_results(self) -> tuple[ProbeResult, ...]:
+        """All results so far, in the order of the catalogue."""
+        order = {probe.rule: number for number, probe in enumerate(self.catalogue.probes)}
+        return tuple(sorted([*self.first_probes, *self.attack_probes], key=lambda result: order[result.rule]))
+
+    def suspected(self) -> bool:
+        """Whether a probe of the screen fired or the trace located a fault."""
+        return bool(self.trace.get("culprits") or fired_indicators((*self.first_probes, *self.attack_probes)))
+
+
+def wanted(settings: AuditSettings, name: str) -> bool:
+    """Whether a probe or attack was selected, if any were, and not ignored."""
+    return (not settings.select or name in settings.select) and name not in settings.ignore
