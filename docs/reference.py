@@ -179,9 +179,7 @@ def attacks_page() -> str:
 
 def family(spec: AttackSpec) -> tuple[str, str, str]:
     """The texts of an attack's family."""
-    if spec.kind == "sanity":
-        return ROLES["sanity"]
-    return ROLES["ce" if spec.role == "strong" and spec.loss_family == "ce" else spec.role]
+    return ROLES["ce" if spec.role == "strong" and spec.family == "cross_entropy" else spec.role]
 
 
 def attack_section(spec: AttackSpec) -> str:

@@ -97,7 +97,7 @@ def audit(ledger: Ledger | None = None, **scoring: Any) -> Files:
     document["points"] = {
         "index": ledger.index,
         "broken_by": [
-            [e.spec.name for e in ledger.entries.values() if row in e.examples and e.spec.kind != "sanity"]
+            [e.spec.name for e in ledger.entries.values() if row in e.examples and e.spec.role != "sanity"]
             for row in range(len(ledger))
         ],
         "correct": ledger.correct.tolist(),
