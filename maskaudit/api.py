@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shutil
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,40 +20,29 @@ from maskaudit.auditing.digest import content_digest, program_digest
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, load_data
-from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
+from maskaudit.errors import (
+    InconclusiveAuditWarning,
+    InputError,
+    MaskauditError,
+    MaskedError,
+    ModelError,
+    UsageError,
+)
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, describe_error, state_digest
+from maskaudit.options import options_of
 from maskaudit.report.text import brief
-from maskaudit.settings import AuditSettings, Listener, ignore_events
+from maskaudit.settings import OPTIONS, AuditSettings, Listener, Norm, Request, fails, ignore_events
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
-from maskaudit.threat import Norm, ThreatModel, customary_eps
+from maskaudit.threat import ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
 
 Points = Dataset | tuple[Tensor, Tensor]
 
 _SHAPE_TROUBLE = re.compile(r"shape|size|channel|dimension|mat1", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for; None means "not said", and a default is looked for.
-
-    The defaults come from the model file first (data, threat model, normalisation, as our own
-    trainer writes them), then from custom: digits as data, Linf, and the ε usual for such data.
-    """
-
-    model: str
-    arch: str | None = None
-    data: str | None = None
-    norm: Norm | None = None
-    eps: float | None = None
-    bounds: tuple[float, float] | None = None
-    trust_pickle: bool = False
-    surrogates: tuple[str, ...] = ()
-    settings: AuditSettings = field(default_factory=AuditSettings)
 
 
 @dataclass(frozen=True)
@@ -67,21 +58,27 @@ class Prepared:
     surrogate_names: tuple[str, ...] = ()
 
 
-def prepare(request: Request) -> Prepared:
+def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Points | None = None) -> Prepared:
     """Load model and data and settle the threat model.
+
+    Args:
+        request: what was asked for.
+        loaded: the model, where it is in memory already.
+        points: the points, where they are in memory already.
 
     Raises:
         MaskauditError: with the sentence for the user, when something is missing or does not fit.
     """
-    loaded = load_model(
-        request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
-    )
-    prepared = _resolve(loaded, request)
-    _check_fit(prepared, by_default=request.data is None)
+    if loaded is None:
+        loaded = load_model(
+            request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
+        )
+    prepared = _resolve(loaded, request, points)
+    _check_fit(prepared, by_default=request.data is None and points is None)
     return prepared
 
 
-def _resolve(loaded: LoadedModel, request: Request, points: Points | None = None) -> Prepared:
+def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Prepared:
     """Settle every value that the request leaves open; `points` are used in place of a data source."""
     settler = Settler(loaded)
     if request.arch is None:
@@ -91,14 +88,12 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None = None
     data, pool = _points(settler, request.data, bounds, points)
     usual: Norm = "Linf"
     norm = settler.choose("norm", request.norm, usual)
-    if norm not in get_args(Norm):
-        raise UsageError(f"The norm must be Linf or L2, got {norm!r}.")
     if loaded.metadata.get("threat", {}).get("norm") != norm:
         settler.leave("eps")
     threat = ThreatModel(
         norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, bounds)), bounds
     )
-    settings = _settings(settler, request.settings)
+    settings = _settings(settler, request)
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
     loaded = replace(loaded, notes=(*loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)
@@ -109,6 +104,9 @@ def _points(
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
+        if not isinstance(points, Dataset) and (not isinstance(points, (tuple, list)) or len(points) != 2):
+            found = type(points).__name__
+            raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
         return data, data.some(POOL_POINTS).x
     source = settler.choose("data", said, DEFAULT_DATA)
@@ -116,10 +114,12 @@ def _points(
     return load_data(source, split="test", bounds=bounds), pool
 
 
-def _settings(settler: Settler, said: AuditSettings) -> AuditSettings:
+def _settings(settler: Settler, request: Request) -> AuditSettings:
     """The settings with what the model brings where the user left them open."""
+    said = request.settings
     return replace(
         said,
+        arch=request.arch or said.arch,
         outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
         mean=settler.take("mean", said.mean),
         std=settler.take("std", said.std),
@@ -160,15 +160,27 @@ def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, de
     return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device)
 
 
+def _takes_options(function: Callable[..., Audit]) -> Callable[..., Audit]:
+    """Lets `help()` and editors show every option in place of `**options`."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    keywords = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=one.default)
+        for key, one in OPTIONS.items()
+        if key not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
+    return function
+
+
+@_takes_options
 def audit(
     model: nn.Module | Callable[[Tensor], Tensor] | str,
     data: str | Points | None = None,
     *,
-    norm: Norm | None = None,
-    eps: float | None = None,
-    bounds: tuple[float, float] | None = None,
     settings: AuditSettings | None = None,
     on_event: Listener = ignore_events,
+    **options: Any,
 ) -> Audit:
     """Audit a model from Python; what is not given comes from the model file, else from custom, as for `check`.
 
@@ -176,43 +188,55 @@ def audit(
         model: a module or callable from (N, C, H, W) or (N, D) to class scores (N, K), or a source
             as for `maskaudit check`.
         data: a data source, a `Dataset`, or a pair of inputs float32 (N, …) and labels int64 (N,).
-        norm: Linf or L2.
-        eps: radius in input units; the customary value if not given.
-        bounds: smallest and largest value of an input; (0, 1) if not given.
-        settings: everything else, see `AuditSettings`.
+        settings: what holds for options of `AuditSettings` that are not given as keywords.
+        on_event: is told how the audit goes.
+        options: the options of `maskaudit check` by the names that they have in a configuration: `eps`, `norm`,
+            `budget`, `claim`, … (`maskaudit.settings.OPTIONS`).
 
     Returns:
         `Audit`: `.report.verdict.label` is the verdict, `.report.to_dict()` the JSON document.
 
     Raises:
-        MaskauditError: when model or data are refused or do not fit together.
+        MaskauditError: when model, data or options are refused or do not fit together.
     """
-    loaded = load_model(model) if isinstance(model, str) else in_memory(model)
-    source, points = (data, None) if data is None or isinstance(data, str) else (None, data)
-    request = Request(
-        loaded.source, data=source, norm=norm, eps=eps, bounds=bounds, settings=settings or AuditSettings()
-    )
-    prepared = _resolve(loaded, request, points)
-    if isinstance(model, str):
-        _check_fit(prepared, by_default=data is None)
-    return run(prepared, on_event=on_event)
+    if not isinstance(model, str) and not callable(model):
+        raise UsageError(f"The model must be a module, a callable or a source; found a {type(model).__name__}.")
+    loaded = None if isinstance(model, str) else in_memory(model)
+    points = None if data is None or isinstance(data, str) else data
+    said = options if points is not None else {**options, "data": data}
+    request = Request.of(loaded.source if loaded else str(model), said, settings, where="maskaudit.audit")
+    return run(prepare(request, loaded=loaded, points=points), on_event=on_event)
 
 
+@_takes_options
 def assert_not_masked(
-    model: nn.Module | Callable[[Tensor], Tensor],
+    model: nn.Module | Callable[[Tensor], Tensor] | str,
     data: str | Points | None = None,
     *,
-    norm: Norm | None = None,
-    eps: float | None = None,
-    bounds: tuple[float, float] | None = None,
     settings: AuditSettings | None = None,
+    on_event: Listener = ignore_events,
+    **options: Any,
 ) -> Audit:
-    """Audit, and raise AssertionError with verdict, reasons, mechanism and figures when masking is proven."""
-    result = audit(model, data, norm=norm, eps=eps, bounds=bounds, settings=settings)
+    """Audit, and raise when masking is proven or a claim (`claim=0.53`) is refuted; arguments as for `audit`.
+
+    `fail_on` is the mildest verdict that fails: `masked` (the default), `suspect` or `inconclusive`; with `never`
+    nothing does. An inconclusive audit that does not fail warns (`InconclusiveAuditWarning`).
+
+    Returns:
+        The audit, for further assertions.
+
+    Raises:
+        MaskedError: an AssertionError with verdict, reasons, mechanism and figures.
+        MaskauditError: as `audit` does, and when the model fails while it is audited.
+    """
+    result = audit(model, data, settings=settings, on_event=on_event, **options)
     if result.failure is not None:
         raise result.failure
-    if result.report.verdict.label == "masked":
-        raise AssertionError(brief(result.report.to_dict()))
+    verdict, report = result.report.verdict, result.report
+    if fails(verdict.label, report.claim.status, options.get("fail_on") or (settings or AuditSettings()).fail_on):
+        raise MaskedError(brief(report.to_dict()))
+    if verdict.label == "inconclusive":
+        warnings.warn(InconclusiveAuditWarning(" ".join([verdict.sentence, *verdict.reasons])), stacklevel=2)
     return result
 
 
@@ -223,9 +247,13 @@ def in_memory(model: nn.Module | Callable[[Tensor], Tensor]) -> LoadedModel:
 
 
 def dataset_of(x: Tensor, y: Tensor, *, bounds: tuple[float, float]) -> Dataset:
-    """Points given as tensors, checked."""
-    classes = max(2, int(y.max()) + 1) if len(y) else 2
-    return Dataset("in memory", torch.as_tensor(x), torch.as_tensor(y), classes, bounds, split="all")
+    """Points given as tensors or arrays, checked."""
+    try:
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        classes = max(2, int(y.max()) + 1) if len(y) else 2
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"Inputs and labels must be tensors or arrays: {describe_error(error)}.") from error
+    return Dataset("in memory", x, y, classes, bounds, split="all")
 
 
 def _surrogate(spec: str, data: Dataset) -> nn.Module:
@@ -280,8 +308,9 @@ def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
         "--data": f"{data.name} {content_digest(data.x, data.y, prepared.pool)[:12]}",
         "the threat model": f"{threat.norm} {threat.eps!r} in {threat.bounds}",
         **{
-            f"--{name.replace('_', '-')}": str(getattr(settings, name))
-            for name in ("budget", "samples", "seed", "outputs", "mean", "std", "reject_class", "batch_size", "device")
+            one.flag: str(getattr(settings, key))
+            for key, one in options_of(AuditSettings).items()
+            if one.resumes
         },
         "--surrogate": ", ".join(f"{name} {content_digest(module)[:12]}" for name, module in names) or "none",
         "--plan": content_digest(settings.plan.to_dict())[:12] if settings.plan else "none",

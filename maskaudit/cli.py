@@ -13,12 +13,12 @@ import click
 
 from maskaudit import __version__
 from maskaudit.command import entry, streams
-from maskaudit.command.options import check_config, data_options, fraction, model_options, plan_file
-from maskaudit.command.status import FAIL_ON, UNWRITTEN_STATUS
+from maskaudit.command.options import audit_options, check_config, data_options, model_options, said, shared
+from maskaudit.command.status import UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
 
 if TYPE_CHECKING:
-    from maskaudit.attacks.registry import BudgetName
+    from maskaudit.settings import BudgetName
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -50,22 +50,7 @@ def main() -> None:
 @cli.command()
 @model_options
 @data_options
-@click.option("--claim", callback=fraction, metavar="FRACTION", help="Robust accuracy that is claimed, e.g. 0.53.")
-@click.option("--samples", type=int, metavar="N", help="Most points to draw.")
-@click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
-@click.option("--surrogate", multiple=True, metavar="MODEL[@SPEC]", help="Another model to transfer attacks from.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--batch-size", type=int, metavar="N")
-@click.option("--call-timeout", type=float, metavar="SECONDS",
-              help="Longest time for one pass (300, or 20 times the longest before it; 0: any time).")  # fmt: skip
-@click.option("--workers", type=int, metavar="N", help="Processes that share the attacks; results do not depend on N.")
-@click.option("--ray", metavar="ADDRESS", help="Ray cluster that runs the attacks, e.g. auto or ray://head:10001.")
-@click.option("--select", multiple=True, metavar="RULE", help="Run only these probes and attacks.")
-@click.option("--ignore", multiple=True, metavar="RULE", help="Leave these probes and attacks out.")
-@click.option("--attack", multiple=True, metavar="NAME", help="Add an attack: torchattacks:NAME.")
-@click.option("--plan", callback=plan_file, metavar="FILE",
-              help="Stages of the adaptive attack, as plan.json of --out has them.")  # fmt: skip
-@click.option("--fail-on", type=click.Choice(FAIL_ON), default="masked", show_default=True)
+@audit_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
               help="Write html, json, md, text, sarif, junit, evidence or plan.")  # fmt: skip
@@ -81,66 +66,45 @@ def check(model: str, **options: Any) -> None:
     MODEL is a file (safetensors, state dict, TorchScript, .pt2, ONNX, or a pickled module with
     --trust-pickle), zoo:NAME, torchvision:NAME, timm:NAME, hf:ID, robustbench:NAME or py:pkg.mod:callable.
     """
-    from maskaudit import api
-    from maskaudit.command.auditing import carry_out
-    from maskaudit.command.delivery import Asked, show
     from maskaudit.command.output import parse_outputs
-    from maskaudit.command.terminal import Progress
-    from maskaudit.settings import AuditSettings
+    from maskaudit.settings import AuditSettings, Request
 
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
     wanted = parse_outputs(options["outputs_to"], options["out"])
-    names = ("budget", "samples", "seed", "claim", "outputs", "mean", "std", "reject_class", "device", "batch_size",
-             "call_timeout", "select", "ignore", "plan", "workers")  # fmt: skip
-    settings = AuditSettings(
-        **{name: options[name] for name in names},
-        ray=options["ray"] or "",
-        extra_attacks=options["attack"],
-        arch=options["arch"] or "",
-        fail_on=options["fail_on"],
-        command=shlex.join(["maskaudit", *sys.argv[1:]]),
-    )
-    request = api.Request(
-        model, options["arch"], options["data"], options["norm"], options["eps"], options["bounds"],
-        options["trust_pickle"], options["surrogate"], settings,
+    command = shlex.join(["maskaudit", *sys.argv[1:]])
+    request = Request.of(model, said(options), AuditSettings(command=command))
+
+    from maskaudit.command.checking import check_and_show  # loads torch, which a wrong option need not wait for
+
+    entry.finish(
+        check_and_show(
+            request, wanted, out=options["out"], resume=options["resume"], as_json=options["as_json"],
+            quiet=options["quiet"], tell=entry.Session.current().tell,
+        )
     )  # fmt: skip
-    asked = Asked(
-        model, tuple((fmt, str(path)) for fmt, path in wanted), options["as_json"], options["fail_on"],
-        options["call_timeout"],
-    )  # fmt: skip
-    session, progress = entry.Session.current(), Progress(quiet=options["quiet"])
-    out = Path(options["out"]) if options["out"] else None
-    audited = carry_out(
-        lambda keep: api.run(
-            api.prepare(request), out=out, resume=options["resume"], on_event=progress, keep=keep
-        ),
-        asked, out=out, tell=session.tell,
-    )  # fmt: skip
-    progress.close()
-    entry.finish(show(asked, audited.document, audited.status, failure=audited.failure, unwritten=audited.unwritten))
 
 
 @cli.command()
 @model_options
 @data_options
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared("seed")
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH", help="Write html, json or text.")
 @click.option("--out", metavar="DIR", help="Write inspection.html and inspection.json.")
-def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
+def inspect(model: str, as_json: bool, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
-    from maskaudit.api import Request
-    from maskaudit.command.jobs import inspect_source
     from maskaudit.command.output import parse_outputs, write_file
     from maskaudit.command.terminal import say
     from maskaudit.report.inspection import DIRECTORY_FILES, FORMATS
-    from maskaudit.settings import AuditSettings
+    from maskaudit.settings import Request
 
     wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES)
-    names = ("outputs", "mean", "std", "reject_class", "device")
-    settings = AuditSettings(seed=seed, **{name: options.pop(name) for name in names})
-    inspection = inspect_source(Request(model, settings=settings, **options))
+    request = Request.of(model, said(options))
+
+    from maskaudit.command.jobs import inspect_source  # loads torch
+
+    inspection = inspect_source(request)
     for fmt, path in wanted:
         write_file(path, FORMATS[fmt](inspection).encode("utf-8", "replace"))
     say(FORMATS["json" if as_json else "text"](inspection), streams.out())
@@ -151,12 +115,12 @@ def inspect(model: str, as_json: bool, seed: int, outputs_to: tuple[str, ...], o
 
 @cli.command()
 @click.argument("method")
-@click.option("--data", default="digits", show_default=True, metavar="SOURCE", help="What to train on.")
+@shared("data", default="digits", help="What to train on.")
 @click.option("--model", "model_spec", metavar="SPEC", help="Built-in architecture, e.g. small_cnn(width=32).")
 @click.option("--epochs", type=int, metavar="N", help="Passes over the data.")
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--norm", type=click.Choice(["Linf", "L2"]), help="Norm of the ball that training defends.")
-@click.option("--eps", callback=fraction, metavar="NUMBER", help="Its radius.")
+@shared("seed")
+@shared("norm", help="Norm of the ball that training defends.")
+@shared("eps", help="Its radius.")
 @click.option("--out", required=True, metavar="FILE", help="Where to save; the file opens in `check` as it is.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same FILE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
@@ -170,7 +134,7 @@ def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options
 
 @cli.command()
 @click.option("--out", default="maskaudit-demo", show_default=True, metavar="DIR")
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared("seed")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def demo(out: str, seed: int, quiet: bool) -> None:
     """Train a GRE(AT+CE) and a PGD-trained network on the embedded digits, audit both, write the reports."""
@@ -198,8 +162,8 @@ def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device:
 @click.option("-o", "outputs_to", multiple=True, required=True, metavar="FORMAT=PATH", help="What to write.")
 def report(audit: str, outputs_to: tuple[str, ...]) -> None:
     """Render an old audit.json again."""
-    from maskaudit.auditing.evidence import read_report
     from maskaudit.command.output import parse_outputs, write_outputs
+    from maskaudit.report.reading import read_report
 
     wanted = parse_outputs(outputs_to, None)
     write_outputs(wanted, read_report(Path(audit)), None)
@@ -209,7 +173,7 @@ def report(audit: str, outputs_to: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.option("--config", metavar="FILE", help="maskaudit.toml or pyproject.toml; the nearest one if not given.")
-@click.option("--fail-on", type=click.Choice(FAIL_ON), help="For all models, whatever the configuration says.")
+@shared("fail_on", default=None, help="For all models, whatever the configuration has.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
               help="Write the summary as html, json, md, text, sarif or junit.")  # fmt: skip
@@ -222,13 +186,16 @@ def gate(
 
     The status is that of the worst model: 4 failed, 2 refused, 1 a finding, 3 inconclusive, 0.
     """
-    from maskaudit.command.delivery import announce
+    from maskaudit.gate.config import find_config, read_config
+
+    settings = read_config(Path(config) if config is not None else find_config(Path.cwd()), fail_on=fail_on)
+
+    from maskaudit.command.delivery import announce  # from here on torch is loaded
     from maskaudit.command.terminal import Progress, say, use_colour
     from maskaudit.gate.output import audited, dump, wanted_files, write_summaries
-    from maskaudit.gate.running import configured, run_gate
+    from maskaudit.gate.running import run_gate
     from maskaudit.gate.summary import build, markdown, text
 
-    settings = configured(config, fail_on=fail_on)
     folder = Path(out).absolute() if out else None
     wanted = wanted_files(outputs_to, folder)
     progress = Progress(quiet=quiet)
@@ -311,8 +278,8 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 
 @zoo.command("check")
 @click.argument("names", nargs=-1)
-@click.option("--budget", type=click.Choice(["quick", "standard", "thorough"]), default="standard", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@shared("budget")
+@shared("seed")
 def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
     """Audit NAMES or the whole zoo and hold every verdict against the truth; status 1 when one is wrong.
 

@@ -31,6 +31,14 @@ class ModelError(MaskauditError):
     exit_code = 4
 
 
+class MaskedError(AssertionError):
+    """What `assert_not_masked` asserts does not hold: masking is proven, or a claim refuted."""
+
+
+class InconclusiveAuditWarning(UserWarning):
+    """An audit could not decide, and `fail_on` does not make that a failure."""
+
+
 class GradientError(ModelError):
     """The audited model answers, but gives no gradient: its pass raises where one is asked for.
 

@@ -8,99 +8,51 @@ torch is imported when the fixture is used, so that other tests do not wait for 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from maskaudit.errors import InconclusiveAuditWarning, MaskedError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from maskaudit.auditing.runner import Audit
     from maskaudit.data import Dataset
-    from maskaudit.threat import Norm
 
     Model = nn.Module | Callable[[Tensor], Tensor] | str
     Data = str | Dataset | tuple[Tensor, Tensor]
 
-FailOn = Literal["masked", "suspect", "inconclusive"]
-
-_ORDER = ("masked", "suspect", "inconclusive")
-
-
-class InconclusiveAuditWarning(UserWarning):
-    """An audit could not decide, and the test was not told to fail on that."""
+__all__ = ["Auditor", "InconclusiveAuditWarning", "maskaudit"]
 
 
 class Auditor:
     """What the fixture `maskaudit` gives to a test."""
 
-    def audit(
-        self,
-        model: Model,
-        data: Data | None = None,
-        *,
-        eps: float | None = None,
-        norm: Norm | None = None,
-        bounds: tuple[float, float] | None = None,
-        **settings: Any,
-    ) -> Audit:
-        """Audit a model; see `maskaudit.audit`.
-
-        Args:
-            model: a module or callable from (N, …) to class scores (N, K), or a source as for `maskaudit check`.
-            data: a data source, a `Dataset`, or inputs float32 (N, …) in `bounds` with labels int64 (N,).
-            eps: radius in input units; the customary value if not given.
-            settings: fields of `maskaudit.AuditSettings`: budget, samples, seed, claim, mean, std, …
+    def audit(self, model: Model, data: Data | None = None, **options: Any) -> Audit:
+        """Audit a model; arguments and errors are those of `maskaudit.audit`.
 
         Raises:
-            MaskauditError: when model or data are refused or do not fit together.
             ModelError: when the model fails while it is audited.
         """
         __tracebackhide__ = True
         from maskaudit import api
-        from maskaudit.settings import AuditSettings
 
-        result = api.audit(model, data, norm=norm, eps=eps, bounds=bounds, settings=AuditSettings(**settings))
+        result = api.audit(model, data, **options)
         if result.failure is not None:
             raise result.failure
         return result
 
-    def assert_not_masked(
-        self,
-        model: Model,
-        data: Data | None = None,
-        *,
-        eps: float | None = None,
-        norm: Norm | None = None,
-        bounds: tuple[float, float] | None = None,
-        fail_on: FailOn = "masked",
-        **settings: Any,
-    ) -> Audit:
-        """Audit, and fail the test when masking is proven or a claim (`claim=0.53`) is refuted.
-
-        Args:
-            fail_on: the mildest verdict that fails: `masked`, `suspect`, or `inconclusive`; an inconclusive
-                audit that does not fail the test warns.
-            settings: as for `audit`.
-
-        Returns:
-            The audit, for further assertions.
-        """
+    def assert_not_masked(self, model: Model, data: Data | None = None, **options: Any) -> Audit:
+        """Audit, and fail the test where `maskaudit.assert_not_masked` raises; the arguments are the same."""
         __tracebackhide__ = True
-        from maskaudit.errors import UsageError
-        from maskaudit.report.text import brief
+        from maskaudit import api
 
-        if fail_on not in _ORDER:
-            raise UsageError(f"fail_on must be one of {', '.join(_ORDER)}, got {fail_on!r}.")
-        result = self.audit(model, data, eps=eps, norm=norm, bounds=bounds, **settings)
-        label = result.report.verdict.label
-        if label in _ORDER[: _ORDER.index(fail_on) + 1] or result.report.claim.status == "refuted":
-            pytest.fail(brief(result.report.to_dict()), pytrace=False)
-        if label == "inconclusive":
-            warnings.warn(InconclusiveAuditWarning(result.report.verdict.sentence), stacklevel=2)
-        return result
+        try:
+            return api.assert_not_masked(model, data, **options)
+        except MaskedError as error:
+            pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="session")

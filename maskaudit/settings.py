@@ -1,90 +1,165 @@
-"""What an audit was asked to do, and who is told how it goes."""
+"""What an audit is asked to do, and who is told how it goes: the options of every front door, each declared once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
+from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Text, Whole, read
 from maskaudit.errors import UsageError
-from maskaudit.repairs.plan import Plan
-from maskaudit.target.scores import Outputs
+from maskaudit.options import check_options, option, options_of
+
+if TYPE_CHECKING:
+    from maskaudit.repairs.plan import Plan
+
+Norm = Literal["Linf", "L2"]
+Outputs = Literal["logits", "probabilities"]
+BudgetName = Literal["quick", "standard", "thorough"]
+FailOn = Literal["masked", "suspect", "inconclusive", "never"]
+
+#: What may fail a build; each takes in those before it, except that `never` takes in nothing.
+FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
+
+#: Most entries of a list, largest magnitude of an input, largest count.
+MAX_LIST = 10_000
+_LARGEST_INPUT = 1e6
+_LARGEST_COUNT = 2**31 - 1
+
+_WORD = Text(shortest=1)
+WORDS = Items(_WORD, MAX_LIST, single=True)
+_COUNT = Whole(1, _LARGEST_COUNT)
+_SHARE = Number(0, 1, quotient=True)
+_INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
+_PLAN = Checked(Anything(), "a Plan", lambda value: hasattr(value, "stages"))
+_LENGTH = Number(0, _LARGEST_INPUT, above=True, quotient=True)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an audit may spend.
+
+    Attributes:
+        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
+        steps: gradient steps of one Auto-PGD run.
+        targets: wrong classes tried by the targeted attack.
+        queries: forward passes per point of the score-based search.
+        decision_queries: of the decision-based attack.
+        noise_draws: random-sign draws per point.
+        surrogate_rounds: training rounds of the surrogate.
+        probe_points: points that probes measure.
+        second_opinion: points that torchattacks attacks.
+        curve_points: points of the figure of accuracy against ε.
+    """
+
+    looks: tuple[int, ...]
+    steps: int
+    targets: int
+    queries: int
+    decision_queries: int
+    noise_draws: int
+    surrogate_rounds: int
+    probe_points: int
+    second_opinion: int
+    curve_points: int
+
+
+BUDGETS: dict[BudgetName, Budget] = {
+    "quick": Budget(
+        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
+    ),
+    "standard": Budget(
+        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        surrogate_rounds=2, probe_points=128, second_opinion=32, curve_points=32,
+    ),
+    "thorough": Budget(
+        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        surrogate_rounds=4, probe_points=256, second_opinion=96, curve_points=64,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AuditSettings:
-    """Settings of one audit.
+    """Settings of one audit; see the options for what each means.
 
     Attributes:
-        budget: name of the effort, see `maskaudit.attacks.registry.BUDGETS`.
-        samples: most points to draw; None leaves it to the budget.
-        seed: seed of everything random.
-        claim: claimed robust accuracy in [0, 1], if any.
-        outputs: what the model returns; "auto" looks at its answers to clean inputs.
-        mean, std: normalisation applied before the model, if it is not part of it.
-        reject_class: index of a refusal output, if the model has one.
-        device: where the model runs.
-        batch_size: largest number of points per pass; None leaves it to the size of an input.
-        call_timeout: seconds that one pass may last, where the command line supervises it; None adapts to the passes
-            seen, 0 allows any time.
-        workers: worker processes that share the attacks; None runs them in this process.
-        ray: address of a Ray cluster that runs them instead, if any.
-        select: if given, only these probes and attacks run (the reference attack always does).
-        ignore: probes and attacks left out.
-        extra_attacks: attacks added to the battery, `torchattacks:NAME`.
-        certified: certified lower bound of robust accuracy, if known.
         arch: SPEC of the module that the user gave for a state dict, for the report.
-        fail_on: what fails the build, for the report.
         defaults: names of settings the user did not choose, for the report.
         command: the command line that asked for the audit, for the report.
-        plan: the stages of the adaptive attack; None leaves them to trace and probes.
 
     Raises:
-        UsageError: for values out of range.
+        UsageError: for a value that is not what its option takes.
     """
 
-    budget: BudgetName = "standard"
-    samples: int | None = None
-    seed: int = 0
-    claim: float | None = None
-    outputs: Outputs | Literal["auto"] = "auto"
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    reject_class: int | None = None
-    device: str = "cpu"
-    batch_size: int | None = None
-    call_timeout: float | None = None
-    workers: int | None = None
-    ray: str = ""
-    select: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    extra_attacks: tuple[str, ...] = ()
-    certified: float | None = None
+    outputs: Outputs | Literal["auto"] = option(
+        "auto", Choice(*get_args(Outputs), "auto"),
+        "What the model returns; auto looks at its answers to clean inputs.", group="data", resumes=True,
+    )  # fmt: skip
+    mean: tuple[float, ...] | None = option(
+        None, Items(_INPUT, MAX_LIST, 1), "Normalisation mean per channel, if it is not part of the model.",
+        metavar="NUMBERS", group="data", resumes=True,
+    )  # fmt: skip
+    std: tuple[float, ...] | None = option(
+        None, Items(_LENGTH, MAX_LIST, 1), "Normalisation deviation per channel.", metavar="NUMBERS", group="data",
+        resumes=True,
+    )  # fmt: skip
+    reject_class: int | None = option(
+        None, Whole(0, _LARGEST_COUNT), "Output that means “refused to answer”, if there is one.", metavar="K",
+        group="data", resumes=True,
+    )  # fmt: skip
+    device: str = option(
+        "cpu", _WORD, "Where the model runs: cpu, cuda, cuda:1, …", metavar="DEVICE", group="model", resumes=True
+    )
+    claim: float | None = option(
+        None, _SHARE, "Robust accuracy that is claimed, e.g. 0.53.", metavar="FRACTION", one_model=True
+    )
+    certified: float | None = option(
+        None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
+    )
+    budget: BudgetName = option(
+        "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
+    )
+    samples: int | None = option(
+        None, _COUNT, "Most points to draw; the budget's own number if left out.", metavar="N", resumes=True
+    )
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
+    batch_size: int | None = option(
+        None, _COUNT, "Most points per pass through the model; by default 256, fewer for large inputs.", metavar="N",
+        resumes=True,
+    )  # fmt: skip
+    call_timeout: float | None = option(
+        None,
+        Number(0, _LARGEST_COUNT, quotient=True),
+        "Longest time for one pass (300, or 20 times the longest before it; 0: any time), where the command line "
+        "supervises it.",
+        metavar="SECONDS",
+    )
+    workers: int | None = option(
+        None, _COUNT, "Processes that share the attacks; results do not depend on N.", metavar="N"
+    )
+    ray: str = option("", _WORD, "Ray cluster that runs the attacks, e.g. auto or ray://head:10001.", metavar="ADDRESS")
+    select: tuple[str, ...] = option(
+        (), WORDS, "Run only these probes and attacks; the reference attack always runs.", metavar="RULE"
+    )
+    ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
+    attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
+    plan: Plan | None = option(
+        None, Either(_WORD, _PLAN), "Stages of the adaptive attack, as plan.json of --out has them.", metavar="FILE",
+        path="file",
+    )  # fmt: skip
+    fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     arch: str = ""
-    fail_on: str = "masked"
     defaults: tuple[str, ...] = ()
     command: str = ""
-    plan: Plan | None = None
 
     def __post_init__(self) -> None:
-        if self.budget not in BUDGETS:
-            raise UsageError(f"The budget must be one of {', '.join(BUDGETS)}, got {self.budget!r}.")
-        if self.samples is not None and self.samples < 1:
-            raise UsageError(f"The number of samples must be at least 1, got {self.samples}.")
-        if self.claim is not None and not 0 <= self.claim <= 1:
-            raise UsageError(f"A claimed robust accuracy is a fraction between 0 and 1, got {self.claim:g}.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError(f"The batch size must be at least 1, got {self.batch_size}.")
-        if self.call_timeout is not None and not 0 <= self.call_timeout < math.inf:
-            raise UsageError(f"The time limit of a call must be 0 (none) or more seconds, got {self.call_timeout:g}.")
-        if self.workers is not None and self.workers < 1:
-            raise UsageError(f"The number of workers must be at least 1, got {self.workers}.")
+        check_options(self)
         if self.workers is not None and self.ray:
             raise UsageError("Give either --workers or --ray, not both.")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"The seed must be a whole number from 0 to 2^63 - 1, got {self.seed}.")
 
     @property
     def effort(self) -> Budget:
@@ -102,6 +177,84 @@ class AuditSettings:
         while 2 * looks[-1] < most:
             looks.append(2 * looks[-1])
         return (*(n for n in looks if n < most), most)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; None means "not said", and a default is looked for.
+
+    The defaults come from the model file first (data, threat model, normalisation, as our own
+    trainer writes them), then from custom: digits as data, Linf, and the ε usual for such data.
+    All front doors end here: `check`, each model of the gate, `maskaudit.audit`, and the pytest fixture.
+
+    Attributes:
+        model: a source as for `maskaudit check`, or what a model in memory is called.
+        settings: everything that does not lead to model, data or threat model.
+    """
+
+    model: str
+    arch: str | None = option(
+        None, _WORD, "Module of a state dict: net.py:factory or pkg.mod:factory.", metavar="SPEC", group="model",
+        path="source",
+    )  # fmt: skip
+    data: str | None = option(
+        None, _WORD, "digits, fashion-mnist, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
+        metavar="SOURCE", group="data", path="source",
+    )  # fmt: skip
+    norm: Norm | None = option(None, Choice(*get_args(Norm)), "Norm of the ball.", group="data")
+    eps: float | None = option(
+        None, _LENGTH, "Radius of the ball in input units, e.g. 8/255.", metavar="NUMBER", group="data"
+    )
+    bounds: tuple[float, float] | None = option(
+        None, Checked(Items(_INPUT, 2, 2), "two numbers, smallest first, such as 0,1", lambda b: b[0] < b[1]),
+        "Smallest and largest input value.", metavar="LOW,HIGH", group="data",
+    )  # fmt: skip
+    trust_pickle: bool = option(
+        False, Flag(), "Allow a pickled module to execute its code.", group="model", one_model=True, trusts=True
+    )
+    surrogates: tuple[str, ...] = option(
+        (), WORDS, "Another model to transfer attacks from.", metavar="MODEL[@SPEC]", flag="--surrogate",
+        path="surrogate",
+    )  # fmt: skip
+    settings: AuditSettings = field(default_factory=AuditSettings)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+    @classmethod
+    def of(
+        cls, model: str, said: Mapping[str, Any], settings: AuditSettings | None = None, *, where: str = "the options"
+    ) -> Request:
+        """The request for a model with options by their keys; None means "not said".
+
+        Args:
+            model: see `Request.model`.
+            said: values by key of `OPTIONS`; a plan may be the path of its file.
+            settings: what holds where `said` is silent.
+            where: who said it, for the message about a key that there is not.
+
+        Raises:
+            UsageError: for an unknown key, or a value that is not what its option takes.
+            InputError: when the plan's file cannot be read.
+        """
+        given = {key: value for key, value in said.items() if value is not None}
+        read(Record(dict.fromkeys(OPTIONS, Anything())), given, where, error=UsageError)
+        if isinstance(given.get("plan"), str):
+            from maskaudit.repairs.plan_file import read_plan
+
+            given["plan"] = read_plan(Path(given["plan"]))
+        own = {key: given.pop(key) for key in options_of(cls) if key in given}
+        return cls(model, **own, settings=dataclasses.replace(settings or AuditSettings(), **given))
+
+
+#: Every option of an audit by its key.
+OPTIONS = {**options_of(Request), **options_of(AuditSettings)}
+
+
+def fails(label: str, claim: str, fail_on: str) -> bool:
+    """Whether a verdict's label and a claim's status are what `fail_on` forbids; a refuted claim always is."""
+    forbidden = FAIL_ON[: FAIL_ON.index(fail_on) + 1]
+    return fail_on != "never" and (label in forbidden or claim == "refuted")
 
 
 @dataclass(frozen=True)

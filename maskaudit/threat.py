@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from maskaudit.errors import UsageError
+from maskaudit.settings import Norm
 from maskaudit.sums import row_norm
-
-Norm = Literal["Linf", "L2"]
 
 #: Slack for float32 rounding when an example is checked against the ball and the
 #: bounds: relative to the largest magnitude involved, 8 units in the last place

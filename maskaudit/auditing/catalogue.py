@@ -20,7 +20,7 @@ from torch import Tensor
 
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.attacks.registry import Budget, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.attacks.second_opinion import second_opinions
 from maskaudit.errors import UsageError
 from maskaudit.loading.interface import Model, describe_error
@@ -28,8 +28,9 @@ from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
 from maskaudit.repairs.specs import plan_specs
 from maskaudit.rng import PointRNG
+from maskaudit.settings import Budget, Norm
 from maskaudit.target import Target
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.threat import ThreatModel
 from maskaudit.trace.behaviour import twin
 
 #: Roles that a foreign attack may have: the reference and G* are ours, matched in effort.

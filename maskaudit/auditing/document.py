@@ -53,7 +53,7 @@ def build_report(
             "batch_size": settings.batch_size,
             "select": list(settings.select),
             "ignore": list(settings.ignore),
-            "extra_attacks": list(settings.extra_attacks),
+            "extra_attacks": list(settings.attacks),
             "draws": target.draws,
             "fail_on": settings.fail_on,
             "defaults": list(settings.defaults),

@@ -135,7 +135,7 @@ def _few_threads(loaded: LoadedModel, data: Dataset, settings: AuditSettings) ->
 
 def _chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]:
     """The attacks that the settings ask for; the reference attack always runs."""
-    extra = [external_attack(name) for name in settings.extra_attacks]
+    extra = [external_attack(name) for name in settings.attacks]
     check_names((*settings.select, *settings.ignore), known, extra)
     return tuple(spec for spec in (*known.attacks, *extra) if spec.role == "reference" or wanted(settings, spec.name))
 

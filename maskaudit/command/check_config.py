@@ -6,7 +6,7 @@
     claim = 0.53
 
 Keys are those of the gate's configuration, with the outputs added. The command line wins. Paths are
-relative to the file. `trust_pickle` executes a file's code, and is therefore said on the command line.
+relative to the file. `trust_pickle` executes a file's code, and is therefore left to the command line.
 """
 
 from __future__ import annotations
@@ -17,21 +17,16 @@ from typing import Any
 
 from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
-from maskaudit.gate.config import DEFAULTS, PYPROJECT, SHARE, WHOLE, WORDS, section
+from maskaudit.gate.config import PYPROJECT, section
+from maskaudit.settings import OPTIONS, WORDS
 
-#: Keys, and what they mean; see `maskaudit.gate.config` for those that both share.
+#: Keys, and what they mean: the options of an audit, and where its result goes.
 KEYS: dict[str, Kind[Any]] = {
-    **DEFAULTS,
-    "claim": SHARE,
-    "workers": WHOLE,
-    "ray": Text(shortest=1),
+    **{key: one.kind for key, one in OPTIONS.items() if not one.trusts},
     "out": Text(shortest=1),
     "reports": WORDS,
     "quiet": Flag(),
 }
-
-#: Options whose parameter on the command line has another name than the key.
-PARAMETERS = {"surrogates": "surrogate", "attacks": "attack", "reports": "outputs_to"}
 
 
 def read_check_options(file: Path) -> dict[str, Any]:
@@ -45,25 +40,21 @@ def read_check_options(file: Path) -> dict[str, Any]:
     table = (section(file) or {}).get("check")
     if table is None:
         raise UsageError(f"{file} has no section {place}: add it, with the options of `maskaudit check` as keys.")
-    if isinstance(table, Mapping) and "trust_pickle" in table:
-        raise UsageError(
-            f"trust_pickle in {place} of {file.name} would execute code of whatever model is checked: "
-            "give --trust-pickle on the command line."
-        )
+    for key, one in OPTIONS.items():
+        if one.trusts and isinstance(table, Mapping) and key in table:
+            raise UsageError(
+                f"{key} in {place} of {file.name} would execute code of whatever model is checked: "
+                f"give {one.flag} on the command line."
+            )
     said = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
     folder = file.resolve().parent
     for key, anchor in _ANCHORS.items():
         if key in said:
             value = said[key]
             said[key] = tuple(anchor(v, folder) for v in value) if isinstance(value, tuple) else anchor(value, folder)
-    return {PARAMETERS.get(key, key): _worded(key, value) for key, value in said.items()}
-
-
-def _worded(key: str, value: Any) -> Any:
-    """Lists of numbers as the command line writes them; lists of texts as repeated options."""
-    if isinstance(value, tuple) and KEYS[key] is not WORDS:
-        return ",".join(map(repr, value))
-    return list(value) if isinstance(value, tuple) else value
+    if "reports" in said:
+        said["outputs_to"] = said.pop("reports")
+    return said
 
 
 def _existing(text: str, folder: Path) -> str:
@@ -83,11 +74,14 @@ def _report(text: str, folder: Path) -> str:
     return f"{form}={folder / path}" if mark else text
 
 
-#: How each kind of path finds its file.
+_PATHS: dict[str, Callable[[str, Path], str]] = {
+    "file": lambda text, folder: str(folder / text),
+    "source": _existing,
+    "surrogate": _surrogate,
+}
+#: How each path finds its file.
 _ANCHORS: dict[str, Callable[[str, Path], str]] = {
-    "data": _existing,
-    "arch": _existing,
-    "surrogates": _surrogate,
-    "out": lambda text, folder: str(folder / text),
+    **{key: _PATHS[one.path] for key, one in OPTIONS.items() if one.path},
+    "out": _PATHS["file"],
     "reports": _report,
 }

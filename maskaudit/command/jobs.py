@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import __version__, api
-from maskaudit.attacks.registry import BUDGETS
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.auditing.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.auditing.inspection import inspect_model
@@ -22,10 +21,10 @@ from maskaudit.probes.docs import full_text
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings, Norm
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
-from maskaudit.threat import Norm, ThreatModel, customary_eps
+from maskaudit.threat import ThreatModel, customary_eps
 from maskaudit.trace import MAX_POINTS
 from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 

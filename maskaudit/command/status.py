@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-FAIL_ON = ("masked", "suspect", "inconclusive", "never")
+from maskaudit.settings import fails
+
 INCONCLUSIVE_STATUS = 3
 MODEL_FAILED_STATUS = 4
 #: What would be a success, but a file that was asked for could not be written.
@@ -20,8 +21,6 @@ def exit_status(document: dict[str, Any], fail_on: str, *, failed: bool = False)
         return MODEL_FAILED_STATUS
     if fail_on == "never":
         return 0
-    if label in FAIL_ON[: FAIL_ON.index(fail_on) + 1] and label != "inconclusive":
-        return 1
-    if claim == "refuted":
+    if fails(label, claim, fail_on) and (label != "inconclusive" or claim == "refuted"):
         return 1
     return INCONCLUSIVE_STATUS if label == "inconclusive" else 0

@@ -20,24 +20,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from maskaudit.api import Request
-from maskaudit.attacks.registry import BUDGETS
-from maskaudit.attacks.second_opinion import external_attack
-from maskaudit.auditing.catalogue import catalogue, check_names
-from maskaudit.command.status import FAIL_ON
-from maskaudit.declared import Anything, Checked, Choice, Day, Flag, Items, Kind, Number, Record, Text, Whole, read
+from maskaudit.declared import Anything, Checked, Day, Flag, Items, Kind, Record, Text, read
 from maskaudit.declared.kinds import MAX_TEXT, shown
 from maskaudit.declared.parsing import parse_toml
 from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
 from maskaudit.report.reading import Prose
-from maskaudit.settings import AuditSettings
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.settings import OPTIONS, AuditSettings, Norm, Request
 
 CONFIG_FILE = "maskaudit.toml"
 PYPROJECT = "pyproject.toml"
@@ -46,49 +41,17 @@ PYPROJECT = "pyproject.toml"
 MAX_BYTES = 1 << 20
 MAX_MODELS = 300
 MAX_BASELINES = 10_000
-#: Most entries of any other list.
-MAX_LIST = 10_000
-_LARGEST_INPUT = 1e6
-_LARGEST_COUNT = 2**31 - 1
 
 _WORD = Text(shortest=1)
-WORDS = Items(_WORD, MAX_LIST, single=True)
-WHOLE = Whole(1, _LARGEST_COUNT)
-SHARE = Number(0, 1, quotient=True)
-_INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
 
-#: Settings of an audit that may be said once for all models.
-DEFAULTS: dict[str, Kind[Any]] = {
-    "arch": _WORD,
-    "data": _WORD,
-    "norm": Choice(*get_args(Norm)),
-    "eps": Number(0, _LARGEST_INPUT, above=True, quotient=True),
-    "bounds": Checked(Items(_INPUT, 2, 2), "two numbers, smallest first, such as [0, 1]", lambda b: b[0] < b[1]),
-    "mean": Items(_INPUT, MAX_LIST, 1),
-    "std": Items(Number(0, _LARGEST_INPUT, above=True, quotient=True), MAX_LIST, 1),
-    "outputs": Choice("logits", "probabilities", "auto"),
-    "reject_class": Whole(0, _LARGEST_COUNT),
-    "budget": Choice(*BUDGETS),
-    "samples": WHOLE,
-    "seed": Whole(0, 2**63 - 1),
-    "surrogates": WORDS,
-    "select": WORDS,
-    "ignore": WORDS,
-    "attacks": WORDS,
-    "device": _WORD,
-    "batch_size": WHOLE,
-    "call_timeout": Number(0, _LARGEST_COUNT, quotient=True),
-    "fail_on": Choice(*FAIL_ON),
-}
+#: Options of an audit that may be given once for all models.
+DEFAULTS: dict[str, Kind[Any]] = {key: one.kind for key, one in OPTIONS.items() if not one.one_model}
 
-#: What belongs to one model only; `trust_pickle` executes a file's code and is therefore said per model.
+#: What a model may have: its name, and every option; `trust_pickle` executes a file's code, and so is given per model.
 MODEL: dict[str, Kind[Any]] = {
     "name": Checked(Prose(MAX_TEXT), f"a text of 1 to {MAX_TEXT} characters", lambda name: bool(name.strip())),
     "model": _WORD,
-    "claim": SHARE,
-    "certified": SHARE,
-    "trust_pickle": Flag(),
-    **DEFAULTS,
+    **{key: one.kind for key, one in OPTIONS.items()},
 }
 
 BASELINE: dict[str, Kind[Any]] = {
@@ -102,22 +65,23 @@ BASELINE: dict[str, Kind[Any]] = {
     "accept_masked": Flag(),
 }
 
-#: Keys of a model that go into `AuditSettings` under the same name.
-_SETTINGS = (
-    "budget", "samples", "seed", "claim", "certified", "outputs", "mean", "std", "reject_class", "device", "batch_size",
-    "call_timeout", "select", "ignore", "fail_on",
-)  # fmt: skip
-
 _EXAMPLE = '[[models]] with model = "model.safetensors" and claim = 0.53'
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the configuration: its name, its sub-folder of `--out`, and what is to be audited."""
+    """One model of the configuration.
+
+    Attributes:
+        name: what it is called; folder: its sub-folder of `--out`.
+        request: what is to be audited.
+        said: the options as the configuration has them, by key.
+    """
 
     name: str
     folder: str
     request: Request
+    said: Mapping[str, Any]
 
     @property
     def fail_on(self) -> str:
@@ -173,16 +137,16 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
         for key, most in (("models", MAX_MODELS), ("baseline", MAX_BASELINES))
     }
     defaults = {key: value for key, value in table.items() if key not in lists and key != "check"}  # `check --config`
-    if "trust_pickle" in defaults or "claim" in defaults:
-        key = "trust_pickle" if "trust_pickle" in defaults else "claim"
-        raise UsageError(
-            f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]]."
-        )
+    for key in defaults:
+        if key in OPTIONS and OPTIONS[key].one_model:
+            raise UsageError(
+                f"{key} at the top of {where} belongs to a single model: put it into [[{_prefix(file)}models]]."
+            )
     common = read(Record(DEFAULTS), defaults, where, error=UsageError)
     if not lists["models"]:
         raise UsageError(f"{where} lists no models to check: add {_EXAMPLE.replace('[[', '[[' + _prefix(file))}.")
     entries = tuple(
-        _entry(item, common, f"models[{number}] of {where}", fail_on)
+        _entry(item, common, f"models[{number}] of {where}", fail_on, file.parent)
         for number, item in enumerate(lists["models"], start=1)
     )
     _check_names(entries, where)
@@ -196,30 +160,8 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
 
 def check_command(entry: Entry) -> str:
     """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
-    request, settings = entry.request, entry.request.settings
-    words = ["maskaudit", "check", request.model]
-    options: tuple[tuple[str, Any], ...] = (
-        ("arch", request.arch), ("data", request.data), ("norm", request.norm), ("eps", request.eps),
-        ("bounds", request.bounds), ("mean", settings.mean), ("std", settings.std), ("claim", settings.claim),
-        ("reject-class", settings.reject_class), ("samples", settings.samples), ("batch-size", settings.batch_size),
-        ("call-timeout", settings.call_timeout),
-    )  # fmt: skip
-    for name, value in options:
-        if value is not None:
-            words += [f"--{name}", ",".join(map(repr, value)) if isinstance(value, tuple) else str(value)]
-    for name, said in (
-        ("outputs", settings.outputs), ("budget", settings.budget), ("seed", settings.seed),
-        ("device", settings.device), ("fail-on", settings.fail_on),
-    ):  # fmt: skip
-        if said != getattr(AuditSettings, name.replace("-", "_")):
-            words += [f"--{name}", str(said)]
-    for name, several in (
-        ("surrogate", request.surrogates), ("select", settings.select), ("ignore", settings.ignore),
-        ("attack", settings.extra_attacks),
-    ):  # fmt: skip
-        for item in several:
-            words += [f"--{name}", item]
-    return shlex.join([*words, "--trust-pickle"] if request.trust_pickle else words)
+    words = [word for key, one in OPTIONS.items() if key in entry.said for word in one.words(entry.said[key])]
+    return shlex.join(["maskaudit", "check", entry.request.model, *words])
 
 
 def section(file: Path) -> dict[str, Any] | None:
@@ -239,27 +181,19 @@ def _prefix(file: Path) -> str:
     return "tool.maskaudit." if file.name == PYPROJECT else ""
 
 
-def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None) -> Entry:
+def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, folder: Path) -> Entry:
     own: dict[str, Any] = read(Record(MODEL, required=("model",)), item, place, error=UsageError)
-    said = {**common, **own}
-    if fail_on is not None:
-        said["fail_on"] = fail_on
-    name = said.get("name") or _default_name(said["model"])
+    model, name = own.pop("model"), own.pop("name", "")
+    said = {**common, **own} if fail_on is None else {**common, **own, "fail_on": fail_on}
+    name = name or _default_name(model)
     try:
-        settings = AuditSettings(
-            **{key: said[key] for key in _SETTINGS if key in said},
-            extra_attacks=said.get("attacks", ()),
-            arch=said.get("arch", ""),
-        )
-        ThreatModel(said.get("norm", "Linf"), said.get("eps", 0.1), said.get("bounds", (0.0, 1.0)))
-        _check_rules(settings, said.get("norm", "Linf"))
+        # The plan is read now, from the folder that the audit will run in.
+        plan = {"plan": str(folder / said["plan"])} if "plan" in said else {}
+        request = Request.of(model, {**said, **plan}, where=place)
+        _check_rules(request.settings, request.norm or "Linf")
     except MaskauditError as error:
         raise UsageError(f"In {place}: {error}") from error
-    request = Request(
-        said["model"], said.get("arch"), said.get("data"), said.get("norm"), said.get("eps"), said.get("bounds"),
-        said.get("trust_pickle", False), said.get("surrogates", ()), settings,
-    )  # fmt: skip
-    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request)
+    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request, said)
 
 
 def _default_name(model: str) -> str:
@@ -267,9 +201,14 @@ def _default_name(model: str) -> str:
     return Path(model.rpartition(":")[2]).stem if ":" not in model else model.rpartition(":")[2]
 
 
-def _check_rules(settings: AuditSettings, norm: Any) -> None:
+def _check_rules(settings: AuditSettings, norm: Norm) -> None:
     """Unknown names in `select`, `ignore` and `attacks` are found before the audit starts."""
-    extra = [external_attack(name) for name in settings.extra_attacks]
+    if not (settings.select or settings.ignore or settings.attacks):
+        return
+    from maskaudit.attacks.second_opinion import external_attack  # these load torch
+    from maskaudit.auditing.catalogue import catalogue, check_names
+
+    extra = [external_attack(name) for name in settings.attacks]
     check_names((*settings.select, *settings.ignore), catalogue(settings.effort, norm), extra)
 
 

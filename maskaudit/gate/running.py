@@ -25,7 +25,7 @@ from maskaudit.command.terminal import say
 from maskaudit.errors import MaskauditError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
-from maskaudit.gate.config import Entry, GateConfig, check_command, find_config, read_config
+from maskaudit.gate.config import Entry, GateConfig, check_command
 from maskaudit.settings import AuditEvent, Listener, ignore_events
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
@@ -73,15 +73,6 @@ class GateResult:
 def worst(statuses: Iterable[int]) -> int:
     """The worst of several exit statuses: 4 (failed), 2 (refused), 1 (a finding), 3 (inconclusive), 0."""
     return min(statuses, key=WORST_FIRST.index, default=0)
-
-
-def configured(file: str | None, *, fail_on: str | None = None) -> GateConfig:
-    """The configuration in a named file, or the nearest one from the current folder upwards.
-
-    Raises:
-        MaskauditError: when there is none, or something in it is wrong; nothing has been audited then.
-    """
-    return read_config(Path(file) if file is not None else find_config(Path.cwd()), fail_on=fail_on)
 
 
 def run_gate(

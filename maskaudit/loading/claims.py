@@ -27,8 +27,7 @@ from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, MaskauditError
 from maskaudit.loading.interface import printable
-from maskaudit.target.scores import Outputs
-from maskaudit.threat import Norm
+from maskaudit.settings import Norm, Outputs
 
 #: Largest JSON that a model file may hold about itself, in bytes; ours take some hundred.
 MAX_BYTES = 1 << 20

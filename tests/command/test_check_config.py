@@ -68,7 +68,7 @@ def test_the_file_says_what_the_command_line_leaves_out(
     assert request.bounds == (0.0, 255.0)
     assert request.data == str(tmp_path / "points.npz")
     assert (settings.mean, settings.budget, settings.claim) == ((0.5, 0.25), "quick", 0.4)
-    assert (settings.reject_class, settings.workers, settings.extra_attacks) == (3, 2, ("torchattacks:PGD",))
+    assert (settings.reject_class, settings.workers, settings.attacks) == (3, 2, ("torchattacks:PGD",))
     assert (settings.samples, settings.select) == (7, ("noise",)), "the command line wins"
 
 

@@ -61,7 +61,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
     assert (request.trust_pickle, request.surrogates) == (True, ("other.pt@net.py:make",))
     assert (settings.mean, settings.std, settings.claim) == ((0.5,), (0.25,), 0.53)
     assert (settings.budget, settings.samples, settings.seed) == ("quick", 40, 3)
-    assert (settings.ignore, settings.extra_attacks) == (("square",), ("torchattacks:FGSM",))
+    assert (settings.ignore, settings.attacks) == (("square",), ("torchattacks:FGSM",))
     assert second.name == "standard"
     assert second.request.eps == pytest.approx(8 / 255)
     assert second.request.trust_pickle is False

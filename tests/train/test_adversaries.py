@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from maskaudit.networks.registry import small_cnn
 from maskaudit.rng import PointRNG
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.settings import Norm
+from maskaudit.threat import ThreatModel
 from maskaudit.train.adversaries import ascend, fgsm, pgd, random_start
 
 
