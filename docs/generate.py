@@ -26,11 +26,12 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-from json_fields import CLASSES, GATE_KEYS, SECTIONS, TOP  # noqa: E402
-from reference import attacks_page, commands_page, probes_page, zoo_table  # noqa: E402
+from json_fields import CLASSES, GATE_BASELINE, GATE_MODEL, SECTIONS, TOP  # noqa: E402
+from reference import attacks_page, commands_page, markdown, probes_page, zoo_table  # noqa: E402
 
 from maskaudit import results  # noqa: E402
 from maskaudit.report import text  # noqa: E402
+from maskaudit.settings import OPTIONS  # noqa: E402
 
 #: Audits whose reports `reading-a-report.md` quotes: sample name → model and claim.
 SAMPLES: dict[str, tuple[str, float]] = {"masked": ("zoo:quantised", 0.95), "clear": ("zoo:pgd-at", 0.6)}
@@ -176,15 +177,23 @@ def json_fields() -> str:
 
 def gate_keys() -> str:
     """Every key of the gate's configuration, by table."""
-    from maskaudit.gate.config import BASELINE, DEFAULTS, MODEL
-
+    meant = {key: f"{one.help} A list." if one.takes_list else one.help for key, one in OPTIONS.items()}
+    tables = {
+        "Once for all models, or per model": {k: words for k, words in meant.items() if not OPTIONS[k].one_model},
+        "Per model": {**GATE_MODEL, **{k: words for k, words in meant.items() if OPTIONS[k].one_model}},
+        "Baseline": GATE_BASELINE,
+    }
     parts = []
-    only = {key: reader for key, reader in MODEL.items() if key not in DEFAULTS}
-    for title, keys in (("Once for all models, or per model", DEFAULTS), ("Per model", only), ("Baseline", BASELINE)):
-        parts.append(f"**{title}**\n\n| key | meaning |\n| --- | --- |\n")
-        parts += [f"| `{key}` | {GATE_KEYS['baseline' if keys is BASELINE else 'model'][key]} |\n" for key in keys]
-        parts.append("\n")
+    for title, meanings in tables.items():
+        rows = "".join(f"| `{key}` | {markdown(meaning)} |\n" for key, meaning in meanings.items())
+        parts.append(f"**{title}**\n\n| key | meaning |\n| --- | --- |\n{rows}\n")
     return "".join(parts)
+
+
+def python_options() -> str:
+    """Every keyword of `maskaudit.audit` that is an option of `check`."""
+    rows = "".join(f"| `{key}` | `{one.flag}` | {markdown(one.help)} |\n" for key, one in OPTIONS.items())
+    return f"| keyword | command line | meaning |\n| --- | --- | --- |\n{rows}"
 
 
 def type_words(kind: Any) -> str:
@@ -233,6 +242,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "gate-config": lambda: "```toml\n" + (DOCS / "samples" / "maskaudit.toml").read_text(encoding="utf-8") + "```\n",
     "gate-summary": gate_summary,
     "gate-keys": gate_keys,
+    "python-options": python_options,
     "zoo-table": zoo_table,
 }
 

@@ -210,43 +210,18 @@ TOP: dict[str, str] = {
     "`inconclusive` unless the verdict had been reached before",
 }
 
-#: Keys of the gate's configuration, by kind of table.
-GATE_KEYS: dict[str, dict[str, str]] = {
-    "model": {
-        "name": "what the model is called in the summary; the file's name if left out",
-        "model": "the model, as in `maskaudit check MODEL`; needed",
-        "claim": "claimed robust accuracy, a fraction",
-        "certified": "certified lower bound of robust accuracy, if known",
-        "trust_pickle": "`true` allows this file to execute its code",
-        "arch": "SPEC of a state dict's module",
-        "data": "data source",
-        "norm": '`"Linf"` or `"L2"`',
-        "eps": 'radius, a number or a quotient such as `"8/255"`',
-        "bounds": "smallest and largest input value, `[0, 1]`",
-        "mean": "normalisation mean per channel, a list",
-        "std": "normalisation deviation per channel, a list",
-        "outputs": '`"logits"`, `"probabilities"` or `"auto"`',
-        "reject_class": "index of an output that means a refusal",
-        "budget": '`"quick"`, `"standard"` or `"thorough"`',
-        "samples": "most points to draw",
-        "seed": "seed of everything random",
-        "surrogates": "further models to transfer attacks from, a list",
-        "select": "run only these probes and attacks, a list",
-        "ignore": "leave these out, a list",
-        "attacks": "attacks to add, a list of `torchattacks:NAME`",
-        "device": "where the models run",
-        "batch_size": "most points per pass; by default 256, fewer for large inputs",
-        "call_timeout": "seconds that one pass may last; 0 allows any time",
-        "fail_on": "the mildest verdict that fails the build",
-    },
-    "baseline": {
-        "rule": "a probe's rule, `maskaudit-verdict`, the id of a mechanism, or `maskaudit-claim`; needed",
-        "module": "module path as the report names it; any if left out",
-        "op": "operation as the report names it; any if left out",
-        "cause": "the finding's message (its figures do not matter), or the mechanism; any if left out",
-        "model": "name of the only model that it is meant for",
-        "reason": "why it is accepted; needed",
-        "expires": "last day on which it holds; needed",
-        "accept_masked": "`true` lets it accept a proven verdict or a refuted claim as well",
-    },
+#: Keys of the gate's configuration that are no options of an audit.
+GATE_MODEL: dict[str, str] = {
+    "name": "what the model is called in the summary; the file's name if left out",
+    "model": "the model, as in `maskaudit check MODEL`; needed",
+}
+GATE_BASELINE: dict[str, str] = {
+    "rule": "a probe's rule, `maskaudit-verdict`, the id of a mechanism, or `maskaudit-claim`; needed",
+    "module": "module path as the report names it; any if left out",
+    "op": "operation as the report names it; any if left out",
+    "cause": "the finding's message (its figures do not matter), or the mechanism; any if left out",
+    "model": "name of the only model that it is meant for",
+    "reason": "why it is accepted; needed",
+    "expires": "last day on which it holds; needed",
+    "accept_masked": "`true` lets it accept a proven verdict or a refuted claim as well",
 }

@@ -99,11 +99,6 @@ LOSSES = {
 
 #: Help for options whose name says enough on the command line.
 PLAIN_OPTIONS = {
-    "--outputs": "What the model returns.",
-    "--budget": "Effort: points, steps and queries.",
-    "--seed": "Seed of everything random.",
-    "--batch-size": "Most points per pass through the model; by default 256, fewer for large inputs.",
-    "--fail-on": "The mildest verdict that ends with status 1.",
     "--out": "Folder for what is written.",
     "--json": "Print JSON.",
     "--version": "Show the version and exit.",

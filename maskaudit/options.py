@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from maskaudit.declared import Checked, Flag, Items, Kind, Refused, Whole
@@ -61,6 +60,11 @@ class Option:
         return isinstance(self.kind, Items) and self.kind.single
 
     @property
+    def takes_list(self) -> bool:
+        """Whether Python and TOML give it as a list."""
+        return isinstance(self.kind.of if isinstance(self.kind, Checked) else self.kind, Items)
+
+    @property
     def is_flag(self) -> bool:
         """Whether it has no value on the command line."""
         return isinstance(self.kind, Flag)
@@ -106,7 +110,6 @@ def option(default: Any, kind: Kind[Any], help: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata={_METADATA: (kind, help, more)})
 
 
-@cache
 def options_of(cls: Any) -> dict[str, Option]:
     """The options among the fields of a dataclass, by key, in order."""
     found = {}

@@ -13,6 +13,7 @@ from maskaudit import api
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import ModelError
 from maskaudit.results import AuditReport, Claim
+from maskaudit.settings import AuditSettings
 
 from .report import sample
 
@@ -49,7 +50,7 @@ def test_a_clear_model_passes(pytester: pytest.Pytester, audited: dict[str, Any]
     run(pytester).assert_outcomes(passed=1)
     assert (audited["model"], audited["data"]) == ("zoo:standard", "digits")
     assert audited["kwargs"]["eps"] == 8 / 255
-    assert (audited["kwargs"]["settings"].claim, audited["kwargs"]["settings"].budget) == (0.5, "quick")
+    assert (audited["kwargs"]["claim"], audited["kwargs"]["budget"]) == (0.5, "quick")
 
 
 def test_the_failure_reads_like_the_report(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
@@ -78,6 +79,7 @@ def test_the_failure_reads_like_the_report(pytester: pytest.Pytester, audited: d
         ("inconclusive", "no_claim", ', fail_on="suspect"', "passed"),
         ("inconclusive", "no_claim", ', fail_on="inconclusive"', "failed"),
         ("clear", "refuted", "", "failed"),
+        ("clear", "refuted", ', fail_on="never"', "passed"),
         ("clear", "not_refuted", ', fail_on="inconclusive"', "passed"),
     ],
 )
@@ -91,13 +93,34 @@ def test_what_fails(
     result.assert_outcomes(**{outcome: 1}, warnings=int(label == "inconclusive" and outcome == "passed"))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fail_on", ["masked", "inconclusive", "never"])
+@pytest.mark.parametrize(
+    ("label", "claim"), [("masked", "no_claim"), ("inconclusive", "refuted"), ("clear", "refuted")]
+)
+def test_the_function_fails_where_the_fixture_does(
+    label: Any, claim: Any, fail_on: Any, audited: dict[str, Any], maskaudit_auditor: Any
+) -> None:
+    report: AuditReport = sample.masked()
+    verdict = dataclasses.replace(report.verdict, label=label)
+    audited["report"] = dataclasses.replace(report, verdict=verdict, claim=Claim(0.5, claim))
+    if fail_on == "never":
+        api.assert_not_masked("m", fail_on=fail_on)
+        maskaudit_auditor.assert_not_masked("m", fail_on=fail_on)
+        return
+    with pytest.raises(AssertionError, match=label.upper()):
+        api.assert_not_masked("m", fail_on=fail_on)
+    with pytest.raises(AssertionError, match=label.upper()):
+        api.assert_not_masked("m", settings=AuditSettings(fail_on=fail_on))
+    with pytest.raises(pytest.fail.Exception, match=label.upper()):
+        maskaudit_auditor.assert_not_masked("m", fail_on=fail_on)
+
+
 def test_errors_are_errors(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
     audited["failure"] = ModelError("out of luck")
     result = run(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*ModelError: out of luck*"])
-    wrong = run(pytester, ', fail_on="always"')
-    wrong.stdout.fnmatch_lines(["*UsageError: fail_on must be one of masked, suspect, inconclusive, got 'always'.*"])
 
 
 def test_the_plugin_does_not_import_torch(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,9 +110,9 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         Path(write(tmp_path, text + 'out = "report"\nreports = ["sarif=a.sarif"]\ndata = "digits"'))
     )
     assert said["arch"] == f"{tmp_path}/net.py:make(width=2)"
-    assert said["surrogate"] == [f"{tmp_path}/s.pt@{tmp_path}/net.py:make", "zoo:standard"]
+    assert list(said["surrogates"]) == [f"{tmp_path}/s.pt@{tmp_path}/net.py:make", "zoo:standard"]
     assert (said["out"], said["outputs_to"], said["data"]) == (
-        f"{tmp_path}/report", [f"sarif={tmp_path}/a.sarif"], "digits"
+        f"{tmp_path}/report", (f"sarif={tmp_path}/a.sarif",), "digits"
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ from maskaudit.gate import config
 from maskaudit.repairs import plan_file
 from maskaudit.report import FORMATS, reading, render
 
-from ..test_evidence import SHA, audit, network
+from ..auditing.test_evidence import SHA, audit, network
 
 #: Values that no field expects all of, beside those that stand just outside each kind (see `outside`).
 HOSTILE: list[Any] = [None, True, 10**40, 0.5, "", "\x1b[2J\u202e", [], [None], {}, {"a": [[]]}]
@@ -165,6 +165,8 @@ def section(document: Any) -> str:
 
 _NAMES = {"select": ["square"], "ignore": ["noise"], "attacks": ["torchattacks:PGD"]}
 _MODEL, _BASELINE, _KEYS = Record(config.MODEL), Record(config.BASELINE), Record(KEYS)
+#: Without the cluster, which excludes workers, and the plan, which is a file.
+_MODEL_DOCUMENT = {key: value for key, value in {**sound(_MODEL), **_NAMES}.items() if key not in ("ray", "plan")}
 _SCORING: dict[str, Any] = {**sound(evidence.SCORING), "sha256": SHA, "attacks": ["a"] * 5, "reject_class": None}
 _SCORING |= {"mean": [0.0, 0.0], "std": [1.0, 1.0], "threat": {"norm": "Linf", "eps": 0.1, "bounds": [0.0, 1.0]}}
 
@@ -173,7 +175,7 @@ DOCUMENTS: dict[str, tuple[Kind[Any], Any, Callable[[Any], str], Reader]] = {
     "report": (reading.REPORT, sound(reading.REPORT), json.dumps, read_a_report),
     "evidence": (evidence.SCORING, _SCORING, json.dumps, read_the_evidence),
     "plan": (plan_file.PLAN, sound(plan_file.PLAN), json.dumps, read_a_plan),
-    "gate's model": (_MODEL, {**sound(_MODEL), **_NAMES}, gate("models"), read_a_configuration),
+    "gate's model": (_MODEL, _MODEL_DOCUMENT, gate("models"), read_a_configuration),
     "gate's baseline": (_BASELINE, {**sound(_BASELINE), "model": "standard"}, gate("baseline"), read_a_configuration),
     "check options": (_KEYS, {**sound(_KEYS), **_NAMES}, section, read_options),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from maskaudit.cli import check
 from maskaudit.errors import InputError, MaskauditError, UsageError
-from maskaudit.gate.config import DEFAULTS, check_command, find_config, read_config
+from maskaudit.gate.config import check_command, find_config, read_config
 
 from .stub import write_config
 
@@ -79,15 +79,6 @@ def test_an_entry_can_be_repeated_with_check(tmp_path: Path) -> None:
         assert context.params["trust_pickle"] is entry.request.trust_pickle
         assert context.params["claim"] == entry.request.settings.claim
         assert context.params["seed"] == 3
-
-
-def test_every_option_of_check_can_be_configured() -> None:
-    elsewhere = {"model", "claim", "trust_pickle", "as_json", "outputs_to", "out", "resume", "quiet"}
-    renamed = {"surrogate": "surrogates", "attack": "attacks"}
-    for parameter in check.params:
-        name = str(parameter.name)
-        if name not in elsewhere and name not in ("workers", "ray", "plan", "config"):
-            assert renamed.get(name, name) in DEFAULTS, name
 
 
 def test_the_nearest_file_is_found(tmp_path: Path) -> None:
