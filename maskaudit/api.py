@@ -33,10 +33,10 @@ from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, describe_error, state_digest
 from maskaudit.options import options_of
 from maskaudit.report.text import brief
-from maskaudit.settings import OPTIONS, AuditSettings, Listener, Norm, Request, fails, ignore_events
+from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
-from maskaudit.threat import ThreatModel, customary_eps
+from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
 

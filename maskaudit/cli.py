@@ -233,7 +233,7 @@ def compare(first: str, second: str, as_json: bool) -> None:
 @cli.command()
 def probes() -> None:
     """List the probes and attacks that an audit runs."""
-    from maskaudit.command.jobs import list_rules
+    from maskaudit.command.rules import list_rules
 
     for kind, name, title in list_rules():
         _line(f"{kind:<7} {name:<30} {title}")
@@ -243,7 +243,7 @@ def probes() -> None:
 @click.argument("rule")
 def explain(rule: str) -> None:
     """Explain a probe or attack: raised when, what it means, what to do, source."""
-    from maskaudit.command.jobs import explain_rule
+    from maskaudit.command.rules import explain_rule
 
     _line(explain_rule(rule))
 

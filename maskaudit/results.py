@@ -26,6 +26,7 @@ ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
 Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "sanity"]
 Family = Literal["cross_entropy", "other_loss"]
+Norm = Literal["Linf", "L2"]
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Text, Whole, read
 from maskaudit.errors import UsageError
 from maskaudit.options import check_options, option, options_of
+from maskaudit.results import Norm
 
 if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
-Norm = Literal["Linf", "L2"]
 Outputs = Literal["logits", "probabilities"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.errors import UsageError
-from maskaudit.settings import Norm
+from maskaudit.results import Norm as Norm
 from maskaudit.sums import row_norm
 
 #: Slack for float32 rounding when an example is checked against the ball and the

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.errors import UsageError
-from maskaudit.settings import Norm
-from maskaudit.threat import ThreatModel, customary_eps, per_point_norm
+from maskaudit.threat import Norm, ThreatModel, customary_eps, per_point_norm
 
 THREATS = [
     ThreatModel(norm, eps, bounds)

@@ -11,9 +11,8 @@ from maskaudit.attacks.torchattacks_adapter import attack_names, available, run_
 from maskaudit.errors import UsageError
 from maskaudit.results import Role
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 PREFIX = "torchattacks:"
 

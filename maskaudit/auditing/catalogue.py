@@ -28,9 +28,9 @@ from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
 from maskaudit.repairs.specs import plan_specs
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Budget, Norm
+from maskaudit.settings import Budget
 from maskaudit.target import Target
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 from maskaudit.trace.behaviour import twin
 
 #: Roles that a foreign attack may have: the reference and G* are ours, matched in effort.

@@ -26,11 +26,10 @@ from maskaudit.errors import InputError
 from maskaudit.report.reading import PROSE
 from maskaudit.report.reading import read_report as read_report
 from maskaudit.results import dump_json, findings, plain
-from maskaudit.settings import Norm
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.rescore import rescore
 from maskaudit.target.scores import breaking_margin
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 _METADATA_KEY = "maskaudit_evidence"
 _TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")

@@ -7,24 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import __version__, api
-from maskaudit.auditing.catalogue import catalogue
 from maskaudit.auditing.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
-from maskaudit.errors import UsageError
 from maskaudit.files import read_bounded
 from maskaudit.loading import load_model
-from maskaudit.probes.docs import full_text
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
-from maskaudit.settings import BUDGETS, AuditSettings, Norm
+from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
-from maskaudit.threat import ThreatModel, customary_eps
+from maskaudit.threat import Norm, ThreatModel, customary_eps
 from maskaudit.trace import MAX_POINTS
 from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 
@@ -133,31 +130,3 @@ def verify_files(
     )
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
     return verify_audit(document, read_evidence(content, str(evidence_path)), loaded.module, loaded.sha256)
-
-
-def list_rules() -> Iterator[tuple[str, str, str]]:
-    """(kind, name, title) of every probe and attack."""
-    known = catalogue(BUDGETS["standard"])
-    for probe in known.probes:
-        yield "probe", probe.rule, probe.title
-    for spec in known.attacks:
-        yield "attack", spec.name, spec.title
-
-
-def explain_rule(name: str) -> str:
-    """The documentation of a probe or an attack.
-
-    Raises:
-        UsageError: for a name that neither has.
-    """
-    known = catalogue(BUDGETS["standard"])
-    for probe in known.probes:
-        if probe.rule == name:
-            return full_text(probe)
-    for spec in known.attacks:
-        if spec.name == name:
-            settings = ", ".join(f"{key} = {value}" for key, value in spec.settings.items())
-            body = (spec.run.__doc__ or "").strip()
-            head = f"{spec.title} ({spec.role}; {settings or 'no settings'})"
-            return f"{head}\n\n{body}\n\nSource: {'; '.join(spec.sources)}"
-    raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")

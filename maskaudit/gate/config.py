@@ -32,7 +32,8 @@ from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
 from maskaudit.report.reading import Prose
-from maskaudit.settings import OPTIONS, AuditSettings, Norm, Request
+from maskaudit.results import Norm
+from maskaudit.settings import OPTIONS, AuditSettings, Request
 
 CONFIG_FILE = "maskaudit.toml"
 PYPROJECT = "pyproject.toml"

@@ -27,7 +27,8 @@ from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, MaskauditError
 from maskaudit.loading.interface import printable
-from maskaudit.settings import Norm, Outputs
+from maskaudit.settings import Outputs
+from maskaudit.threat import Norm
 
 #: Largest JSON that a model file may hold about itself, in bytes; ours take some hundred.
 MAX_BYTES = 1 << 20

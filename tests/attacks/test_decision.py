@@ -12,9 +12,8 @@ from torch import Tensor
 from maskaudit.attacks.decision import Method, decision_based, nearest_of_other_classes
 from maskaudit.attacks.decision.boundary_search import Starts
 from maskaudit.errors import UsageError
-from maskaudit.settings import Norm
 from maskaudit.target import Target
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 from tests.attacks.subjects import (
     L2,
     LINF,

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.finite_differences import _Blocks, finite_differences
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
-from maskaudit.threat import ThreatModel, per_point_norm
+from maskaudit.threat import Norm, ThreatModel, per_point_norm
 from tests.attacks.subjects import (
     L2,
     LINF,

@@ -28,10 +28,9 @@ from maskaudit.attacks.transfer import transfer
 from maskaudit.attacks.universal import universal
 from maskaudit.auditing.engine.interface import Job
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
 from maskaudit.target.scores import Unchecked
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 META = torch.device("meta")
 #: Passes until the attack is ended: five steps or more of every attack.

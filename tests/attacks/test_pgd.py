@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from maskaudit.attacks.interface import BestCandidates
 from maskaudit.attacks.pgd import fgsm, pgd, random_start
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
 from maskaudit.target.preserve import preserved
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 N = 30
 THREATS = [ThreatModel("Linf", 0.1, (-5.0, 5.0)), ThreatModel("L2", 0.4, (-5.0, 5.0))]

@@ -13,10 +13,9 @@ from maskaudit.attacks.noise import random_noise, surface_noise
 from maskaudit.attacks.square import square
 from maskaudit.auditing.planted import CORNERS, PlantedModel, plant, solve_planted
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
 from maskaudit.target.preserve import preserved_random_state
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 N, SIDE, K, PROBLEMS = 40, 6, 10, 24
 X = torch.rand(N, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing import catalogue as plugins
 from maskaudit.auditing.catalogue import RepairPlugin, attack_through, catalogue
-from maskaudit.command.jobs import explain_rule, list_rules
+from maskaudit.command.rules import explain_rule, list_rules
 from maskaudit.errors import UsageError
 from maskaudit.probes.interface import Measurement, Probe, ProbeContext
 from maskaudit.rng import PointRNG

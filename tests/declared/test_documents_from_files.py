@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
+from maskaudit import settings
 from maskaudit.auditing import evidence
 from maskaudit.command import jobs
 from maskaudit.command.check_config import KEYS, read_check_options
@@ -340,6 +341,6 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
         f"draws | {plan_file.MAX_COST:,} |",
         f"(TOML) | size | {config.MAX_BYTES >> 20} MiB |",
         f"baselines | {config.MAX_MODELS:,}; {config.MAX_BASELINES:,} |",
-        f"other list | {config.MAX_LIST:,} |",
+        f"other list | {settings.MAX_LIST:,} |",
     ):
         assert row in limits, row

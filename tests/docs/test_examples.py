@@ -17,7 +17,7 @@ import pytest
 from maskaudit.cli import cli
 from maskaudit.gate.config import read_config
 from maskaudit.pytest_plugin import Auditor
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import Request
 
 from .pages import DOCS, ROOT, blocks, pages, read, without_code
 
@@ -96,7 +96,7 @@ def test_the_example_of_a_test_is_a_call_that_the_fixture_takes() -> None:
     class Fixture:
         def assert_not_masked(self, *arguments: Any, **settings: Any) -> None:
             bound = inspect.signature(Auditor.assert_not_masked).bind(self, *arguments, **settings)
-            called.append(AuditSettings(**bound.arguments["settings"]))
+            called.append(Request.of("m", bound.arguments["options"]))
 
     namespace["test_claim"](Fixture())
     assert len(called) == 1

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from maskaudit.cli import cli
-from maskaudit.command.jobs import list_rules
+from maskaudit.command.rules import list_rules
 from maskaudit.data import PREFIXES
 from maskaudit.gate.config import BASELINE, MODEL
 from maskaudit.loading import NAMED

@@ -20,8 +20,7 @@ from maskaudit.probes.finite_differences import (
 )
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
-from maskaudit.settings import Norm
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 from .toys import Linear, Quadratic, Through, context, norm_threat, points, relu_net
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.results import AttackRow, Role
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 
 UNIT = ThreatModel("L2", 0.5, (0.0, 1.0))
 LINF = ThreatModel("Linf", 0.1, (0.0, 1.0))

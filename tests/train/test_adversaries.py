@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from maskaudit.networks.registry import small_cnn
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Norm
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import Norm, ThreatModel
 from maskaudit.train.adversaries import ascend, fgsm, pgd, random_start
 
 
