@@ -11,8 +11,8 @@ import click
 
 from maskaudit.attacks import losses, torchattacks_adapter
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import BUDGETS, UNBOUNDED, battery
-from maskaudit.attacks.second_opinion import second_opinions
+from maskaudit.attacks.registry import BUDGETS, UNBOUNDED
+from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes import PROBES
 from maskaudit.probes.docs import explanation
@@ -111,7 +111,7 @@ PLAIN_OPTIONS = {
 
 def all_attacks() -> tuple[AttackSpec, ...]:
     """Every attack of an audit, as `maskaudit probes` lists them, and the sanity check."""
-    return (*battery(BUDGETS["standard"]), UNBOUNDED, *second_opinions("Linf"))
+    return (*catalogue(BUDGETS["standard"]).attacks, UNBOUNDED)
 
 
 def probes_page() -> str:
