@@ -11,7 +11,7 @@ import click
 
 from maskaudit.attacks import losses, torchattacks_adapter
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import BUDGETS, UNBOUNDED
+from maskaudit.attacks.registry import BUDGETS, UNBOUNDED, Budget
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes import PROBES
@@ -109,9 +109,9 @@ PLAIN_OPTIONS = {
 }
 
 
-def all_attacks() -> tuple[AttackSpec, ...]:
+def all_attacks(budget: Budget = BUDGETS["standard"]) -> tuple[AttackSpec, ...]:
     """Every attack of an audit, as `maskaudit probes` lists them, and the sanity check."""
-    return (*catalogue(BUDGETS["standard"]).attacks, UNBOUNDED)
+    return (*catalogue(budget).attacks, UNBOUNDED)
 
 
 def probes_page() -> str:
@@ -205,8 +205,7 @@ def attack_section(spec: AttackSpec) -> str:
 def settings(name: str) -> str:
     """An attack's settings in every budget."""
     rows = {
-        budget: {spec.name: spec.settings for spec in (*battery(effort), UNBOUNDED, *second_opinions("Linf"))}[name]
-        for budget, effort in BUDGETS.items()
+        budget: {spec.name: spec.settings for spec in all_attacks(effort)}[name] for budget, effort in BUDGETS.items()
     }
     keys = list(next(iter(rows.values())))
     if not keys:
