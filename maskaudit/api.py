@@ -18,10 +18,10 @@ from maskaudit.auditing.digest import content_digest, program_digest
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, load_data
-from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError
+from maskaudit.errors import InputError, MaskauditError, ModelError, UsageError, describe_error
 from maskaudit.loading import LoadedModel, load_model
 from maskaudit.loading.brought import Settler
-from maskaudit.loading.interface import count_parameters, describe_error, state_digest
+from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.report.text import brief
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target

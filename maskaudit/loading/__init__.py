@@ -15,20 +15,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from maskaudit.errors import UsageError
+from maskaudit.errors import UsageError, describe_error
 from maskaudit.loading import hubs, named, pt2, safetensors_file, torch_file, torchscript
 from maskaudit.loading import onnx as onnx_file
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
-from maskaudit.loading.interface import (
-    Contents,
-    LoadedModel,
-    Model,
-    ModelFile,
-    Options,
-    count_parameters,
-    describe_error,
-    state_digest,
-)
+from maskaudit.loading.interface import Contents, LoadedModel, Model, ModelFile, Options, count_parameters, state_digest
 from maskaudit.loading.sniff import read_file, sniff
 
 __all__ = ["FORMATS", "NAMED", "LoadedModel", "Model", "load_model", "read_metadata", "save_checkpoint"]

@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, MaskauditError, UsageError
-from maskaudit.loading.interface import count_parameters, describe_error, printable
+from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.loading.interface import count_parameters
 
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
 MAX_SIZE = 1_000_000

@@ -25,8 +25,7 @@ from maskaudit.declared import (
 )
 from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import parse_json
-from maskaudit.errors import InputError, MaskauditError
-from maskaudit.loading.interface import printable
+from maskaudit.errors import InputError, MaskauditError, printable
 from maskaudit.target.scores import Outputs
 from maskaudit.threat import Norm
 
