@@ -18,8 +18,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.interface import CountingModel, PeerTask, PeerUnavailableError
 from benchmarks.records import Record, machine
 from maskaudit import api
-from maskaudit.attacks.registry import BudgetName
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import AuditSettings, BudgetName
 from maskaudit.target.rescore import clean_correct, rescore
 
 #: Modules that the server of processes imports once, so that a run does not wait for torch.

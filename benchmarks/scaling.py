@@ -32,10 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.running import Job, perform
 from maskaudit import api
-from maskaudit.attacks.registry import BUDGETS
 from maskaudit.data import Dataset, load_data
 from maskaudit.rng import PointRNG
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.verdict.statistics import rate
 
 HERE = Path(__file__).resolve().parent

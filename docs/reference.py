@@ -11,12 +11,13 @@ import click
 
 from maskaudit.attacks import losses, torchattacks_adapter
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import BUDGETS, UNBOUNDED, Budget
+from maskaudit.attacks.registry import UNBOUNDED
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes import PROBES
 from maskaudit.probes.docs import explanation
 from maskaudit.probes.interface import Probe
+from maskaudit.settings import BUDGETS, Budget
 from maskaudit.verdict.limits import INFORMATIVE, LIMITS
 
 NOTE = "<!-- Written by docs/generate.py; edit the source instead. -->\n\n"

@@ -18,7 +18,7 @@ from maskaudit.command.status import FAIL_ON, UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
 
 if TYPE_CHECKING:
-    from maskaudit.attacks.registry import BudgetName
+    from maskaudit.settings import BudgetName
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 

@@ -5,12 +5,61 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from maskaudit.attacks.registry import BUDGETS, Budget, BudgetName
 from maskaudit.errors import UsageError
-from maskaudit.repairs.plan import Plan
-from maskaudit.target.scores import Outputs
+
+if TYPE_CHECKING:
+    from maskaudit.repairs.plan import Plan
+
+#: What a model gives out.
+Outputs = Literal["logits", "probabilities"]
+BudgetName = Literal["quick", "standard", "thorough"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much an audit may spend.
+
+    Attributes:
+        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
+        steps: gradient steps of one Auto-PGD run.
+        targets: wrong classes tried by the targeted attack.
+        queries: forward passes per point of the score-based search.
+        decision_queries: of the decision-based attack.
+        noise_draws: random-sign draws per point.
+        surrogate_rounds: training rounds of the surrogate.
+        probe_points: points that probes measure.
+        second_opinion: points that torchattacks attacks.
+        curve_points: points of the figure of accuracy against ε.
+    """
+
+    looks: tuple[int, ...]
+    steps: int
+    targets: int
+    queries: int
+    decision_queries: int
+    noise_draws: int
+    surrogate_rounds: int
+    probe_points: int
+    second_opinion: int
+    curve_points: int
+
+
+BUDGETS: dict[BudgetName, Budget] = {
+    "quick": Budget(
+        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
+    ),
+    "standard": Budget(
+        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        surrogate_rounds=2, probe_points=128, second_opinion=32, curve_points=32,
+    ),
+    "thorough": Budget(
+        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        surrogate_rounds=4, probe_points=256, second_opinion=96, curve_points=64,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -18,7 +67,7 @@ class AuditSettings:
     """Settings of one audit.
 
     Attributes:
-        budget: name of the effort, see `maskaudit.attacks.registry.BUDGETS`.
+        budget: name of the effort, see `BUDGETS`.
         samples: most points to draw; None leaves it to the budget.
         seed: seed of everything random.
         claim: claimed robust accuracy in [0, 1], if any.

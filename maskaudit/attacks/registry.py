@@ -8,9 +8,6 @@ and one line here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.decision import decision_based
 from maskaudit.attacks.finite_differences import finite_differences
@@ -20,55 +17,7 @@ from maskaudit.attacks.pgd import fgsm, pgd
 from maskaudit.attacks.square import square
 from maskaudit.attacks.transfer import transfer
 from maskaudit.attacks.universal import universal
-
-__all__ = ["BUDGETS", "Budget", "BudgetName", "battery"]
-
-BudgetName = Literal["quick", "standard", "thorough"]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much an audit may spend.
-
-    Attributes:
-        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
-        steps: gradient steps of one Auto-PGD run.
-        targets: wrong classes tried by the targeted attack.
-        queries: forward passes per point of the score-based search.
-        decision_queries: of the decision-based attack.
-        noise_draws: random-sign draws per point.
-        surrogate_rounds: training rounds of the surrogate.
-        probe_points: points that probes measure.
-        second_opinion: points that torchattacks attacks.
-        curve_points: points of the figure of accuracy against ε.
-    """
-
-    looks: tuple[int, ...]
-    steps: int
-    targets: int
-    queries: int
-    decision_queries: int
-    noise_draws: int
-    surrogate_rounds: int
-    probe_points: int
-    second_opinion: int
-    curve_points: int
-
-
-BUDGETS: dict[BudgetName, Budget] = {
-    "quick": Budget(
-        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
-        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
-    ),
-    "standard": Budget(
-        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=128, second_opinion=32, curve_points=32,
-    ),
-    "thorough": Budget(
-        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
-        surrogate_rounds=4, probe_points=256, second_opinion=96, curve_points=64,
-    ),
-}  # fmt: skip
+from maskaudit.settings import Budget
 
 #: Where nothing is suspected, a run of Auto-PGD gives a point up at its first checkpoint if the best candidate keeps
 #: more than this share of the clean margin. Of 176 points of 22 healthy networks that fell after the attacks on

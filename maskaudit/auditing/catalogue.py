@@ -20,7 +20,7 @@ from torch import Tensor
 
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.attacks.registry import Budget, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.attacks.second_opinion import second_opinions
 from maskaudit.errors import UsageError, describe_error
 from maskaudit.loading.interface import Model
@@ -28,6 +28,7 @@ from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
 from maskaudit.repairs.specs import plan_specs
 from maskaudit.rng import PointRNG
+from maskaudit.settings import Budget
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
 from maskaudit.trace.behaviour import twin

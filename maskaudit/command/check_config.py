@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskaudit.command.keys import DEFAULTS, PYPROJECT, SHARE, WHOLE, WORDS, section
 from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
-from maskaudit.gate.config import DEFAULTS, PYPROJECT, SHARE, WHOLE, WORDS, section
 
-#: Keys, and what they mean; see `maskaudit.gate.config` for those that both share.
+#: Keys, and what they mean; see `maskaudit.command.keys` for those that the gate has too.
 KEYS: dict[str, Kind[Any]] = {
     **DEFAULTS,
     "claim": SHARE,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import __version__, api
-from maskaudit.attacks.registry import BUDGETS
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.auditing.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.auditing.inspection import inspect_model
@@ -17,12 +16,12 @@ from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
 from maskaudit.files import read_bounded
-from maskaudit.loading import load_model
 from maskaudit.probes.docs import full_text
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings
+from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
 from maskaudit.threat import Norm, ThreatModel, customary_eps

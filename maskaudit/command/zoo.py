@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
-from maskaudit.attacks.registry import BudgetName
 from maskaudit.errors import InputError, UsageError
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import AuditSettings, BudgetName
 from maskaudit.zoo import ZOO, ZooEntry
 from maskaudit.zoo.establish import establish, subject
 from maskaudit.zoo.grade import Grade, grade

@@ -22,69 +22,29 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from maskaudit.api import Request
-from maskaudit.attacks.registry import BUDGETS
 from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.auditing.catalogue import catalogue, check_names
-from maskaudit.command.status import FAIL_ON
-from maskaudit.declared import Anything, Checked, Choice, Day, Flag, Items, Kind, Number, Record, Text, Whole, read
+from maskaudit.command.keys import DEFAULTS, PYPROJECT, SHARE, WORD, section
+from maskaudit.declared import Anything, Checked, Day, Flag, Items, Kind, Record, Text, read
 from maskaudit.declared.kinds import MAX_TEXT, shown
-from maskaudit.declared.parsing import parse_toml
 from maskaudit.errors import MaskauditError, UsageError
-from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
 from maskaudit.report.reading import Prose
 from maskaudit.settings import AuditSettings
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.threat import ThreatModel
 
 CONFIG_FILE = "maskaudit.toml"
-PYPROJECT = "pyproject.toml"
 
-#: Largest configuration, in bytes, and most models and baselines in it.
-MAX_BYTES = 1 << 20
+#: Most models and baselines of a configuration.
 MAX_MODELS = 300
 MAX_BASELINES = 10_000
-#: Most entries of any other list.
-MAX_LIST = 10_000
-_LARGEST_INPUT = 1e6
-_LARGEST_COUNT = 2**31 - 1
-
-_WORD = Text(shortest=1)
-WORDS = Items(_WORD, MAX_LIST, single=True)
-WHOLE = Whole(1, _LARGEST_COUNT)
-SHARE = Number(0, 1, quotient=True)
-_INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
-
-#: Settings of an audit that may be said once for all models.
-DEFAULTS: dict[str, Kind[Any]] = {
-    "arch": _WORD,
-    "data": _WORD,
-    "norm": Choice(*get_args(Norm)),
-    "eps": Number(0, _LARGEST_INPUT, above=True, quotient=True),
-    "bounds": Checked(Items(_INPUT, 2, 2), "two numbers, smallest first, such as [0, 1]", lambda b: b[0] < b[1]),
-    "mean": Items(_INPUT, MAX_LIST, 1),
-    "std": Items(Number(0, _LARGEST_INPUT, above=True, quotient=True), MAX_LIST, 1),
-    "outputs": Choice("logits", "probabilities", "auto"),
-    "reject_class": Whole(0, _LARGEST_COUNT),
-    "budget": Choice(*BUDGETS),
-    "samples": WHOLE,
-    "seed": Whole(0, 2**63 - 1),
-    "surrogates": WORDS,
-    "select": WORDS,
-    "ignore": WORDS,
-    "attacks": WORDS,
-    "device": _WORD,
-    "batch_size": WHOLE,
-    "call_timeout": Number(0, _LARGEST_COUNT, quotient=True),
-    "fail_on": Choice(*FAIL_ON),
-}
-
 #: What belongs to one model only; `trust_pickle` executes a file's code and is therefore said per model.
 MODEL: dict[str, Kind[Any]] = {
     "name": Checked(Prose(MAX_TEXT), f"a text of 1 to {MAX_TEXT} characters", lambda name: bool(name.strip())),
-    "model": _WORD,
+    "model": WORD,
     "claim": SHARE,
     "certified": SHARE,
     "trust_pickle": Flag(),
@@ -92,12 +52,12 @@ MODEL: dict[str, Kind[Any]] = {
 }
 
 BASELINE: dict[str, Kind[Any]] = {
-    "rule": _WORD,
-    "module": _WORD,
-    "op": _WORD,
+    "rule": WORD,
+    "module": WORD,
+    "op": WORD,
     "cause": Text(2000, shortest=1),
-    "model": _WORD,
-    "reason": _WORD,
+    "model": WORD,
+    "reason": WORD,
     "expires": Day(),
     "accept_masked": Flag(),
 }
@@ -220,19 +180,6 @@ def check_command(entry: Entry) -> str:
         for item in several:
             words += [f"--{name}", item]
     return shlex.join([*words, "--trust-pickle"] if request.trust_pickle else words)
-
-
-def section(file: Path) -> dict[str, Any] | None:
-    """The gate's part of a TOML file; None for a pyproject.toml without one."""
-    where = f"The configuration {file}"
-    document: dict[str, Any] = parse_toml(read_bounded(file, MAX_BYTES, where), where)
-    tool = document.get("tool")
-    section = tool.get("maskaudit") if isinstance(tool, dict) else None
-    if file.name == PYPROJECT or section is not None:
-        if section is not None and not isinstance(section, dict):
-            raise UsageError(f"tool.maskaudit in {file} must be a table, [tool.maskaudit].")
-        return section
-    return document
 
 
 def _prefix(file: Path) -> str:

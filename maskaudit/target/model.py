@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
+from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.preserve import open_checkpoints, preserved
-from maskaudit.target.scores import Outputs, Unchecked, breaking_margin, checked_scores
+from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores
 from maskaudit.target.world import TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]

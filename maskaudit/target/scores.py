@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from maskaudit.errors import ModelError
-
-Outputs = Literal["logits", "probabilities"]
+from maskaudit.settings import Outputs
 
 #: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
 PROBABILITY_TOLERANCE = 1e-3

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from maskaudit import api
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.engine import engine_for
 from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, joined, shard_points
@@ -29,7 +29,7 @@ from maskaudit.auditing.engine.processes import TRIES, Processes
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.rng import PointRNG
-from maskaudit.settings import AuditEvent, AuditSettings
+from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 from maskaudit.target import PassLedger, Target, accelerator
 from maskaudit.threat import ThreatModel
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from maskaudit import api
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.attacks.pgd import pgd
-from maskaudit.attacks.registry import BUDGETS
 from maskaudit.auditing import journal as module
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.auditing.digest import IndescribableError, content_digest
@@ -28,6 +27,7 @@ from maskaudit.probes.run import ProbeTask
 from maskaudit.repairs.plan import Stage
 from maskaudit.results import Location, ProbeFinding
 from maskaudit.rng import PointRNG
+from maskaudit.settings import BUDGETS
 from maskaudit.target import PassLedger, Target
 from maskaudit.threat import ThreatModel
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskaudit import api
 from maskaudit.attacks import decision, registry
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.attacks.square import square
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import challengers as challenge
@@ -21,7 +21,7 @@ from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.paired import strong_gap
 from maskaudit.results import AttackRow, AuditReport
 from maskaudit.rng import PointRNG
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import RECAPTURE_POINTS

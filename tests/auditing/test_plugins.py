@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from maskaudit.api import audit
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.auditing import catalogue as plugins
 from maskaudit.auditing.catalogue import RepairPlugin, attack_through, catalogue
 from maskaudit.command.jobs import explain_rule, list_rules
 from maskaudit.errors import UsageError
 from maskaudit.probes.interface import Measurement, Probe, ProbeContext
 from maskaudit.rng import PointRNG
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError, UsageError
-from maskaudit.loading import load_model, save_checkpoint
+from maskaudit.loading import save_checkpoint
+from maskaudit.sources import load_model
 
 from .nets import ARCH, Net, X, legacy, plain_pickle, script
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import maskaudit
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import LoadedModel, load_model
+from maskaudit.loading import LoadedModel
 from maskaudit.loading.interface import state_digest
+from maskaudit.sources import load_model
 
 from . import nets
 from .nets import ARCH, Net, X

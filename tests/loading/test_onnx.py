@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from maskaudit.api import audit
 from maskaudit.errors import InputError
-from maskaudit.loading import load_model
 from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 
 from .nets import X
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from maskaudit.attacks.registry import BUDGETS, battery
+from maskaudit.attacks.registry import battery
 from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
+from maskaudit.settings import BUDGETS
 from maskaudit.verdict.statistics import lower_bound, upper_bound
 
 from . import sample
