@@ -8,10 +8,10 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from maskaudit.command import streams
+from maskaudit.errors import without_controls
 
 if TYPE_CHECKING:
-    from maskaudit.errors import without_controls
-from maskaudit.settings import AuditEvent
+    from maskaudit.settings import AuditEvent
 
 
 class Progress:
