@@ -33,17 +33,30 @@ class Counted(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.forwards = self.backwards = 0
+        counts = {"forwards": 0, "backwards": 0}
+
+        def count(what: str, points: int) -> None:
+            counts[what] += points
+
+        # Kept out of the module's attributes: an audit puts those back when it ends.
+        self.count, self.counted = count, lambda what: counts[what]
+
+    @property
+    def forwards(self) -> int:
+        """Points passed forward so far."""
+        return self.counted("forwards")
+
+    @property
+    def backwards(self) -> int:
+        """Points passed backward so far."""
+        return self.counted("backwards")
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
+        self.count("forwards", len(x))
         scores: Tensor = self.network(x)
         if x.requires_grad and scores.requires_grad:
-            scores.register_hook(lambda _gradient: self._count(len(x)))
+            scores.register_hook(lambda _gradient: self.count("backwards", len(x)))
         return scores
-
-    def _count(self, points: int) -> None:
-        self.backwards += points
 
 
 def subjects(attack: str, steps: int, targets: int, eps: float) -> dict[str, Run]:

@@ -58,10 +58,12 @@ CLASSES: dict[str, dict[str, str]] = {
     "AttackRow": {
         "name": "stable identifier, see [attacks](attacks.md)",
         "title": "one line",
-        "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `repaired` or `sanity`",
-        "role": "the family that it counts for",
-        "robust_accuracy": "share of all drawn points that it left standing; what it was spared, because own "
-        "gradients had broken it, counts as broken; null when it attacked a sample only",
+        "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `universal` or `repaired`",
+        "role": "what it counts for: `reference`, `strong`, `challenger`, `repaired`, `second_opinion`, or nothing "
+        "(`sanity`: it leaves the ball on purpose)",
+        "family": "of a white-box attack the loss that it follows, `cross_entropy` or `other_loss`; null for others",
+        "robust_accuracy": "share of all drawn points that withstand it; null unless it met every correctly "
+        "classified point: then `broken` of `attempted` says what was seen",
         "interval": "the same with its interval",
         "broken": "correctly classified points that it broke, by fresh scoring",
         "attempted": "points that it was run on",

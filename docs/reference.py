@@ -11,13 +11,13 @@ import click
 
 from maskaudit.attacks import losses, torchattacks_adapter
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.attacks.registry import UNBOUNDED, battery
-from maskaudit.attacks.second_opinion import second_opinions
+from maskaudit.attacks.registry import UNBOUNDED
+from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes import PROBES
 from maskaudit.probes.docs import explanation
 from maskaudit.probes.interface import Probe
-from maskaudit.settings import BUDGETS
+from maskaudit.settings import BUDGETS, Budget
 from maskaudit.verdict.limits import INFORMATIVE, LIMITS
 
 NOTE = "<!-- Written by docs/generate.py; edit the source instead. -->\n\n"
@@ -105,9 +105,9 @@ PLAIN_OPTIONS = {
 }
 
 
-def all_attacks() -> tuple[AttackSpec, ...]:
+def all_attacks(budget: Budget = BUDGETS["standard"]) -> tuple[AttackSpec, ...]:
     """Every attack of an audit, as `maskaudit probes` lists them, and the sanity check."""
-    return (*battery(BUDGETS["standard"]), UNBOUNDED, *second_opinions("Linf"))
+    return (*catalogue(budget).attacks, UNBOUNDED)
 
 
 def probes_page() -> str:
@@ -201,8 +201,7 @@ def attack_section(spec: AttackSpec) -> str:
 def settings(name: str) -> str:
     """An attack's settings in every budget."""
     rows = {
-        budget: {spec.name: spec.settings for spec in (*battery(effort), UNBOUNDED, *second_opinions("Linf"))}[name]
-        for budget, effort in BUDGETS.items()
+        budget: {spec.name: spec.settings for spec in all_attacks(effort)}[name] for budget, effort in BUDGETS.items()
     }
     keys = list(next(iter(rows.values())))
     if not keys:

@@ -27,13 +27,15 @@ from maskaudit.errors import (
     MaskedError,
     ModelError,
     UsageError,
+    describe_error,
 )
-from maskaudit.loading import LoadedModel, load_model
+from maskaudit.loading import LoadedModel
 from maskaudit.loading.brought import Settler
-from maskaudit.loading.interface import count_parameters, describe_error, state_digest
+from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.options import options_of
 from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
+from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
@@ -156,7 +158,7 @@ def discard_journal(out: Path) -> None:
 
 
 def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu") -> LoadedModel:
-    """Load a model as `maskaudit check` does; see `maskaudit.loading.load_model`."""
+    """Load a model as `maskaudit check` does; see `maskaudit.sources.load_model`."""
     return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device)
 
 

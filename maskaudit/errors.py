@@ -44,3 +44,21 @@ class GradientError(ModelError):
 
     To an attacker this is a missing gradient, and to an audit a finding: `Target` counts such gradients as zero.
     """
+
+
+def describe_error(error: BaseException, limit: int = 200) -> str:
+    """Type and first line of an exception, printable and shortened, without a full stop."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return printable(text, limit).rstrip(".")
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Text from an untrusted file without control characters, shortened to `limit` characters."""
+    clean = without_controls(text, "\N{REPLACEMENT CHARACTER}")
+    return clean if len(clean) <= limit else clean[: limit - 1] + "…"
+
+
+def without_controls(text: str, instead: str = " ") -> str:
+    """Text from files and models without control characters, which could steer a terminal."""
+    return "".join(character if character.isprintable() else instead for character in text)

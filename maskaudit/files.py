@@ -17,6 +17,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+#: Share of the machine's memory that one file may take: its bytes and what is made of them are held at once.
+FILE_SHARE = 1 / 4
+#: The same in bytes where the system does not say how much it has.
+USUAL_FILE = 4 * 2**30
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file in the same folder, then rename it.
@@ -111,3 +116,11 @@ def _relative(name: str, roots: tuple[str, ...]) -> str:
         with contextlib.suppress(ValueError):
             return path.relative_to(root).as_posix()
     return path.as_posix()
+
+
+def largest_file() -> int:
+    """Most bytes that a file, or what is unpacked from it, may take."""
+    try:
+        return int(FILE_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return USUAL_FILE

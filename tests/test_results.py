@@ -84,7 +84,7 @@ def test_what_json_cannot_hold_is_a_programming_error(value: object) -> None:
         ([], "not a maskaudit report"),
         ("text", "not a maskaudit report"),
         ({}, "not a maskaudit report"),
-        ({"schema_version": "1"}, "whole number from 1, got '1'"),
+        ({"schema_version": "1"}, 'whole number from 1, got "1"'),
         ({"schema_version": True}, "whole number"),
         ({"schema_version": 0}, "whole number from 1"),
         ({"schema_version": 2}, "upgrade maskaudit"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import json
 import multiprocessing
 import os
@@ -73,6 +74,8 @@ NUMBER, STARTED, ACCEPTED, REFUSED, SLOWEST, SLOWEST_AT, PEAK = range(7)
 
 #: For a child that starts anew: `fork` copies torch as it is loaded, at no cost.
 _PROCESSES = multiprocessing.get_context("fork")
+for _library in ("torch._dynamo", "matplotlib.font_manager"):
+    importlib.import_module(_library)  # they make folders of their own, which must not be taken for an act of a file
 
 
 class Acted(BaseException):

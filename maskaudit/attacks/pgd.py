@@ -21,14 +21,17 @@ MADRY_STEP = 2.5
 
 
 def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0) -> Tensor:
-    """An admissible point drawn uniformly from the ball (before clipping to the bounds), shape of `x`."""
+    """An admissible point drawn at random around `x` (N, …), before clipping to the bounds.
+
+    Linf: uniform in the ball. L2: a uniform direction and a uniform distance, since points drawn uniformly from a ball
+    of many dimensions all lie at its surface, and ascent from there breaks fewer points.
+    """
     shape = x.shape[1:]
     if threat.norm == "Linf":
         return threat.project(x + threat.eps * (2 * rng.uniform(shape, step=step).to(x) - 1), x)
     direction = rng.normal(shape, step=step).to(x)
-    # the largest of D uniforms is distributed like the D-th root of one, and no root is rounded
-    radius = rng.uniform(shape, step=step + 1_000_003).flatten(1).amax(dim=1).to(x)
-    scale = threat.eps * radius / per_point_norm(direction).clamp_min(1e-12)
+    distance = rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
+    scale = threat.eps * distance / per_point_norm(direction).clamp_min(1e-12)
     return threat.project(x + direction * scale.view(-1, *[1] * (x.dim() - 1)), x)
 
 
@@ -57,7 +60,7 @@ def pgd(
         x: clean points (N, …) in bounds; y: labels (N,).
         steps: gradient steps per point; one more evaluation scores the last iterate.
         step_size: in input units; `relative_step` gives it in units of ε; default 2.5·ε/steps.
-        start: "random" (uniform in the ball) or "clean".
+        start: "random" (see `random_start`) or "clean".
         starts: points (N, …) to begin at instead, moved into ball and bounds first.
 
     Returns:

@@ -22,8 +22,8 @@ from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.attacks.second_opinion import second_opinions
-from maskaudit.errors import UsageError
-from maskaudit.loading.interface import Model, describe_error
+from maskaudit.errors import UsageError, describe_error
+from maskaudit.loading.interface import Model
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
 from maskaudit.repairs.specs import plan_specs

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskaudit.command.toml import PYPROJECT, section
 from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
-from maskaudit.gate.config import PYPROJECT, section
 from maskaudit.settings import OPTIONS, WORDS
 
 #: Keys, and what they mean: the options of an audit, and where its result goes.

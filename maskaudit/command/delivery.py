@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from maskaudit.command import streams
 from maskaudit.command.output import write_outputs
 from maskaudit.command.status import UNWRITTEN_STATUS
-from maskaudit.command.terminal import printable, say, use_colour
-from maskaudit.errors import MaskauditError
+from maskaudit.command.terminal import say, use_colour
+from maskaudit.errors import MaskauditError, without_controls
 from maskaudit.report import FORMATS, github, render, text
 
 
@@ -75,7 +75,7 @@ def show(asked: Asked, document: dict[str, Any], status: int, *, failure: str = 
         written = "" if unwritten else "".join(f"{fmt:>9}: {path}\n" for fmt, path in asked.wanted)
         say(written, out)
     for problem in filter(None, (failure, unwritten)):
-        say(f"maskaudit: {printable(problem)}\n", err)
+        say(f"maskaudit: {without_controls(problem)}\n", err)
     if unwritten and status == 0:
         status = UNWRITTEN_STATUS
     seen = [github.Audited(asked.model, status, document, failure)]

@@ -20,8 +20,8 @@ from maskaudit import foreign
 from maskaudit.command import streams
 from maskaudit.command.memory import keep_freed_memory
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS
-from maskaudit.command.terminal import printable, say
-from maskaudit.errors import MaskauditError
+from maskaudit.command.terminal import say
+from maskaudit.errors import MaskauditError, without_controls
 
 if TYPE_CHECKING:
     from maskaudit.command.channel import Sender
@@ -71,7 +71,7 @@ def main(cli: click.Group) -> NoReturn:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except Exception:
-        say("".join(printable(line) + "\n" for line in traceback.format_exc().splitlines()), streams.err())
+        say("".join(without_controls(line) + "\n" for line in traceback.format_exc().splitlines()), streams.err())
         status = BUG_STATUS
     say("", streams.out())
     sys.exit(UNWRITTEN_STATUS if streams.results_lost() and not status else status)
@@ -148,7 +148,7 @@ class _Run:
 
 def refuse(message: str, status: int, *, as_json: bool) -> int:
     """Say why there is no result, as a JSON document as well where one was asked for; returns the status."""
-    say(f"maskaudit: {printable(message)}\n", streams.err())
+    say(f"maskaudit: {without_controls(message)}\n", streams.err())
     if as_json:
         error = {"schema_version": 1, "error": {"message": message, "exit_status": status}}
         say(json.dumps(error) + "\n", streams.out())

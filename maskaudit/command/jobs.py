@@ -14,11 +14,11 @@ from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
 from maskaudit.files import read_bounded
-from maskaudit.loading import load_model
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
 from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
 from maskaudit.threat import Norm, ThreatModel, customary_eps

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 from typing import TextIO
 
-from maskaudit.command.terminal import printable, say
+from maskaudit.command.terminal import say
+from maskaudit.errors import without_controls
 
 #: Longest part of a line that is kept before it is passed on.
 LONGEST = 1 << 16
@@ -54,7 +55,7 @@ class Relay:
         shown = line.rstrip("\r").rpartition("\r")[2]
         if shown.strip():
             self._clear()
-            say(printable(shown.replace("\t", "    ")) + "\n", self._stream)
+            say(without_controls(shown.replace("\t", "    ")) + "\n", self._stream)
 
     def _clear(self) -> None:
         if self._status_shown:

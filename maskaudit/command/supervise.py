@@ -27,7 +27,8 @@ from maskaudit.command.channel import Message, Receiver, Sender, Stream, new_sec
 from maskaudit.command.hanging import Watch
 from maskaudit.command.relay import Relay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
-from maskaudit.command.terminal import printable, say
+from maskaudit.command.terminal import say
+from maskaudit.errors import without_controls
 
 #: Seconds that finished work is given to end, and that interrupted work is given to report.
 ENDING, REPORTING = 10.0, 60.0
@@ -71,7 +72,7 @@ class Ended:
         broke = self.told.get("broke")
         plain = broke is None or broke["exit"] or broke["error"] == "MemoryError" or self.reason or self.signum
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
-        return "".join(printable(line) + "\n" for line in lines)
+        return "".join(without_controls(line) + "\n" for line in lines)
 
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""

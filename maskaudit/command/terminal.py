@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from maskaudit.command import streams
+from maskaudit.errors import without_controls
 
 if TYPE_CHECKING:
     from maskaudit.settings import AuditEvent
@@ -50,13 +51,13 @@ class Progress:
         if self.quiet:
             return
         elapsed = time.monotonic() - self.started
-        self._write(("\r\x1b[K" if self.live else "") + f"[{elapsed:6.1f} s] {printable(text)}\n")
+        self._write(("\r\x1b[K" if self.live else "") + f"[{elapsed:6.1f} s] {without_controls(text)}\n")
 
     def status(self, text: str) -> None:
         """What is being done right now; shown only where it can be overwritten."""
         if self.quiet or not self.live:
             return
-        self._write("\r\x1b[K" + printable(text)[: max(10, _columns(self.stream) - 1)])
+        self._write("\r\x1b[K" + without_controls(text)[: max(10, _columns(self.stream) - 1)])
 
     def _left(self) -> str:
         """How far this look is and about how long it still takes, by the mean of the steps so far."""
@@ -86,11 +87,6 @@ def say(text: str, stream: TextIO) -> None:
         stream.flush()
     except OSError:
         streams.give_up(stream)
-
-
-def printable(text: str) -> str:
-    """Text from files and models without control characters, which could steer the terminal."""
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def use_colour(stream: TextIO) -> bool:

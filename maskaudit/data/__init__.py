@@ -20,7 +20,7 @@ Loader = Callable[[str, Split, tuple[float, float]], Dataset]
 DEFAULT_BOUNDS = (0.0, 1.0)
 
 
-#: Sources with a name of their own: (split, bounds, limit) → Dataset.
+#: Sources with a name of their own: (split, bounds, limit) → Dataset; files may name them (`loading.claims`).
 NAMED: dict[str, Callable[[Split, tuple[float, float], int | None], Dataset]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,

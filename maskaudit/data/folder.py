@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskaudit.command.memory import largest_file
 from maskaudit.data.interface import Dataset, Split, evenly_spaced, scale_to_bounds
-from maskaudit.errors import InputError, MaskauditError
-from maskaudit.loading.interface import describe_error
+from maskaudit.errors import InputError, MaskauditError, describe_error
+from maskaudit.files import largest_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 #: Largest image that is decoded, in pixels; a classifier's input is far below, a decompression bomb above.

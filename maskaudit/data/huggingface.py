@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import Dataset, Split, scale_to_bounds
-from maskaudit.errors import InputError
-from maskaudit.loading.interface import describe_error
+from maskaudit.errors import InputError, describe_error
 
 #: Names of a held-out part, in order of preference.
 HELD_OUT = ("test", "validation", "valid")

@@ -9,9 +9,8 @@ import zipfile
 
 import numpy as np
 
-from maskaudit.command.memory import largest_file
-from maskaudit.errors import InputError
-from maskaudit.loading.interface import printable
+from maskaudit.errors import InputError, printable
+from maskaudit.files import largest_file
 
 #: Largest header of an array: magic, length and text; numpy itself parses no longer text.
 MAX_HEADER = 10_240

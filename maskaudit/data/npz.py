@@ -15,8 +15,7 @@ from torch import Tensor
 
 from maskaudit.data import npy
 from maskaudit.data.interface import Dataset, Split, scale_to_bounds
-from maskaudit.errors import InputError, MaskauditError
-from maskaudit.loading.interface import describe_error, printable
+from maskaudit.errors import InputError, MaskauditError, describe_error, printable
 
 #: Channel counts by which an axis of a 4-D array is recognised: grey, RGB, RGBA.
 CHANNELS = (1, 3, 4)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from maskaudit.data.interface import Dataset, Split
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch
-from maskaudit.loading.interface import describe_error
 
 
 def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:

@@ -25,21 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maskaudit.command.toml import PYPROJECT, section
 from maskaudit.declared import Anything, Checked, Day, Flag, Items, Kind, Record, Text, read
 from maskaudit.declared.kinds import MAX_TEXT, shown
-from maskaudit.declared.parsing import parse_toml
 from maskaudit.errors import MaskauditError, UsageError
-from maskaudit.files import read_bounded
 from maskaudit.gate.baselines import Baseline
 from maskaudit.report.reading import Prose
 from maskaudit.results import Norm
 from maskaudit.settings import OPTIONS, AuditSettings, Request
 
 CONFIG_FILE = "maskaudit.toml"
-PYPROJECT = "pyproject.toml"
 
-#: Largest configuration, in bytes, and most models and baselines in it.
-MAX_BYTES = 1 << 20
+#: Most models and baselines of a configuration.
 MAX_MODELS = 300
 MAX_BASELINES = 10_000
 
@@ -56,12 +53,12 @@ MODEL: dict[str, Kind[Any]] = {
 }
 
 BASELINE: dict[str, Kind[Any]] = {
-    "rule": _WORD,
-    "module": _WORD,
-    "op": _WORD,
+    "rule": WORD,
+    "module": WORD,
+    "op": WORD,
     "cause": Text(2000, shortest=1),
-    "model": _WORD,
-    "reason": _WORD,
+    "model": WORD,
+    "reason": WORD,
     "expires": Day(),
     "accept_masked": Flag(),
 }
@@ -163,19 +160,6 @@ def check_command(entry: Entry) -> str:
     """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
     words = [word for key, one in OPTIONS.items() if key in entry.said for word in one.words(entry.said[key])]
     return shlex.join(["maskaudit", "check", entry.request.model, *words])
-
-
-def section(file: Path) -> dict[str, Any] | None:
-    """The gate's part of a TOML file; None for a pyproject.toml without one."""
-    where = f"The configuration {file}"
-    document: dict[str, Any] = parse_toml(read_bounded(file, MAX_BYTES, where), where)
-    tool = document.get("tool")
-    section = tool.get("maskaudit") if isinstance(tool, dict) else None
-    if file.name == PYPROJECT or section is not None:
-        if section is not None and not isinstance(section, dict):
-            raise UsageError(f"tool.maskaudit in {file} must be a table, [tool.maskaudit].")
-        return section
-    return document
 
 
 def _prefix(file: Path) -> str:

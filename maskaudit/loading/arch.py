@@ -30,8 +30,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, MaskauditError, UsageError
-from maskaudit.loading.interface import count_parameters, describe_error, printable
+from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.loading.interface import count_parameters
+from maskaudit.networks import registry
 
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
 MAX_SIZE = 1_000_000
@@ -216,10 +217,8 @@ def _argument(spec: str, keyword: ast.keyword) -> tuple[str, Any]:
 
 
 def _build_builtin(architecture: Architecture) -> object:
-    from maskaudit.networks import registry as models
-
     try:
-        return models.build(architecture.spec)
+        return registry.build(architecture.spec)
     except MaskauditError:
         raise
     except Exception as error:  # wrong arguments reach the constructors of torch

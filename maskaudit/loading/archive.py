@@ -12,8 +12,8 @@ import zipfile
 from collections import Counter
 from pathlib import PurePosixPath
 
-from maskaudit.errors import InputError
-from maskaudit.loading.interface import ModelFile, describe_error, printable
+from maskaudit.errors import InputError, describe_error, printable
+from maskaudit.loading.interface import ModelFile
 
 ZIP_START = b"PK\x03\x04"
 #: End of the central directory: signature, 16 bytes, length of a comment; and the two records of zip64 before it.

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.declared.parsing import parse_json
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.files import write_atomically
 from maskaudit.loading import claims
-from maskaudit.loading.interface import describe_error
 
 #: Key of our JSON inside the metadata of a safetensors file.
 METADATA_KEY = "maskaudit"

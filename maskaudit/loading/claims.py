@@ -25,8 +25,7 @@ from maskaudit.declared import (
 )
 from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import parse_json
-from maskaudit.errors import InputError, MaskauditError
-from maskaudit.loading.interface import printable
+from maskaudit.errors import InputError, MaskauditError, printable
 from maskaudit.settings import Outputs
 from maskaudit.threat import Norm
 
@@ -38,6 +37,8 @@ MAX_ARCH = 2000
 MAX_VALUE = 1e6
 #: Smallest ε and deviation: below it float32 inputs do not move, or leave its range.
 MIN_VALUE = 1e-6
+#: The data sets that a file may name: those that come with the program (`maskaudit.data.NAMED` has their readers).
+BUILT_IN_DATA = ("digits", "fashion-mnist")
 #: Most channels that a normalisation may have, and most outputs of a classifier.
 MAX_CHANNELS = 4096
 MAX_CLASSES = 1_000_000
@@ -46,15 +47,13 @@ MAX_CLASSES = 1_000_000
 @functools.cache
 def declaration() -> Record:
     """The fields; null stands for a field that is not there."""
-    from maskaudit.data import NAMED as BUILT_IN  # imports this package
-
     value = Number(-MAX_VALUE, MAX_VALUE)
     size = Number(MIN_VALUE, MAX_VALUE)
     bounds = Checked(Items(value, 2, 2), "two numbers, smallest first, such as [0, 1]", lambda pair: pair[0] < pair[1])
     threat = Record(_nullable(norm=Choice(*get_args(Norm)), eps=size, bounds=bounds), ignore_unknown=True)
     fields = _nullable(
         arch=Text(MAX_ARCH, shortest=1),
-        data=Choice(*BUILT_IN),
+        data=Choice(*BUILT_IN_DATA),
         threat=threat,
         outputs=Choice("auto", *get_args(Outputs)),
         mean=Items(value, MAX_CHANNELS, 1, single=True),

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError, UsageError, printable
 from maskaudit.loading import claims
-from maskaudit.loading.interface import Contents, printable
+from maskaudit.loading.interface import Contents
 from maskaudit.loading.named import import_package, pretrained
 
 #: RobustBench's ε per data set and norm (Croce et al. 2021, RobustBench, section 3), and where its test data are.

@@ -100,16 +100,3 @@ def state_digest(module: Model) -> str:
         values = tensor.detach().cpu().contiguous().flatten()
         digest.update(values.view(torch.uint8).numpy().tobytes() if values.numel() else b"")
     return digest.hexdigest()
-
-
-def describe_error(error: BaseException, limit: int = 200) -> str:
-    """Type and first line of an exception, printable and shortened, without a full stop."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return printable(text, limit).rstrip(".")
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """`text` from an untrusted file without control characters (which could steer a terminal), shortened."""
-    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-    return clean if len(clean) <= limit else clean[: limit - 1] + "…"

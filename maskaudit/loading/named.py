@@ -8,9 +8,9 @@ from types import ModuleType
 
 from torch import nn
 
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch
-from maskaudit.loading.interface import Contents, describe_error
+from maskaudit.loading.interface import Contents
 
 #: The package that a prefix needs.
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers", "robustbench": "robustbench"}

@@ -8,10 +8,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch, state
 from maskaudit.loading.checkpoint import parse_metadata
-from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error
+from maskaudit.loading.interface import Contents, ModelFile, Options
 
 
 def read(file: ModelFile, options: Options) -> Contents:

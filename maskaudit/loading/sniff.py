@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from maskaudit.command.memory import largest_file
 from maskaudit.errors import InputError
+from maskaudit.files import largest_file
 from maskaudit.loading.archive import TAR_BLOCK, ends_as_zip, is_tar, member_names
 from maskaudit.loading.interface import ModelFile
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from maskaudit.errors import InputError
-from maskaudit.loading.interface import describe_error, printable
+from maskaudit.errors import InputError, describe_error, printable
 
 #: Keys under which training scripts put the state dict, most specific first.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, UntrustedInputError
+from maskaudit.errors import InputError, UntrustedInputError, describe_error, printable
 from maskaudit.loading import arch, nesting, state
-from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
+from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.sniff import LEGACY_START
 
 #: How many names of wanted code a message lists.

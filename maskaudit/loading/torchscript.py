@@ -9,8 +9,8 @@ import zlib
 
 import torch
 
-from maskaudit.errors import InputError
-from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
+from maskaudit.errors import InputError, describe_error, printable
+from maskaudit.loading.interface import Contents, ModelFile, Options
 
 CONVERSION_NOTE = (
     "The model is TorchScript: what is audited are the gradients of the converted model, "

@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from maskaudit.command.terminal import printable
+from maskaudit.errors import without_controls
 from maskaudit.report import words
 from maskaudit.results import dump_json
 
@@ -123,7 +123,7 @@ def shown(value: Any) -> Any:
         return {key: shown(item) for key, item in value.items()}
     if isinstance(value, list):
         return [shown(item) for item in value]
-    return printable(value) if isinstance(value, str) else value
+    return without_controls(value) if isinstance(value, str) else value
 
 
 FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"html": html, "json": dump_json, "text": text}

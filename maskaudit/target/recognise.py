@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from maskaudit.data import Dataset
 from maskaudit.errors import InputError, UsageError
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
+
+if TYPE_CHECKING:
+    from maskaudit.data import Dataset
 
 #: Forward passes averaged per evaluation of a random model.
 RANDOM_DRAWS = 8

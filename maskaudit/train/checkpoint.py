@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.files import write_atomically
-from maskaudit.loading.interface import describe_error
 
 VERSION = 1
 

@@ -14,7 +14,7 @@ from typing import Any
 from maskaudit import __version__
 from maskaudit.data import Dataset, load_data
 from maskaudit.errors import UsageError
-from maskaudit.loading import LoadedModel, load_model
+from maskaudit.loading import LoadedModel, load_file
 from maskaudit.threat import ThreatModel
 from maskaudit.train import METHODS, MethodInfo, TrainConfig, partial_path, save_trained, train
 from maskaudit.zoo.recipes import RECIPES
@@ -175,4 +175,4 @@ def network(name: str) -> LoadedModel:
         resume = partial_path(path).exists()
         module = train(spec.config, data=data, out=path, resume=resume, method=spec.info)
         save_trained(path, module, spec.config, data=data, method=spec.info)
-    return load_model(str(path))
+    return load_file(str(path))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskaudit.attacks import decision, resident
+from maskaudit.attacks import resident
 from maskaudit.attacks import square as square_module
 from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.decision import attack as decision
 from maskaudit.attacks.decision import decision_based, sign_flips
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import AttackSpec
@@ -28,7 +29,7 @@ from maskaudit.attacks.transfer import transfer
 from maskaudit.attacks.universal import universal
 from maskaudit.auditing.engine.interface import Job
 from maskaudit.rng import PointRNG
-from maskaudit.target import Target
+from maskaudit.target import EndOfPass, Target
 from maskaudit.target.scores import Unchecked
 from maskaudit.threat import Norm, ThreatModel
 
@@ -40,7 +41,7 @@ BLOCK = 4
 ENDLESS = 10_000
 
 
-class EnoughSeen(BaseException):
+class EnoughSeen(EndOfPass):
     """Ends an attack that has shown what it does."""
 
 

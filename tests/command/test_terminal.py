@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from maskaudit.command.terminal import Progress, printable, use_colour
+from maskaudit.command.terminal import Progress, use_colour
+from maskaudit.errors import without_controls
 from maskaudit.settings import AuditEvent
 
 
@@ -86,7 +87,7 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "\r", "\n", "\x07", "\x9b31m", "\u202e", "\u2028"])
 def test_text_from_files_cannot_steer_the_terminal(hostile: str) -> None:
-    assert printable(f"a{hostile[0]}b") == "a b"
+    assert without_controls(f"a{hostile[0]}b") == "a b"
     stream = io.StringIO()
     Progress(stream=stream).line(f"model{hostile}name")
     assert stream.getvalue().count("\n") == 1
@@ -94,7 +95,7 @@ def test_text_from_files_cannot_steer_the_terminal(hostile: str) -> None:
 
 
 def test_ordinary_text_is_left_alone() -> None:
-    assert printable("ε = 8/255 · größer ✓") == "ε = 8/255 · größer ✓"
+    assert without_controls("ε = 8/255 · größer ✓") == "ε = 8/255 · größer ✓"
 
 
 def test_a_stream_that_cannot_show_a_character_gets_a_substitute() -> None:

@@ -41,6 +41,7 @@ from maskaudit.errors import InputError, MaskauditError
 from maskaudit.gate import config
 from maskaudit.repairs import plan_file
 from maskaudit.report import FORMATS, reading, render
+from maskaudit.results import EVIDENCE_FILE
 
 from ..auditing.test_evidence import SHA, audit, network
 
@@ -129,8 +130,8 @@ def read_a_report(folder: Path, content: str) -> None:
 def read_the_evidence(folder: Path, content: str) -> None:
     files = audit()
     files.evidence = evidence.save_tensors(load(files.evidence), {"maskaudit_evidence": content})
-    (folder / evidence.EVIDENCE_FILE).write_bytes(files.evidence)
-    jobs.verify_files(folder / evidence.EVIDENCE_FILE, "model")
+    (folder / EVIDENCE_FILE).write_bytes(files.evidence)
+    jobs.verify_files(folder / EVIDENCE_FILE, "model")
 
 
 def read_a_plan(folder: Path, content: str) -> None:

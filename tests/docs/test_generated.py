@@ -16,8 +16,8 @@ from maskaudit.cli import cli
 from maskaudit.command.rules import list_rules
 from maskaudit.data import PREFIXES
 from maskaudit.gate.config import BASELINE, MODEL
-from maskaudit.loading import NAMED
 from maskaudit.report import FORMATS
+from maskaudit.sources import NAMED
 
 from .pages import DOCS, ROOT, anchors, generator, read
 

@@ -46,7 +46,7 @@ METADATA: tuple[tuple[str, dict[str, Any], Outcome], ...] = (
     ("mean-nan", {"mean": [_NAN]}, "refused"),
     ("std-zero", {"std": [0.0]}, "refused"),
     ("std-negative", {"std": [-1.0]}, "refused"),
-    ("std-number", {"std": 0.25}, "refused"),
+    ("std-number", {"std": 0.25}, "either"),
     ("reject-class-text", {"reject_class": "3"}, "refused"),
     ("reject-class-fraction", {"reject_class": 1.5}, "refused"),
     ("reject-class-negative", {"reject_class": -1}, "refused"),

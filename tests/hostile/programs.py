@@ -123,7 +123,7 @@ PROGRAMS: tuple[tuple[str, Callable[[dict[str, Any]], None], Outcome], ...] = (
     ("seeds", through(ATEN + "manual_seed.default", 7), "refused"),
     ("switches-gradients", through("torch._C._set_grad_enabled", False), "refused"),
     ("reads-file", through(ATEN + "from_file.default", "x"), "refused"),
-    ("draws", through(ATEN + "rand_like.default", "x"), "refused"),
+    ("draws", through(ATEN + "rand_like.default", "x"), "either"),
     ("sets-storage", through(ATEN + "set_.source_Tensor", "x", "x"), "refused"),
     ("resizes", through(ATEN + "resize_.default", "x", [BIG]), "refused"),
     ("runs-command", through("os.system", "x"), "refused"),
@@ -300,7 +300,7 @@ def _onnx() -> Iterator[Case]:
         "ONNX", "external-linked", "refused", {"": _external("w.bin"), "w.bin": Link("/etc/passwd")}, portable=False
     )
     yield Case(
-        "ONNX", "external-sparse", "refused", {"": _external("w.bin"), "w.bin": Sparse(5 * 2**30)}, committed=False
+        "ONNX", "external-sparse", "either", {"": _external("w.bin"), "w.bin": Sparse(5 * 2**30)}, committed=False
     )
     yield Case("ONNX", "initialiser-claims-much", "refused", _claims(), portable=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +154,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             raise UsageError(f"There is no built-in architecture {spec!r}.")
         return nn.Linear(parsed.arguments.get("width", 4), 2)
 
-    stub = types.ModuleType("maskaudit.networks.registry")
-    stub.build = build  # type: ignore[attr-defined]
-    import maskaudit
-
-    monkeypatch.setitem(sys.modules, "maskaudit.networks.registry", stub)
-    monkeypatch.setattr(maskaudit, "models", stub, raising=False)
+    monkeypatch.setattr("maskaudit.networks.registry.build", build)
     return built
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError
-from maskaudit.loading import archive, load_model
+from maskaudit.loading import archive
 from maskaudit.loading.sniff import LEGACY_START, read_file
+from maskaudit.sources import load_model
 
 ARCH = "mlp(in_features=4, hidden=(3,), num_classes=2)"
 

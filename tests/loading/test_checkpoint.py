@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import load_model, read_metadata, save_checkpoint
+from maskaudit.loading import read_metadata, save_checkpoint
+from maskaudit.sources import load_model
 
 METADATA = {"arch": "line", "threat": {"norm": "Linf", "eps": 0.2, "bounds": [0, 1]}, "method": "great — β"}
 

@@ -37,9 +37,10 @@ from maskaudit.declared import (
     walk,
 )
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import claims, load_model, read_metadata, save_checkpoint
+from maskaudit.loading import claims, read_metadata, save_checkpoint
 from maskaudit.networks.registry import build
 from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 
 ARCH = "mlp(in_features=64, hidden=(3,))"
 GOOD: dict[str, Any] = {

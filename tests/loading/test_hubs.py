@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import load_model
 from maskaudit.loading.hubs import _usable_torchvision
+from maskaudit.sources import load_model
 
 from .nets import Net
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError, UsageError
-from maskaudit.loading import load_model, save_checkpoint
+from maskaudit.loading import save_checkpoint
+from maskaudit.sources import load_model
 
 from .nets import ARCH, Net, X, legacy, plain_pickle, script
 
@@ -104,17 +103,13 @@ def test_checkpoints_without_a_model(tmp_path: Path, content: object) -> None:
 @pytest.fixture
 def builtin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the built-in architectures that knows one name."""
-    import maskaudit
 
     def build(spec: str) -> nn.Module:
         if spec != "net(width=5)":
             raise UsageError(f"There is no built-in architecture {spec!r}.")
         return Net(5)
 
-    stub = types.ModuleType("maskaudit.networks.registry")
-    stub.build = build  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "maskaudit.networks.registry", stub)
-    monkeypatch.setattr(maskaudit, "models", stub, raising=False)
+    monkeypatch.setattr("maskaudit.networks.registry.build", build)
 
 
 @pytest.mark.usefixtures("builtin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-import maskaudit
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import LoadedModel, load_model
+from maskaudit.loading import LoadedModel
 from maskaudit.loading.interface import state_digest
+from maskaudit.sources import load_model
 
 from . import nets
 from .nets import ARCH, Net, X
@@ -72,10 +73,8 @@ def test_named_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_zoo(monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = types.ModuleType("maskaudit.zoo")
-    stub.load = lambda name: LoadedModel(Net(), name, "zoo", "0" * 64, 1, {"truth": "masked"})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "maskaudit.zoo", stub)
-    monkeypatch.setattr(maskaudit, "zoo", stub, raising=False)
+    found = LoadedModel(Net(), "quantised", "zoo", "0" * 64, 1, {"truth": "masked"})
+    monkeypatch.setattr("maskaudit.zoo.load", lambda name: dataclasses.replace(found, source=name))
     loaded = load_model("zoo:quantised")
     assert (loaded.source, loaded.metadata) == ("zoo:quantised", {"truth": "masked"})
     with pytest.raises(UsageError, match="leave it out"):

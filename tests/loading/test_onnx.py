@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from maskaudit.api import audit
 from maskaudit.errors import InputError
-from maskaudit.loading import load_model
 from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 
 from .nets import X
 
@@ -166,7 +166,7 @@ OPERATORS: list[Case] = [
     ("Gather", {"axis": 1}, [np.array(1)], (2, 3, 4)),
     ("GatherElements", {"axis": 1}, [np.array([[0, -1], [1, 1]])], (2, 3)),
     ("Concat", {"axis": -1}, [floats(2, 2)], (2, 3)),
-    ("Expand", {}, [ints(2, 3, 4)], (3, 1)),
+    ("Expand", {}, [ints(1, 3, 4)], (2, 1, 1)),
     ("Tile", {}, [ints(2, 1)], (2, 3)),
     ("Pad", {}, [ints(0, 1, 0, 2), np.float32(0.5)], (2, 3)),
     ("Pad", {"mode": "reflect"}, [ints(0, 0, 1, 2, 0, 0, 2, 1)], (2, 3, 4, 4)),

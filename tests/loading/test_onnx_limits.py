@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from maskaudit.errors import InputError
-from maskaudit.loading import load_model
 from maskaudit.loading.onnx.wire import count_fields
+from maskaudit.sources import load_model
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")
 HELPER = importlib.import_module("onnx.helper")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from maskaudit.errors import InputError, UntrustedInputError
-from maskaudit.loading import load_model
+from maskaudit.sources import load_model
 
 from . import nets
 from .nets import ARCH, Net, X, legacy, plain_pickle

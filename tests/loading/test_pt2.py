@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from maskaudit.api import audit
 from maskaudit.errors import InputError, UntrustedInputError
-from maskaudit.loading import load_model
 from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.trace import trace_model
 

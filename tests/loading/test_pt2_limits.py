@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from maskaudit.errors import InputError, UntrustedInputError
-from maskaudit.loading import load_model
+from maskaudit.sources import load_model
 
 from .hostile import Node, archive, ints, node, number, program, size, sized, tensor, write
 

@@ -140,8 +140,8 @@ def clear() -> AuditReport:
     )
     attacks = tuple(
         AttackRow(
-            a.name, a.title, a.kind, a.role, (110 + (5 if a.role == "reference" else i)) / 200, 84 - i, 196, 0,
-            a.queries, a.forwards, a.backwards, a.seconds, a.status, a.reason, a.settings, a.sources,
+            a.name, a.title, a.kind, a.role, a.family, (110 + (5 if a.role == "reference" else i)) / 200, 84 - i,
+            196, 0, a.queries, a.forwards, a.backwards, a.seconds, a.status, a.reason, a.settings, a.sources,
             ((1, 40), (5, 70), (20, 82 - i), (40, 84 - i)),
             share(110 + (5 if a.role == "reference" else i), 200),
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.loading import load_model
+from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from maskaudit.data import Dataset, load_data
 from maskaudit.errors import InputError, ModelError, UsageError
-from maskaudit.loading import load_model, read_metadata
+from maskaudit.loading import read_metadata
+from maskaudit.sources import load_model
 from maskaudit.threat import ThreatModel
 from maskaudit.train import TrainConfig, TrainEvent, TrainingInterrupted, partial_path, save_trained, train
 from maskaudit.train.loop import accuracy

@@ -20,8 +20,7 @@ from maskaudit.auditing.engine.interface import (
     run_counted,
     run_here,
 )
-from maskaudit.errors import UsageError
-from maskaudit.loading.interface import describe_error
+from maskaudit.errors import UsageError, describe_error
 from maskaudit.target import Target
 
 

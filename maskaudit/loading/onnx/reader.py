@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit.errors import InputError
+from maskaudit.errors import InputError, describe_error, printable
 from maskaudit.loading.graph import Program, Step, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
-from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
+from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit.errors import printable
 from maskaudit.loading.graph import Program, Shape
 from maskaudit.loading.graph_limits import TooLarge, check_name, input_shape
-from maskaudit.loading.interface import printable
 from maskaudit.loading.pt2.steps import DTYPES, Beyond, in_training, is_steady, only, read_steps
 
 #: Major version of the program's schema that is understood (torch 2.5 to 2.13 write 8).

@@ -17,10 +17,10 @@ from pathlib import PurePosixPath
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, UntrustedInputError
+from maskaudit.errors import InputError, UntrustedInputError, describe_error, printable
 from maskaudit.loading.graph import Modeless, Shape, any_batch
 from maskaudit.loading.graph_limits import TooLarge, check_count
-from maskaudit.loading.interface import Contents, ModelFile, Options, describe_error, printable
+from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.pt2.program import Members, pickled, read_json, read_program
 from maskaudit.loading.pt2.steps import Beyond
 from maskaudit.loading.torch_file import wanted_globals

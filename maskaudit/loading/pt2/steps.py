@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit.errors import printable
 from maskaudit.loading.graph import Step, rehearsed
 from maskaudit.loading.graph_limits import MAX_NODES, check_count, check_name
-from maskaudit.loading.interface import printable
 from maskaudit.loading.op_guards import DIVISIONS, FINITE, GATES, check_arguments, check_values, is_guarded
 from maskaudit.loading.pt2 import ops as pt2_ops
 

@@ -101,7 +101,6 @@ def test_kills_and_workers_leave_no_mark(name: str, tmp_path: Path) -> None:
 
 
 def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Journal, "close", lambda _self: None)
     whole = api.run(prepared(), out=tmp_path).report.to_dict()
 
     def idle(_self: Attacker, tasks: Any, _target: object, _on_done: object) -> list[object]:
@@ -113,8 +112,7 @@ def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, mon
     assert list(differences(findings(again), findings(whole))) == []
 
 
-def test_another_surrogate_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Journal, "close", lambda _self: None)
+def test_another_surrogate_is_refused_by_name(tmp_path: Path) -> None:
     mine, other = nn.Linear(6, 3), nn.Linear(6, 3)
     api.run(prepared(surrogates=(mine,), select=("pgd",)), out=tmp_path)
     with pytest.raises(InputError, match=r"--surrogate differs: 0\.pt \w+ then, 0\.pt \w+ now"):
@@ -149,7 +147,6 @@ def test_one_changed_bit_of_the_data_is_another_audit() -> None:
 
 
 def test_an_attack_with_other_settings_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Journal, "close", lambda _self: None)
     few = ("pgd", "square")
     api.run(prepared(select=few), out=tmp_path)
     run: list[str] = []

@@ -1,0 +1,72 @@
+"""What a MODEL argument may name: a file, a model of the zoo or of a hub, or code of the user's.
+
+The only place that knows all of them. A further kind of name is one reader and one line in `NAMED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from maskaudit import zoo
+from maskaudit.errors import UsageError, describe_error
+from maskaudit.loading import LoadedModel, finished, hubs, load_file, named
+from maskaudit.loading.interface import Contents
+
+#: Readers of names, by prefix; `zoo:` brings a whole LoadedModel.
+NAMED: dict[str, Callable[[str], Contents]] = {
+    "py": named.read_py,
+    "torchvision": named.read_torchvision,
+    "timm": named.read_timm,
+    "hf": hubs.read_hf,
+    "robustbench": hubs.read_robustbench,
+}
+
+
+def load_model(
+    source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str | torch.device = "cpu"
+) -> LoadedModel:
+    """Load a model. torch's global random state is left as it was.
+
+    Args:
+        source: a file (safetensors, state dict, TorchScript, .pt2, ONNX, pickled module), `zoo:NAME`,
+            `py:package.module:callable`, `torchvision:NAME`, `timm:NAME`, `hf:ID` or `robustbench:NAME`.
+        arch: SPEC of the module that a state dict belongs to (see `maskaudit.loading.arch`).
+        trust_pickle: whether a pickle may run the code it asks for.
+        device: where the module is put.
+
+    Raises:
+        UsageError: for a malformed SPEC, an unknown device, or a kind of source that is not supported.
+        UntrustedInputError: for a pickle without `trust_pickle`.
+        InputError: for a source that is missing, damaged, of another format, or does not fit the architecture.
+    """
+    with torch.random.fork_rng(devices=[]):
+        loaded = _load(source, arch, trust_pickle)
+    if isinstance(loaded.module, nn.Module):
+        _move(loaded.module, device)
+    return loaded
+
+
+def _load(source: str, arch: str | None, trust_pickle: bool) -> LoadedModel:
+    prefix, colon, name = source.partition(":")
+    if not colon or (prefix != "zoo" and prefix not in NAMED):
+        return load_file(source, arch=arch, trust_pickle=trust_pickle)
+    if not name:
+        raise UsageError(f"{source!r} names no model; write {prefix}:NAME.")
+    if arch is not None:
+        raise UsageError(f"--arch is for a state dict, {source} brings its own architecture; leave it out.")
+    if prefix == "zoo":
+        return replace(zoo.load(name), source=source)
+    return finished(NAMED[prefix](name), source, None)
+
+
+def _move(module: nn.Module, device: str | torch.device) -> None:
+    try:
+        module.to(torch.device(device))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            f"The device {str(device)!r} cannot be used: {describe_error(error)}; try --device cpu."
+        ) from error
