@@ -33,6 +33,7 @@ from maskaudit.loading import LoadedModel
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.options import options_of
+from maskaudit.repairs.plan_file import read_plan
 from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
@@ -71,6 +72,8 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
     Raises:
         MaskauditError: with the sentence for the user, when something is missing or does not fit.
     """
+    if isinstance(request.plan, str):
+        request = replace(request, plan=read_plan(Path(request.plan)))
     if loaded is None:
         loaded = load_model(
             request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
@@ -122,6 +125,7 @@ def _settings(settler: Settler, request: Request) -> AuditSettings:
     return replace(
         said,
         arch=request.arch or said.arch,
+        plan=said.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
         outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
         mean=settler.take("mean", said.mean),
         std=settler.take("std", said.std),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Text, Whole, read
@@ -87,6 +86,7 @@ class AuditSettings:
     """Settings of one audit; see the options for what each means.
 
     Attributes:
+        plan: the stages of the adaptive attack; None leaves them to trace and probes.
         arch: SPEC of the module that the user gave for a state dict, for the report.
         defaults: names of settings the user did not choose, for the report.
         command: the command line that asked for the audit, for the report.
@@ -147,11 +147,8 @@ class AuditSettings:
     )
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
-    plan: Plan | None = option(
-        None, Either(_WORD, _PLAN), "Stages of the adaptive attack, as plan.json of --out has them.", metavar="FILE",
-        path="file",
-    )  # fmt: skip
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
+    plan: Plan | None = None
     arch: str = ""
     defaults: tuple[str, ...] = ()
     command: str = ""
@@ -216,6 +213,10 @@ class Request:
         (), WORDS, "Another model to transfer attacks from.", metavar="MODEL[@SPEC]", flag="--surrogate",
         path="surrogate",
     )  # fmt: skip
+    plan: str | Plan | None = option(
+        None, Either(_WORD, _PLAN), "Stages of the adaptive attack, as plan.json of --out has them.", metavar="FILE",
+        path="file",
+    )  # fmt: skip
     settings: AuditSettings = field(default_factory=AuditSettings)
 
     def __post_init__(self) -> None:
@@ -229,20 +230,15 @@ class Request:
 
         Args:
             model: see `Request.model`.
-            said: values by key of `OPTIONS`; a plan may be the path of its file.
+            said: values by key of `OPTIONS`.
             settings: what holds where `said` is silent.
             where: who said it, for the message about a key that there is not.
 
         Raises:
             UsageError: for an unknown key, or a value that is not what its option takes.
-            InputError: when the plan's file cannot be read.
         """
         given = {key: value for key, value in said.items() if value is not None}
         read(Record(dict.fromkeys(OPTIONS, Anything())), given, where, error=UsageError)
-        if isinstance(given.get("plan"), str):
-            from maskaudit.repairs.plan_file import read_plan
-
-            given["plan"] = read_plan(Path(given["plan"]))
         own = {key: given.pop(key) for key in options_of(cls) if key in given}
         return cls(model, **own, settings=dataclasses.replace(settings or AuditSettings(), **given))
 

@@ -172,9 +172,9 @@ def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, f
     said = {**common, **own} if fail_on is None else {**common, **own, "fail_on": fail_on}
     name = name or _default_name(model)
     try:
-        # The plan is read now, from the folder that the audit will run in.
         plan = {"plan": str(folder / said["plan"])} if "plan" in said else {}
         request = Request.of(model, {**said, **plan}, where=place)
+        _check_plan(request)
         _check_rules(request.settings, request.norm or "Linf")
     except MaskauditError as error:
         raise UsageError(f"In {place}: {error}") from error
@@ -195,6 +195,14 @@ def _check_rules(settings: AuditSettings, norm: Norm) -> None:
 
     extra = [external_attack(name) for name in settings.attacks]
     check_names((*settings.select, *settings.ignore), catalogue(settings.effort, norm), extra)
+
+
+def _check_plan(request: Request) -> None:
+    """What is wrong in a plan is found before the audit starts."""
+    if isinstance(request.plan, str):
+        from maskaudit.repairs.plan_file import read_plan  # loads torch
+
+        read_plan(Path(request.plan))
 
 
 def _check_names(entries: tuple[Entry, ...], where: str) -> None:
