@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskaudit.command.toml import PYPROJECT, section
+from maskaudit.command.config_file import PYPROJECT, section
 from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
 from maskaudit.settings import OPTIONS, WORDS

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskaudit.command.toml import PYPROJECT, section
+from maskaudit.command.config_file import PYPROJECT, section
 from maskaudit.declared import Anything, Checked, Day, Flag, Items, Kind, Record, Text, read
 from maskaudit.declared.kinds import MAX_TEXT, shown
 from maskaudit.errors import MaskauditError, UsageError
@@ -53,12 +53,12 @@ MODEL: dict[str, Kind[Any]] = {
 }
 
 BASELINE: dict[str, Kind[Any]] = {
-    "rule": WORD,
-    "module": WORD,
-    "op": WORD,
+    "rule": _WORD,
+    "module": _WORD,
+    "op": _WORD,
     "cause": Text(2000, shortest=1),
-    "model": WORD,
-    "reason": WORD,
+    "model": _WORD,
+    "reason": _WORD,
     "expires": Day(),
     "accept_masked": Flag(),
 }

@@ -18,7 +18,7 @@ from safetensors.torch import load
 
 from maskaudit import settings
 from maskaudit.auditing import evidence
-from maskaudit.command import jobs
+from maskaudit.command import config_file, jobs
 from maskaudit.command.check_config import KEYS, read_check_options
 from maskaudit.command.compare import compare_files, text
 from maskaudit.declared import (
@@ -266,7 +266,7 @@ def test_unknown_names_do_nothing_or_are_refused(name: str, tmp_path: Path) -> N
     [
         ("audit.json", reading.MAX_BYTES, lambda path: compare_files(path, path)),
         ("plan.json", plan_file.MAX_BYTES, plan_file.read_plan),
-        ("maskaudit.toml", config.MAX_BYTES, config.read_config),
+        ("maskaudit.toml", config_file.MAX_BYTES, config.read_config),
         ("evidence.safetensors", evidence.MAX_BYTES, lambda path: jobs.verify_files(path, "model")),
     ],
 )
@@ -340,7 +340,7 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
         f"in all | {plan_file.MAX_STAGES}; {plan_file.MAX_REPAIRS}; {plan_file.MAX_PLACES} |",
         f"steps of a stage | {plan_file.MAX_STEPS:,} |",
         f"draws | {plan_file.MAX_COST:,} |",
-        f"(TOML) | size | {config.MAX_BYTES >> 20} MiB |",
+        f"(TOML) | size | {config_file.MAX_BYTES >> 20} MiB |",
         f"baselines | {config.MAX_MODELS:,}; {config.MAX_BASELINES:,} |",
         f"other list | {settings.MAX_LIST:,} |",
     ):
