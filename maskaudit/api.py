@@ -209,8 +209,8 @@ def audit(
         raise UsageError(f"The model must be a module, a callable or a source; found a {type(model).__name__}.")
     loaded = None if isinstance(model, str) else in_memory(model)
     points = None if data is None or isinstance(data, str) else data
-    said = options if points is not None else {**options, "data": data}
-    request = Request.of(loaded.source if loaded else str(model), said, settings, where="maskaudit.audit")
+    values = options if points is not None else {**options, "data": data}
+    request = Request.of(loaded.source if loaded else str(model), values, settings, where="maskaudit.audit")
     return run(prepare(request, loaded=loaded, points=points), on_event=on_event)
 
 

@@ -13,7 +13,7 @@ import click
 
 from maskaudit import __version__
 from maskaudit.command import entry, streams
-from maskaudit.command.options import audit_options, check_config, data_options, model_options, said, shared
+from maskaudit.command.options import audit_options, check_config, data_options, model_options, shared, take_options
 from maskaudit.command.status import UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
 
@@ -73,7 +73,7 @@ def check(model: str, **options: Any) -> None:
         raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
     wanted = parse_outputs(options["outputs_to"], options["out"])
     command = shlex.join(["maskaudit", *sys.argv[1:]])
-    request = Request.of(model, said(options), AuditSettings(command=command))
+    request = Request.of(model, take_options(options), AuditSettings(command=command))
 
     from maskaudit.command.checking import check_and_show  # loads torch, which a wrong option need not wait for
 
@@ -100,7 +100,7 @@ def inspect(model: str, as_json: bool, outputs_to: tuple[str, ...], out: str | N
     from maskaudit.settings import Request
 
     wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES)
-    request = Request.of(model, said(options))
+    request = Request.of(model, take_options(options))
 
     from maskaudit.command.jobs import inspect_source  # loads torch
 

@@ -95,6 +95,16 @@ class AuditSettings:
         UsageError: for a value that is not what its option takes.
     """
 
+    budget: BudgetName = option(
+        "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
+    )
+    samples: int | None = option(
+        None, _COUNT, "Most points to draw; the budget's own number if left out.", metavar="N", resumes=True
+    )
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
+    claim: float | None = option(
+        None, _SHARE, "Robust accuracy that is claimed, e.g. 0.53.", metavar="FRACTION", one_model=True
+    )
     outputs: Outputs | Literal["auto"] = option(
         "auto", Choice(*get_args(Outputs), "auto"),
         "What the model returns; auto looks at its answers to clean inputs.", group="data", resumes=True,
@@ -114,19 +124,6 @@ class AuditSettings:
     device: str = option(
         "cpu", _WORD, "Where the model runs: cpu, cuda, cuda:1, …", metavar="DEVICE", group="model", resumes=True
     )
-    claim: float | None = option(
-        None, _SHARE, "Robust accuracy that is claimed, e.g. 0.53.", metavar="FRACTION", one_model=True
-    )
-    certified: float | None = option(
-        None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
-    )
-    budget: BudgetName = option(
-        "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
-    )
-    samples: int | None = option(
-        None, _COUNT, "Most points to draw; the budget's own number if left out.", metavar="N", resumes=True
-    )
-    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
     batch_size: int | None = option(
         None, _COUNT, "Most points per pass through the model; by default 256, fewer for large inputs.", metavar="N",
         resumes=True,
@@ -147,6 +144,9 @@ class AuditSettings:
     )
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
+    certified: float | None = option(
+        None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
+    )
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""
@@ -178,7 +178,7 @@ class AuditSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for; None means "not said", and a default is looked for.
+    """What the user asked for; None means "not given", and a default is looked for.
 
     The defaults come from the model file first (data, threat model, normalisation, as our own
     trainer writes them), then from custom: digits as data, Linf, and the ε usual for such data.
@@ -224,20 +224,20 @@ class Request:
 
     @classmethod
     def of(
-        cls, model: str, said: Mapping[str, Any], settings: AuditSettings | None = None, *, where: str = "the options"
+        cls, model: str, values: Mapping[str, Any], settings: AuditSettings | None = None, *, where: str = "the options"
     ) -> Request:
-        """The request for a model with options by their keys; None means "not said".
+        """The request for a model with options by their keys; None means "not given".
 
         Args:
             model: see `Request.model`.
-            said: values by key of `OPTIONS`.
-            settings: what holds where `said` is silent.
-            where: who said it, for the message about a key that there is not.
+            values: values by key of `OPTIONS`.
+            settings: the settings that `values` do not name.
+            where: where they come from, for the message about an unknown key.
 
         Raises:
             UsageError: for an unknown key, or a value that is not what its option takes.
         """
-        given = {key: value for key, value in said.items() if value is not None}
+        given = {key: value for key, value in values.items() if value is not None}
         read(Record(dict.fromkeys(OPTIONS, Anything())), given, where, error=UsageError)
         own = {key: given.pop(key) for key in options_of(cls) if key in given}
         return cls(model, **own, settings=dataclasses.replace(settings or AuditSettings(), **given))

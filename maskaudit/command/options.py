@@ -59,8 +59,8 @@ data_options = _group("data")
 audit_options = _group("audit")
 
 
-def said(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of a command's parameters that are options of an audit; what the others are stays behind."""
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of an audit out of a command's parameters; those without a value are left out."""
     return {key: value for key in OPTIONS if (value := options.pop(key, None)) is not None and value != ""}
 
 

@@ -73,13 +73,13 @@ class Entry:
     Attributes:
         name: what it is called; folder: its sub-folder of `--out`.
         request: what is to be audited.
-        said: the options as the configuration has them, by key.
+        options: the options as the configuration has them, by key.
     """
 
     name: str
     folder: str
     request: Request
-    said: Mapping[str, Any]
+    options: Mapping[str, Any]
 
     @property
     def fail_on(self) -> str:
@@ -158,7 +158,7 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
 
 def check_command(entry: Entry) -> str:
     """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
-    words = [word for key, one in OPTIONS.items() if key in entry.said for word in one.words(entry.said[key])]
+    words = [word for key, one in OPTIONS.items() if key in entry.options for word in one.words(entry.options[key])]
     return shlex.join(["maskaudit", "check", entry.request.model, *words])
 
 
@@ -169,16 +169,16 @@ def _prefix(file: Path) -> str:
 def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, folder: Path) -> Entry:
     own: dict[str, Any] = read(Record(MODEL, required=("model",)), item, place, error=UsageError)
     model, name = own.pop("model"), own.pop("name", "")
-    said = {**common, **own} if fail_on is None else {**common, **own, "fail_on": fail_on}
+    options = {**common, **own} if fail_on is None else {**common, **own, "fail_on": fail_on}
     name = name or _default_name(model)
     try:
-        plan = {"plan": str(folder / said["plan"])} if "plan" in said else {}
-        request = Request.of(model, {**said, **plan}, where=place)
+        plan = {"plan": str(folder / options["plan"])} if "plan" in options else {}
+        request = Request.of(model, {**options, **plan}, where=place)
         _check_plan(request)
         _check_rules(request.settings, request.norm or "Linf")
     except MaskauditError as error:
         raise UsageError(f"In {place}: {error}") from error
-    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request, said)
+    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request, options)
 
 
 def _default_name(model: str) -> str:
