@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,15 @@ from maskaudit.declared import Choice
 from maskaudit.options import Group, Option
 from maskaudit.settings import OPTIONS
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # older versions of click do not have it generic
+    _ParamType = click.ParamType
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class Value(click.ParamType[Any]):
+class Value(_ParamType):
     """What an option takes, read and checked as in every other place that has it."""
 
     name = "value"
