@@ -17,14 +17,15 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from maskaudit.files import shown_path
+from maskaudit.target import model, scores
 from maskaudit.target.preserve import open_checkpoints
 
 _TORCH = str(Path(torch.__file__).parent)
 _PACKAGE = Path(__file__).parents[1]
 #: Code that runs a model but is not part of it, and the modules that stand for the ops of a converted file.
-_OURS = tuple(str(_PACKAGE / name) for name in ("trace", "repairs", "scores.py"))
+_OURS = (*(str(_PACKAGE / name) for name in ("trace", "repairs")), str(Path(scores.__file__)))
 _LOADING = str(_PACKAGE / "loading")
-_TARGET = str(_PACKAGE / "target.py")
+_TARGET = str(Path(model.__file__))
 _FUNCTION_FILE = str(Path(_TORCH) / "autograd" / "function.py")
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]
