@@ -130,9 +130,9 @@ def masked_in_figures() -> str:
     own = max(row["broken"] for row in rows if row["role"] in ("reference", "strong"))
     return (
         f"Here {correct} of {document['settings']['samples']} points are classified correctly. PGD breaks "
-        f"{broken['pgd']} of them, and no attack on the model's own gradients breaks more than {own}. "
+        f"{broken['pgd']} of them, and no white-box attack breaks more than {own}. "
         f"Square breaks {broken['square']}, and random noise alone {broken['noise']}. "
-        f"{hidden} points are broken by challengers and by no attack on own gradients: that is the gradient level.\n"
+        f"{hidden} points are broken by challengers and by no white-box attack: that is the gradient level.\n"
     )
 
 

@@ -25,13 +25,13 @@ CLASSES: dict[str, dict[str, str]] = {
         "title": "one sentence",
         "confidence": "how sure the naming is; independent of the verdict",
         "locations": "where it was seen, worst first",
-        "confirmed_by": "the repair that broke points which own gradients left standing",
+        "confirmed_by": "the repair that broke points that withstand white-box attacks",
     },
     "Confirmation": {
         "repair": "what was repaired, as a sentence",
         "alone": "points that fell through this repair by itself; null if that was not tried",
         "together": "points that fell through all repairs at once; null where there is only one",
-        "points": "points it was tried on, of those that own gradients left standing",
+        "points": "points it was tried on, of those that withstand white-box attacks",
     },
     "ProbeFinding": {
         "message": "what was seen",
@@ -141,13 +141,13 @@ SECTIONS: dict[str, dict[str, str]] = {
     "accuracy": {
         "clean": "without an attack",
         "reference": "under the reference attack, as a claim is usually computed",
-        "strong_reference": "under every attack on the model's own gradients, any loss",
+        "strong_reference": "under every white-box attack, any loss",
         "best_known": "under every attack; the upper end of what the model can claim",
         "certified": "a certified lower bound, if one was given; else null",
     },
     "masking": {
         "gradient_level": "share of points that only challengers broke",
-        "loss_level": "share of points that own gradients broke on another loss than cross-entropy only",
+        "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
         "rule": "the constants of the verdict as used",
     },

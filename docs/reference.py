@@ -36,21 +36,21 @@ ROLES: dict[str, tuple[str, str, str]] = {
         "Compare the claim with the accuracy under all attacks, not with this row.",
     ),
     "ce": (
-        "own gradients, cross-entropy",
-        "The model's own gradients of the usual loss, with other step sizes, more steps or restarts. What it breaks "
+        "white-box, cross-entropy",
+        "The model's gradients of the usual loss, with other step sizes, more steps or restarts. What it breaks "
         "beyond the reference means that the reference was weak. It does not mean masking.",
         "Evaluate with this attack instead of the reference.",
     ),
     "strong": (
-        "own gradients, other losses",
-        "The model's own gradients of another loss than cross-entropy. Points that fall here and to no attack on "
+        "white-box, other losses",
+        "The model's gradients of another loss than cross-entropy. Points that fall here and to no attack on "
         "cross-entropy count as hidden at *loss level*.",
         "Find out why the usual loss is flat: `loss-decision-gradient-ratio` and `output-kind` among the "
         "[probes](probes.md) tell.",
     ),
     "challenger": (
         "challengers",
-        "An attack that does not trust the model's gradients. Points that fall here and to no attack on own gradients "
+        "An attack that does not trust the model's gradients. Points that fall here and to no white-box attack "
         "count as hidden at *gradient level*.",
         "Look at what the [probes](probes.md) say about the gradient, repair the operation that they point at, and "
         "attack again.",
@@ -58,12 +58,12 @@ ROLES: dict[str, tuple[str, str, str]] = {
     "repaired": (
         "repaired",
         "A gradient attack through a copy whose backward pass was repaired; every example is scored on the original "
-        "model. Points that fall here and to no attack on own gradients count as hidden at *gradient level*.",
+        "model. Points that fall here and to no white-box attack count as hidden at *gradient level*.",
         "The repaired operation is the culprit: report the accuracy that is left under this attack.",
     ),
     "second_opinion": (
         "second opinion",
-        "An independent implementation, run on a sample of what still stood. Its examples count for the best "
+        "An independent implementation, run on a sample of the points not broken yet. Its examples count for the best "
         "known accuracy and prove no level.",
         "If it breaks a point that nothing of ours breaks, run more of its attacks with `--attack torchattacks:NAME`.",
     ),
@@ -71,7 +71,7 @@ ROLES: dict[str, tuple[str, str, str]] = {
         "sanity check",
         "It may leave the ball on purpose, so it should break every point. It counts for no accuracy; the probe "
         "`unbounded-attack` reads it.",
-        "Points that stand show that the attack was misled: see [unbounded-attack](probes.md#unbounded-attack).",
+        "Unbroken points show that the attack was misled: see [unbounded-attack](probes.md#unbounded-attack).",
     ),
 }
 
@@ -158,7 +158,7 @@ def attacks_page() -> str:
         "# Attacks\n",
         NOTE,
         "All attacks run on the same correctly classified points, in the same ball and the same bounds. Within a "
-        "budget the attacks on own gradients are matched: cross-entropy gets as many gradient steps as all other "
+        "budget the white-box attacks are matched: cross-entropy gets as many gradient steps as all other "
         "losses together. An attack only proposes examples. Code that did not make them scores each one afresh.\n\n",
         "| budget | points at which the verdict is looked at |\n| --- | --- |\n",
         *(f"| `{name}` | {', '.join(str(n) for n in budget.looks)} |\n" for name, budget in BUDGETS.items()),
@@ -168,7 +168,7 @@ def attacks_page() -> str:
         lines.append(f"| [{spec.name}](#{spec.name}) | {family(spec)[0]} | {markdown(spec.title)} |\n")
     lines.append(
         "\n`--attack torchattacks:NAME` adds any attack of torchattacks, if that is installed. It counts as a "
-        "challenger when it asks for scores only, else as an attack on own gradients.\n"
+        "challenger when it asks for scores only, else as a white-box attack.\n"
     )
     return "".join([*lines, *(attack_section(spec) for spec in all_attacks())])
 

@@ -51,7 +51,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What a repair did to points that own gradients left standing, `points` of them.
+    """What a repair did to points that withstand white-box attacks, `points` of them.
 
     `alone` and `together` count those that fell through this repair by itself, and through all repairs at once;
     None where that was not tried.

@@ -59,7 +59,7 @@ def apgd(
 ) -> Attempt:
     """Auto-PGD on a loss of `maskaudit.attacks.losses`.
 
-    Later runs meet only the points still standing (of a random model all that are not broken beyond doubt). Where few
+    Later runs meet only the points not broken yet (of a random model all that are not broken beyond doubt). Where few
     stand, so many runs go together that they fill a batch of `TOGETHER`; what comes out is the same.
 
     Args:
@@ -82,17 +82,17 @@ def apgd(
     spent = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     first = torch.full_like(spent, -1)
     targets = targets if loss.startswith("targeted") else 1
-    standing = torch.arange(len(x), device=x.device)
+    unbroken = torch.arange(len(x), device=x.device)
     run = 0
-    while run < restarts * targets and len(standing):
-        together = range(run, min(restarts * targets, run + max(1, min(TOGETHER, target.batch_size) // len(standing))))
-        rows = standing.repeat(len(together))
-        ranks = torch.tensor([r % targets for r in together], device=x.device).repeat_interleave(len(standing))
+    while run < restarts * targets and len(unbroken):
+        together = range(run, min(restarts * targets, run + max(1, min(TOGETHER, target.batch_size) // len(unbroken))))
+        rows = unbroken.repeat(len(together))
+        ranks = torch.tensor([r % targets for r in together], device=x.device).repeat_interleave(len(unbroken))
         held = BestCandidates.of(best.examples[rows], best.margin[rows])
         begins = [
-            threat.project(starts[standing], x[standing])
+            threat.project(starts[unbroken], x[unbroken])
             if starts is not None and r < targets
-            else random_start(x[standing], threat=threat, rng=rng.select(standing).fork(f"run {r}"))
+            else random_start(x[unbroken], threat=threat, rng=rng.select(unbroken).fork(f"run {r}"))
             for r in together
         ]
         attempt, settled = _runs(
@@ -100,14 +100,14 @@ def apgd(
             build_objective(loss, y[rows], clean_scores[rows], target_rank=ranks, reject_class=target.reject_class),
             held, threat=threat, steps=steps, least=None if least is None else least[rows],
         )  # fmt: skip
-        on = torch.ones_like(standing, dtype=torch.bool)  # a run counts as if the ones before it had been waited for
+        on = torch.ones_like(unbroken, dtype=torch.bool)  # a run counts as if the ones before it had been waited for
         for part in torch.arange(len(rows), device=x.device).view(len(together), -1):
-            best.offer(standing, held.examples[part], held.margin[part].masked_fill(~on, -torch.inf))
-            hit = on & (attempt.first_success[part] >= 0) & (first[standing] < 0)
-            first[standing] = torch.where(hit, spent[standing] + attempt.first_success[part], first[standing])
-            spent[standing] += torch.where(on, attempt.queries[part], 0)
+            best.offer(unbroken, held.examples[part], held.margin[part].masked_fill(~on, -torch.inf))
+            hit = on & (attempt.first_success[part] >= 0) & (first[unbroken] < 0)
+            first[unbroken] = torch.where(hit, spent[unbroken] + attempt.first_success[part], first[unbroken])
+            spent[unbroken] += torch.where(on, attempt.queries[part], 0)
             on &= ~settled[part]
-        standing = standing[on]
+        unbroken = unbroken[on]
         run = together.stop
     return Attempt(best.examples, first, spent)
 

@@ -1,4 +1,4 @@
-"""FGSM and projected gradient descent on the model's own gradients."""
+"""FGSM and projected gradient descent on the model's gradients."""
 
 from __future__ import annotations
 

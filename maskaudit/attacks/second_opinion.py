@@ -1,4 +1,4 @@
-"""The second opinion: torchattacks, if installed, attacks a sample of the points that still stand in every audit."""
+"""The second opinion: torchattacks, if installed, attacks a sample of the points not broken yet in every audit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "torchattacks:"
 
 _SOURCE = "Kim 2020, Torchattacks: a PyTorch repository for adversarial attacks"
 
-#: torchattacks attacks that ask only for scores; all others follow the model's own gradients.
+#: torchattacks attacks that ask only for scores; all others follow the model's gradients.
 _SCORE_BASED = frozenset({"Square", "OnePixel", "Pixle", "SPSA", "GN"})
 
 _PHASES: dict[Role, Phase] = {
@@ -38,7 +38,7 @@ def second_opinions(norm: Norm) -> tuple[AttackSpec, ...]:
 
 
 def external_attack(name: str) -> AttackSpec:
-    """The attack for `--attack torchattacks:NAME`; it counts as own-gradient or challenger, by its kind.
+    """The attack for `--attack torchattacks:NAME`; it counts as white-box or challenger, by its kind.
 
     Raises:
         UsageError: for any other name, an attack that torchattacks does not have, or without torchattacks.

@@ -1,4 +1,4 @@
-"""The adaptive part of an audit: run a plan on the points still standing, and book what every stage gained."""
+"""The adaptive part of an audit: run a plan on the points not broken yet, and book what every stage gained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from maskaudit.verdict.limits import GROSS_SLACK
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.rules import fired_indicators
 
-#: Points, of those that own gradients left standing, on which repairs are tried alone and together, per look.
+#: Points, of those that withstand white-box attacks, on which repairs are tried alone and together, per look.
 CONFIRM_POINTS = 64
 
 
@@ -45,7 +45,7 @@ class Outcome:
         """Plain form."""
         return {
             "status": self.status if self.met or self.status != "ran" else "skipped",
-            "reason": self.reason or ("" if self.met else "no point was left standing"),
+            "reason": self.reason or ("" if self.met else "every point had been broken"),
             "attempted": len(self.met),
             "broken": len(self.fell),
             "new": self.new,
@@ -98,7 +98,7 @@ class AdaptiveAttack:
         self.sampled: set[int] = set()
 
     def run(self, rows: Tensor) -> None:
-        """All stages on points `rows` of the ledger, in order, each on those that are its business."""
+        """All stages on points `rows` of the ledger, in order, each on the points it is for."""
         sample: Tensor | None = None
         for number, stage in enumerate(self.plan.stages):
             spec = self.specs.get(stage.row)
@@ -112,7 +112,7 @@ class AdaptiveAttack:
             if stage.opens and stage.purpose == "confirm" and not self._revealed():
                 self.outcomes[number].reason = "nothing was found behind dormant units"
                 continue
-            chosen = sample if stage.purpose == "confirm" else self._standing(stage, spec, rows)
+            chosen = sample if stage.purpose == "confirm" else self._unbroken(stage, spec, rows)
             if chosen is not None and len(chosen):
                 self._stage(number, stage, spec, chosen)
         for name, spec in self.specs.items():
@@ -134,8 +134,8 @@ class AdaptiveAttack:
     def confirmed(self, mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
         """The mechanisms, each with what its repair broke alone and together with the others.
 
-        Dormant units are named here, and only where opening them broke more points that own gradients left
-        standing than healthy models show: every network has such units.
+        Dormant units are named here, and only where opening them broke more points that white-box attacks left
+        unbroken than healthy models show: every network has such units.
         """
         known = tuple(self._confirm(mechanism) for mechanism in mechanisms)
         ledger = self.attacker.ledger
@@ -145,7 +145,7 @@ class AdaptiveAttack:
 
     # --- one stage --------------------------------------------------------------------------------
 
-    def _standing(self, stage: Stage, spec: AttackSpec, rows: Tensor) -> Tensor:
+    def _unbroken(self, stage: Stage, spec: AttackSpec, rows: Tensor) -> Tensor:
         """Points not yet broken: by this row, or by any own gradient; from candidates only where nothing broke any."""
         ledger = self.attacker.ledger
         done = ledger.entry(spec).broken if stage.repairs else ledger.strong()
@@ -197,7 +197,7 @@ class AdaptiveAttack:
         return len(set[int]().union(*(outcome.fell for outcome in mine)) & self.sampled)
 
     def _revealed(self) -> set[int]:
-        """Points that own gradients left standing and that fell once dormant units were opened."""
+        """Points that withstand white-box attacks and that fell once dormant units were opened."""
         pairs = zip(self.plan.stages, self.outcomes, strict=True)
         fell = set[int]().union(*(outcome.fell for stage, outcome in pairs if stage.opens))
         strong = self.attacker.ledger.strong()

@@ -306,7 +306,7 @@ class Attacker:
 
 
 def _without_gradient(spec: AttackSpec, target: Target) -> str:
-    """Why an attack on the model's own gradients had none to follow; "" where it had."""
+    """Why a white-box attack had none to follow; "" where it had."""
     if not target.gradient_failure or spec.role not in ("reference", "strong"):
         return ""
     return f"Where the model's gradient fails it counts as zero. {target.gradient_failure}"

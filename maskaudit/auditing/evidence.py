@@ -103,7 +103,7 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
     """The evidence file's bytes for a finished audit.
 
     Per broken point it holds the first example of each family that broke it (reference, own
-    gradients on cross-entropy, own gradients on any loss, challengers), and of any other attack
+    gradients on cross-entropy, white-box attacks on any loss, challengers), and of any other attack
     where no family did.
 
     Args:
@@ -287,13 +287,17 @@ def _check_points(document: dict[str, Any], proven: set[int]) -> list[Check]:
     points, accuracy = document.get("points", {}), document.get("accuracy", {})
     try:
         claimed = {int(i) for i, by in zip(points["index"], points["broken_by"], strict=True) if by}
-        standing = sum(bool(right) and not by for right, by in zip(points["correct"], points["broken_by"], strict=True))
+        unbroken = sum(bool(right) and not by for right, by in zip(points["correct"], points["broken_by"], strict=True))
         stated = accuracy["best_known"]["value"]
-        agrees = abs(float(stated) - standing / len(points["index"])) < 1e-9
+        agrees = abs(float(stated) - unbroken / len(points["index"])) < 1e-9
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError("The report's points or accuracy section is damaged.") from error
     unproven = claimed - proven
     return [
         Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven"),
-        Check("accuracy", agrees, f"best known {float(stated):.1%}, {standing} of {len(points['index'])} points stand"),
+        Check(
+            "accuracy",
+            agrees,
+            f"best known {float(stated):.1%}, {unbroken} of {len(points['index'])} points withstand every attack",
+        ),
     ]

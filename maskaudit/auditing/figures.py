@@ -57,7 +57,7 @@ def draw_figures(state: AuditState) -> None:
 
 
 def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG, points: int) -> list[dict[str, Any]]:
-    """Accuracy of the first `points` points under smaller and larger balls: usual attack, own gradients, all.
+    """Accuracy of the first `points` points under smaller and larger balls: usual attack, white-box attacks, all.
 
     The ε of the audit takes its figures from the ledger; other radii get a lighter search
     (PGD-40, Auto-PGD on the margin, Square), and a point once broken stays broken at larger radii
@@ -106,7 +106,7 @@ def gradient_flow(trace: dict[str, Any]) -> list[dict[str, Any]]:
 def surface(target: Target, ledger: Ledger, threat: ThreatModel) -> dict[str, Any] | None:
     """Margin and cross-entropy on the plane of gradient direction × direction of a challenger's example.
 
-    The point is one that the model's own gradients fail to break, if there is one; None when nothing broke.
+    The point is one that the model's gradients fail to break, if there is one; None when nothing broke.
     """
     strong, best = ledger.strong(), ledger.best_known()
     hidden = best & ~strong

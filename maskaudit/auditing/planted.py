@@ -126,15 +126,15 @@ def solve_planted(
             )
         found = torch.zeros(len(rows), dtype=torch.bool)
         for spec in specs:
-            standing = (~found).nonzero().squeeze(1)
-            if not len(standing):
+            unbroken = (~found).nonzero().squeeze(1)
+            if not len(unbroken):
                 break
             attempt = spec.run(
-                planted, anchors[standing], labels[standing], threat=threat,
-                rng=stream.select(standing).fork(spec.name), **spec.settings,
+                planted, anchors[unbroken], labels[unbroken], threat=threat,
+                rng=stream.select(unbroken).fork(spec.name), **spec.settings,
             )  # fmt: skip
-            score = rescore(planted.raw, attempt.examples, anchors[standing], labels[standing], threat=threat)
-            found[standing] |= score.broken
+            score = rescore(planted.raw, attempt.examples, anchors[unbroken], labels[unbroken], threat=threat)
+            found[unbroken] |= score.broken
     return PlantedOutcome(len(rows), int(found.sum()), int(fresh.sum()))
 
 

@@ -180,8 +180,8 @@ def _unpaired(a: dict[str, Any], b: dict[str, Any]) -> Document | None:
     one, other = a["best_known"], b["best_known"]
     if not (one and other and one.n and other.n):
         return None
-    standing = [[round(r.value * r.n), r.n - round(r.value * r.n)] for r in (one, other)]
-    p = float(stats.fisher_exact(standing).pvalue)
+    unbroken = [[round(r.value * r.n), r.n - round(r.value * r.n)] for r in (one, other)]
+    p = float(stats.fisher_exact(unbroken).pvalue)
     return {"test": "fisher", "n": min(one.n, other.n), "a": one.value, "b": other.value, "p": p}
 
 

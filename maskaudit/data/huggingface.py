@@ -22,7 +22,7 @@ def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
     """Images (N, C, H, W) of the set's one Image column with its one ClassLabel column, uint8 scaled to the bounds.
 
     Raises:
-        InputError: when `datasets` is missing, the set cannot be had, or it does not hold labelled images of one size.
+        InputError: when `datasets` or the set is missing, or it does not hold labelled images of one size.
     """
     source = f"hf:{name}"
     parts = _parts(source, name, split)
@@ -53,7 +53,7 @@ def _parts(source: str, name: str, split: Split) -> list[Any]:
         every = package.load_dataset(name)
     except Exception as error:  # unknown names and missing networks each fail in their own way
         raise InputError(
-            f"{source} cannot be had ({describe_error(error)}); check the name, and that the data are on this machine "
+            f"{source} is not available ({describe_error(error)}); check the name, and that the data are here "
             "or can be downloaded."
         ) from error
     held_out = next((part for part in HELD_OUT if part in every), None)

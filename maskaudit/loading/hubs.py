@@ -27,7 +27,7 @@ def read_hf(name: str) -> Contents:
     Code that comes with a model is never run.
 
     Raises:
-        InputError: without the package, for a model that cannot be had, or one whose file lacks weights.
+        InputError: without the package, for a model that is not available, or one whose file lacks weights.
     """
     with _usable_torchvision():
         import_package("hf", name, "transformers")
@@ -64,7 +64,7 @@ def read_robustbench(name: str) -> Contents:
 
     Raises:
         UsageError: for another form, or a name that RobustBench does not have.
-        InputError: without the package, or when the weights cannot be had.
+        InputError: without the package, or when the weights are not available.
     """
     utils = import_package("robustbench", name, "robustbench.utils")
     dataset, norm, short = _robustbench_name(name)

@@ -60,7 +60,7 @@ def pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
         made = make()
     except Exception as error:  # unknown names and downloads without a network each fail in their own way
         raise InputError(
-            f"{prefix}:{name} cannot be had ({describe_error(error)}); check the name, and that its weights are on "
+            f"{prefix}:{name} is not available ({describe_error(error)}); check the name, and that its weights are on "
             "this machine or can be downloaded."
         ) from error
     if not isinstance(made, nn.Module):

@@ -1,7 +1,7 @@
 """Gradient-free gap: points that only score-based search breaks
 
 Share of points broken by attacks that use scores only (Square, finite
-differences) and by no attack on the model's own gradients; with the plain
+differences) and by no white-box attack; with the plain
 difference to the reference attack beside it.
 
 Raised when
@@ -10,7 +10,7 @@ Raised when
 
 What it means
     Search that sees less found more, so the gradients do not lead where they
-    should. The comparison is with the best own-gradient attacks of equal budget,
+    should. The comparison is with the best white-box attacks of equal budget,
     not with the reference: honest models often lose a few points more to Square
     than to PGD, and the plain difference accuses them wrongly. The reverse does
     not hold: no gap proves nothing where scores are saturated too.

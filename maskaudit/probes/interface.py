@@ -26,7 +26,7 @@ Need = Literal["gradients", "module", "attacks"]
 class AttackOutcome:
     """Re-scored outcome of one attack on the probe's points: `broken` is bool (N,).
 
-    `attempted` is bool (N,), None for all: challengers are spared most points that own gradients broke.
+    `attempted` is bool (N,), None for all: challengers are spared most points that white-box attacks broke.
     """
 
     row: AttackRow
@@ -44,7 +44,7 @@ class ProbeContext:
         threat: threat model of the audit.
         rng: random numbers for these points.
         attacks: outcomes by attack name on the same points; empty for probes that run before the attacks.
-        strong: bool (N,), broken by own-gradient attacks (G*); None before the attacks.
+        strong: bool (N,), broken by white-box attacks (G*); None before the attacks.
     """
 
     target: Target

@@ -55,11 +55,11 @@ def named(context: ProbeContext, name: str) -> AttackOutcome:
 
 
 def strong_gap(context: ProbeContext, attacks: Mapping[str, AttackOutcome], what: str) -> Measurement:
-    """Share of points that one of `attacks` breaks and no own-gradient attack (G*) does."""
+    """Share of points that one of `attacks` breaks and no white-box attack (G*) does."""
     if context.strong is None:
         raise NotApplicable("It compares attacks, and no attack has run.")
     broken = torch.stack([outcome.broken for outcome in attacks.values()]).any(dim=0)
-    gap = paired_gap(broken, context.strong, f"{what} broke", "no attack on the model's own gradients")
+    gap = paired_gap(broken, context.strong, f"{what} broke", "no white-box attack")
     gap.details["attacks"] = {name: int(outcome.broken.sum()) for name, outcome in attacks.items()}
     try:
         base = reference(context).broken
@@ -73,7 +73,7 @@ def strong_gap(context: ProbeContext, attacks: Mapping[str, AttackOutcome], what
 
 
 def _would_break(broken: Tensor, attacks: Mapping[str, AttackOutcome], strong: Tensor) -> float:
-    """Points that the attacks break, or would: of those spared, which own gradients broke, as many as of their like."""
+    """Points that the attacks break, or would: of those spared as many as of similar ones that were attacked."""
     tried = torch.ones_like(broken)
     for outcome in attacks.values():
         tried &= torch.ones_like(broken) if outcome.attempted is None else outcome.attempted

@@ -1,7 +1,7 @@
 """Random beats gradient: points that only random noise breaks
 
 Share of points broken by random perturbations of full size and by no attack on
-the model's own gradients.
+the model's gradients.
 
 Raised when
     The lower end of the 99 % interval of that share is above 3.5 %, the largest

@@ -9,7 +9,7 @@ Raised when
     gap that an honest model showed.
 
 What it means
-    A model's own gradients should be the best guide to its weak points. If those
+    A model's gradients should be the best guide to its weak points. If those
     of another model lead to examples that its own cannot find, its own are hidden.
 
 What to do

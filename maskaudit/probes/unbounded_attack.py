@@ -1,6 +1,6 @@
-"""Unbounded attack: points that stand although every input is allowed
+"""Unbounded attack: points that withstand it although every input is allowed
 
-Share of points left standing by PGD whose ball holds the whole box of
+Share of points left unbroken by PGD whose ball holds the whole box of
 admissible inputs.
 
 Raised when
@@ -33,13 +33,13 @@ ATTACK = "unbounded"
 
 
 def measure(context: ProbeContext) -> Measurement:
-    """Share of points that the unbounded attack leaves standing."""
-    standing = ~named(context, ATTACK).broken
-    count, n = int(standing.sum()), len(standing)
+    """Share of points that the unbounded attack leaves unbroken."""
+    unbroken = ~named(context, ATTACK).broken
+    count, n = int(unbroken.sum()), len(unbroken)
     return Measurement(
         count / n, "share of points", n, count=count,
         findings=(ProbeFinding(f"{count} of {n} points survive an attack that may change the input at will."),),
-        per_point=tuple(standing.double().tolist()),
+        per_point=tuple(unbroken.double().tolist()),
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def adaptive_attacks(
     target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, row: str = "adaptive",
     steps: int = 50, targets: int = 3,
 ) -> Attempt:  # fmt: skip
-    """The stages on own gradients of the same plan: those on cross-entropy ("adaptive-ce") or the others."""
+    """The white-box stages of the same plan: those on cross-entropy ("adaptive-ce") or the others."""
     return _planned(target, x, y, (row,), threat=threat, rng=rng, steps=steps, targets=targets)
 
 
@@ -54,13 +54,13 @@ def _planned(
         stages = make_plan(trace, steps=steps, targets=targets, random=target.random, dormant=dormant).stages
     relay = Relay(target, x, y)
     for number, stage in enumerate(stages):
-        standing = relay.standing
-        if stage.row not in rows or stage.purpose != "attack" or not len(standing):
+        unbroken = relay.unbroken
+        if stage.row not in rows or stage.purpose != "attack" or not len(unbroken):
             continue
         try:
             attempt = run_stage(
-                target, x[standing], y[standing], stage, threat=threat, stand_ins=stand_ins.learnt(stage.repairs),
-                rng=rng.select(standing).fork(f"stage {number}"), candidates=relay.best.examples[standing],
+                target, x[unbroken], y[unbroken], stage, threat=threat, stand_ins=stand_ins.learnt(stage.repairs),
+                rng=rng.select(unbroken).fork(f"stage {number}"), candidates=relay.best.examples[unbroken],
             )  # fmt: skip
         except AttackUnavailable:
             continue

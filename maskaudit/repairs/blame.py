@@ -74,9 +74,9 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little
     before = [0.0 if vanished else value for _, value in trace.health.agreement]
     # over the larger steps a bent surface leaves its own gradient behind; over the smallest only a wrong one disagrees
-    return mended(min(before), min(now)) or mended(before[-1], now[-1])
+    return improved(min(before), min(now)) or improved(before[-1], now[-1])
 
 
-def mended(before: float, now: float) -> bool:
+def improved(before: float, now: float) -> bool:
     """Whether an agreement that was too low is high enough, and not by chance."""
     return before < AGREEMENT and now >= max(AGREEMENT, before + GAIN)

@@ -2,7 +2,7 @@
 
 A plan is plain data. It is made from a trace (`maskaudit.repairs.planner`) or read
 from a file (`maskaudit.repairs.plan_file`), and run stage by stage on the points
-still standing (`maskaudit.repairs.stages`).
+still unbroken (`maskaudit.repairs.stages`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Start = Literal[
 ]
 Purpose = Literal[
     "attack",  # on points that this row of the report has not broken yet
-    "confirm",  # on a sample of the points that own gradients left, to tell mechanisms apart
+    "confirm",  # on a sample of the points that white-box attacks left, to tell mechanisms apart
 ]
 PLAN_LOSSES: tuple[str, ...] = get_args(PlanLoss)
 STARTS: tuple[str, ...] = get_args(Start)
@@ -38,7 +38,7 @@ class Stage:
     """One attack of the plan.
 
     Attributes:
-        repairs: what is repaired while it runs; nothing: the model's own gradients.
+        repairs: what is repaired while it runs; nothing: the model's gradients.
         loss: what it ascends.
         start: where it starts.
         steps: gradient steps per run.

@@ -9,7 +9,7 @@ from maskaudit.repairs.plan import Plan, PlanLoss, Stage, Start
 from maskaudit.repairs.propose import fallbacks, last_resorts, propose
 from maskaudit.trace.records import Trace
 
-#: Losses in the order they are tried on the points still standing.
+#: Losses in the order they are tried on the points not broken yet.
 LOSSES: tuple[PlanLoss, ...] = ("margin", "rescaled", "targeted-margin")
 #: Fixed step, in units of ε, of the stage that does without Auto-PGD's bookkeeping: on hard or clipped scores
 #: the loss stands still while the repaired gradient moves on, and Auto-PGD would halve its step away.
@@ -35,7 +35,7 @@ def make_plan(trace: Trace, *, steps: int, targets: int, hinted: bool = False, r
         dormant: repairs that open units which fire on no audited point (`maskaudit.repairs.propose.openings`).
 
     A healthy model gets none but the short stages behind dormant units, which healthy networks have as well.
-    Own-gradient stages come in pairs, one on cross-entropy and one on another loss from the same starts, so that
+    White-box stages come in pairs, one on cross-entropy and one on another loss from the same starts, so that
     neither family is given more effort than the other.
     """
     repairs = propose(trace)

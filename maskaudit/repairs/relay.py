@@ -1,4 +1,4 @@
-"""Several attempts at the same points, each on what those before it left standing."""
+"""Several attempts at the same points, each on what those before it left unbroken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Relay:
 
     Attributes:
         best: the best candidate per point so far.
-        standing: the points that the next attempt is made on, int64 (n,): those not broken, of a random model not
+        unbroken: the points that the next attempt is made on, int64 (n,): those not broken, of a random model not
             beyond doubt; all of them where there is a reject class.
     """
 
@@ -24,25 +24,25 @@ class Relay:
         self._queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self._first = torch.full_like(self._queries, -1)
         self.best = BestCandidates(x)
-        self.standing = torch.arange(len(x), device=x.device)
+        self.unbroken = torch.arange(len(x), device=x.device)
 
     def book(self, attempt: Attempt) -> None:
-        """Add an attempt on the standing points, whatever it was made on, scored by the target itself."""
-        target, standing = self._target, self.standing
-        reached = target.margin(target.scores(attempt.examples), self._y[standing])
-        self.best.offer(standing, attempt.examples, reached)
-        hit = (attempt.first_success >= 0) & (reached > 0) & (self._first[standing] < 0)
-        self._first[standing[hit]] = self._queries[standing[hit]] + attempt.first_success[hit]
-        self._queries[standing] += attempt.queries
+        """Add an attempt on the unbroken points, whatever it was made on, scored by the target itself."""
+        target, unbroken = self._target, self.unbroken
+        reached = target.margin(target.scores(attempt.examples), self._y[unbroken])
+        self.best.offer(unbroken, attempt.examples, reached)
+        hit = (attempt.first_success >= 0) & (reached > 0) & (self._first[unbroken] < 0)
+        self._first[unbroken[hit]] = self._queries[unbroken[hit]] + attempt.first_success[hit]
+        self._queries[unbroken] += attempt.queries
         if target.stop_early:
-            self.standing = standing[~(reached > 0)]
+            self.unbroken = unbroken[~(reached > 0)]
         elif self._confirm is not None:
-            sure = (self.best.margin[standing] > 0).nonzero().squeeze(1)
+            sure = (self.best.margin[unbroken] > 0).nonzero().squeeze(1)
             if len(sure):
-                sure = sure[self._confirm(self.best.examples[standing[sure]], standing[sure])]
-            left = torch.ones_like(standing, dtype=torch.bool)
+                sure = sure[self._confirm(self.best.examples[unbroken[sure]], unbroken[sure])]
+            left = torch.ones_like(unbroken, dtype=torch.bool)
             left[sure] = False
-            self.standing = standing[left]
+            self.unbroken = unbroken[left]
 
     def finish(self) -> Attempt:
         """All attempts as one."""

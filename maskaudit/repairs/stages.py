@@ -103,12 +103,12 @@ def run_stage(
     mean = expected(target, stage.draws, abs(rng.key) % 2**31)
     with _attacked(mean, stage.repairs, stand_ins) as attacked:
         for restart in range(stage.restarts):
-            standing = relay.standing
-            if not len(standing):
+            unbroken = relay.unbroken
+            if not len(unbroken):
                 break
-            here = rng.select(standing).fork(f"restart {restart}")
-            begun = None if candidates is None else candidates[standing]
-            relay.book(_run(attacked, x[standing], y[standing], stage, restart, threat, here, begun))
+            here = rng.select(unbroken).fork(f"restart {restart}")
+            begun = None if candidates is None else candidates[unbroken]
+            relay.book(_run(attacked, x[unbroken], y[unbroken], stage, restart, threat, here, begun))
     return relay.finish()
 
 

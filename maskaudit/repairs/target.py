@@ -1,4 +1,4 @@
-"""A target with repaired gradients, for any own-gradient attack."""
+"""A target with repaired gradients, for any white-box attack."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _severe_flaws(facts: Facts) -> tuple[Item, ...]:
         facts.clean("Accuracy without an attack"),
         facts.measured("Iterating beats a single step", "one-step-beats-iterative"),
         facts.larger_ball("A larger ball never helps the model"),
-        facts.measured("With unlimited distortion nothing stands", "unbounded-attack"),
+        facts.measured("With unlimited distortion no point withstands", "unbounded-attack"),
         facts.whole_curve("Success against radius, up to full success"),
         Item("Adaptive attacks compared with all others, point by point", "done", compared,
              f"Only others break {words.rate(level)} of points", "points")
@@ -88,7 +88,8 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
         said = f"Claim of {words.percent(facts.view.claimed)}: {facts.view.claim}"
         prior = Item(prior.advice, "partly", "Compared with the author's claim only.", said, "verdict")
     elif second:
-        how = f"An independent implementation attacked a sample of what stood: {', '.join(row.name for row in second)}."
+        names = ", ".join(row.name for row in second)
+        how = f"An independent implementation attacked a sample of the points not broken yet: {names}."
         prior = Item(prior.advice, "partly", how, "", "attacks")
     return (
         Item("A diverse set of attacks", "done" if len(kinds) > 2 else ("partly" if kinds else "not done"),
@@ -106,14 +107,14 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
 
 
 def _varied(facts: Facts) -> Item:
-    """Losses and restarts that the attacks on own gradients differ in."""
+    """Losses and restarts that the white-box attacks differ in."""
     advice, own = "Parameters of the attacks explored", facts.own()
     if not own:
-        return Item(advice, "not done", "No own-gradient attack ran.")
+        return Item(advice, "not done", "No white-box attack ran.")
     losses = {dict(row.settings).get("loss", "ce") for row in own}
     restarts = max(int(_as_number(dict(row.settings).get("restarts", "1"))) for row in own)
     how = words.joined((
-        words.plural(len(own), "own-gradient attack"), words.plural(len(losses), "loss", "losses"),
+        words.plural(len(own), "white-box attack"), words.plural(len(losses), "loss", "losses"),
         f"up to {words.plural(restarts, 'restart')}.",
     ))  # fmt: skip
     return Item(advice, "done" if len(losses) > 1 else "partly", how, "", "attacks")
@@ -123,7 +124,7 @@ def _special_cases(facts: Facts) -> tuple[Item, ...]:
     certified, best = facts.view.accuracy["certified"], facts.view.accuracy["best_known"]
     targeted = facts.rows(lambda row: "targeted" in f"{row.name} {dict(row.settings).get('loss', '')}")
     untargeted = [row for row in facts.own() if row not in targeted]
-    aims = facts.attacks("Targeted and untargeted attacks", targeted + untargeted, "No own-gradient attack ran.")
+    aims = facts.attacks("Targeted and untargeted attacks", targeted + untargeted, "No white-box attack ran.")
     if bool(targeted) != bool(untargeted):
         missing = "untargeted" if targeted else "targeted"
         aims = Item(aims.advice, "partly", f"{aims.how} No {missing} attack ran.", aims.result, aims.section)
@@ -192,7 +193,7 @@ def _owasp(facts: Facts) -> tuple[Item, ...]:
         if clean and clean.n
         else Item("Search starts from inputs that are classified correctly", "not done",
                   "The document holds no clean accuracy."),
-        facts.attacks("Perfect-knowledge search", facts.own(), "No attack on the model's own gradients ran."),
+        facts.attacks("Perfect-knowledge search", facts.own(), "No white-box attack ran."),
         facts.attacks("Zero-knowledge search", facts.kind("score", "decision"), "No black-box attack ran."),
         facts.attacks("Transfer from a surrogate", facts.kind("transfer"), "No transfer attack ran."),
         Item("Heuristic changes from domain knowledge", "not done", "Only changes inside the norm ball were searched."),

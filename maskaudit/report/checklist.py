@@ -63,7 +63,7 @@ class Facts:
         return [row for row in self.ran if row.role != "sanity" and wanted(row)]
 
     def own(self) -> list[AttackView]:
-        """Attacks on the model's own gradients."""
+        """White-box attacks."""
         return self.rows(lambda row: row.role in ("reference", "strong"))
 
     def kind(self, *kinds: str) -> list[AttackView]:
@@ -190,7 +190,7 @@ class Facts:
         return Item(advice, "partly", how, item.result, item.section)
 
     def own_losses(self) -> tuple[list[AttackView], list[AttackView]]:
-        """Own-gradient attacks on cross-entropy, and on other losses."""
+        """White-box attacks on cross-entropy, and on other losses."""
         usual = [row for row in self.own() if follows_cross_entropy(row)]
         return usual, [row for row in self.own() if row not in usual]
 

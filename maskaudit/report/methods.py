@@ -99,12 +99,12 @@ class _Paragraph:
         view = self.view
         families = (
             ("reference", "The reference attack was"),
-            ("strong", "Further attacks on the model's own gradients:"),
+            ("strong", "Further white-box attacks:"),
             ("challenger", "Attacks that do not trust these gradients:"),
             ("repaired", "Attacks through a copy with a repaired backward pass:"),
             (
                 "second_opinion",
-                "As a second opinion, an independent implementation attacked a sample of what still stood:",
+                "As a second opinion, an independent implementation attacked a sample of the points not broken yet:",
             ),
         )
         said = []
@@ -132,7 +132,7 @@ class _Paragraph:
         accuracy = self.view.accuracy
         named = (
             ("reference", "", "under the reference attack"),
-            ("strong_reference", "", "under all attacks on own gradients together"),
+            ("strong_reference", "", "under all white-box attacks together"),
             ("best_known", "at most ", "under every attack together"),
         )
         shown = [f"{lead}{words.rate(accuracy[key])} {said}" for key, lead, said in named if accuracy[key]]

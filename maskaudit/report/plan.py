@@ -62,7 +62,7 @@ def _stage(item: dict[str, Any]) -> StageView:
     ]
     attempted = coerce.count(item.get("attempted"))
     return StageView(
-        what=" ".join(repairs) or "The model's own gradients.",
+        what=" ".join(repairs) or "The model's gradients.",
         how=", ".join(part for part in how if part),
         ran=attempted > 0,
         reason=coerce.text(item.get("reason")),
@@ -84,7 +84,7 @@ def _confirmations(mechanism: dict[str, Any]) -> list[str]:
         ]
         if points and counts:
             said.append(
-                f"{coerce.text(note.get('repair'))} Of the points that the model's own gradients left standing, this "
+                f"{coerce.text(note.get('repair'))} Of the points that withstand white-box attacks, this "
                 f"breaks {', '.join(counts)}."
             )
     return said

@@ -27,10 +27,10 @@ _MAX_BYTES = 150_000
 #: Groups of points in the order of the columns: key, heading, what it means.
 GROUPS = (
     ("gradient", "Hidden at gradient level", "only attacks that do not trust the model's gradients break them"),
-    ("loss", "Hidden at loss level", "own gradients break them, but not through cross-entropy"),
-    ("plain", "Broken by the usual loss", "own gradients of cross-entropy break them"),
+    ("loss", "Hidden at loss level", "white-box attacks break them, but not through cross-entropy"),
+    ("plain", "Broken by the usual loss", "white-box attacks on cross-entropy break them"),
     ("other", "Broken by a second opinion only", "by none of the families that the verdict compares"),
-    ("standing", "Standing", "no attack broke them"),
+    ("unbroken", "Unbroken", "no attack broke them"),
     ("wrong", "Wrong without an attack", "not attacked"),
 )
 
@@ -151,7 +151,7 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
         elif broken & challenging:
             kind = "gradient"
         else:
-            kind = "other" if broken else "standing"
+            kind = "other" if broken else "unbroken"
         said = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
         points.append(_Point(said[0], said[1], keys.index(kind), broken))
     return points
@@ -195,4 +195,4 @@ def caption(matrix: Matrix) -> str:
             f"{words.plural(matrix.hidden, 'tinted column')} on the left: points that some attack breaks "
             "and the usual gradients do not show."
         )
-    return "No point is hidden: what any attack breaks, own gradients of cross-entropy break as well."
+    return "No point is hidden: what any attack breaks, white-box attacks on cross-entropy break as well."

@@ -91,7 +91,7 @@ def _axes(report: records.View, style: _Style) -> list[str]:
         ("threat model", report.threat.replace("ε", "eps")),
         ("gradient health", words.HEALTH[report.label]),
         *(("  cause", cause) for cause in causes),
-        ("  gradient level", _level(report.gradient_level, "hidden from the model's own gradients")),
+        ("  gradient level", _level(report.gradient_level, "hidden from the model's gradients")),
         ("  loss level", _level(report.loss_level, "hidden from attacks on cross-entropy")),
         (
             "robust accuracy",

@@ -20,7 +20,7 @@ HEALTH = {
 #: What each label states, for people who meet it for the first time.
 LABEL_MEANING = {
     "masked": "Attacks that do not rely on this model's gradients, or on the usual loss, "
-    "broke points that the usual attacks left standing.",
+    "broke points that the usual attacks left unbroken.",
     "suspect": "The gradients are uninformative here, yet no attack proved that robustness is overstated.",
     "inconclusive": "The audit cannot say; the reasons tell what was missing.",
     "clear": "No masking was found by what ran. This is a statement about the search, not a guarantee about the model.",
@@ -30,12 +30,11 @@ LABEL_MEANING = {
 ROLES = {
     "reference": (
         "Reference",
-        "What a claim is commonly computed with: the model's own gradients of cross-entropy. "
-        "Reported, never judged alone.",
+        "What a claim is commonly computed with: the model's gradients of cross-entropy. Reported, never judged alone.",
     ),
     "strong": (
         "Strong gradient attacks",
-        "Still the model's own gradients, with other losses, step sizes, restarts and more steps.",
+        "Still the model's gradients, with other losses, step sizes, restarts and more steps.",
     ),
     "challenger": (
         "Challengers",
@@ -45,7 +44,7 @@ ROLES = {
         "Repaired",
         "Gradient attacks through a copy with a repaired backward pass; every example is scored on the original model.",
     ),
-    "second_opinion": ("Second opinion", "An independent implementation, run on a sample of what still stood."),
+    "second_opinion": ("Second opinion", "An independent implementation, on a sample of the points not broken yet."),
     "sanity": ("Sanity check", "May leave the ball on purpose, so it should break everything; counts nowhere."),
     "other": ("Other", "Rows whose role this version does not know."),
 }
@@ -56,7 +55,7 @@ CLAIM = {"refuted": "refuted", "not_refuted": "not refuted", "no_claim": "no cla
 ACCURACY = (
     ("clean", "Clean", "without an attack"),
     ("reference", "Reference attack", "as a claim is commonly computed"),
-    ("strong_reference", "Strong gradient attacks", "the model's own gradients, any loss"),
+    ("strong_reference", "Strong gradient attacks", "the model's gradients, any loss"),
     ("best_known", "Best known", "every attack together"),
     ("certified", "Certified lower bound", "no attack inside the ball can go below"),
 )

@@ -1,4 +1,4 @@
-"""What an accelerator makes dear: asking it for a value.
+"""What an accelerator makes expensive: asking it for a value.
 
 The host runs ahead of an accelerator and only fills its queue. Whoever looks at a value, by `bool`, `int`,
 `nonzero` or a mask as an index, waits until the queue is empty; done in every step of an attack, that costs

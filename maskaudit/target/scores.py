@@ -88,7 +88,7 @@ def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -
 
 def _refuse_nan(bad: int, n: int) -> None:
     if bad:
-        raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; mend the model first.")
+        raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; repair the model first.")
 
 
 def detect_outputs(raw: Tensor) -> Outputs:

@@ -70,7 +70,7 @@ OVERFITTING_GAP = 0.4
 
 # --- probes
 
-#: Share of points. Largest paired gap between gradient-free and own-gradient attacks seen on 24 honest models.
+#: Share of points. Largest paired gap between gradient-free and white-box attacks seen on 24 honest models.
 HONEST_GAP = 0.035
 #: Share of points. No honest model of the zoo had any; masked ones had 16 % and more.
 ZERO_GRADIENT_SHARE = 0.05

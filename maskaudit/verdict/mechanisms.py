@@ -30,7 +30,7 @@ _ORDER = tuple(TITLES)
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
 _BESIDE_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
-#: Kinds of output, by the probe of that name, from which no loss can be had, however large the scores are.
+#: Kinds of output, by the probe of that name, from which no loss can be computed, however large the scores are.
 DESTROYED = ("constant", "one-hot", "clipped logits")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.

@@ -2,7 +2,7 @@
 
 Two forms, both about the challengers, since they carry the claim that nothing is hidden:
 
-* *recapture*: of (a sample of) the points that own-gradient attacks broke, the share that the
+* *recapture*: of (a sample of) the points that white-box attacks broke, the share that the
   challengers, which never saw those examples, broke on their own. Known answers
   that the model itself provides.
 * *planted*: where too few points are known to be vulnerable, binary problems built on

@@ -43,7 +43,7 @@ class Observations:
         power: the power check.
         looks: sequential looks that the error level is shared among.
         traced: mechanisms that the trace of the model located.
-        repaired: points broken through the repaired gradient of those that own gradients left; None if nothing
+        repaired: points broken through the repaired gradient of those that withstand white-box attacks; None if nothing
             was repaired.
         missing: reasons why an essential part did not run; empty when all did.
         unfinished: whether the search was broken off: what would be proof then may be for want of attacks.
@@ -190,17 +190,17 @@ def _proofs(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
     if _proven(seen, levels["gradient"]):
         said.append(
             f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive every attack on the model's "
-            "own gradients and fall to attacks that do not trust them."
+            "white-box attacks and fall to attacks that do not trust them."
         )
     if _proven(seen, levels["loss"]):
         said.append(
             f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive every attack on cross-entropy and "
-            "fall to own-gradient attacks on another loss."
+            "fall to white-box attacks on another loss."
         )
     if said and seen.repaired:
         said.append(
             f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
-            f"{seen.correct - seen.strong} points that own gradients left standing fall."
+            f"{seen.correct - seen.strong} points that withstand white-box attacks fall."
         )
     return said
 
@@ -211,13 +211,13 @@ def _unconfirmed(suspect: Mechanism, seen: Observations) -> str:
         return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
     return (
         f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
-        f"{seen.correct - seen.strong} points that own gradients left standing fall, too few to prove masking."
+        f"{seen.correct - seen.strong} points that withstand white-box attacks fall, too few to prove masking."
     )
 
 
 def _unproven(seen: Observations) -> str:
-    """What became of the points that own gradients left standing, where that proves nothing."""
-    left = f"of the {seen.correct - seen.strong} points that own gradients left standing, "
+    """What became of the points that withstand white-box attacks, where that proves nothing."""
+    left = f"of the {seen.correct - seen.strong} points that withstand white-box attacks, "
     if not seen.hidden_by_gradients:
         return f"{left}no attack that does without them broke any"
     return f"{left}attacks that do without them broke {seen.hidden_by_gradients}, too few to prove masking"
@@ -288,8 +288,8 @@ def _claim_status(seen: Observations) -> ClaimStatus:
         return "no_claim"
     if seen.drawn == 0:
         return "not_refuted"
-    standing = seen.correct - seen.best
-    return "refuted" if upper_bound(standing, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
+    unbroken = seen.correct - seen.best
+    return "refuted" if upper_bound(unbroken, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
 
 
 def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]) -> str:

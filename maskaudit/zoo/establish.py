@@ -34,8 +34,8 @@ POOL_POINTS = 2000
 #: Raised when the attacks change in a way that their settings do not show.
 PLAN_VERSION = 2
 
-#: By this the runs of own gradients are divided where there is a twin to attack: the twin then gives the best known
-#: accuracy, and own gradients are only asked how far they come.
+#: By this the runs of white-box attacks are divided where there is a twin to attack: the twin then gives the best known
+#: accuracy, and white-box attacks are only asked how far they come.
 WITH_TWIN = 3
 
 
@@ -45,7 +45,7 @@ class Step:
 
     Attributes:
         view: what it attacks: the "model" itself, or its "unmasked" twin.
-        family: "ce" for own gradients of cross-entropy, "own" for own gradients of other losses, "" for the rest.
+        family: "ce" for white-box attacks on cross-entropy, "own" for those on other losses, "" for the rest.
         costs: the setting that is divided by the number of draws for a random model, and by `WITH_TWIN` for own
             gradients where there is a twin, so that a record stays affordable.
     """
@@ -58,8 +58,8 @@ class Step:
     costs: str = ""
 
 
-#: Own gradients first, cross-entropy and the other losses at about the same number of steps (14 runs of 100 each, or
-#: 5 and 6 where there is a twin), then through the twin, then search without gradients on what still stands.
+#: White-box attacks first, cross-entropy and other losses at about the same number of steps (14 runs of 100 each, or
+#: 5 and 6 where there is a twin), then through the twin, then search without gradients on what is not broken yet.
 PLAN: tuple[Step, ...] = (
     Step("model", "ce", "fgsm", fgsm, {}),
     Step("model", "ce", "pgd", pgd, {"loss": "ce", "steps": 40}),
@@ -213,7 +213,7 @@ class _Search:
             self.by_own[rows] |= broken
 
     def offer_known(self) -> None:
-        """Candidates that the model's construction knows, on the points still standing."""
+        """Candidates that the model's construction knows, on the points not broken yet."""
         rows = (self.correct & ~self.broken).nonzero().squeeze(1)
         if self.one.entry.known is None:
             return

@@ -92,14 +92,14 @@ def _best_known(truth: Truth | None, document: Mapping[str, Any]) -> tuple[float
     points = document["points"]
     if document["target"]["sha256"] != truth.weights:
         return document["accuracy"]["best_known"]["value"] - truth.best_known, 0, 0
-    standing = {
+    unbroken = {
         point: bool(correct and not broken)
         for point, correct, broken in zip(points["index"], points["correct"], points["broken_by"], strict=True)
     }
-    common = [point for point in truth.points if point in standing]
+    common = [point for point in truth.points if point in unbroken]
     if not common:
         return None, 0, 0
     established, _ = truth.on(common)
     proven = [point for point, holds in zip(truth.points, truth.bits("certified"), strict=True) if holds]
-    broken = sum(not standing[point] for point in proven if point in standing)
-    return sum(standing[point] for point in common) / len(common) - established, len(common), broken
+    broken = sum(not unbroken[point] for point in proven if point in unbroken)
+    return sum(unbroken[point] for point in common) / len(common) - established, len(common), broken

@@ -1,7 +1,7 @@
 """What is known of the zoo's models: the best attack outcome per point, on points fixed once.
 
 A zoo model was built here, so it can be attacked as nobody else can: through the network behind the mask
-(`maskaudit.zoo.masks.unmask`), with every candidate scored afresh on the masked model itself. Own gradients and
+(`maskaudit.zoo.masks.unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and
 search without gradients run as well, at several times the budget of an audit, and what a certificate proves is
 recorded beside. `truth.json` keeps the outcome; `maskaudit zoo truth` writes it, one record per model.
 """
@@ -50,8 +50,8 @@ class Truth:
         data, norm, eps: points and ball.
         points: numbers into the data set, in the order of the bits below.
         correct, broken, strong, cross_entropy, certified: one bit per point, hexadecimal, first point first:
-            classified correctly; broken by anything (best known); by own gradients under any loss (G*);
-            by own gradients of cross-entropy (CE*); certified robust ("" without a certificate).
+            classified correctly; broken by anything (best known); by white-box attacks on any loss (G*);
+            by white-box attacks on cross-entropy (CE*); certified robust ("" without a certificate).
         random: whether the model answers at random and majorities were scored.
         attacks: what ran, in order, as `view:attack`.
     """
@@ -88,12 +88,12 @@ class Truth:
 
     @property
     def strong_accuracy(self) -> float:
-        """Accuracy left by the model's own gradients under any loss (G*)."""
+        """Accuracy left by the model's gradients of any loss (G*)."""
         return self._share("correct", "strong")
 
     @property
     def cross_entropy_accuracy(self) -> float:
-        """Accuracy left by the model's own gradients of cross-entropy (CE*)."""
+        """Accuracy left by the model's gradients of cross-entropy (CE*)."""
         return self._share("correct", "cross_entropy")
 
     @property
@@ -103,12 +103,12 @@ class Truth:
 
     @property
     def gradient_gap(self) -> float:
-        """Share of the correct points that own gradients of any loss leave and something else breaks."""
+        """Share of the correct points that white-box attacks on any loss leave and something else breaks."""
         return (self._count("broken") - self._count("strong")) / max(self._count("correct"), 1)
 
     @property
     def loss_gap(self) -> float:
-        """Share of the correct points that cross-entropy leaves and own gradients of another loss break."""
+        """Share of the correct points that cross-entropy leaves and white-box attacks on another loss break."""
         return (self._count("strong") - self._count("cross_entropy")) / max(self._count("correct"), 1)
 
     @property

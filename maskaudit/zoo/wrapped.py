@@ -1,6 +1,6 @@
 """Entries with something put around, or into, a network: most are masked by it, the controls are not.
 
-Labels follow measurement (`maskaudit.zoo.truth`), not intention: a mask that own gradients get through
+Labels follow measurement (`maskaudit.zoo.truth`), not intention: a mask that white-box attacks get through
 is a healthy model that is harder to attack, and is entered as such.
 """
 

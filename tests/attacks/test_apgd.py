@@ -89,10 +89,10 @@ def test_an_unbroken_point_gets_every_run_and_a_broken_one_no_more(settings: dic
     threat = THREATS[0]
     target = Target(model, bounds=threat.bounds)
     attempt = apgd(target, x, y, threat=threat, rng=make_rng(), loss="margin", steps=8, **settings)
-    standing = attempt.first_success < 0
-    assert 0 < int(standing.sum()) < N
-    assert bool((attempt.queries[standing] == 9 * runs).all())
-    assert torch.equal(attempt.queries[~standing], attempt.first_success[~standing])
+    unbroken = attempt.first_success < 0
+    assert 0 < int(unbroken.sum()) < N
+    assert bool((attempt.queries[unbroken] == 9 * runs).all())
+    assert torch.equal(attempt.queries[~unbroken], attempt.first_success[~unbroken])
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)

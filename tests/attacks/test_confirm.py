@@ -81,7 +81,7 @@ def test_a_relay_goes_on_with_what_is_not_sure() -> None:
     target, x, y = wavering([0.0, 0.7, 1.0])
     relay = Relay(target, x, y)
     relay.book(Attempt(x, torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)))
-    assert relay.standing.tolist() == [0, 1]
+    assert relay.unbroken.tolist() == [0, 1]
 
 
 def test_a_noisy_network_is_attacked_for_less_and_no_weaker(

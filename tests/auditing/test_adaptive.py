@@ -96,7 +96,7 @@ def test_a_saved_plan_gives_the_same_result(doubly_masked: Audit, standard: Load
 
 
 def test_a_given_plan_runs_exactly(pgd_trained: LoadedModel) -> None:
-    """An own-gradient stage on a healthy model: booked for G*, and nothing else runs."""
+    """A white-box stage on a healthy model: booked for G*, and nothing else runs."""
     plan = parse_plan({"plan_version": 1, "stages": [{"loss": "margin", "start": "clean", "steps": 3, "step": 0.5}]})
     audit = audited(network(pgd_trained), plan=plan)
     (stage,) = audit.report.plan["stages"]
@@ -129,8 +129,8 @@ def test_healthy_models_get_a_short_look_behind_dormant_units(standard: LoadedMo
         audit = audited(network(model))
         stages = audit.report.plan["stages"]
         assert {repair["remedy"] for stage in stages for repair in stage["repairs"]} == {"open"}
-        standing = max(stage["attempted"] for stage in stages)
-        assert sum(stage["forwards"] + stage["backwards"] for stage in stages) <= 70 * standing
+        unbroken = max(stage["attempted"] for stage in stages)
+        assert sum(stage["forwards"] + stage["backwards"] for stage in stages) <= 70 * unbroken
         assert all(stage["attempted"] == 0 for stage in stages if stage["purpose"] == "confirm")
         assert audit.report.verdict.mechanisms == ()
         assert {row.name for row in audit.report.attacks} & {"adaptive", "adaptive-ce"} == set()

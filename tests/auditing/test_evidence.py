@@ -102,8 +102,8 @@ def audit(ledger: Ledger | None = None, **scoring: Any) -> Files:
         ],
         "correct": ledger.correct.tolist(),
     }
-    standing = int((ledger.correct & ~ledger.best_known()).sum())
-    document["accuracy"] = {"best_known": {"value": standing / len(ledger)}}
+    unbroken = int((ledger.correct & ~ledger.best_known()).sum())
+    document["accuracy"] = {"best_known": {"value": unbroken / len(ledger)}}
     settings = {"threat": document["threat"], "sha256": SHA, "seed": 0, "random": False, "reject_class": None}
     files = Files(document, pack_evidence(ledger, document, {**settings, **scoring}))
     files.write(load(files.evidence), files.metadata())

@@ -1,4 +1,4 @@
-"""Challengers are spared most points that own gradients broke, and every figure stays what it was."""
+"""Challengers are spared most points that white-box attacks broke, and every figure stays what it was."""
 
 from __future__ import annotations
 
@@ -151,17 +151,17 @@ def by_name(report: AuditReport) -> dict[str, AttackRow]:
     return {row.name: row for row in report.attacks}
 
 
-def test_a_search_gets_on_standing_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_gets_on_unbroken_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     learnt = linear(eps=0.1)
     monkeypatch.setattr(challenge, "FLOOR", 1.0)
     whole = linear(eps=0.1)
     for name, limit in (("square", "queries"), ("finite-differences", "queries"), ("decision", "queries")):
         row, all_of_it = by_name(learnt)[name], by_name(whole)[name]
-        shortened = row.settings[f"{limit}_on_standing_points"]
+        shortened = row.settings[f"{limit}_on_unbroken_points"]
         assert 0.25 * row.settings[limit] <= shortened < row.settings[limit]
         assert row.attempted == all_of_it.attempted
         assert row.forwards < 0.6 * all_of_it.forwards
-        assert all_of_it.settings[f"{limit}_on_standing_points"] == all_of_it.settings[limit]
+        assert all_of_it.settings[f"{limit}_on_unbroken_points"] == all_of_it.settings[limit]
     assert learnt.verdict.label == whole.verdict.label == "clear"
     assert learnt.accuracy["best_known"] == whole.accuracy["best_known"]
 
@@ -169,16 +169,16 @@ def test_a_search_gets_on_standing_points_what_it_was_worth_on_known_ones(monkey
 def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
     report = linear(eps=0.1, front=Rounded())
     assert report.masking["screen"]["fired"]
-    assert not any("on_standing_points" in key for row in report.attacks for key in row.settings)
+    assert not any("on_unbroken_points" in key for row in report.attacks for key in row.settings)
 
 
-def test_where_something_is_hidden_standing_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_something_is_hidden_unbroken_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenge, "BY_THE_WAY", -1.0)  # whatever falls, falls not by the way
     report = linear(eps=0.1)
     for name in ("noise", "square"):
         row = by_name(report)[name]
         limit = "draws" if name == "noise" else "queries"
-        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+        assert row.settings[f"{limit}_on_unbroken_points"] == row.settings[limit]
 
 
 def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest(monk
     for name in ("noise", "square", "finite-differences"):
         row = rows[name]
         limit = "draws" if name == "noise" else "queries"
-        assert row.settings[f"{limit}_on_standing_points"] == row.settings[limit]
+        assert row.settings[f"{limit}_on_unbroken_points"] == row.settings[limit]
         assert row.settings[f"{limit}_on_known_points"] < row.settings[limit]
 
 
@@ -215,7 +215,7 @@ def test_searches_learn_their_budgets_together(took: list[tuple[float, float]], 
     assert (learnt["square"], learnt["noise"]) == budgets
 
 
-def test_the_decision_based_search_has_its_pool_on_known_and_on_standing_points(
+def test_the_decision_based_search_has_its_pool_on_known_and_on_unbroken_points(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pools: list[Tensor | None] = []
@@ -227,7 +227,7 @@ def test_the_decision_based_search_has_its_pool_on_known_and_on_standing_points(
     nearest = decision.nearest_of_other_classes
     monkeypatch.setattr(decision, "nearest_of_other_classes", watched)
     report = linear(eps=0.1)
-    assert "queries_on_standing_points" in by_name(report)["decision"].settings
+    assert "queries_on_unbroken_points" in by_name(report)["decision"].settings
     assert len(pools) >= 2
     assert all(pool is not None and len(pool) == 128 for pool in pools)
 
@@ -267,14 +267,14 @@ def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
     pytest.importorskip("torchattacks")
     report = linear(eps=eps, ignore=("transfer", "universal"))
     ours = {row.name for row in report.attacks if row.role != "second_opinion"} - set(NEAR)
-    standing = sum(not ours & set(names) for names in report.points["broken_by"])
+    unbroken = sum(not ours & set(names) for names in report.points["broken_by"])
     for name in ("torchattacks-pgd", "torchattacks-square"):
         row = by_name(report)[name]
-        if standing:
-            assert 0 < row.attempted <= standing
+        if unbroken:
+            assert 0 < row.attempted <= unbroken
         else:
             assert (row.status, row.reason) == ("skipped", "every point had been broken")
-    assert (standing == 0) == (eps == 0.9)
+    assert (unbroken == 0) == (eps == 0.9)
 
 
 def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is_trained() -> None:
@@ -313,8 +313,8 @@ def test_near_misses_are_attacked_last_with_matched_budgets() -> None:
     report = linear(eps=0.1)
     rows = by_name(report)
     loss, margins = rows["apgd-ce-near"], rows["apgd-near"]
-    standing = [names for names in report.points["broken_by"] if not {"apgd-ce", "apgd-margin"} & set(names)]
-    assert 0 < loss.attempted <= max(near_misses.NEAR_LEAST, math.ceil(near_misses.NEAR_SHARE * len(standing)) + 1)
+    unbroken = [names for names in report.points["broken_by"] if not {"apgd-ce", "apgd-margin"} & set(names)]
+    assert 0 < loss.attempted <= max(near_misses.NEAR_LEAST, math.ceil(near_misses.NEAR_SHARE * len(unbroken)) + 1)
     assert margins.attempted <= loss.attempted
     assert loss.settings["steps"] == margins.settings["steps"]
     assert loss.settings["restarts"] == margins.settings["targets"]

@@ -33,8 +33,8 @@ def report(lost: dict[str, range], *, points: range = range(100), wrong: range =
     for row in document["attacks"]:
         if row["status"] == "ran":
             row["attempted"] = sum(i not in wrong for i in points)
-    standing = sum(i not in wrong and not any(i in broken for broken in lost.values()) for i in points)
-    document["accuracy"]["best_known"] = {"value": standing / n, "low": 0.0, "high": 1.0, "n": n}
+    unbroken = sum(i not in wrong and not any(i in broken for broken in lost.values()) for i in points)
+    document["accuracy"]["best_known"] = {"value": unbroken / n, "low": 0.0, "high": 1.0, "n": n}
     return document
 
 

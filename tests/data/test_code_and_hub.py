@@ -157,7 +157,7 @@ def test_hub_sets_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch, p
 
 def test_a_set_that_cannot_be_had_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     hub(monkeypatch)
-    with pytest.raises(InputError, match="hf:set cannot be had"):
+    with pytest.raises(InputError, match="hf:set is not available"):
         load_data("hf:set")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match="pip install datasets"):

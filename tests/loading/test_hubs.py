@@ -76,7 +76,7 @@ def test_hf_takes_the_normalisation_of_the_processor(
 
 @pytest.mark.usefixtures("transformers")
 def test_hf_refuses_what_cannot_be_had_or_was_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"cannot be had .OSError: not here.; check the name"):
+    with pytest.raises(InputError, match=r"is not available .OSError: not here.; check the name"):
         load_model("hf:other/model")
     monkeypatch.setattr(Auto, "lacking", ("classifier.weight",))
     with pytest.raises(InputError, match=r"1 of its weights are not in the file \(classifier\.weight\)"):

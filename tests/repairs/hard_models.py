@@ -203,7 +203,7 @@ class Flattened(nn.Module):
 
 @dataclass(frozen=True)
 class Hard:
-    """A model and the share of points that may be left standing after the repaired attack."""
+    """A model and the share of points that may be left unbroken after the repaired attack."""
 
     name: str
     build: Callable[[nn.Module], nn.Module]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.repairs.blame import mended, traced
+from maskaudit.repairs.blame import improved, traced
 from maskaudit.target import Target
 from maskaudit.trace import Trace, trace_model
 
@@ -148,4 +148,4 @@ def test_model_and_random_state_are_left_as_they_were(net: nn.Module, points: Po
     [(0.0, 0.95, True), (0.82, 0.88, True), (0.86, 0.88, False), (0.9, 0.99, False), (0.0, 0.86, False)],
 )
 def test_an_agreement_is_mended_only_beyond_chance(before: float, now: float, expected: bool) -> None:
-    assert mended(before, now) is expected
+    assert improved(before, now) is expected

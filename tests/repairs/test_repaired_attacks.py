@@ -49,7 +49,7 @@ def test_masked_models_fall(case: Masked, net: nn.Module, points: Points) -> Non
 
 
 def test_op_without_derivative_is_repaired(net: nn.Module, points: Points) -> None:
-    """Own-gradient attacks raise here; repaired ones do not."""
+    """White-box attacks raise here; repaired ones do not."""
     target, x, y = opened(zoo.Front(net, zoo.Apply(lambda h: h // 0.125 * 0.125)), points)
     with target:
         attempt = repaired_attacks(target, x, y, threat=LINF, rng=rng(len(x)), steps=20)

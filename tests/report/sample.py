@@ -61,7 +61,7 @@ def masked() -> AuditReport:
         },
         verdict=Verdict(
             "masked",
-            "Robust accuracy is overstated: the usual attack leaves 71.5% standing, the best attack found leaves 0.0%, "
+            "Robust accuracy is overstated: the usual attack leaves 71.5% unbroken, the best attack found leaves 0.0%, "
             "and cross-entropy gradients that underflow to zero hid the difference.",
             (
                 Mechanism(
@@ -213,7 +213,7 @@ def hostile() -> dict[str, Any]:
 
 
 def _points() -> dict[str, Any]:
-    """143 points fall to own gradients of other losses only, 53 to the reference attack, 4 are wrong by themselves."""
+    """143 points fall to other losses only, 53 to the reference attack, 4 are wrong by themselves."""
     usual = ["pgd-ce", "apgd-ce", "apgd-margin", "apgd-dlr", "square", "transfer"]
     return {
         "index": list(range(200)),
@@ -255,7 +255,7 @@ def _probes() -> tuple[ProbeResult, ...]:
         ),
         ProbeResult(
             "transfer-gap", "Transfer gap", "finding", gap.value, "share of points", gap.low, gap.high, 196, 0.1,
-            meaning="Examples made on a surrogate break points that the reference attack leaves standing.",
+            meaning="Examples made on a surrogate break points that the reference attack leaves unbroken.",
             remedy="Read the best-known figure, not the reference figure.", sources=(SQUARE,), seconds=6.1,
         ),
         ProbeResult("dead-relu", "Dead ReLU units", "pass", 0.0, "share of units", 0.0, 0.01, 196, 0.5, seconds=0.3),
@@ -279,8 +279,8 @@ FAMILIES: dict[str, Any] = {
 
 
 def _attacks() -> tuple[AttackRow, ...]:
-    def row(name: str, title: str, kind: str, role: Any, standing: int, steps: int, **more: Any) -> AttackRow:
-        broken = 196 - standing
+    def row(name: str, title: str, kind: str, role: Any, unbroken: int, steps: int, **more: Any) -> AttackRow:
+        broken = 196 - unbroken
         curve = tuple(
             (s, round(broken * (1 - 0.5 ** (8 * s / steps)) if s < steps else broken))
             for s in (1, 2, 5, 10, 20, 40, 100, 300, 1000, 5000)
@@ -301,11 +301,11 @@ def _attacks() -> tuple[AttackRow, ...]:
             kind,
             role,
             FAMILIES.get(name),
-            max(standing, 0) / 200,
+            max(unbroken, 0) / 200,
             broken,
             196,
             curve=curve,
-            interval=share(max(standing, 0), 200),
+            interval=share(max(unbroken, 0), 200),
             **{**defaults, **more},
         )
 

@@ -27,7 +27,7 @@ def render(view: plan.PlanView | None) -> str:
 
 
 def test_stages_and_confirmations_are_shown_and_escaped() -> None:
-    page = render(plan.read(document(STAGE, {**STAGE, "attempted": 0, "reason": "no point was left standing"})))
+    page = render(plan.read(document(STAGE, {**STAGE, "attempted": 0, "reason": "every point had been broken"})))
     assert "Read before &lt;b&gt;." in page
     assert "<b>" not in page
     assert "alone 0 of 190, together with the other repairs 188 of 190" in page
@@ -38,8 +38,8 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
 
 
 def test_where_no_stage_met_a_point_the_reasons_are_shown() -> None:
-    page = render(plan.read(document({**STAGE, "attempted": 0, "reason": "no point was left standing"})))
-    assert "Skipped: no point was left standing" in page
+    page = render(plan.read(document({**STAGE, "attempted": 0, "reason": "every point had been broken"})))
+    assert "Skipped: every point had been broken" in page
 
 
 def test_a_single_repair_is_said_alone() -> None:
@@ -53,7 +53,7 @@ def test_own_gradients_are_called_so_and_long_plans_are_cut() -> None:
     assert view is not None
     assert view.given
     assert (len(view.stages), view.hidden) == (plan.MAX_STAGES, 20)
-    assert view.stages[0].what == "The model's own gradients."
+    assert view.stages[0].what == "The model's gradients."
     assert "20 stages more" in render(view)
 
 

@@ -117,7 +117,7 @@ def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirme
     cut = Mechanism("cut", TITLES["cut"], "high", (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, 30, traced=(cut,), repaired=30)).verdict
     assert verdict.label == "inconclusive"
-    assert "30 of the 180 points that own gradients left standing fall, too few to prove" in verdict.reasons[-1]
+    assert "30 of the 180 points that withstand white-box attacks fall, too few to prove" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize("looks", [1, 3])
@@ -279,16 +279,16 @@ def test_a_false_claim_is_refuted_and_a_true_one_seldom() -> None:
     """True accuracy .5 at every look: claiming .5 is refuted with probability at most ALPHA in all."""
     generator = np.random.default_rng(1)
     audits, refuted = 2000, 0
-    standing = [{n: generator.binomial(n, 0.5) for n in LOOKS} for _ in range(audits)]
-    for audit in standing:
+    unbroken = [{n: generator.binomial(n, 0.5) for n in LOOKS} for _ in range(audits)]
+    for audit in unbroken:
         refuted += any(claim_status(n, k, 0.5) == "refuted" for n, k in audit.items())
     assert refuted / audits <= 0.017
     assert claim_status(800, 400, 0.6) == "refuted"
 
 
 @functools.cache
-def claim_status(n: int, standing: int, claimed: float) -> str:
-    return judge(seen(n, best=n - standing, claimed=claimed)).claim.status
+def claim_status(n: int, unbroken: int, claimed: float) -> str:
+    return judge(seen(n, best=n - unbroken, claimed=claimed)).claim.status
 
 
 def sentences(judgement: Judgement) -> list[str]:

@@ -28,7 +28,7 @@ COMMITTED = read_truths()
 
 
 def record(name: str = "quantised", **changes: Any) -> Truth:
-    """Ten points: nine correct, seven broken by anything, two by own gradients, one of them by cross-entropy."""
+    """Ten points: nine correct, seven broken by anything, two by white-box attacks, one of them by cross-entropy."""
     made = Truth(
         name=name, recipe="r", weights="w", data="digits", norm="Linf", eps=0.2, points=tuple(range(100, 110)),
         correct=pack([True] * 9 + [False]), broken=pack([True] * 7 + [False] * 3),
@@ -294,8 +294,8 @@ def test_the_ball_is_the_entrys_own_then_that_of_training() -> None:
 
 
 def report(label: str = "masked", mechanism: str = "shattered", place: tuple[str, str] = ("", "round"),
-           standing: int = 2, sha256: str = "w") -> dict[str, Any]:  # fmt: skip
-    """An audit of the record's points in reverse, of which the first nine are correct and `standing` are left."""
+           unbroken: int = 2, sha256: str = "w") -> dict[str, Any]:  # fmt: skip
+    """An audit of the record's points in reverse, of which the first nine are correct and `unbroken` are left."""
     index = list(range(109, 99, -1))
     return {
         "verdict": {"label": label, "mechanisms": [
@@ -303,10 +303,10 @@ def report(label: str = "masked", mechanism: str = "shattered", place: tuple[str
         "points": {
             "index": index,
             "correct": [point < 109 for point in index],
-            "broken_by": [["pgd"] if point < 109 - standing else [] for point in index],
+            "broken_by": [["pgd"] if point < 109 - unbroken else [] for point in index],
         },
         "target": {"sha256": sha256},
-        "accuracy": {"best_known": {"value": standing / 10}},
+        "accuracy": {"best_known": {"value": unbroken / 10}},
     }  # fmt: skip
 
 
@@ -318,9 +318,9 @@ def report(label: str = "masked", mechanism: str = "shattered", place: tuple[str
         (report(mechanism="cut"), ("mechanism", "location")),
         (report(place=("", "mul")), ("location",)),
         (report(place=("network", "round")), ("location",)),
-        (report(standing=3), ("best known",)),
-        (report(standing=1), ()),
-        (report(standing=3, sha256="other"), ("best known",)),
+        (report(unbroken=3), ("best known",)),
+        (report(unbroken=1), ()),
+        (report(unbroken=3, sha256="other"), ("best known",)),
     ],
 )
 def test_an_audit_is_graded(document: dict[str, Any], wrong: tuple[str, ...]) -> None:
@@ -329,8 +329,8 @@ def test_an_audit_is_graded(document: dict[str, Any], wrong: tuple[str, ...]) ->
 
 def test_an_audit_that_breaks_certified_points_is_wrong() -> None:
     proven = record(certified=pack([False] * 7 + [True, True, False]))
-    assert grade(zoo.ZOO["quantised"], proven, report(standing=1)).wrong == ("certificate",)
-    assert grade(zoo.ZOO["quantised"], proven, report(standing=2)).wrong == ()
+    assert grade(zoo.ZOO["quantised"], proven, report(unbroken=1)).wrong == ("certificate",)
+    assert grade(zoo.ZOO["quantised"], proven, report(unbroken=2)).wrong == ()
 
 
 def test_what_does_not_apply_is_not_asked() -> None:

@@ -17,7 +17,7 @@ def engine_for(settings: AuditSettings) -> Engine:
     """The engine that the settings name; this process if they name none.
 
     Raises:
-        UsageError: when it cannot be had here.
+        UsageError: when it is not available here.
     """
     if settings.ray:
         from maskaudit.auditing.engine.ray import Ray

@@ -3,13 +3,13 @@
 Challengers carry the claim that nothing is hidden, and on a robust model they cost most of an audit. Three facts spare
 passes without weakening the claim:
 
-* On points that own gradients broke they can hide nothing; a sample of those shows whether the search finds what is
+* On points that white-box attacks broke they can hide nothing; a sample of those shows whether the search finds what is
   there to be found (the power check), and how many queries it takes.
-* Where own gradients left next to nothing standing, no challenger can change the verdict.
-* Where neither probes nor trace suspect anything, the search as a whole is worth on the standing points what it was
+* Where white-box attacks broke nearly every point, no challenger can change the verdict.
+* Where neither probes nor trace suspect anything, the search as a whole is worth on the unbroken points what it was
   worth on the sample. There every challenger begins with a quarter of its budget. If half of that sufficed, together,
   for nearly all of the sample, the quarter is enough; if not, what they missed teaches on whole budgets how much more
-  each needs. Where standing points fall to that, the whole budget is spent on the rest.
+  each needs. Where unbroken points fall to that, the whole budget is spent on the rest.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ SETTLED_POINTS = 32
 
 #: The share of the known points that challengers can break which together they must have broken within some queries …
 QUANTILE = 0.95
-#: … times this, since points that stand are harder than those that fell.
+#: … times this, since unbroken points are harder than those that fell.
 RESERVE = 2
-#: No challenger gets a smaller share of its budget than this: what is cheap on known points may be dear on hidden ones.
+#: No challenger gets a smaller share of its budget than this: what is cheap on known points may be expensive on
+#: hidden ones.
 FLOOR = 0.25
 
-#: Points, as a share of the correctly classified ones, that challengers may break by the way though own gradients did
-#: not; beyond that something is hidden, and they get their whole budgets.
+#: Points, as a share of the correctly classified ones, that challengers may break by the way though white-box attacks
+#: did not; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
 
 
@@ -69,8 +70,8 @@ class Challenge:
 
     def learn(self, specs: Sequence[AttackSpec], rows: Tensor) -> None:
         """Before the first challenger of a look: budgets for its points `rows`, where the known ones can teach them."""
-        standing = bool((~self.attacker.ledger.strong()[rows]).any())
-        taught = [spec for spec in specs if self._can_learn(spec) and (standing or spec.kind != "transfer")]
+        unbroken = bool((~self.attacker.ledger.strong()[rows]).any())
+        taught = [spec for spec in specs if self._can_learn(spec) and (unbroken or spec.kind != "transfer")]
         whole = {spec.name: int(spec.settings[spec.effort]) for spec in taught}
         self._budgets, self._lessons = whole, {spec.name: [] for spec in taught}
         sample = self._sample(rows)
@@ -89,40 +90,40 @@ class Challenge:
         self._budgets = whole | learnt_budgets(list(took.values()), whole)
 
     def run(self, spec: AttackSpec, rows: Tensor) -> None:
-        """Run one challenger on what is its business among points `rows` of the ledger, those of this look."""
+        """Run one challenger on the points it is for among `rows` of the ledger, those of this look."""
         ledger = self.attacker.ledger
-        standing = rows[~ledger.strong()[rows]]
-        if spec.kind == "transfer" and not len(standing):
-            self.attacker.skip(spec, "own gradients left no point standing, so no surrogate was trained")
+        unbroken = rows[~ledger.strong()[rows]]
+        if spec.kind == "transfer" and not len(unbroken):
+            self.attacker.skip(spec, "white-box attacks broke every point, so no surrogate was trained")
             return
-        due = torch.cat([standing, self._sample(rows)]).sort().values
+        due = torch.cat([unbroken, self._sample(rows)]).sort().values
         if not len(due):
             return
         if spec.name not in self._lessons:
             self.attacker.run(spec, due)
             return
         results = self._lessons[spec.name]
-        if len(standing):
-            results += self._on_standing(spec, standing)
+        if len(unbroken):
+            results += self._on_unbroken(spec, unbroken)
         self.attacker.say_outcome(spec, due, results)
 
-    def _on_standing(self, spec: AttackSpec, standing: Tensor) -> list[Booked | str]:
-        """The search on what stands: on its learnt budget, and where something is hidden on the whole."""
+    def _on_unbroken(self, spec: AttackSpec, unbroken: Tensor) -> list[Booked | str]:
+        """The search on what is unbroken: on its learnt budget, and where something is hidden on the whole."""
         attacker, entry = self.attacker, self.attacker.ledger.entry(spec)
         whole = int(spec.settings[spec.effort])
         budget = whole if self._something_hidden() else self._budgets[spec.name]
-        results = [attacker.carry_out(spec, standing, f"{spec.name} standing", changes={spec.effort: budget})]
-        left = standing[~entry.broken[standing]]
+        results = [attacker.carry_out(spec, unbroken, f"{spec.name} standing", changes={spec.effort: budget})]
+        left = unbroken[~entry.broken[unbroken]]
         if budget < whole and self._something_hidden() and len(left):
             budget = whole
             results.append(attacker.carry_out(spec, left, f"{spec.name} again"))
-        entry.settings[f"{spec.effort}_on_standing_points"] = budget
+        entry.settings[f"{spec.effort}_on_unbroken_points"] = budget
         return results
 
     def tried(self) -> Tensor:
-        """The points that own gradients broke and every search has attacked, bool (P,).
+        """The points that white-box attacks broke and every search has attacked, bool (P,).
 
-        What lives on other attacks' work, or is left out of looks in which nothing stands, may have met fewer.
+        What lives on other attacks' work, or is left out of looks in which no point withstands, may have met fewer.
         """
         ledger = self.attacker.ledger
         tried = ledger.strong()
@@ -148,19 +149,19 @@ class Challenge:
         return SETTLED_POINTS if self._settled() and not missed else RECAPTURE_POINTS
 
     def _settled(self) -> bool:
-        """Whether the gradient level is bounded even if every standing point were a hidden one."""
+        """Whether the gradient level is bounded even if every unbroken point were a hidden one."""
         ledger = self.attacker.ledger
         correct = int(ledger.correct.sum())
-        standing = int((ledger.correct & ~ledger.strong()).sum())
-        return upper_bound(standing, correct, self.alpha) < CLEAR_LIMIT
+        unbroken = int((ledger.correct & ~ledger.strong()).sum())
+        return upper_bound(unbroken, correct, self.alpha) < CLEAR_LIMIT
 
     def _sample(self, rows: Tensor) -> Tensor:
-        """The points of this look, broken by own gradients, that the search is tried on."""
+        """The points of this look, broken by white-box attacks, that the search is tried on."""
         earlier = self._tried_before(rows)
         return rows[self.attacker.ledger.strong()[rows]][: max(0, self._wanted(earlier) - int(earlier.sum()))]
 
     def _something_hidden(self) -> bool:
-        """Whether challengers broke more points that own gradients left standing than fall by the way."""
+        """Whether challengers broke more points that withstand white-box attacks than fall by the way."""
         ledger = self.attacker.ledger
         hidden = ledger.correct & ledger.challengers() & ~ledger.strong()
         return int(hidden.sum()) > BY_THE_WAY * int(ledger.correct.sum())
@@ -183,7 +184,7 @@ class Challenge:
         ran = [ledger.entry(spec) for spec in specs if ledger.entry(spec).status == "ran"]
         known = ledger.strong()
         for entry in ran:
-            if entry.spec.kind != "transfer":  # it has no surrogate in looks where nothing stands
+            if entry.spec.kind != "transfer":  # it has no surrogate in looks where no point withstands
                 known &= entry.attempted
         return {
             row: {entry.spec.name: entry.first_success.get(row, math.inf) for entry in ran}
@@ -192,7 +193,7 @@ class Challenge:
 
 
 def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]) -> dict[str, int]:
-    """What each search may spend on a standing point, by what all of them took for the same known points.
+    """What each search may spend on an unbroken point, by what all of them took for the same known points.
 
     Beginning with `FLOOR / RESERVE` of its budget for each, the search that buys most points per query is extended
     until `QUANTILE` of what the searches broke lies within reach of one of them. Each gets `RESERVE` times that.
