@@ -15,7 +15,7 @@ OURS = "maskaudit"
 
 #: What each peer leaves undone: why a figure of it can be better.
 SPARES = {
-    "autoattack": "runs four attacks and stops; where its gradients break every point it is done at once, while an "
+    "autoattack": "runs four attacks and stops; where its own gradients break every point it is done at once, while an "
     "audit still probes, traces and proves the power of its search",
     "torchattacks-autoattack": "runs the same four attacks with a tenth of the gradient steps, and says nothing of "
     "masking",
@@ -197,5 +197,5 @@ def _cell(record: Record, peer: Peer) -> str:
     if peer.detects:
         said.append("fired" if any(record["indicators"].values()) else "quiet")
     if record["standing"]:
-        said.append(f"{sum(record['unbroken']) / len(record['unbroken']):.3f}")
+        said.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
     return " ".join(said)

@@ -1,4 +1,4 @@
-"""What the model's gradients find, and at what price, beside official AutoAttack on the same points.
+"""What the model's own gradients find, and at what price, beside official AutoAttack on the same points.
 
 AutoAttack gives an accuracy and nothing else; of an audit that is the part of the attacks with the model's own
 gradients. What comes on top (search without gradients, repairs, probes, figures) carries the verdict.
@@ -23,9 +23,9 @@ class Pair:
     """One audit and one run of AutoAttack.
 
     Attributes:
-        own, best, theirs: points of the run that no attack broke: white-box attacks, the whole audit, AutoAttack.
+        own, best, theirs: points of the run that stand: after own gradients, after the whole audit, after AutoAttack.
         points: of the run.
-        own_passes, own_cpu: passes and CPU seconds of our attacks with white-box attacks, per point, over theirs.
+        own_passes, own_cpu: passes and CPU seconds of our attacks with own gradients, per point, over theirs.
         passes, cpu: those of the whole audit over theirs, also where it went on to more points.
     """
 
@@ -59,21 +59,21 @@ def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[
         "masked": "masked",
     }
     lines = [
-        "### White-box attacks beside official AutoAttack",
+        "### Own gradients beside official AutoAttack",
         "",
-        "Same points, deterministic models. Of an audit, the attacks with the model's gradients are what "
+        "Same points, deterministic models. Of an audit, the attacks with the model's own gradients are what "
         "AutoAttack's accuracy is to be compared with; the rest carries the verdict. Passes are forwards and backwards "
         "in points; figures are ours over theirs, medians with the range: per point for the attacks, which an audit "
         "carries on to more points where its verdict asks for it, and in all for the audit.",
         "",
-        "| models | number | white-box attacks leave no more unbroken | the audit leaves no more unbroken "
-        "| passes, white-box attacks | passes, whole audit | CPU, white-box attacks | CPU, whole audit |",
+        "| models | number | own gradients leave no more standing | the audit leaves no more standing "
+        "| passes, own gradients | passes, whole audit | CPU, own gradients | CPU, whole audit |",
         "|---" * 8 + "|",
     ]
     lines += [f"| {titles[kind]} | {_summary(pairs)} |" for kind, pairs in found.items() if pairs]
     lines += [
         "",
-        "| robust model | points | AutoAttack | white-box | audit | passes, white-box | CPU, white-box |",
+        "| robust model | points | AutoAttack | own gradients | audit | passes, own gradients | CPU, own gradients |",
         "|---" * 7 + "|",
     ]
     return lines + [

@@ -243,7 +243,7 @@ def table(rows: list[Row], strengths: list[Strength], command: str, device: str)
         "What a search on another form comes to; points left and refuted after the network itself has scored what was "
         "found, seconds over those on eager float32.",
         "",
-        "| network | search | form | points | left unbroken | seen broken, refuted | seconds |",
+        "| network | search | form | points | left standing | seen broken, refuted | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for found in strengths:

@@ -139,7 +139,7 @@ def _audit(prepared: api.Prepared) -> Record:
 
 
 def _own_gradients(document: Mapping[str, Any]) -> Record:
-    """What the attacks with the model's gradients cost, and which points they left unbroken."""
+    """What the attacks with the model's own gradients cost, and which points they left standing."""
     ran = [attack for attack in document["attacks"] if attack["role"] in ("reference", "strong")]
     names, points = {attack["name"] for attack in ran}, document["points"]
     return {

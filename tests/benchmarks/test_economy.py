@@ -1,4 +1,4 @@
-"""What white-box attacks find beside AutoAttack, and at what price."""
+"""What own gradients find beside AutoAttack, and at what price."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_points_are_paired_by_their_number_and_costs_are_shares() -> None:
 
 def test_models_are_told_apart_by_mask_and_accuracy() -> None:
     models = ["pgd-at", "standard", "quantised"]
-    runs = [run("pgd-at"), run("standard", unbroken=[0, 0, 0]), run("quantised")]
+    runs = [run("pgd-at"), run("standard", standing=[0, 0, 0]), run("quantised")]
     said = "\n".join(economy([audit(model) for model in models], runs, ZOO))
     assert "| not masked, accuracy of at least 0.3 under AutoAttack | 1 | 1 | 1 | 0.08 (0.08–0.08)" in said
     assert "| not masked, the others | 1 | 0 | 0 |" in said
@@ -45,7 +45,7 @@ def test_models_are_told_apart_by_mask_and_accuracy() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        run(indicators={"randomized": True}), run(status="timeout"), run(unbroken=None), run(peer="binarization"),
+        run(indicators={"randomized": True}), run(status="timeout"), run(standing=None), run(peer="binarization"),
         run(seed=1),
     ],
 )  # fmt: skip

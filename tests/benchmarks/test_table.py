@@ -104,7 +104,7 @@ def test_a_peer_is_held_against_the_same_points() -> None:
     assert peer_outcome(peer(), MASKED, truth("bad", [True, True, True, False])).distance == 0.25
     elsewhere = replace(truth("bad", [True, True, True, False]), weights="other")
     assert peer_outcome(peer(), MASKED, elsewhere).distance == 0.25  # the aggregates: 2 of 4 against 1 of 4
-    assert peer_outcome(peer(unbroken=None), MASKED, elsewhere).distance is None
+    assert peer_outcome(peer(standing=None), MASKED, elsewhere).distance is None
 
 
 def test_left_out_indicators_do_not_count() -> None:
