@@ -143,3 +143,24 @@ def plural(n: int, one: str, many: str = "") -> str:
 def joined(parts: Iterable[str], separator: str = ", ") -> str:
     """The non-empty parts, joined."""
     return separator.join(part for part in parts if part)
+
+
+#: Terms of the report that a reader may not know, with their meaning; `docs/glossary.md` has them all.
+TERMS = (
+    ("broken", "An adversarial example for the point was found and scored again by code that did not make it."),
+    (
+        "challenger",
+        "An attack that does not trust gradients: search by scores or decisions, transfer, noise.",
+    ),
+    ("draw", "One call of a model that answers at random; attacks follow means over several draws."),
+    ("gradient level", "Points that challengers break and no white-box attack does: the gradients hide the way."),
+    ("look", "One of the fixed numbers of points at which the verdict was considered."),
+    ("loss level", "Points that white-box attacks break, but not on cross-entropy: the usual loss has gone flat."),
+    (
+        "power check",
+        "Evidence that the search could have found something: known answers that it had to find.",
+    ),
+    ("screen", "Three measurements of the gradient that decide how large a gap must be before it counts as proof."),
+    ("slack", "The gap between attacks that healthy models show by luck alone."),
+    ("white-box attack", "An attack that follows the model's gradients."),
+)
