@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from maskaudit import api, zoo
-from maskaudit.attacks import registry
 from maskaudit.auditing.evidence import read_evidence, verify_audit
 from maskaudit.auditing.runner import Audit
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, ModelError
 from maskaudit.loading import LoadedModel
-from maskaudit.settings import AuditEvent, AuditSettings
+from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 
 #: Verdicts at the standard budget, with what must also hold.
 CLEAR = ("standard", "pgd-at", "pgd-at-x3", "standard-softmax")
@@ -235,8 +234,8 @@ def test_resuming_another_audit_is_refused(standard_file: Path, tmp_path: Path) 
 
 
 def test_a_crippled_search_is_not_clear(pgd_trained: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    weak = dataclasses.replace(registry.BUDGETS["quick"], queries=1, decision_queries=1, noise_draws=1)
-    monkeypatch.setitem(registry.BUDGETS, "quick", weak)
+    weak = dataclasses.replace(BUDGETS["quick"], queries=1, decision_queries=1, noise_draws=1)
+    monkeypatch.setitem(BUDGETS, "quick", weak)
     audit = api.audit(
         pgd_trained.module, settings=dataclasses.replace(QUICK, ignore=("transfer", "finite-differences"))
     )

@@ -280,7 +280,7 @@ def test_failures_keep_their_kind(name: str, net: nn.Module, points: tuple[Tenso
 
 
 REFUSED = {
-    "no worker": ({"workers": 0}, "at least 1"),
+    "no worker": ({"workers": 0}, "whole number from 1"),
     "both": ({"workers": 2, "ray": "auto"}, "not both"),
     "cuda": ({"workers": 2, "device": "cuda"}, "CPU processes"),
     "no ray": ({"ray": "auto"}, r"maskaudit\[ray\]"),
