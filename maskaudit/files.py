@@ -7,7 +7,7 @@ import functools
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from maskaudit.errors import InputError
@@ -39,6 +39,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file lies there; a name that cannot be looked up (too long, a NUL inside) names none."""
+    return _looked_up(path.is_file)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder lies there, with the same answer for a name that cannot be looked up."""
+    return _looked_up(path.is_dir)
+
+
+def _looked_up(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):
+        return False
 
 
 def read_bounded(path: Path, most: int, where: str, *, hint: str = "") -> bytes:

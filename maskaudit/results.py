@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maskaudit.declared.kinds import shown
+from maskaudit.declared.parsing import writable
 from maskaudit.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -212,14 +213,19 @@ def dump_json(document: dict[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON types only: tuples become lists, non-finite floats become None."""
+    """JSON types only: tuples become lists, non-finite floats None; texts are what a reader of reports takes.
+
+    Names of a model's modules may be any text: what UTF-8 or a reader cannot take in them becomes U+FFFD.
+    """
+    if isinstance(value, str):
+        return writable(value)
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {writable(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, bool, int)):
+    if value is None or isinstance(value, (bool, int)):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a report")
 

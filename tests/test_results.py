@@ -66,6 +66,7 @@ def test_the_evidence_is_named_by_its_digest() -> None:
         ({1: True, "a": None}, {"1": True, "a": None}),
         (-math.inf, None),
         (0.5, 0.5),
+        ({"name\ud800": "a\0\udfffb\n"}, {"name\ufffd": "a\ufffd\ufffdb\n"}),
     ],
 )
 def test_plain(value: object, expected: object) -> None:

@@ -70,7 +70,7 @@ def _parts(value: Any) -> Iterator[bytes]:
 
 def _parts_of_object(value: Any) -> Iterator[bytes]:
     if isinstance(value, nn.Module):
-        yield f"module {_name(type(value))} {value} {state_digest(value)}".encode()
+        yield f"module {_name(type(value))} {value} {state_digest(value)}".encode(errors="surrogatepass")
     elif isinstance(value, Target):
         yield b"target"
         yield from _parts((value.model, {name: getattr(value, name) for name in TARGET_SETTINGS}))

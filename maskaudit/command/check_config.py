@@ -18,6 +18,7 @@ from typing import Any
 from maskaudit.command.config_file import PYPROJECT, section
 from maskaudit.declared import Flag, Kind, Record, Text, read
 from maskaudit.errors import UsageError
+from maskaudit.files import is_file, is_folder
 from maskaudit.settings import OPTIONS, WORDS
 
 #: Keys, and what they mean: the options of an audit, and where its result goes.
@@ -61,7 +62,9 @@ def _existing(text: str, folder: Path) -> str:
     """A file beside the configuration, if there is one; else the text as it is (a name such as digits or zoo:x)."""
     path, mark, rest = text.partition(".py:") if ".py:" in text else (text, "", "")
     found = folder / (path + (".py" if mark else ""))
-    return f"{found}:{rest}" if mark and found.exists() else str(found) if not mark and found.exists() else text
+    if not (is_file(found) or is_folder(found)):
+        return text
+    return f"{found}:{rest}" if mark else str(found)
 
 
 def _surrogate(text: str, folder: Path) -> str:

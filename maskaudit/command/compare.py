@@ -15,6 +15,7 @@ from typing import Any
 from scipy import stats
 
 from maskaudit.errors import InputError
+from maskaudit.files import is_folder
 from maskaudit.report import coerce, view, words
 from maskaudit.report.reading import read_report
 from maskaudit.report.records import View
@@ -35,7 +36,7 @@ def compare_files(first: Path, second: Path) -> Document:
     Raises:
         InputError: when one cannot be read, or they are over different data.
     """
-    paths = [path / "audit.json" if path.is_dir() else path for path in (first, second)]
+    paths = [path / "audit.json" if is_folder(path) else path for path in (first, second)]
     return compare(*(read_report(path) for path in paths), names=(str(paths[0]), str(paths[1])))
 
 

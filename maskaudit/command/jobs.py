@@ -13,7 +13,7 @@ from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
-from maskaudit.files import read_bounded
+from maskaudit.files import is_folder, read_bounded
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
@@ -122,7 +122,7 @@ def verify_files(
     if audit.suffix == Path(EVIDENCE_FILE).suffix:
         evidence_path = audit
     else:
-        path = audit / "audit.json" if audit.is_dir() else audit
+        path = audit / "audit.json" if is_folder(audit) else audit
         document = read_report(path)
         evidence_path = path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
     content = read_bounded(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskaudit.errors import InputError, UsageError
-from maskaudit.files import sync_folder, write_atomically
+from maskaudit.errors import InputError, UsageError, printable
+from maskaudit.files import is_folder, sync_folder, write_atomically
 from maskaudit.report import FORMATS, render
 from maskaudit.results import EVIDENCE_FILE, dump_json
 
@@ -86,14 +87,24 @@ def _content(document: dict[str, Any], fmt: str, evidence: bytes | None) -> byte
 
 def write_file(path: Path, content: bytes) -> None:
     """Write atomically: a temporary file in the same folder, then a rename; a device or pipe is written to as it is."""
-    try:
+    with _as_unwritable(path):
         if _is_special(path):
             path.write_bytes(content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def _as_unwritable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{printable(str(path))} cannot be written: {_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _check_writable(path: Path) -> None:
@@ -103,14 +114,18 @@ def _check_writable(path: Path) -> None:
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
-    if path.is_dir():
+    except (OSError, ValueError) as error:
+        raise InputError(f"The folder {printable(str(folder))} cannot be made: {_reason(error)}.") from error
+    if is_folder(path):
         raise InputError(f"{path} is a folder; give the name of a file.")
+    with _as_unwritable(path), contextlib.suppress(FileNotFoundError):
+        path.lstat()
     if not os.access(folder, os.W_OK):
         raise InputError(f"The folder {folder} cannot be written to; choose another one.")
 
 
 def _is_special(path: Path) -> bool:
     """Whether this is /dev/stdout, a pipe and the like, which a rename would replace by a file."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    with contextlib.suppress(OSError, ValueError):
+        return path.exists() and not path.is_file() and not path.is_dir()
+    return False

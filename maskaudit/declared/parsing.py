@@ -27,6 +27,11 @@ _HUGE = 10**MAX_NUMBER
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
+def writable(text: str) -> str:
+    """The text without what `parse_json` refuses in one: lone surrogates and NUL become U+FFFD."""
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def parse_json(
     content: bytes | str, where: str, *, most: int = MAX_BYTES, error: type[MaskauditError] = InputError
 ) -> Any:
@@ -137,6 +142,8 @@ def _reason(problem: Exception) -> str:
         return f"it is nested more than {MAX_DEPTH} deep"
     if isinstance(problem, UnicodeDecodeError):
         return f"it is not UTF-8 text (byte {problem.start})"
+    if "set_int_max_str_digits" in str(problem):
+        return f"it holds a number of more than {MAX_NUMBER} digits"
     words = " ".join(CONTROL.sub("�", str(problem)).split())
     return words if len(words) <= 200 else words[:199] + "…"
 

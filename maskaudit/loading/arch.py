@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.files import is_file
 from maskaudit.loading.interface import count_parameters
 from maskaudit.networks import registry
 
@@ -237,7 +238,7 @@ def _import(origin: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"There is no file {str(path)!r} to take the architecture from.")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
     name = f"maskaudit_arch_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{digest}"

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from maskaudit.command import output
+from maskaudit.command.compare import compare_files
+from maskaudit.command.jobs import verify_files
 from maskaudit.command.output import DIRECTORY_FILES, parse_outputs, write_file, write_outputs
+from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
+from maskaudit.sources import load_model
 
 
 def test_a_folder_gets_the_files_of_the_contract(tmp_path: Path) -> None:
@@ -42,6 +46,24 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> No
         parse_outputs((f"json={tmp_path}",), None)
     with pytest.raises(InputError, match="cannot be made"):
         parse_outputs((), str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 300, "nul\0nul"])
+def test_a_name_that_no_file_can_have_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    """Where results are to be written, and where files are read."""
+    place = str(tmp_path / name)
+    for outputs, folder in (((f"json={place}",), None), ((), place)):
+        with pytest.raises(InputError, match=r"cannot be (made|written)"):
+            parse_outputs(outputs, folder)
+    for read in (
+        lambda: compare_files(Path(place), Path(place)),
+        lambda: verify_files(Path(place), "zoo:standard"),
+        lambda: load_model(place),
+        lambda: load_model(__file__, arch=f"{place}.py:make"),
+        lambda: load_data(place),
+    ):
+        with pytest.raises(InputError):
+            read()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

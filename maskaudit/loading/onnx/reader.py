@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.errors import InputError, describe_error, printable
+from maskaudit.files import is_file
 from maskaudit.loading.graph import Program, Step, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
@@ -118,7 +119,7 @@ def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> in
         raise InputError(
             f"{source} keeps weights in {printable(location, 80)!r}, outside its own folder, and is refused."
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{source} keeps weights in the file {printable(location, 80)!r}, which is not beside it.")
     each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     needed, offset = math.prod(tensor.dims) * each, int(said.get("offset", 0))
