@@ -26,7 +26,7 @@ from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.preserve import open_checkpoints, preserved
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores
-from maskaudit.target.world import TorchFlags
+from maskaudit.target.world import Modes, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
@@ -143,6 +143,7 @@ class Target:
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._unchecked: Unchecked | None = None
+        self._classes: int | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
 
     @property
@@ -339,7 +340,7 @@ class Target:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
-        recording = torch.is_grad_enabled()
+        modes = Modes()
         try:
             with foreign.Call():
                 output = self.model(inputs)
@@ -348,9 +349,8 @@ class Target:
                 raise
             raise ModelError(_sentence(error, f"on input of shape {tuple(x.shape)}")) from error
         finally:
+            modes.restore()
             self._flags.restore()
-            if torch.is_grad_enabled() != recording:
-                torch.set_grad_enabled(recording)
         return self.checked(output, len(x)).to(x.device)
 
     def checked(self, output: object, n: int) -> Tensor:
@@ -359,7 +359,11 @@ class Target:
         Raises:
             ModelError: when it is something else.
         """
-        return checked_scores(output, n, self._unchecked)
+        scores = checked_scores(output, n, self._unchecked)
+        self._classes = self._classes or scores.shape[1]
+        if scores.shape[1] != self._classes:
+            raise ModelError(f"The model returned {scores.shape[1]} scores, and {self._classes} before.")
+        return scores
 
     def _normalise(self, x: Tensor) -> Tensor:
         channels = x.shape[1]
@@ -396,6 +400,7 @@ def differentiate(
         GradientError: when it raises.
         ModelError: when memory runs out.
     """
+    modes = Modes()
     try:
         with foreign.Call():
             return torch.autograd.grad(
@@ -407,6 +412,8 @@ def differentiate(
             raise
         kind = ModelError if out_of_memory(error) else GradientError
         raise kind(_sentence(error, "in its backward pass")) from error
+    finally:
+        modes.restore()
 
 
 def _of_the_model(error: BaseException) -> bool:

@@ -18,13 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack, _pop_torch_function_stack
 from torch.backends import cuda, cudnn, mkldnn
 from torch.nn.modules import module as torch_module
 from torch.utils import deterministic
+from torch.utils._python_dispatch import _pop_mode
 
 #: Something global: how it is read, and how a value that was read is put back.
 Setting = tuple[Callable[[], Any], Callable[[Any], object]]
 
+#: Guards that undo an inference mode which was entered and never left; they hold as long as the process.
+_ENTERED: list[Any] = []
 #: The smallest positive float64: zero in arithmetic that flushes denormal numbers.
 _SMALLEST = [5e-324]
 
@@ -89,6 +93,11 @@ def _filters(value: list[Any]) -> None:
     warnings.filters[:] = value  # type: ignore[index]
 
 
+def _default_device() -> torch.device | None:
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
+
+
 def _contents(of: Any) -> Setting:
     """The items of a global list or dictionary, which stays the same object."""
     if isinstance(of, dict):
@@ -127,7 +136,6 @@ _REST: tuple[Setting, ...] = (
     (cuda.math_sdp_enabled, cuda.enable_math_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
     _attribute(torch.backends.quantized, "engine"),
-    (torch.is_grad_enabled, torch._C._set_grad_enabled),
     (torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     (np.geterr, lambda value: np.seterr(**value)),
     (np.get_printoptions, lambda value: np.set_printoptions(**value)),
@@ -159,12 +167,38 @@ class TorchFlags:
         _restore(_ARITHMETIC, self.values)
 
 
+class Modes:
+    """Whether gradients are recorded, inference mode, the default device, and which modes see torch's operations.
+
+    Code can enter one and never leave it; a tracer's own modes are there before the code is called, and stay.
+    """
+
+    def __init__(self) -> None:
+        self._recording, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        self._device = _default_device()
+        self._functions, self._dispatches = _len_torch_function_stack(), _len_torch_dispatch_stack()
+
+    def restore(self) -> None:
+        """Leave what was entered since, innermost first."""
+        if _default_device() != self._device:  # a function mode as well
+            torch.set_default_device(self._device)
+        while _len_torch_function_stack() > self._functions:
+            _pop_torch_function_stack()
+        while _len_torch_dispatch_stack() > self._dispatches:
+            _pop_mode()
+        if torch.is_inference_mode_enabled() != self._inference:
+            _ENTERED.append(torch._C._InferenceMode(self._inference))  # ends with the guard that is made here
+        if torch.is_grad_enabled() != self._recording:
+            torch.set_grad_enabled(self._recording)
+
+
 class World:
     """Everything global that is put back at the end: flags, generators, environment, warnings, hooks on all modules."""
 
     def __init__(self) -> None:
         self._flags = TorchFlags.read()
         self._values = tuple(read() for read, _ in _REST)
+        self._modes = Modes()
         self._random = RandomState()
 
     def restore(self) -> None:
@@ -173,6 +207,7 @@ class World:
             stack.callback(self._random.restore)
             stack.callback(self._flags.restore)
             stack.callback(_restore, _REST, self._values)
+            stack.callback(self._modes.restore)
 
 
 class RandomState:

@@ -317,6 +317,13 @@ def test_a_failing_model_is_described_in_one_sentence(model: Callable[[Tensor], 
 NAN_FOR_ONE = torch.where(torch.arange(N) == 3, torch.nan, 1.0)[:, None]
 
 
+def test_another_number_of_classes_than_before_is_a_failure() -> None:
+    with Target(lambda x: x.flatten(1)[:, : 3 + int(x.sum() > 0)]) as target:
+        target.scores(torch.zeros(2, 5))
+        with pytest.raises(ModelError, match="returned 4 scores, and 3 before"):
+            target.scores(torch.ones(2, 5))
+
+
 def test_nan_is_refused_at_the_end_where_looking_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "asking_is_free", lambda _device: False)
     target = Target(lambda x: linear(x) * NAN_FOR_ONE[: len(x)])

@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskaudit import api
 from maskaudit.attacks.pgd import pgd
@@ -225,6 +227,57 @@ def test_arithmetic_is_ours_between_two_passes(net: nn.Module, points: Points) -
         assert torch.get_default_dtype() == torch.float32
         target.value_and_grad(points[0], lambda scores, rows: scores[:, 0])
         assert torch.is_grad_enabled()
+
+
+class _Frozen(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.zeros(1, dtype=torch.long) if func is Tensor.argmax else func(*args, **(kwargs or {}))
+
+
+class _Broken(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError("a mode that was left on")
+
+
+ENTERED: dict[str, Callable[[], object]] = {
+    "inference": lambda: torch.inference_mode().__enter__(),
+    "function mode": lambda: _Frozen().__enter__(),
+    "dispatch mode": lambda: _Broken().__enter__(),
+    "default device": lambda: torch.set_default_device("meta"),
+    "no gradients": lambda: torch.no_grad().__enter__(),
+    "autocast": lambda: torch.autocast("cpu").__enter__(),
+}
+
+
+@pytest.mark.parametrize("enter", ENTERED.values(), ids=ENTERED)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_mode_that_a_model_enters_ends_with_the_pass(
+    enter: Callable[[], object], where: str, net: nn.Module, points: Points
+) -> None:
+    class Entering(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            enter()
+            return gradients[0]
+
+    def model(x: Tensor) -> Tensor:
+        scores = net(Entering.apply(x) if where == "backward" else x)
+        if where == "forward":
+            enter()
+        return scores
+
+    expected = net(points[0]).argmax(1)
+    with Target(model) as target:
+        for _ in range(2):
+            found = target.value_and_grad(points[0], lambda scores, rows: scores[:, 0])
+            assert torch.equal(found.scores.argmax(1), expected)
+        assert found.connected
+    assert (torch.is_grad_enabled(), torch.is_inference_mode_enabled()) == (True, False)
+    assert torch.ones(1).device.type == "cpu"
 
 
 def test_modules_that_a_function_closes_over_are_put_back_and_its_notes_are_not(net: nn.Module, points: Points) -> None:
