@@ -52,6 +52,10 @@ class ThreatModel:
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise UsageError(f"The bounds must be two finite numbers, smallest first, got {low:g},{high:g}.")
 
+    def per_coordinate(self, x: Tensor) -> float:
+        """Radius per coordinate of inputs (N, …) at which a gradient ought to be useful: ε, or ε/√d for L2."""
+        return self.eps if self.norm == "Linf" else self.eps / float(x[0].numel()) ** 0.5
+
     def clamp(self, x: Tensor) -> Tensor:
         """Clip every coordinate of `x` (any shape) to the bounds."""
         return x.clamp(*self.bounds)

@@ -14,7 +14,7 @@ from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import PLAN_VERSION, Plan, Stage, repair_key, same_place
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings, resolve
-from maskaudit.repairs.stages import StandIns, run_stage
+from maskaudit.repairs.stages import StandIns
 from maskaudit.results import Confirmation, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.target import Target
@@ -160,7 +160,7 @@ class AdaptiveAttack:
         known = attacker.ledger.best_known()
         candidates = {"candidates": attacker.candidates(rows)} if stage.start == "challenger" else {}
         result = attacker.carry_out(
-            replace(spec, run=run_stage, whole=False), rows, f"{spec.name} stage {number + 1}",
+            spec, rows, f"{spec.name} stage {number + 1}",
             settings=lambda: {"stage": stage, "stand_ins": self.stand_ins.learnt(stage.repairs)}, per_point=candidates,
         )  # fmt: skip
         if isinstance(result, str):

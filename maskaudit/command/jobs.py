@@ -14,7 +14,6 @@ from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
 from maskaudit.files import is_folder, read_bounded
-from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
 from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
 from maskaudit.settings import AuditSettings
@@ -101,7 +100,7 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
         recognise(target, prepared.data, settings)
         _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
         order = (target.predict(target.scores(x)) != y).int().argsort(stable=True)[:MAX_POINTS]
-        found = inspect_model(target, x[order], y[order], eps=per_coordinate(threat, x))
+        found = inspect_model(target, x[order], y[order], eps=threat.per_coordinate(x))
     loaded = prepared.loaded
     return {
         "schema_version": SCHEMA_VERSION, "tool": f"maskaudit {__version__}", "source": loaded.source,

@@ -1,6 +1,5 @@
 """Repairs: the forward value stays, the backward changes; chosen from a trace, attacked through by a plan."""
 
-from maskaudit.repairs.attack import repaired_attacks
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import Plan, Stage
 from maskaudit.repairs.planner import make_plan, repair_sets
@@ -17,6 +16,5 @@ __all__ = [
     "make_plan",
     "propose",
     "repair_sets",
-    "repaired_attacks",
     "repaired_target",
 ]

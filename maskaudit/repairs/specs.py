@@ -7,10 +7,8 @@ start or number of draws they use.
 
 from __future__ import annotations
 
-from functools import partial
-
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.repairs.attack import adaptive_attacks, repaired_attacks
+from maskaudit.repairs.stages import run_stage
 
 #: Rows that a plan fills; an audit without stages for them has no such row, but for "repaired".
 PLANNED = ("adaptive-ce", "adaptive", "repaired")
@@ -23,22 +21,22 @@ _ATHALYE = "Athalye et al. 2018, section 4.1, Backward pass differentiable appro
 def plan_specs(steps: int, targets: int) -> tuple[AttackSpec, ...]:
     """One spec per row; steps and wrong classes per run are what a plan made from a trace uses.
 
-    Run by themselves they trace the model on all their points; an audit runs single stages of its own plan instead.
+    What runs under them is `run_stage`, once for each stage of a plan.
     """
     settings = {"steps": steps, "targets": targets}
     return (
         AttackSpec(
             "adaptive-ce", "Adaptive attack on cross-entropy, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive-ce"), settings, "cross_entropy", (_TASHIRO,),
-            phase="repaired", whole=True,
+            "strong", run_stage, settings, "cross_entropy", (_TASHIRO,),
+            phase="repaired",
         ),
         AttackSpec(
             "adaptive", "Adaptive attack on decomposed margins, where probes or trace hint at a fault", "gradient",
-            "strong", partial(adaptive_attacks, row="adaptive"), settings, "other_loss", (_MA, _TASHIRO),
-            phase="repaired", whole=True,
+            "strong", run_stage, settings, "other_loss", (_MA, _TASHIRO),
+            phase="repaired",
         ),
         AttackSpec(
-            "repaired", "Planned attack through the repaired gradient", "repaired", "repaired", repaired_attacks,
-            settings, None, (_ATHALYE,), phase="repaired", whole=True,
+            "repaired", "Planned attack through the repaired gradient", "repaired", "repaired", run_stage,
+            settings, None, (_ATHALYE,), phase="repaired",
         ),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.repairs import RepairedModel, make_plan, repaired_attacks
+from maskaudit.repairs import RepairedModel, make_plan
 from maskaudit.repairs.stages import StandIns
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -14,6 +14,7 @@ from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import ThreatModel
 from maskaudit.trace import trace_model
 from tests.repairs.hard_models import HARD, FlatStairs, Hard
+from tests.repairs.planned import repaired_attacks
 
 LINF = ThreatModel("Linf", 0.2)
 Points = tuple[Tensor, Tensor]

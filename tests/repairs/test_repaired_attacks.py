@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
 from maskaudit.loading import LoadedModel
-from maskaudit.repairs import repaired_attacks
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import ThreatModel
+from tests.repairs.planned import repaired_attacks
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import MASKED, Masked
 

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.auditing.inspection import inspect_model
-from maskaudit.repairs import RepairedModel, propose, repaired_attacks, repaired_target
+from maskaudit.repairs import RepairedModel, propose, repaired_target
 from maskaudit.repairs.blame import traced
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
+from tests.repairs.planned import repaired_attacks
 from tests.trace.failing_models import FAILING, Honest, overwritten
 from tests.trace.masked_models import Apply, Front, Masked
 from tests.trace.test_hard_cases import source_line

@@ -9,7 +9,6 @@ from torch import Tensor
 from maskaudit.auditing.adaptive import AdaptiveAttack, planned
 from maskaudit.auditing.inspection import inspection
 from maskaudit.auditing.state import AuditState
-from maskaudit.repairs.attack import per_coordinate
 from maskaudit.repairs.blame import traced
 from maskaudit.repairs.stages import StandIns
 from maskaudit.settings import AuditEvent
@@ -35,7 +34,7 @@ def _traced(state: AuditState, rows: Tensor) -> Trace | None:
     trace: Trace | None = None
     state.attacker.settle("trace")
     try:
-        trace = traced(state.target, x, y, eps=per_coordinate(state.threat, x))
+        trace = traced(state.target, x, y, eps=state.threat.per_coordinate(x))
         state.trace = inspection(trace)
     except Exception as error:  # foreign code under observation: anything may come up
         state.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
