@@ -30,6 +30,7 @@ from json_fields import CLASSES, GATE_BASELINE, GATE_MODEL, SECTIONS, TOP  # noq
 from reference import attacks_page, commands_page, markdown, probes_page, zoo_table  # noqa: E402
 
 from maskaudit import results  # noqa: E402
+from maskaudit.command.rules import RULES, written_rules  # noqa: E402
 from maskaudit.report import text  # noqa: E402
 from maskaudit.settings import OPTIONS  # noqa: E402
 
@@ -249,7 +250,7 @@ REGIONS: dict[str, Callable[[], str]] = {
 
 def generated() -> dict[Path, str]:
     """What every page with generated parts ought to hold."""
-    pages = {DOCS / name: build() for name, build in PAGES.items()}
+    pages = {RULES: written_rules(), **{DOCS / name: build() for name, build in PAGES.items()}}
     for path in sorted(DOCS.glob("*.md")):
         if path not in pages and _REGION.search(content := path.read_text(encoding="utf-8")):
             pages[path] = _REGION.sub(lambda match: match[1] + REGIONS[match[2]]() + match[3], content)

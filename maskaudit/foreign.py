@@ -14,6 +14,8 @@ import struct
 from collections.abc import Iterator
 from types import FrameType
 
+#: Entry points through which other packages add probes, attacks and repairs.
+PLUGIN_GROUPS = ("maskaudit.probes", "maskaudit.attacks", "maskaudit.repairs")
 #: One mark: process id, and the number of the call; odd while it lasts.
 _MARK = struct.Struct("<qq")
 #: Marks on the board; a process uses the one at its id modulo this.

@@ -23,6 +23,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.attacks.second_opinion import second_opinions
 from maskaudit.errors import UsageError, describe_error
+from maskaudit.foreign import PLUGIN_GROUPS
 from maskaudit.loading.interface import Model
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
@@ -110,12 +111,9 @@ def catalogue(effort: Budget, norm: Norm = "Linf") -> Catalogue:
 
 def _found() -> list[tuple[type, EntryPoint]]:
     """Entry points with what they must give, in a fixed order."""
-    groups: dict[str, type] = {
-        "maskaudit.probes": Probe, "maskaudit.attacks": AttackSpec, "maskaudit.repairs": RepairPlugin
-    }  # fmt: skip
     return [
         (kind, entry)
-        for group, kind in groups.items()
+        for group, kind in zip(PLUGIN_GROUPS, (Probe, AttackSpec, RepairPlugin), strict=True)
         for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, entry.value))
     ]
 

@@ -12,7 +12,6 @@ The first two run the user's own code, named by the user. A file may name only t
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import importlib.util
@@ -34,6 +33,7 @@ from maskaudit.errors import InputError, MaskauditError, UsageError, describe_er
 from maskaudit.files import is_file
 from maskaudit.loading.interface import count_parameters
 from maskaudit.networks import registry
+from maskaudit.networks.call import read_call
 
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
 MAX_SIZE = 1_000_000
@@ -61,20 +61,10 @@ class Architecture:
 def parse(spec: str) -> Architecture:
     """Take a SPEC apart without running anything; raises UsageError for any other form."""
     origin, call = _split(spec.strip())
-    try:
-        tree = ast.parse(call.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.") from None
-    keywords: list[ast.keyword] = []
-    if isinstance(tree, ast.Call):
-        if tree.args:
-            raise UsageError(f"In {printable(spec)!r}, name the arguments, as in {call.split('(')[0]}(width=2).")
-        keywords = tree.keywords
-        tree = tree.func
-    factory = _dotted(tree)
-    if not re.fullmatch(r"\w+(\.\w+)*", factory) or (origin is None and "." in factory):
+    factory, arguments = read_call(call, spec, EXAMPLE)
+    if origin is None and "." in factory:
         raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.")
-    return Architecture(spec.strip(), origin, factory, dict(_argument(spec, keyword) for keyword in keywords))
+    return Architecture(spec.strip(), origin, factory, arguments)
 
 
 def build(spec: str) -> nn.Module:
@@ -187,15 +177,6 @@ def _accepted(factory: Callable[..., object], offered: Mapping[str, Any]) -> dic
     return {key: value for key, value in offered.items() if key in parameters}
 
 
-def _dotted(tree: ast.expr) -> str:
-    """`a.b.c` of an expression that is such a name; empty for any other."""
-    names: list[str] = []
-    while isinstance(tree, ast.Attribute):
-        names.append(tree.attr)
-        tree = tree.value
-    return ".".join([tree.id, *reversed(names)]) if isinstance(tree, ast.Name) else ""
-
-
 def _split(spec: str) -> tuple[str | None, str]:
     """Origin and call. The first `.py:` ends a file name, unless it stands inside the arguments of a call."""
     head, mark, call = spec.partition(".py:")
@@ -204,17 +185,6 @@ def _split(spec: str) -> tuple[str | None, str]:
     before, bracket, arguments = spec.partition("(")
     origin, colon, name = before.rpartition(":")
     return (origin if colon else None), name + bracket + arguments
-
-
-def _argument(spec: str, keyword: ast.keyword) -> tuple[str, Any]:
-    if keyword.arg is None:
-        raise UsageError(f"In {printable(spec)!r}, name the arguments, as in make_net(width=2).")
-    try:
-        return keyword.arg, ast.literal_eval(keyword.value)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-        raise UsageError(
-            f"In {printable(spec)!r}, the value of {keyword.arg} must be a plain number, text, list or dict."
-        ) from None
 
 
 def _build_builtin(architecture: Architecture) -> object:

@@ -1,12 +1,11 @@
 """Built-in architectures, named by a specification such as `small_cnn(width=16)`.
 
-A specification is a name with literal keyword arguments. It is parsed with `ast`
-and never evaluated, so it may come from a model file.
+A specification is a name with literal keyword arguments. It is read and never
+evaluated (`maskaudit.networks.call`), so it may come from a model file.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import nn
 from maskaudit.declared.kinds import shown
 from maskaudit.errors import UsageError
 from maskaudit.networks.architectures import ACTIVATIONS, mlp, small_cnn, small_resnet, small_vit, smoothed_units
+from maskaudit.networks.call import read_call
 
 __all__ = [
     "ACTIVATIONS",
@@ -60,7 +60,7 @@ def is_built_in(spec: str) -> bool:
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and keyword arguments of a specification, checked against the architecture's signature."""
-    name, arguments = _parse_call(spec)
+    name, arguments = read_call(spec, spec, "a name with literal keyword arguments, such as small_cnn(width=16)")
     if name not in ARCHITECTURES:
         raise UsageError(f"There is no built-in architecture {shown(name)}; available are {', '.join(ARCHITECTURES)}.")
     allowed = list(inspect.signature(ARCHITECTURES[name]).parameters)
@@ -100,25 +100,3 @@ def spec_for(shape: Sequence[int], num_classes: int, spec: str | None = None) ->
         if given.get(key, value) != value:
             raise UsageError(f"{name} was given {key}={shown(given[key])}, but the data needs {key}={value!r}.")
     return unparse(name, {**needed, **given})
-
-
-def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
-    example = "expected a name with literal keyword arguments such as small_cnn(width=16)"
-    try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.") from None
-    if isinstance(tree, ast.Name):
-        return tree.id, {}
-    if not (isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)) or tree.args:
-        raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.")
-    arguments: dict[str, Any] = {}
-    for keyword in tree.keywords:
-        try:
-            value = ast.literal_eval(keyword.value)
-        except (ValueError, TypeError, RecursionError, MemoryError):
-            value = keyword
-        if keyword.arg is None or value is keyword:
-            raise UsageError(f"Cannot read the architecture {shown(spec)}: {example}.")
-        arguments[keyword.arg] = value
-    return tree.func.id, arguments

@@ -89,9 +89,10 @@ def run_stage(
     stand_ins: Learnt,
     candidates: Tensor | None = None,
 ) -> Attempt:
-    """Attack points `x` (N, …) with labels `y` (N,) as the stage says.
+    """One stage of the plan that a trace of the first points suggests, through its repairs where it has any.
 
     Args:
+        x: clean points (N, …) in bounds; y: labels (N,).
         stage: with repairs that fit this model.
         stand_ins: what its repairs have learnt.
         candidates: the best example (N, …) that earlier attacks found per point, for stages that start there.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import struct
-import zlib
+import io
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from maskaudit.report import coerce
 
@@ -83,20 +85,8 @@ def png_uri(pixels: bytes, channels: int, height: int, width: int) -> str:
 
     Three channels are red, green, blue; for any other number the mean of the channels is shown in grey.
     """
-    plane = height * width
-    planes = [pixels[i * plane : (i + 1) * plane] for i in range(channels)]
-    if channels == 3:
-        interleaved = bytes(value for triple in zip(*planes, strict=True) for value in triple)
-        depth, colour = 3, 2
-    else:
-        interleaved = bytes(sum(values) // channels for values in zip(*planes, strict=True))
-        depth, colour = 1, 0
-    row = width * depth
-    raw = b"".join(b"\x00" + interleaved[y * row : (y + 1) * row] for y in range(height))
-    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
-    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(raw, 9)) + _chunk(b"IEND", b"")
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode("ascii")
-
-
-def _chunk(kind: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    planes = np.frombuffer(pixels, np.uint8).reshape(channels, height, width)
+    shown = np.moveaxis(planes, 0, -1) if channels == 3 else planes.mean(axis=0).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(shown).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

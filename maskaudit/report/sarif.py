@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
@@ -35,18 +36,36 @@ def render(document: dict[str, Any]) -> str:
     Raises:
         InputError: when the document is not a report that this version can read.
     """
+    return log([run(document)])
+
+
+def log(runs: list[dict[str, Any]]) -> str:
+    """Runs as one SARIF file."""
+    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": runs}, indent=1, ensure_ascii=False) + "\n"
+
+
+def run(document: dict[str, Any], *, without: Collection[str] = ()) -> dict[str, Any]:
+    """A report as one run of a SARIF file.
+
+    Args:
+        without: rules whose results are left out.
+
+    Raises:
+        InputError: when the document is not a report that this version can read.
+    """
     report = view.read(document)
     rules = [_verdict_rule(), *([_claim_rule()] if report.claimed is not None else [])]
     rules += [_rule(probe) for probe in _distinct(report.probes)]
     index = {rule["id"]: position for position, rule in enumerate(rules)}
     results = [_verdict(report), *([_claim(report)] if report.claimed is not None else [])]
     results += [result for probe in report.findings for result in _findings(probe, report)]
+    results = [result for result in results if result["ruleId"] not in without]
     for result in results:
         result["ruleIndex"] = index[result["ruleId"]]
     driver = {"name": "maskaudit", "rules": rules}
     if version := coerce.text(coerce.mapping(document["tool"]).get("version")):
         driver["version"] = version
-    run = {
+    return {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
         "invocations": [
@@ -54,7 +73,6 @@ def render(document: dict[str, Any]) -> str:
         ],
         "results": results,
     }
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=1, ensure_ascii=False) + "\n"
 
 
 def _verdict_rule() -> dict[str, Any]:

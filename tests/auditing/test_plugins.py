@@ -19,6 +19,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing import catalogue as plugins
 from maskaudit.auditing.catalogue import RepairPlugin, attack_through, catalogue
+from maskaudit.command import rules
 from maskaudit.command.rules import explain_rule, list_rules
 from maskaudit.errors import UsageError
 from maskaudit.probes.interface import Measurement, Probe, ProbeContext
@@ -68,7 +69,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
             if item is not ...:
                 setattr(module, kind, item)
             found[group] = [EntryPoint(f"my-{kind}", f"{MODULE}:{kind}", group)]
-        monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
+        for module in (plugins, rules):
+            monkeypatch.setattr(module, "entry_points", lambda group: found.get(group, []))
 
     return installed
 

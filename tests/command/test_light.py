@@ -44,6 +44,9 @@ LIGHT = {
                                                      for w in ("-o", f"{f}=out.{f}"))],
         0,
     ),
+    "probes": (["probes"], 0),
+    "explain": (["explain", "zero-gradient"], 0),
+    "explain what there is not": (["explain", "nothing"], 2),
     "report of a file that is none": (["report", "wrong.toml", "-o", "text=out"], 2),
     "compare": (["compare", str(SAMPLES / "masked.json"), str(SAMPLES / "masked.json")], 0),
 }  # fmt: skip
