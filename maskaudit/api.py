@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit import __version__
 from maskaudit.auditing.attacker import POOL_POINTS
-from maskaudit.auditing.digest import content_digest, program_digest
+from maskaudit.auditing.digest import content_digest, machine
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, load_data
@@ -320,8 +319,7 @@ def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
         },
         "--surrogate": ", ".join(f"{name} {content_digest(module)[:12]}" for name, module in names) or "none",
         "--plan": content_digest(settings.plan.to_dict())[:12] if settings.plan else "none",
-        "maskaudit": f"{__version__} {program_digest()[:12]}",
-        "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
+        **machine(),
     }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +168,10 @@ class Target:
             self._flags = TorchFlags.read()
             self._stack = stack.pop_all()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A closed target that has counted nothing, as it is sent to another process."""
+        return {**self.__dict__, "ledger": PassLedger(), "_stack": None, "_unchecked": None}
 
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
