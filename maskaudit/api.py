@@ -37,6 +37,7 @@ from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.memory import limited
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
@@ -73,13 +74,14 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
     """
     if isinstance(request.plan, str):
         request = replace(request, plan=read_plan(Path(request.plan)))
-    if loaded is None:
-        loaded = load_model(
-            request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
-        )
-    prepared = _resolve(loaded, request, points)
-    _check_fit(prepared, by_default=request.data is None and points is None)
-    return prepared
+    with limited(request.settings.memory):
+        if loaded is None:
+            loaded = load_model(
+                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
+            )
+        prepared = _resolve(loaded, request, points)
+        _check_fit(prepared, by_default=request.data is None and points is None)
+        return prepared
 
 
 def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Prepared:
@@ -149,10 +151,11 @@ def run(
     journal = None
     if out is not None:
         journal = Journal(out / JOURNAL_FOLDER, _fingerprint(prepared), resume=resume)
-    return run_audit(
-        prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
-        surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
-    )  # fmt: skip
+    with limited(prepared.settings.memory):
+        return run_audit(
+            prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
+            surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
+        )  # fmt: skip
 
 
 def discard_journal(out: Path) -> None:

@@ -449,7 +449,7 @@ def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX2, and here it is"):
         engine_for(AuditSettings(ray="auto"))
     other = {**here, "torch": "1.0"}
-    _, failed = ray_engine._work([], [], other)
+    _, failed = ray_engine._work(other, None, [], [])
     assert failed is not None
     assert "results would differ" in failed[2]
 

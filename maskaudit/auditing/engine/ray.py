@@ -14,6 +14,7 @@ import pickle
 import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Generic
 
 import torch
@@ -33,6 +34,7 @@ from maskaudit.auditing.engine.interface import (
 from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel, unpacked
 from maskaudit.errors import UsageError, describe_error
 from maskaudit.target import Target
+from maskaudit.target.memory import limited
 
 #: The address that starts a cluster on this machine, and ends it.
 LOCAL = "local"
@@ -56,12 +58,13 @@ class Ray:
         address: of the cluster, such as `auto` or `ray://head:10001`; `local` starts one here. Where this process is
             connected already, that connection is used, and left as it is.
         device: where the model is; nodes compute on their CPUs.
+        memory: most bytes that each process of a node may take.
 
     Raises:
         UsageError: without the package, when the cluster cannot be reached, or when a node is of another kind.
     """
 
-    def __init__(self, address: str, *, device: str = "cpu") -> None:
+    def __init__(self, address: str, *, device: str = "cpu", memory: int | None = None) -> None:
         if torch.device(device).type != "cpu":
             raise UsageError(f"--ray divides the work among CPUs, not on {device}; leave it out there.")
         self.ray: Any = _imported()
@@ -69,7 +72,7 @@ class Ray:
         if self._ends:
             _connect(self.ray, address)
         try:
-            self._work = self.ray.remote(max_retries=0, num_cpus=1)(_work)
+            self._send = partial(self.ray.remote(max_retries=0, num_cpus=1)(_work).remote, machine(), memory)
             self.packer = Packer(self.ray.cloudpickle, self.ray.put)
             _check_nodes(self.ray)
         except BaseException:
@@ -114,7 +117,7 @@ class Ray:
                 f"The model cannot be sent to the nodes of a cluster ({describe_error(error)}); leave --ray out."
             ) from error
         workers = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
-        crew = _Crew(self.ray, self._work, on_done, AHEAD * workers)
+        crew = _Crew(self.ray, self._send, on_done, AHEAD * workers)
         crew.work(self.packer.parcels(tasks, target, workers))
         return crew
 
@@ -122,7 +125,7 @@ class Ray:
 class _Crew(Generic[Result]):
     """Parcels on their way: what they found, and what failed, by number of the task."""
 
-    def __init__(self, ray: Any, send: Any, on_done: OnDone[Result], most: int) -> None:
+    def __init__(self, ray: Any, send: Callable[..., Any], on_done: OnDone[Result], most: int) -> None:
         self.ray, self.send, self.on_done, self.most = ray, send, on_done, most
         self.found: dict[int, Done[Result]] = {}
         self.failures: dict[int, Exception] = {}
@@ -161,7 +164,7 @@ class _Crew(Generic[Result]):
             self._hand(parcel)
 
     def _hand(self, parcel: Parcel) -> None:
-        self.flying[self.send.remote(parcel.tasks, parcel.shared, machine())] = parcel
+        self.flying[self.send(parcel.tasks, parcel.shared)] = parcel
 
     def _heard(self, answer: Any, parcel: Parcel) -> None:
         """Take what a parcel brought; one that was lost is sent again.
@@ -297,16 +300,24 @@ def _fetched(place: Any) -> Any:
 
 
 def _work(
-    tasks: list[bytes], shared: list[Any], ours: dict[str, str], fetch: Callable[[Any], Any] = _fetched
+    ours: dict[str, str],
+    memory: int | None,
+    tasks: list[bytes],
+    shared: list[Any],
 ) -> Answer:
     """A parcel on a node: its tasks in order, up to the first that fails."""
     torch.set_num_threads(1)
+    with limited(memory):
+        return _done(ours, tasks, shared)
+
+
+def _done(ours: dict[str, str], tasks: list[bytes], shared: list[Any]) -> Answer:
     if differs := _difference(machine(), f"node {os.uname().nodename}", ours):
         return [], ("machine", "", differs)
     done = list[Done[Any]]()
     for content in tasks:
         try:
-            target, task = unpacked(content, shared, fetch)
+            target, task = unpacked(content, shared, _fetched)
         except Exception as error:  # code that is not there raises what it likes
             sentence = f"The node {os.uname().nodename} cannot open the model ({describe_error(error)})"
             return done, ("machine", "", f"{sentence}; install there what it needs.")
