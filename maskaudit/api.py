@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import shutil
 import warnings
@@ -18,7 +19,7 @@ from maskaudit.auditing.attacker import POOL_POINTS
 from maskaudit.auditing.digest import content_digest, machine
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
-from maskaudit.data import Dataset, load_data
+from maskaudit.data import Dataset, Draw, load_data
 from maskaudit.errors import (
     InconclusiveAuditWarning,
     InputError,
@@ -42,6 +43,11 @@ from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
+
+#: Numbers that the points of the pool hold together at most: 512 MiB in float32.
+POOL_ELEMENTS = 2**27
+#: Points that are drawn at least, for whoever looks at some before the attacks do.
+LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
 
@@ -91,7 +97,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
         settler.take("arch", None)
     given = points.bounds if isinstance(points, Dataset) else None
     bounds = settler.choose("bounds", request.bounds or given, (0.0, 1.0))
-    data, pool = _points(settler, request.data, bounds, points)
+    data, pool = _points(settler, request.data, bounds, points, request.settings)
     usual: Norm = "Linf"
     norm = settler.choose("norm", request.norm, usual)
     if loaded.metadata.get("threat", {}).get("norm") != norm:
@@ -106,7 +112,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
 
 
 def _points(
-    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None
+    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
@@ -114,10 +120,16 @@ def _points(
             found = type(points).__name__
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
-        return data, data.some(POOL_POINTS).x
+        return data, data.some(_pool_points(data)).x
     source = settler.choose("data", said, DEFAULT_DATA)
-    pool = load_data(source, split="train", bounds=bounds, limit=POOL_POINTS).x
-    return load_data(source, split="test", bounds=bounds), pool
+    draw = Draw(max(settings.samples or settings.effort.looks[-1], LEAST_DRAWN), settings.seed)
+    data = load_data(source, split="test", bounds=bounds, draw=draw)
+    return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
+
+
+def _pool_points(data: Dataset) -> int:
+    """Points of the pool, fewer of large inputs."""
+    return max(1, min(POOL_POINTS, POOL_ELEMENTS // math.prod(data.point_shape)))
 
 
 def _settings(settler: Settler, request: Request) -> AuditSettings:
