@@ -138,7 +138,10 @@ class AuditSettings:
     workers: int | None = option(
         None, _COUNT, "Processes that share the attacks; results do not depend on N.", metavar="N"
     )
-    ray: str = option("", _WORD, "Ray cluster that runs the attacks, e.g. auto or ray://head:10001.", metavar="ADDRESS")
+    ray: str = option(
+        "", _WORD, "Ray cluster that runs the attacks: auto, local (started here) or ray://head:10001.",
+        metavar="ADDRESS",
+    )  # fmt: skip
     memory: int | None = option(
         None, Size(1, 2**63 - 1), "Most memory that each process may take, e.g. 4GB; where it runs out, batches are "
         "halved.", metavar="SIZE",

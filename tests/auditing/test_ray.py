@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from benchmarks.kills import differences
 from maskaudit import api
 from maskaudit.auditing.engine import ray as engine_file
 from maskaudit.data import Dataset
+from maskaudit.gate.config import read_config
+from maskaudit.gate.running import run_gate
 from maskaudit.results import findings
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
@@ -97,3 +100,24 @@ def test_a_cluster_that_loses_a_node_gives_what_one_process_gives(
     assert not ray.is_initialized()
     assert list(differences(findings(afar), findings(alone))) == []
     assert {row["name"] for row in afar["attacks"] if row["status"] == "ran"} >= {"pgd", "noise", "square"}
+
+
+def test_the_models_of_a_gate_are_tasks(cluster: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(6, 3), torch.rand(24, 6)
+    torch.jit.save(torch.jit.script(net), tmp_path / "scripted.pt")  # type: ignore[no-untyped-call]
+    (tmp_path / "code.py").write_text("import torch\n\ndef make():\n    return torch.nn.Linear(6, 3)\n")
+    torch.save(net.state_dict(), tmp_path / "weights.pt")
+    np.savez(tmp_path / "points.npz", x=x, y=net(x).argmax(1))
+    common = 'data = "points.npz"\neps = 0.1\nbudget = "quick"\nselect = ["pgd", "noise"]\n'
+    models = ('model = "scripted.pt"', 'model = "weights.pt"\narch = "code.py:make"', 'model = "missing.pt"')
+    tables = "\n".join(f"[[models]]\n{model}\n" for model in models)
+    (tmp_path / "maskaudit.toml").write_text(common + tables)
+    config = read_config(tmp_path / "maskaudit.toml")
+    afar, alone = run_gate(config, ray=cluster.address), run_gate(config)
+    assert [outcome.error for outcome in afar.outcomes] == [outcome.error for outcome in alone.outcomes]
+    assert [outcome.status for outcome in afar.outcomes] == [outcome.status for outcome in alone.outcomes]
+    for one, other in zip(afar.outcomes, alone.outcomes, strict=True):
+        assert list(differences(findings(one.document), findings(other.document))) == []
+    assert afar.outcomes[0].document is not None
+    assert not ray.is_initialized()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit.auditing.engine.interface import Task
+from maskaudit.auditing.engine.interface import Done, Task, run_counted
 from maskaudit.target import Target
 
 #: Parcels per worker, so that none waits long for the last; bytes of tasks from which a parcel takes no more.
@@ -42,7 +42,7 @@ class Parcel:
 
     Attributes:
         first: number of the first of them.
-        tasks: each as bytes.
+        tasks: each as bytes of something that is called without arguments.
         shared: where in the cluster's store that lies which they share; tasks hold its place in this list.
         crashes, lost: times that it ended its worker, or was lost with its node.
     """
@@ -52,6 +52,19 @@ class Parcel:
     shared: list[Any]
     crashes: int = 0
     lost: int = 0
+
+
+@dataclass(frozen=True)
+class BoundTask:
+    """A task on a target that is to be opened for it."""
+
+    target: Target
+    task: Task[Any]
+
+    def __call__(self) -> Done[Any]:
+        """Do it."""
+        with self.target:
+            return run_counted(self.task, self.target)
 
 
 class Packer:
@@ -78,7 +91,7 @@ class Packer:
         for number, task in enumerate(tasks):
             try:
                 with self._by_value(modules):
-                    content = self._packed((target, task), common, parcel.shared)
+                    content = self._packed(BoundTask(target, task), common, parcel.shared)
             except CANNOT_TRAVEL:
                 self.stay.append(number)
             else:
@@ -88,6 +101,15 @@ class Packer:
                 if parcel.tasks:
                     yield parcel
                 parcel = Parcel(number + 1, [], [])
+
+    def whole(self, job: Callable[[], Any]) -> Parcel:
+        """A parcel of one job with all that it needs.
+
+        Raises:
+            One of `CANNOT_TRAVEL`: something in it lives in this process only.
+        """
+        with self._by_value(self._modules()):
+            return Parcel(0, [self._packed(job, None, [])], [])
 
     def hold(self, target: Target) -> None:
         """Put what all tasks on a target share into the store.

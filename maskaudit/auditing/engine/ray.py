@@ -48,7 +48,7 @@ ASKING = 120.0
 KEPT = 8
 
 #: What a parcel brought: its results in order up to a failure, and that failure (kind, name, message), if any.
-Answer = tuple[list[Done[Any]], tuple[str, str, str] | None]
+Answer = tuple[list[Any], tuple[str, str, str] | None]
 
 
 class Ray:
@@ -67,7 +67,7 @@ class Ray:
     def __init__(self, address: str, *, device: str = "cpu", memory: int | None = None) -> None:
         if torch.device(device).type != "cpu":
             raise UsageError(f"--ray divides the work among CPUs, not on {device}; leave it out there.")
-        self.ray: Any = _imported()
+        self.ray: Any = import_ray()
         self._ends = not self.ray.is_initialized()
         if self._ends:
             _connect(self.ray, address)
@@ -108,6 +108,24 @@ class Ray:
             target.ledger.add(part.spent)
         return done
 
+    def call(self, parcel: Parcel) -> Any:
+        """What the one job of a parcel returns, where it is done.
+
+        Raises:
+            EngineError, UnfitError: as `run`.
+            ModelError, TaskError, …: what it raised.
+        """
+        crew = _Crew[Any](self.ray, self._send, ignore, 1)
+        crew.work(iter([parcel]))
+        if crew.failures:
+            raise crew.failures[0]
+        return crew.found[0]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+
     def _worked(self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result]) -> _Crew[Result]:
         """What became of all tasks that can travel."""
         try:
@@ -116,7 +134,7 @@ class Ray:
             raise UnfitError(
                 f"The model cannot be sent to the nodes of a cluster ({describe_error(error)}); leave --ray out."
             ) from error
-        workers = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+        workers = self.cpus
         crew = _Crew(self.ray, self._send, on_done, AHEAD * workers)
         crew.work(self.packer.parcels(tasks, target, workers))
         return crew
@@ -202,7 +220,12 @@ class _Crew(Generic[Result]):
         self._hand(parcel)
 
 
-def _imported() -> Any:
+def import_ray() -> Any:
+    """The package.
+
+    Raises:
+        UsageError: where it cannot be imported.
+    """
     try:
         return importlib.import_module("ray")
     except Exception as error:  # missing, or built for another Python
@@ -314,16 +337,15 @@ def _work(
 def _done(ours: dict[str, str], tasks: list[bytes], shared: list[Any]) -> Answer:
     if differs := _difference(machine(), f"node {os.uname().nodename}", ours):
         return [], ("machine", "", differs)
-    done = list[Done[Any]]()
+    done = list[Any]()
     for content in tasks:
         try:
-            target, task = unpacked(content, shared, _fetched)
+            job = unpacked(content, shared, _fetched)
         except Exception as error:  # code that is not there raises what it likes
             sentence = f"The node {os.uname().nodename} cannot open the model ({describe_error(error)})"
             return done, ("machine", "", f"{sentence}; install there what it needs.")
         try:
-            with target:
-                done.append(run_counted(task, target))
+            done.append(job())
         except Exception as error:  # judged where the audit runs
             return done, ("task", type(error).__name__, str(error))
     return done, None
