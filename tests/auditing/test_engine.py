@@ -28,7 +28,7 @@ from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine import ray as ray_engine
 from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, UnfitError, joined, shard_points
 from maskaudit.auditing.engine.local import Local
-from maskaudit.auditing.engine.parcels import parcel_tasks
+from maskaudit.auditing.engine.parcels import Packer, parcel_tasks
 from maskaudit.auditing.engine.processes import TRIES, Processes
 from maskaudit.auditing.engine.ray import CRASHES, LOSSES
 from maskaudit.auditing.ledger import Ledger
@@ -326,9 +326,12 @@ class StubRay(types.ModuleType):
         self.util = types.SimpleNamespace(scheduling_strategies=types.SimpleNamespace(
             NodeAffinitySchedulingStrategy=lambda node, soft: node
         ))  # fmt: skip
+        self.loose: list[str] = []
         self.cloudpickle = types.SimpleNamespace(
-            CloudPickler=pickle.Pickler, register_pickle_by_value=id, unregister_pickle_by_value=id
-        )
+            CloudPickler=pickle.Pickler, list_registry_pickle_by_value=lambda: set(self.loose),
+            register_pickle_by_value=lambda module: self.loose.append(module.__name__),
+            unregister_pickle_by_value=lambda module: self.loose.remove(module.__name__),
+        )  # fmt: skip
 
     def init(self, address: str = "", **_: Any) -> None:
         if address not in ("", "auto"):
@@ -390,6 +393,19 @@ def stubbed(monkeypatch: pytest.MonkeyPatch, *losses: Lost) -> StubRay:
 
 def bare(target: Target, x: Tensor, y: Tensor, **_: Any) -> Attempt:
     raise KeyError("x")
+
+
+def test_code_of_the_users_own_travels_by_value_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = stubbed(monkeypatch)
+    packer = Packer(stub.cloudpickle, stub.put)
+    monkeypatch.setitem(sys.modules, "another_name", sys.modules[__name__])
+    mine = [module.__name__ for module in packer._modules()]
+    assert mine.count(__name__) == 1
+    assert not {"torch", "maskaudit.api", "__main__", "json"} & set(mine)
+    stub.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # by the user
+    assert __name__ not in [module.__name__ for module in packer._modules()]
+    packer.whole(functools.partial(int))
+    assert stub.loose == [__name__]
 
 
 @pytest.mark.usefixtures("small_shards")

@@ -152,9 +152,14 @@ class Packer:
 
     def _modules(self) -> list[ModuleType]:
         """What has been imported from the user's own files."""
-        installed = _installed()
-        files = [(module, getattr(module, "__file__", None) or "") for module in list(sys.modules.values())]
-        return [module for module, file in files if file.endswith(".py") and not file.startswith(installed)]
+        installed, known = _installed(), self.cloudpickle.list_registry_pickle_by_value()
+        found = {}
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None) or ""
+            name = getattr(module, "__name__", "__main__")  # that one travels by value anyway
+            if file.endswith(".py") and not file.startswith(installed) and name not in (*known, "__main__"):
+                found[name] = module
+        return list(found.values())
 
     @contextlib.contextmanager
     def _by_value(self, modules: Sequence[ModuleType]) -> Iterator[None]:
