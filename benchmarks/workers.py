@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maskaudit import zoo
-from maskaudit.attacks.interface import AttackSpec, Attempt
+from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.engine import engine_for
 from maskaudit.auditing.engine.interface import Engine, Job, shard_points
@@ -52,7 +52,7 @@ from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
 HERE = Path(__file__).resolve().parent
-#: Points of the throughput runs; tasks that do nothing, by which dispatch is measured; tasks that are timed.
+#: Points of the throughput runs; tasks by which dispatch is measured; tasks that are timed.
 POINTS, IDLE, TIMED = 768, 100, 6
 #: Assumed network: bytes per second out of the driver's machine, and CPUs of a node.
 BANDWIDTH, NODE = 1.25e9, 16
@@ -91,11 +91,6 @@ class Small(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(self.body(x))
         return scores
-
-
-def idle(target: Target, x: Tensor, y: Tensor, **_: Any) -> Attempt:
-    """An attack that does nothing."""
-    return Attempt(x, torch.full_like(y, -1), torch.zeros_like(y))
 
 
 def main() -> None:
@@ -182,8 +177,8 @@ def _cpu_seconds(engine: Engine, tasks: Sequence[Job], target: Target) -> float:
 
 
 def dispatch(engine: Engine, model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """CPU seconds of the driver per parcel of one task that does nothing."""
-    spec = AttackSpec("idle", "", "random", "challenger", idle)
+    """CPU seconds of the driver per parcel of one small task."""
+    spec = replace(SPECS["noise"], settings={"draws": 1})
     with mock.patch("maskaudit.auditing.engine.parcels.parcel_tasks", return_value=1), Target(model) as target:
         shard = job(spec, x[:128], y[:128])
         engine.run([shard] * 8, target)
