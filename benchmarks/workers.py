@@ -273,7 +273,7 @@ WHERE_IT_BREAKS = (
     " single one, and past the bound above the driver falls behind; with more points parcels grow and it "
     "catches up. That is why 10⁷ points are shared better by 1,000 workers than 10⁵.",
     "- **The driver's network.** Points leave it once per attack. Small inputs cost nothing; 32 images of "
-    "3×224×224 are 19 MB, and a cheap attack on a small network uses up the link with a few dozen workers. No "
+    "3×224×224 are 19 MB, and a cheap attack on a small network uses up the link with fewer than twenty workers. No "
     "size of parcel helps; work that takes longer per byte (larger networks, more steps) does, in proportion.",
     "- **What is not shared.** The trace, surrogates and the power check of an audit run in the driver "
     "(docs/limits.md); the simulation is of one attack.",
