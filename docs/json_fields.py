@@ -130,6 +130,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "mean": "normalisation given, or null",
         "std": "normalisation given, or null",
         "batch_size": "largest number of points per pass; by default 256, fewer for large inputs",
+        "memory": "most bytes that each process was allowed to take (`--memory`), or null",
         "select": "`--select` as given",
         "ignore": "`--ignore` as given",
         "extra_attacks": "`--attack` as given",
@@ -201,6 +202,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "total_seconds": "duration of the audit",
         "forwards": "forward passes in all, counted in points",
         "backwards": "backward passes in all",
+        "peak_memory": "most bytes that the process, or a worker of it, held at one time since it began, or null",
+        "points_per_pass": "the batch size at the end: lower than `settings.batch_size` where memory ran out",
     },
 }
 

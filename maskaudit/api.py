@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import shutil
 import warnings
@@ -14,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit import __version__
 from maskaudit.auditing.attacker import POOL_POINTS
-from maskaudit.auditing.digest import content_digest, program_digest
+from maskaudit.auditing.digest import content_digest, machine
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
-from maskaudit.data import Dataset, load_data
+from maskaudit.data import Dataset, Draw, load_data
 from maskaudit.errors import (
     InconclusiveAuditWarning,
     InputError,
@@ -38,10 +38,16 @@ from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.memory import limited
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
+
+#: Numbers that the points of the pool hold together at most: 512 MiB in float32.
+POOL_ELEMENTS = 2**27
+#: Points that are drawn at least, for whoever looks at some before the attacks do.
+LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
 
@@ -74,13 +80,14 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
     """
     if isinstance(request.plan, str):
         request = replace(request, plan=read_plan(Path(request.plan)))
-    if loaded is None:
-        loaded = load_model(
-            request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
-        )
-    prepared = _resolve(loaded, request, points)
-    _check_fit(prepared, by_default=request.data is None and points is None)
-    return prepared
+    with limited(request.settings.memory):
+        if loaded is None:
+            loaded = load_model(
+                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
+            )
+        prepared = _resolve(loaded, request, points)
+        _check_fit(prepared, by_default=request.data is None and points is None)
+        return prepared
 
 
 def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Prepared:
@@ -90,7 +97,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
         settler.take("arch", None)
     given = points.bounds if isinstance(points, Dataset) else None
     bounds = settler.choose("bounds", request.bounds or given, (0.0, 1.0))
-    data, pool = _points(settler, request.data, bounds, points)
+    data, pool = _points(settler, request.data, bounds, points, request.settings)
     usual: Norm = "Linf"
     norm = settler.choose("norm", request.norm, usual)
     if loaded.metadata.get("threat", {}).get("norm") != norm:
@@ -105,7 +112,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
 
 
 def _points(
-    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None
+    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
@@ -113,10 +120,16 @@ def _points(
             found = type(points).__name__
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
-        return data, data.some(POOL_POINTS).x
+        return data, data.some(_pool_points(data)).x
     source = settler.choose("data", said, DEFAULT_DATA)
-    pool = load_data(source, split="train", bounds=bounds, limit=POOL_POINTS).x
-    return load_data(source, split="test", bounds=bounds), pool
+    draw = Draw(max(settings.samples or settings.effort.looks[-1], LEAST_DRAWN), settings.seed)
+    data = load_data(source, split="test", bounds=bounds, draw=draw)
+    return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
+
+
+def _pool_points(data: Dataset) -> int:
+    """Points of the pool, fewer of large inputs."""
+    return max(1, min(POOL_POINTS, POOL_ELEMENTS // math.prod(data.point_shape)))
 
 
 def _settings(settler: Settler, request: Request) -> AuditSettings:
@@ -150,10 +163,11 @@ def run(
     journal = None
     if out is not None:
         journal = Journal(out / JOURNAL_FOLDER, _fingerprint(prepared), resume=resume)
-    return run_audit(
-        prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
-        surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
-    )  # fmt: skip
+    with limited(prepared.settings.memory):
+        return run_audit(
+            prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
+            surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
+        )  # fmt: skip
 
 
 def discard_journal(out: Path) -> None:
@@ -320,8 +334,7 @@ def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
         },
         "--surrogate": ", ".join(f"{name} {content_digest(module)[:12]}" for name, module in names) or "none",
         "--plan": content_digest(settings.plan.to_dict())[:12] if settings.plan else "none",
-        "maskaudit": f"{__version__} {program_digest()[:12]}",
-        "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
+        **machine(),
     }  # fmt: skip
 
 

@@ -174,14 +174,16 @@ def report(audit: str, outputs_to: tuple[str, ...]) -> None:
 @cli.command()
 @click.option("--config", metavar="FILE", help="maskaudit.toml or pyproject.toml; the nearest one if not given.")
 @shared("fail_on", default=None, help="For all models, whatever the configuration has.")
+@shared("ray", help="Ray cluster that audits the models, all at once: auto, local or ray://head:10001.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
               help="Write the summary as html, json, md, text, sarif or junit.")  # fmt: skip
 @click.option("--out", metavar="DIR", help="Write the summary, and a folder with the reports of each model.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def gate(
-    config: str | None, fail_on: str | None, as_json: bool, outputs_to: tuple[str, ...], out: str | None, quiet: bool
-) -> None:
+    config: str | None, fail_on: str | None, ray: str | None, as_json: bool, outputs_to: tuple[str, ...],
+    out: str | None, quiet: bool,
+) -> None:  # fmt: skip
     """Check all models and claims of [tool.maskaudit]: one summary, one exit status.
 
     The status is that of the worst model: 4 failed, 2 refused, 1 a finding, 3 inconclusive, 0.
@@ -200,7 +202,8 @@ def gate(
     wanted = wanted_files(outputs_to, folder)
     progress = Progress(quiet=quiet)
     try:
-        result = run_gate(settings, out=folder, on_event=progress, isolate=entry.Session.current().isolates)
+        isolate = entry.Session.current().isolates
+        result = run_gate(settings, out=folder, on_event=progress, isolate=isolate, ray=ray or "")
     except KeyboardInterrupt as request:
         kept = (
             f"; the reports of finished models are in {out}" if out else ". With --out DIR, finished reports are kept"

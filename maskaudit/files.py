@@ -17,7 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-#: Share of the machine's memory that one file may take: its bytes and what is made of them are held at once.
+#: Share of the memory of the machine, or of what this process may take of it, that one file may take: its bytes and
+#: what is made of them are held at once.
 FILE_SHARE = 1 / 4
 #: The same in bytes where the system does not say how much it has.
 USUAL_FILE = 4 * 2**30
@@ -138,6 +139,17 @@ def _relative(name: str, roots: tuple[str, ...]) -> str:
 def largest_file() -> int:
     """Most bytes that a file, or what is unpacked from it, may take."""
     try:
-        return int(FILE_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return USUAL_FILE
+    return int(FILE_SHARE * min(memory, _allowed() or memory))
+
+
+def _allowed() -> int:
+    """Bytes that this process may take, where it was given a limit; else 0."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return 0 if most == resource.RLIM_INFINITY else most

@@ -232,7 +232,7 @@ def plain(value: Any) -> Any:
 
 #: Fields, wherever they are, that tell how an audit was run and not what it found. In everything else two audits of the
 #: same model agree, for any number of workers and after any number of interruptions.
-RUN_FIELDS = frozenset({"seconds", "total_seconds", "command"})
+RUN_FIELDS = frozenset({"seconds", "total_seconds", "command", "memory", "peak_memory", "points_per_pass"})
 
 
 def findings(document: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Text, Whole, read
+from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Size, Text, Whole, read
 from maskaudit.errors import UsageError
 from maskaudit.options import check_options, option, options_of
 from maskaudit.results import Norm
@@ -138,7 +138,14 @@ class AuditSettings:
     workers: int | None = option(
         None, _COUNT, "Processes that share the attacks; results do not depend on N.", metavar="N"
     )
-    ray: str = option("", _WORD, "Ray cluster that runs the attacks, e.g. auto or ray://head:10001.", metavar="ADDRESS")
+    ray: str = option(
+        "", _WORD, "Ray cluster that runs the attacks: auto, local (started here) or ray://head:10001.",
+        metavar="ADDRESS",
+    )  # fmt: skip
+    memory: int | None = option(
+        None, Size(1, 2**63 - 1), "Most memory that each process may take, e.g. 4GB; where it runs out, batches are "
+        "halved.", metavar="SIZE",
+    )  # fmt: skip
     select: tuple[str, ...] = option(
         (), WORDS, "Run only these probes and attacks; the reference attack always runs.", metavar="RULE"
     )

@@ -16,7 +16,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
 from maskaudit.auditing.digest import TARGET_SETTINGS, IndescribableError, content_digest
 from maskaudit.auditing.engine import EngineError, engine_for
-from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, ignore, joined
+from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.auditing.ledger import Entry, Ledger
 from maskaudit.errors import ModelError
@@ -143,6 +143,8 @@ class Attacker:
         except AttackUnavailable as reason:
             self.skip(spec, str(reason))
             return str(reason)
+        except UnfitError:
+            raise
         except ModelError:
             entry.status, entry.reason = "error", "the model failed during this attack"
             raise

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskaudit import __version__
 from maskaudit.loading.interface import state_digest
 from maskaudit.target import Target
 
@@ -41,9 +43,19 @@ def content_digest(*values: Any) -> str:
 @functools.cache
 def program_digest() -> str:
     """SHA-256 over the sources of this package."""
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     sources = sorted(root.rglob("*.py"))
     return content_digest([(path.relative_to(root).as_posix(), path.read_bytes()) for path in sources])
+
+
+@functools.cache
+def machine() -> dict[str, str]:
+    """What results depend on besides what is asked: program, torch, and what it uses of the processor."""
+    return {
+        "maskaudit": f"{__version__} {program_digest()[:12]}",
+        "torch": str(torch.__version__),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    }
 
 
 def _parts(value: Any) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditSettings
+from maskaudit.target.memory import peak
 from maskaudit.verdict.rules import Judgement
 
 
@@ -51,6 +52,7 @@ def build_report(
             "mean": list(settings.mean) if settings.mean else None,
             "std": list(settings.std) if settings.std else None,
             "batch_size": settings.batch_size,
+            "memory": settings.memory,
             "select": list(settings.select),
             "ignore": list(settings.ignore),
             "extra_attacks": list(settings.attacks),
@@ -77,6 +79,8 @@ def build_report(
             "total_seconds": round(seconds, 2),
             "forwards": target.ledger.forwards,
             "backwards": target.ledger.backwards,
+            "peak_memory": peak(),
+            "points_per_pass": target.points_per_pass,
         },
     )
 

@@ -113,7 +113,8 @@ def run_audit(
             target, loaded, data, threat, settings, attacker, known, _chosen(known, settings),
             settings.looks(len(data)), keeper.tell, [*loaded.notes, *data.notes, *known.notes],
         )  # fmt: skip
-        return _audit(state, takes_partial=keep is not None)
+        with contextlib.closing(attacker.engine):
+            return _audit(state, takes_partial=keep is not None)
 
 
 @contextlib.contextmanager

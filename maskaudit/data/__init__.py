@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maskaudit.data import digits, fashion_mnist, folder, huggingface, npz, python, torchvision
-from maskaudit.data.interface import Dataset, Split, check_bounds, check_split
+from maskaudit.data.interface import Dataset, Draw, Split, check_bounds, check_split
 from maskaudit.errors import InputError
 
-__all__ = ["PREFIXES", "Dataset", "Split", "load_data"]
+__all__ = ["PREFIXES", "Dataset", "Draw", "Split", "load_data"]
 
-#: Loads what follows the prefix: (name, split, bounds) → Dataset.
-Loader = Callable[[str, Split, tuple[float, float]], Dataset]
+#: Loads what follows the prefix: (name, split, bounds, limit, draw) → Dataset, of which it may hold no more than is
+#: asked for.
+Loader = Callable[[str, Split, tuple[float, float], int | None, Draw | None], Dataset]
 
 DEFAULT_BOUNDS = (0.0, 1.0)
 
@@ -34,8 +35,9 @@ PREFIXES: dict[str, Loader] = {
 
 
 def load_data(
-    source: str, *, split: Split = "test", bounds: tuple[float, float] | None = None, limit: int | None = None
-) -> Dataset:
+    source: str, *, split: Split = "test", bounds: tuple[float, float] | None = None, limit: int | None = None,
+    draw: Draw | None = None,
+) -> Dataset:  # fmt: skip
     """Read labelled points.
 
     Stored pixels (uint8 arrays, image files, digits) are mapped linearly from their full range
@@ -47,6 +49,7 @@ def load_data(
         split: `"test"`, `"train"` or `"all"`. A source without a train part gives the same points for each.
         bounds: smallest and largest admissible value; (0, 1) if not given.
         limit: most points to load, chosen as `Dataset.some` does; no more are unpacked than are needed.
+        draw: the points that will be sampled; others are not unpacked, where the source lets one choose.
 
     Raises:
         UsageError: for an unknown kind of source, split or bounds.
@@ -55,22 +58,22 @@ def load_data(
     check_split(split)
     limits = (float(bounds[0]), float(bounds[1])) if bounds is not None else DEFAULT_BOUNDS
     check_bounds(limits)
-    data = _loaded(source, split, limits, limit)
+    data = _loaded(source, split, limits, limit, draw)
     return data if limit is None else data.some(limit)
 
 
-def _loaded(source: str, split: Split, limits: tuple[float, float], limit: int | None) -> Dataset:
+def _loaded(source: str, split: Split, limits: tuple[float, float], limit: int | None, draw: Draw | None) -> Dataset:
     if source in NAMED:
         return NAMED[source](split, limits, limit)
     prefix, colon, name = source.partition(":")
     if colon and prefix in PREFIXES:
-        return PREFIXES[prefix](name, split, limits)
+        return PREFIXES[prefix](name, split, limits, limit, draw)
     path = Path(source)
     try:
         if path.is_dir():
-            return folder.load(path, split, limits, limit)
+            return folder.load(path, split, limits, limit, draw)
         if path.is_file():
-            return npz.load(path, split, limits)
+            return npz.load(path, split, limits, limit, draw)
         exists = path.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"The data source {source!r} cannot be opened: {error}.") from error

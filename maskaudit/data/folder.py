@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Split, evenly_spaced, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, evenly_spaced, scale_to_bounds
 from maskaudit.errors import InputError, MaskauditError, describe_error
 from maskaudit.files import largest_file
 
@@ -33,10 +33,13 @@ GREY_MODES = ("1", "L")
 COLOUR_MODES = ("P", "RGB", "RGBA", "LA", "CMYK", "YCbCr")
 
 
-def load(path: Path, split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
+def load(
+    path: Path, split: Split, bounds: tuple[float, float], limit: int | None = None, draw: Draw | None = None
+) -> Dataset:
     """Images as (N, C, H, W), 0 … 255 scaled to the bounds: C = 1 when all are grey, else 3 (alpha is dropped).
 
-    Of more than `limit` images that many are decoded, evenly spaced, so that every class has its share.
+    Of more than `limit` images that many are decoded, evenly spaced, so that every class has its share; with
+    `draw` those drawn.
 
     Raises:
         InputError: for fewer than two classes, no images, images of several sizes, or an unreadable image.
@@ -60,8 +63,11 @@ def load(path: Path, split: Split, bounds: tuple[float, float], limit: int | Non
     if ignored:
         notes.append(f"{ignored} files that are not PNG or JPEG were ignored.")
     size, modes = _survey([file for file, _ in files])
-    if limit is not None:
-        files = [files[i] for i in evenly_spaced(len(files), limit)]
+    total = len(files)
+    if draw is not None:
+        files = [files[i] for i in draw.rows(total).tolist()]
+    elif limit is not None:
+        files = [files[i] for i in evenly_spaced(total, limit)]
     pixels = _decode([file for file, _ in files], size, modes, notes)
     return Dataset(
         name=str(path),
@@ -72,6 +78,8 @@ def load(path: Path, split: Split, bounds: tuple[float, float], limit: int | Non
         class_names=tuple(classes),
         split=split,
         notes=tuple(notes),
+        draw=draw,
+        total=total if draw else None,
     )
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
 from maskaudit.errors import InputError, describe_error
 
 #: Names of a held-out part, in order of preference.
@@ -18,7 +18,9 @@ HELD_OUT = ("test", "validation", "valid")
 IMAGE, LABEL = "Image", "ClassLabel"
 
 
-def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(
+    name: str, split: Split, bounds: tuple[float, float], limit: int | None = None, draw: Draw | None = None
+) -> Dataset:
     """Images (N, C, H, W) of the set's one Image column with its one ClassLabel column, uint8 scaled to the bounds.
 
     Raises:
@@ -28,17 +30,30 @@ def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
     parts = _parts(source, name, split)
     features = parts[0].features
     image, label = _column(source, features, IMAGE), _column(source, features, LABEL)
-    pixels = _pixels(source, [np.asarray(row) for part in parts for row in part[image]])
+    y = torch.tensor([int(row) for part in parts for row in part[label]], dtype=torch.int64)
+    rows = chosen_rows(y, limit, draw)
+    every = limit is None and draw is None
+    images = (row for part in parts for row in part[image]) if every else _images(parts, image, rows.tolist())
+    pixels = _pixels(source, [np.asarray(row) for row in images])
     names = tuple(str(item) for item in features[label].names)
     return Dataset(
         name=source,
         x=scale_to_bounds(torch.from_numpy(pixels), 255, bounds),
-        y=torch.tensor([int(row) for part in parts for row in part[label]], dtype=torch.int64),
+        y=y[rows],
         num_classes=len(names),
         bounds=bounds,
         class_names=names,
         split=split,
+        draw=draw,
+        total=len(y) if draw else None,
     )
+
+
+def _images(parts: list[Any], column: str, rows: list[int]) -> Iterator[Any]:
+    """The images at some places of all parts in a row; no others are decoded."""
+    places = [(part, at) for part in parts for at in range(len(part))]
+    for part, at in (places[row] for row in rows):
+        yield part[at][column]
 
 
 def _parts(source: str, name: str, split: Split) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from maskaudit.declared import Items, Text, read
 from maskaudit.errors import InputError, UsageError
 from maskaudit.rng import PointRNG
+from maskaudit.target.chunks import chunks
 from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
 
 Split = Literal["train", "test", "all"]
@@ -23,6 +24,21 @@ CLASS_NAMES = Items(Text(), MAX_CLASSES)
 
 #: Of its multiples the fractional parts are spread more evenly than those of any other number.
 _GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which points of a source an audit may need: the first `points` that `Dataset.sample` draws under a seed.
+
+    No others need be decoded, or lie in memory.
+    """
+
+    points: int
+    seed: int
+
+    def rows(self, total: int) -> Tensor:
+        """Numbers of the points among `total`, int64, in drawn order."""
+        return drawn(total, self.seed)[: self.points]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +57,8 @@ class Dataset:
         class_names: one name per class, if known.
         split: which part of the source this is.
         notes: how the source was interpreted (layout, scaling), as sentences for the report.
+        draw, total: how the points held here were drawn from the `total` of the source, in drawn order; None where
+            all are here.
 
     Raises:
         UsageError: for bounds or a split that make no sense.
@@ -56,6 +74,8 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     split: Split = "all"
     notes: tuple[str, ...] = ()
+    draw: Draw | None = None
+    total: int | None = None
 
     def __post_init__(self) -> None:
         """Check everything that the class promises."""
@@ -66,8 +86,8 @@ class Dataset:
         self._check_values()
 
     def __len__(self) -> int:
-        """Number of points N."""
-        return len(self.x)
+        """Number of points N of the source."""
+        return len(self.x) if self.total is None else self.total
 
     @property
     def point_shape(self) -> tuple[int, ...]:
@@ -86,18 +106,18 @@ class Dataset:
         """
         if n < 1:
             raise UsageError(f"The number of samples must be at least 1, got {n}; try --samples 200.")
-        every = torch.arange(len(self.x))
-        keys = PointRNG.create(seed, "data.sample", every).integers(2**53)
-        index = torch.argsort(keys, stable=True)[:n]
-        return index, self.x[index], self.y[index]
+        index = drawn(len(self), seed)[:n]
+        if self.draw is None:
+            return index, self.x[index], self.y[index]
+        if self.draw.seed != seed:
+            raise UsageError(f"{self.name} holds the points drawn under seed {self.draw.seed}, not under {seed}.")
+        return index[: len(self.x)], self.x[:n], self.y[:n]
 
     def some(self, limit: int) -> Dataset:
         """At most `limit` of the points: the first, or, where those lack a class, evenly spaced ones."""
-        if len(self) <= limit:
+        if len(self.x) <= limit:
             return self
-        rows = torch.arange(limit)
-        if len(self.y[:limit].unique()) < len(self.y.unique()):
-            rows = torch.tensor(evenly_spaced(len(self), limit))
+        rows = some_rows(self.y, limit)
         return dataclasses.replace(self, x=self.x[rows], y=self.y[rows])
 
     def _check_arrays(self) -> None:
@@ -139,7 +159,8 @@ class Dataset:
             )
 
     def _check_values(self) -> None:
-        finite = torch.isfinite(self.x).flatten(1).all(dim=1)
+        portions = chunks(len(self.x), math.prod(self.point_shape))
+        finite = torch.cat([torch.isfinite(self.x[rows]).flatten(1).all(dim=1) for rows in portions])
         if not bool(finite.all()):
             bad = int((~finite).sum())
             first = int((~finite).nonzero()[0])
@@ -157,6 +178,26 @@ class Dataset:
             )
         if smallest < low or largest > high:
             object.__setattr__(self, "x", self.x.clamp(low, high))
+
+
+def drawn(total: int, seed: int) -> Tensor:
+    """All of `total` point numbers, int64, in the order in which a seed draws them."""
+    keys = PointRNG.create(seed, "data.sample", torch.arange(total)).integers(2**53)
+    return torch.argsort(keys, stable=True)
+
+
+def some_rows(y: Tensor, limit: int) -> Tensor:
+    """At most `limit` rows of points with labels `y`: the first, or, where those lack a class, evenly spaced ones."""
+    if len(y[:limit].unique()) == len(y.unique()):
+        return torch.arange(min(limit, len(y)))
+    return torch.tensor(evenly_spaced(len(y), limit))
+
+
+def chosen_rows(y: Tensor, limit: int | None, draw: Draw | None) -> Tensor:
+    """The rows of a source's points with labels `y` that are wanted: those drawn, at most `limit`, or all."""
+    if draw is not None:
+        return draw.rows(len(y))
+    return torch.arange(len(y)) if limit is None else some_rows(y, limit)
 
 
 def evenly_spaced(total: int, limit: int) -> list[int]:

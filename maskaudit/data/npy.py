@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import struct
 import warnings
 import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 
@@ -18,8 +23,71 @@ MAX_HEADER = 10_240
 KINDS = "biufU"
 
 
-def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> np.ndarray:
+@dataclass(frozen=True)
+class OnDisk:
+    """An array that is too large to be read as a whole: rows (first axis) of it are.
+
+    Attributes:
+        path, member: archive and member; `start` is where in the member the numbers begin.
+        where: what messages call it.
+    """
+
+    path: str
+    member: zipfile.ZipInfo
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    where: str
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of these numbers (n,), as an array (n, …); packed members are unpacked up to the last of them.
+
+        Raises:
+            InputError: they do not fit into memory, or are not there.
+        """
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        _check_room(len(rows) * math.prod(self.shape[1:]), self.dtype, self.where)
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        with self._opened() as (stream, start):
+            for place in np.argsort(rows, kind="stable"):
+                stream.seek(start + int(rows[place]) * size)
+                content = stream.read(size)
+                if len(content) != size:
+                    raise InputError(f"{self.where} is truncated.")
+                found[place] = np.frombuffer(content, self.dtype).reshape(self.shape[1:])
+        return found
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[IO[bytes], int]]:
+        """The member, and where in that stream its numbers begin; one that is not packed lies open in the file."""
+        if self.member.compress_type != zipfile.ZIP_STORED:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                yield stream, self.start
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self.member.header_offset)
+            signature, names, extra = struct.unpack("<4s22xHH", file.read(30))
+            if signature != b"PK\x03\x04":
+                raise InputError(f"{self.where} is damaged: it does not begin where the archive says.")
+            yield file, self.member.header_offset + 30 + names + extra + self.start
+
+
+def read(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str, *, by_rows: bool = False
+) -> np.ndarray | OnDisk:
     """The array in a member.
+
+    Args:
+        by_rows: leave one that is too large on the disk.
 
     Raises:
         InputError: for another content than the header announces, objects, or more than a quarter of memory; besides
@@ -40,13 +108,23 @@ def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, source: str) -> np.n
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or head.tell() + size != member.file_size:
             raise InputError(f"{where} is damaged: it does not hold what its header announces.")
-        if math.prod(shape) * max(dtype.itemsize, np.dtype(np.float32).itemsize) > largest_file():
-            raise InputError(f"{where} does not fit into a quarter of the memory here; save fewer points.")
+        if by_rows and shape and not fortran and not _fits(math.prod(shape), dtype):
+            return OnDisk(source, member, head.tell(), shape, dtype, where)
+        _check_room(math.prod(shape), dtype, where)
         content = bytearray(head.read())
         content += stream.read(member.file_size)  # no more than is left of it; at the end its checksum is compared
     if len(content) != size:
         raise InputError(f"{where} is truncated.")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _fits(numbers: int, dtype: np.dtype) -> bool:
+    return numbers * max(dtype.itemsize, np.dtype(np.float32).itemsize) <= largest_file()
+
+
+def _check_room(numbers: int, dtype: np.dtype, where: str) -> None:
+    if not _fits(numbers, dtype):
+        raise InputError(f"{where} does not fit into a quarter of the memory here; save or audit fewer points.")
 
 
 def _header(head: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:

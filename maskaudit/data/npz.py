@@ -8,13 +8,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskaudit.data import npy
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
 from maskaudit.errors import InputError, MaskauditError, describe_error, printable
 
 #: Channel counts by which an axis of a 4-D array is recognised: grey, RGB, RGBA.
@@ -22,16 +23,21 @@ CHANNELS = (1, 3, 4)
 #: Names of the test arrays, in order of preference (the second pair is Keras's habit).
 TEST_KEYS = (("x", "y"), ("x_test", "y_test"))
 TRAIN_KEYS = ("x_train", "y_train")
+_INPUTS = {keys[0] for keys in (*TEST_KEYS, TRAIN_KEYS)}
 _KNOWN_KEYS = {"num_classes", "class_names", *TRAIN_KEYS, *(key for keys in TEST_KEYS for key in keys)}
 
 
-def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(
+    path: Path, split: Split, bounds: tuple[float, float], limit: int | None = None, draw: Draw | None = None
+) -> Dataset:
     """Read an .npz file.
 
     Arrays: `x` float (taken as it is) or uint8 (0 … 255 scaled to the bounds), shape (N, C, H, W),
     (N, D), (N, H, W) for grey images, or (N, H, W, C) where only the last axis looks like channels;
     `y` of any integer type, shape (N,). Optional: `x_train`, `y_train` as the train split (without
     them it is the same points), `num_classes` (one integer), `class_names` (strings).
+
+    Of inputs that do not fit into memory only the rows that are wanted are read.
 
     Raises:
         InputError: for a file that is damaged, lacks an array or holds something else.
@@ -44,8 +50,9 @@ def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
     separate = all(key in arrays for key in TRAIN_KEYS)
     wanted = {"test": [test], "train": [TRAIN_KEYS], "all": [TRAIN_KEYS, test]}[split] if separate else [test]
     notes: list[str] = []
-    x = torch.cat(_same_shape(path, [_inputs(path, key, arrays[key], bounds, notes) for key, _ in wanted]))
     y = torch.cat([_labels(path, key, arrays[key]) for _, key in wanted])
+    rows = chosen_rows(y, limit, draw)
+    x = _chosen(path, [(key, arrays[key], len(arrays[of])) for key, of in wanted], rows, bounds, notes)
     if not separate:
         notes.append("The file has no x_train and y_train: its train and test splits are the same points.")
     names = _class_names(path, arrays)
@@ -53,16 +60,40 @@ def load(path: Path, split: Split, bounds: tuple[float, float]) -> Dataset:
     return Dataset(
         name=str(path),
         x=x,
-        y=y,
+        y=y[rows],
         num_classes=_num_classes(path, arrays, label_arrays, names),
         bounds=bounds,
         class_names=names,
         split=split,
         notes=tuple(dict.fromkeys(notes)),
+        draw=draw,
+        total=len(y) if draw else None,
     )
 
 
-def _read(path: Path) -> Mapping[str, np.ndarray]:
+def _chosen(
+    path: Path,
+    parts: list[tuple[str, np.ndarray | npy.OnDisk, int]],
+    rows: Tensor,
+    bounds: tuple[float, float],
+    notes: list[str],
+) -> Tensor:
+    """The inputs at `rows` of all parts (key, array, number of labels) in a row."""
+    found, places, start = [], [], 0
+    for key, array, labels in parts:
+        if array.ndim == 0 or len(array) != labels:
+            raise InputError(
+                f"{path}: there must be one label per input, got {key} of shape {array.shape} and {labels} labels."
+            )
+        inside = (rows >= start) & (rows < start + labels)
+        found.append(_inputs(path, key, array[(rows[inside] - start).numpy()], bounds, notes))
+        places.append(inside.nonzero().squeeze(1))
+        start += labels
+    x = torch.cat(_same_shape(path, found))
+    return x if len(parts) == 1 else x[torch.cat(places).argsort()]
+
+
+def _read(path: Path) -> Mapping[str, Any]:
     """The arrays that are known here; others by name, empty."""
     with path.open("rb") as stream:
         start = stream.read(6)
@@ -76,7 +107,11 @@ def _read(path: Path) -> Mapping[str, np.ndarray]:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             if len(members) < len(archive.infolist()):
                 raise ValueError("two of its members have one name")
-            found = {key: npy.read(archive, members[key], str(path)) for key in members if key in _KNOWN_KEYS}
+            found = {
+                key: npy.read(archive, members[key], str(path), by_rows=key in _INPUTS)
+                for key in members
+                if key in _KNOWN_KEYS
+            }
     except MemoryError as error:
         raise InputError(f"{path} claims arrays that do not fit into memory; save fewer points.") from error
     except MaskauditError:

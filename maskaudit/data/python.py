@@ -8,17 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.data.interface import Dataset, Split
+from maskaudit.data.interface import Dataset, Draw, Split
 from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch
 
 
-def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
+def load(
+    name: str, split: Split, bounds: tuple[float, float], limit: int | None = None, draw: Draw | None = None
+) -> Dataset:
     """What `name` (`file.py:callable` or `pkg.mod:callable`, with keyword arguments if any) returns.
 
     The callable is given `split` and `bounds` if it has parameters of these names. It returns a
     `Dataset`, or a pair of inputs (N, C, H, W) or (N, D), floating point and inside the bounds, and
-    integer labels (N,), as tensors or arrays.
+    integer labels (N,), as tensors or arrays; they may lie on the disk (`numpy.memmap`).
 
     Raises:
         UsageError: for a malformed name.

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
 from maskaudit.errors import InputError, UsageError
 
 #: Environment variable that names the folder torchvision keeps its data in; `data` if unset.
 ROOT_VARIABLE = "MASKAUDIT_DATA"
 
 
-def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
-    """Images (N, C, H, W) of `torchvision.datasets.NAME`, uint8 pixels scaled to the bounds; never downloads."""
+def load(
+    name: str, split: Split, bounds: tuple[float, float], limit: int | None = None, draw: Draw | None = None
+) -> Dataset:
+    """Images (N, C, H, W) of `torchvision.datasets.NAME`, uint8 pixels scaled to the bounds; never downloads.
+
+    Where the data set tells its labels by themselves (`targets`), only the images that are wanted are decoded.
+    """
     kind = _dataset_class(_import(), name)
     parts: list[Any] = []
     for part in ("train", "test") if split == "all" else (split,):
         parts.append(_open(kind, name, part))
     arrays: list[np.ndarray] = []
     labels: list[int] = []
-    for part in parts:
-        for image, label in part:
-            arrays.append(np.asarray(image))
-            labels.append(label)
+    known = [label for part in parts for label in _targets(part)]
+    choose = bool(known) and all(len(_targets(part)) == len(part) for part in parts)
+    rows = chosen_rows(torch.tensor(known), limit, draw).tolist() if choose else None
+    for image, label in _entries(parts, rows):
+        arrays.append(np.asarray(image))
+        labels.append(label)
     source = f"torchvision:{name}"
     shapes = {array.shape for array in arrays}
     fits = len(shapes) == 1 and all(array.dtype == np.uint8 and array.ndim in (2, 3) for array in arrays)
@@ -45,11 +53,32 @@ def load(name: str, split: Split, bounds: tuple[float, float]) -> Dataset:
         name=source,
         x=scale_to_bounds(pixels, 255, bounds),
         y=y,
-        num_classes=len(names) if names else int(y.max()) + 1,
+        num_classes=len(names) if names else max([*known, *labels]) + 1,
         bounds=bounds,
         class_names=tuple(str(item) for item in names) if names else None,
         split=split,
+        draw=draw if choose else None,
+        total=len(known) if choose and draw else None,
     )
+
+
+def _targets(part: Any) -> list[int]:
+    """The labels of a part, where it tells them without decoding its images; else nothing."""
+    found = getattr(part, "targets", None)
+    found = found.tolist() if isinstance(found, (np.ndarray, torch.Tensor)) else found
+    return found if isinstance(found, list) and all(type(label) is int for label in found) else []
+
+
+def _entries(parts: list[Any], rows: list[int] | None) -> Iterator[tuple[Any, Any]]:
+    """The entries at some places of all parts in a row, or all."""
+    if rows is None:
+        for part in parts:
+            yield from part
+        return
+    places = [(part, at) for part in parts for at in range(len(part))]
+    for row in rows:
+        part, at = places[row]
+        yield part[at]
 
 
 def _import() -> ModuleType:

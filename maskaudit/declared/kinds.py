@@ -116,6 +116,30 @@ class Number(Kind[float]):
         return float(number)
 
 
+#: Bytes of a unit, by its letter and whether an "i" follows.
+_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?) ?([kmgt]?)(i?)b?", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True)
+class Size(Whole):
+    """A number of bytes; as text also with a unit: 4GB (4·10⁹), 512MiB (512·2²⁰)."""
+
+    @property
+    def expected(self) -> str:
+        return f'a number of bytes from {self.low} to {self.high}, or a size such as "4GB"'
+
+    def read(self, value: Any) -> int:
+        number = value
+        if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip()[:MAX_NUMBER])):
+            figure, unit, binary = found.groups()
+            number = int(float(figure) * (1024 if binary else 1000) ** _UNITS[unit.lower()])
+        try:
+            return super().read(number)
+        except Refused:
+            raise self.refusal(value) from None
+
+
 @dataclass(frozen=True)
 class Text(Kind[str]):
     """A text of `shortest` to `longest` characters, on one line unless `lines`, without control characters."""

@@ -18,12 +18,25 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
-from maskaudit.declared.kinds import CONTROL, MAX_TEXT, Anything, Choice, Day, Flag, Kind, Number, Refused, Text, Whole
+from maskaudit.declared.kinds import (
+    CONTROL,
+    MAX_TEXT,
+    Anything,
+    Choice,
+    Day,
+    Flag,
+    Kind,
+    Number,
+    Refused,
+    Size,
+    Text,
+    Whole,
+)
 from maskaudit.errors import InputError, MaskauditError
 
 __all__ = [
     "Anything", "Checked", "Choice", "Day", "Either", "Flag", "Items", "Kind", "Number", "Optional", "Record",
-    "Refused", "Table", "Text", "Whole", "read", "walk",
+    "Refused", "Size", "Table", "Text", "Whole", "read", "walk",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,11 @@ def check_command(entry: Entry) -> str:
     """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
     words = [word for key, one in OPTIONS.items() if key in entry.options for word in one.words(entry.options[key])]
     return shlex.join(["maskaudit", "check", entry.request.model, *words])
+
+
+def checked_request(entry: Entry) -> Request:
+    """What is audited for an entry, with the command that repeats it."""
+    return replace(entry.request, settings=replace(entry.request.settings, command=check_command(entry)))
 
 
 def _prefix(file: Path) -> str:

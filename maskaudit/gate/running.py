@@ -6,8 +6,8 @@ One model that cannot be loaded, or that fails, costs its own entry and no other
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import chdir
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, chdir
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from maskaudit.command.terminal import say
 from maskaudit.errors import MaskauditError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
-from maskaudit.gate.config import Entry, GateConfig, check_command
+from maskaudit.gate.cluster import audits_on_ray, refusal
+from maskaudit.gate.config import Entry, GateConfig, checked_request
 from maskaudit.settings import AuditEvent, Listener, ignore_events
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
@@ -83,8 +84,9 @@ def run_gate(
     audit: Auditor | None = None,
     on_event: Listener = ignore_events,
     isolate: bool = False,
+    ray: str = "",
 ) -> GateResult:
-    """Audit every entry, one after the other.
+    """Audit every entry, one after the other, or on a Ray cluster all at once.
 
     Args:
         config: a checked configuration.
@@ -93,13 +95,16 @@ def run_gate(
         audit: what audits an entry; `audit_entry` if not given.
         on_event: told how it goes.
         isolate: audit each entry in a process of its own.
+        ray: address of the cluster, if any; its nodes' processes take the place of those of `isolate`.
 
     Raises:
         KeyboardInterrupt: when the user wants to stop; the files of finished entries are kept.
     """
     day = today or date.today()
     outcomes = []
-    with chdir(config.file.resolve().parent):
+    with chdir(config.file.resolve().parent), ExitStack() as stack:
+        if ray:
+            audit, isolate = stack.enter_context(audits_on_ray(config.entries, ray, isolate=isolate)), False
         for number, entry in enumerate(config.entries, start=1):
             on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
             outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event, isolate)
@@ -111,9 +116,7 @@ def run_gate(
 
 def audit_entry(entry: Entry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
     """Audit one entry for real."""
-    settings = replace(entry.request.settings, command=check_command(entry))
-    request = replace(entry.request, settings=settings)
-    return api.run(api.prepare(request), out=folder, on_event=on_event, keep=keep)
+    return api.run(api.prepare(checked_request(entry)), out=folder, on_event=on_event, keep=keep)
 
 
 def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
@@ -135,24 +138,18 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
     if ended.finished and "audited" in told:
         audited = Audited(**{key: value for key, value in told["audited"].items() if key != "kind"})
     elif ended.finished:
-        raise _refused(told["refused"]["text"], told["refused"]["status"])
+        raise refusal(told["refused"]["text"], told["refused"]["status"])
     else:
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()
         if "partial" not in told:
-            raise _refused(reason, status)
+            raise refusal(reason, status)
         document = {**told["partial"]["document"], "partial": {"reason": reason}}
         audited = Audited(document, status, reason, write(asked, document, None))
     if ended.signum:
         raise Interrupted(ended.signum)
     return audited
-
-
-def _refused(sentence: str, status: int) -> MaskauditError:
-    error = MaskauditError(sentence)
-    error.exit_code = status
-    return error
 
 
 def _outcome(

@@ -74,14 +74,15 @@ def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:
     """Versions, seed and hashes that a repetition needs."""
     tool, target = coerce.mapping(document["tool"]), coerce.mapping(document["target"])
     settings, evidence = coerce.mapping(document["settings"]), coerce.mapping(document["evidence"])
-    environment = coerce.mapping(document["environment"])
+    environment, timing = coerce.mapping(document["environment"]), coerce.mapping(document.get("timing"))
     facts = [
         Fact("Seed", coerce.text(settings.get("seed"))),
         Fact("maskaudit", coerce.text(tool.get("version"))),
         *(Fact(_name(key), _value(value)) for key, value in environment.items()),
         Fact("Model, SHA-256", coerce.text(target.get("sha256")), code=True),
         Fact("Evidence, SHA-256", coerce.text(evidence.get("sha256")), code=True),
-        Fact("Time", words.seconds(coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")))),
+        Fact("Time", words.seconds(coerce.number(timing.get("total_seconds")))),
+        Fact("Most memory", words.size(coerce.number(timing.get("peak_memory")))),
     ]
     return tuple(fact for fact in facts if fact.value)
 

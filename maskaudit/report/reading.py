@@ -211,7 +211,9 @@ SECTIONS: dict[str, Kind[Any]] = {
     "settings": Open(
         {
             **_optional(seed=COUNT, budget=PROSE, samples=COUNT, looks=Items(COUNT, MAX_ROWS), data=PROSE),
-            **_optional(split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT),
+            **_optional(
+                split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT, memory=COUNT
+            ),
             **_optional(select=WORDS, ignore=WORDS, extra_attacks=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE),
             **_optional(defaults=WORDS, command=PROSE),
         }
@@ -249,7 +251,9 @@ SECTIONS: dict[str, Kind[Any]] = {
     ),
     "attacks": Items(_kind(AttackRow), MAX_TABLE),
     "trace": Anything(),  # no format shows it
-    "timing": Open(_optional(total_seconds=NUMBER, forwards=COUNT, backwards=COUNT)),
+    "timing": Open(
+        _optional(total_seconds=NUMBER, forwards=COUNT, backwards=COUNT, peak_memory=COUNT, points_per_pass=COUNT)
+    ),
     "plan": Open({**_optional(plan_version=COUNT, source=PROSE), "stages": Items(_STAGE, MAX_ROWS)}),
 }
 

@@ -138,6 +138,7 @@ class View:
     confidence: str
     fail_on: str
     seconds: float | None
+    peak_memory: float | None
     notes: tuple[str, ...]
     partial: str = ""
 

@@ -103,6 +103,7 @@ def _axes(report: records.View, style: _Style) -> list[str]:
         ("proof", _proof(report)),
         ("verify with", report.verify),
         ("time", words.seconds(report.seconds)),
+        ("most memory", words.size(report.peak_memory)),
     ]
     return [line for name, value in facts if value for line in _fact(name, value, style)]
 

@@ -74,6 +74,7 @@ def read(document: Any) -> View:
         confidence=_confidence(settings, section["masking"]),
         fail_on=coerce.text(settings.get("fail_on"), "masked"),
         seconds=coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")),
+        peak_memory=coerce.number(coerce.mapping(document.get("timing")).get("peak_memory")),
         notes=coerce.texts(document.get("notes")),
         partial=_partial(document.get("partial")),
     )

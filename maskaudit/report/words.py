@@ -135,6 +135,13 @@ def seconds(value: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def size(value: float | None) -> str:
+    """Bytes of memory: `312 MiB`, `4.2 GiB`."""
+    if not value or value < 0:
+        return ""
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
 def plural(n: int, one: str, many: str = "") -> str:
     """`1 probe`, `12 probes`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

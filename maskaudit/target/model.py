@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,15 @@ from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
+from maskaudit.target.memory import give_back
 from maskaudit.target.preserve import open_checkpoints, preserved
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores
-from maskaudit.target.world import Modes, TorchFlags
+from maskaudit.target.world import Modes, RandomState, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
+
+Part = TypeVar("Part")
 
 #: How torch says that memory ran out, where it has no exception of its own for it.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -105,6 +109,7 @@ class Target:
         seed: seeds the global generators while the target is open, for models that draw from them.
 
     Attributes:
+        points_per_pass: the batch size, halved whenever memory did not suffice.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
@@ -134,7 +139,7 @@ class Target:
         self.outputs: Outputs = outputs
         self.draws = draws
         self.reject_class = reject_class
-        self.batch_size = batch_size
+        self.batch_size = self.points_per_pass = batch_size
         self.device = torch.device(device)
         self.seed = seed
         self.ledger = PassLedger()
@@ -169,6 +174,10 @@ class Target:
             self._stack = stack.pop_all()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A closed target that has counted nothing, as it is sent to another process."""
+        return {**self.__dict__, "ledger": PassLedger(), "_stack": None, "_unchecked": None}
+
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
@@ -194,18 +203,19 @@ class Target:
     def raw(self, x: Tensor) -> Tensor:
         """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
         with torch.no_grad():
-            return torch.cat([self._answer(x[rows], self._call) for rows in self._batches(len(x))])
+            return torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._call)))
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores (N, K) without gradient, averaged over `draws` passes."""
         with torch.no_grad():
-            parts = []
-            for rows in self._batches(len(x)):
-                total = self._answer(x[rows], self._scores_once)
-                for _ in range(self.draws - 1):
-                    total = total + self._answer(x[rows], self._scores_once)
-                parts.append(total / self.draws)  # a copy: the model may write its next answer over this one
+            parts = self._batches(len(x), lambda rows: self._scores_of_batch(x[rows]))
             return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _scores_of_batch(self, x: Tensor) -> Tensor:
+        total = self._answer(x, self._scores_once)
+        for _ in range(self.draws - 1):
+            total = total + self._answer(x, self._scores_once)
+        return total / self.draws  # a copy: the model may write its next answer over this one
 
     def value_and_grad(self, x: Tensor, objective: Objective) -> Gradient:
         """Scores, objective and input gradient at `x` (N, …); draws are averaged for random models.
@@ -216,10 +226,11 @@ class Target:
         Raises:
             ModelError: when the model raises or returns something that is not class scores.
         """
-        parts = []
-        for rows in self._batches(len(x)):
-            here = torch.arange(rows.start, rows.stop, device=x.device)
-            parts.append(self._gradient_of_batch(x[rows], here, objective))
+
+        def gradient(rows: slice) -> Gradient:
+            return self._gradient_of_batch(x[rows], torch.arange(rows.start, rows.stop, device=x.device), objective)
+
+        parts = self._batches(len(x), gradient)
         if len(parts) == 1:
             return parts[0]
         return Gradient(
@@ -384,9 +395,27 @@ class Target:
             self._constants[key] = torch.tensor(values, dtype=x.dtype, device=x.device)
         return self._constants[key]
 
-    def _batches(self, n: int) -> Iterator[slice]:
-        for start in range(0, n, self.batch_size):
-            yield slice(start, min(start + self.batch_size, n))
+    def _batches(self, n: int, do: Callable[[slice], Part]) -> list[Part]:
+        """What is done to every batch of `n` points; one that memory does not suffice for is halved.
+
+        Passes of the failed attempt do not count.
+        """
+        parts, start = list[Part](), 0
+        while start < n:
+            rows = slice(start, min(start + self.points_per_pass, n))
+            before, seen = self.ledger.copy(), RandomState()
+            try:
+                parts.append(do(rows))
+                start = rows.stop
+                continue
+            except Exception as error:
+                if not out_of_memory(error) or rows.stop - rows.start == 1:
+                    raise
+            self.points_per_pass = (rows.stop - rows.start) // 2  # outside the clause, which holds what ran out
+            self.ledger.forwards, self.ledger.backwards = before.forwards, before.backwards
+            seen.restore()
+            give_back(self.device)
+        return parts
 
 
 def differentiate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 import pickle
 import signal
@@ -22,10 +24,13 @@ from maskaudit import api
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.attacker import Attacker
-from maskaudit.auditing.engine import engine_for
-from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, joined, shard_points
+from maskaudit.auditing.engine import EngineError, engine_for
+from maskaudit.auditing.engine import ray as ray_engine
+from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, UnfitError, joined, shard_points
 from maskaudit.auditing.engine.local import Local
+from maskaudit.auditing.engine.parcels import Packer, parcel_tasks
 from maskaudit.auditing.engine.processes import TRIES, Processes
+from maskaudit.auditing.engine.ray import CRASHES, LOSSES
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.rng import PointRNG
@@ -283,6 +288,7 @@ REFUSED = {
     "no worker": ({"workers": 0}, "whole number from 1"),
     "both": ({"workers": 2, "ray": "auto"}, "not both"),
     "cuda": ({"workers": 2, "device": "cuda"}, "CPU processes"),
+    "cuda afar": ({"ray": "auto", "device": "cuda"}, "among CPUs"),
     "no ray": ({"ray": "auto"}, r"maskaudit\[ray\]"),
 }
 
@@ -300,46 +306,170 @@ def test_a_system_without_fork_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         Processes(2)
 
 
+class Lost(Exception):
+    """What a cluster says of a task that never came back."""
+
+
+class Crashed(Lost):
+    """The same, where its worker ended."""
+
+
 class StubRay(types.ModuleType):
-    """A cluster of one that pickles what it is given, as the real one does."""
+    """A cluster of one CPU that pickles what it is given, as the real one does, and loses what it is told to lose."""
 
-    def __init__(self) -> None:
+    def __init__(self, *losses: Lost) -> None:
         super().__init__("ray")
-        self.tasks = 0
+        self.losses, self.parcels, self.puts, self.connected = list(losses), 0, 0, False
+        self.exceptions = types.SimpleNamespace(
+            RayError=Lost, RayTaskError=KeyError, WorkerCrashedError=Crashed, OutOfMemoryError=Crashed
+        )
+        self.util = types.SimpleNamespace(scheduling_strategies=types.SimpleNamespace(
+            NodeAffinitySchedulingStrategy=lambda node, soft: node
+        ))  # fmt: skip
+        self.loose: list[str] = []
+        self.cloudpickle = types.SimpleNamespace(
+            CloudPickler=pickle.Pickler, list_registry_pickle_by_value=lambda: set(self.loose),
+            register_pickle_by_value=lambda module: self.loose.append(module.__name__),
+            unregister_pickle_by_value=lambda module: self.loose.remove(module.__name__),
+        )  # fmt: skip
 
-    def init(self, address: str, **_: Any) -> None:
-        if address != "auto":
+    def init(self, address: str = "", **_: Any) -> None:
+        if address not in ("", "auto"):
             raise ConnectionError("nobody there")
+        self.connected = True
 
-    def put(self, value: Any) -> bytes:
-        return pickle.dumps(value)
+    def shutdown(self) -> None:
+        self.connected = False
 
-    def get(self, values: list[Any]) -> list[Any]:
-        return [pickle.loads(value) for value in values]
+    def is_initialized(self) -> bool:
+        return self.connected
 
-    def remote(self, function: Any) -> Any:
-        def call(held: bytes, shard: Job) -> bytes:
-            self.tasks += 1
-            return pickle.dumps(function(pickle.loads(held), pickle.loads(pickle.dumps(shard))))
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1}, "NodeID": "abcdefghij", "NodeName": "10.0.0.7"}]
 
-        return types.SimpleNamespace(remote=call)
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def put(self, value: bytes) -> Place:
+        self.puts += 1
+        return Place(value)
+
+    def get(self, value: Any, timeout: float = 0) -> Any:
+        if isinstance(value, Exception):
+            raise value
+        return value.content if isinstance(value, Place) else pickle.loads(value)
+
+    def wait(self, values: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return values[:num_returns], values[num_returns:]
+
+    def cancel(self, value: Any, force: bool) -> None:
+        pass
+
+    def remote(self, **_: Any) -> Callable[[Any], Any]:
+        return lambda function: types.SimpleNamespace(remote=functools.partial(self._call, function))
+
+    def _call(self, function: Any, *given: Any) -> Any:
+        self.parcels += bool(given)
+        if given and self.losses:
+            return self.losses.pop()
+        return pickle.dumps(function(*given))
 
 
-def test_ray_gives_what_processes_give(
+class Place:
+    """Where something lies in the store."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def hex(self) -> str:
+        return str(id(self))
+
+
+def stubbed(monkeypatch: pytest.MonkeyPatch, *losses: Lost) -> StubRay:
+    stub = StubRay(*losses)
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    return stub
+
+
+def bare(target: Target, x: Tensor, y: Tensor, **_: Any) -> Attempt:
+    raise KeyError("x")
+
+
+def test_code_of_the_users_own_travels_by_value_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = stubbed(monkeypatch)
+    packer = Packer(stub.cloudpickle, stub.put)
+    monkeypatch.setitem(sys.modules, "another_name", sys.modules[__name__])
+    mine = [module.__name__ for module in packer._modules()]
+    assert mine.count(__name__) == 1
+    assert not {"torch", "maskaudit.api", "__main__", "json"} & set(mine)
+    stub.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # by the user
+    assert __name__ not in [module.__name__ for module in packer._modules()]
+    packer.whole(functools.partial(int))
+    assert stub.loose == [__name__]
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_ray_gives_what_one_process_gives(
     monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
-    stub = StubRay()
-    monkeypatch.setitem(sys.modules, "ray", stub)
+    stub = stubbed(monkeypatch)
     with pytest.raises(UsageError, match="No Ray cluster answers at 'head:1'"):
         engine_for(AuditSettings(ray="head:1"))
-    engine = engine_for(AuditSettings(ray="auto"))
-    with Target(net) as target:
+    other = Target(net)
+    with Target(net) as target, contextlib.closing(engine_for(AuditSettings(ray="auto"))) as engine:
         afar = run(engine, job(SPECS["pgd"], *points), target)
         spent = target.ledger.copy()
+        assert (stub.parcels, stub.puts) == (3, 1), "three parcels, and one model for all of them"
+        run(engine, job(attack_of(still), *points, surrogates=[other], pool=points[0]), target)
+        assert (stub.parcels, stub.puts) == (6, 2), "the surrogate is the same model, the pool goes once"
+        alone = job(attack_of(lambda target, x, y, **_: still(target, x, y)), *points)
+        assert len(run(engine, alone, target).examples) == len(points[0])
+        assert stub.parcels == 6, "what cannot travel runs here"
+        with pytest.raises(TaskError, match="'x'"):
+            run(engine, job(attack_of(bare), *points), target)
+    assert not stub.connected
     with Target(net) as target:
         here = run(Local(), job(SPECS["pgd"], *points), target)
         assert target.ledger == spent
-        assert torch.equal(afar.examples, here.examples)
-        assert stub.tasks == 1
-        run(engine, job(attack_of(lambda target, x, y, **_: still(target, x, y)), *points), target)
-    assert stub.tasks == 2, "what cannot travel runs here"
+    assert torch.equal(afar.examples, here.examples)
+
+
+@pytest.mark.parametrize("loss", [Lost, Crashed])
+def test_ray_does_again_what_is_lost_and_gives_up_what_ends_every_worker(
+    loss: type[Lost], monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
+) -> None:
+    most = CRASHES if loss is Crashed else LOSSES
+    for losses in (most - 1, most):
+        stub = stubbed(monkeypatch, *[loss("it died") for _ in range(losses)])
+        engine = engine_for(AuditSettings(ray="local"))
+        with Target(net) as target:
+            if losses < most:
+                assert torch.equal(run(engine, job(attack_of(still), *points), target).examples, points[0])
+                assert target.ledger.forwards == len(points[0]), "what was lost is not counted"
+            else:
+                with pytest.raises(EngineError, match="it died"):
+                    run(engine, job(attack_of(still), *points), target)
+                assert target.ledger == PassLedger()
+        assert stub.parcels == most
+
+
+def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
+    monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
+) -> None:
+    stubbed(monkeypatch)
+    engine = engine_for(AuditSettings(ray="auto"))
+    with Target(lambda x: net(x)) as target, pytest.raises(UnfitError, match="cannot be sent"):
+        run(engine, job(attack_of(still), *points), target)
+    here = ray_engine.machine()
+    monkeypatch.setattr(ray_engine, "_machine", lambda: {**here, "processor": "x86_64 AVX2"})
+    with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX2, and here it is"):
+        engine_for(AuditSettings(ray="auto"))
+    other = {**here, "torch": "1.0"}
+    _, failed = ray_engine._work(other, None, [], [])
+    assert failed is not None
+    assert "results would differ" in failed[2]
+
+
+@pytest.mark.parametrize(("tasks", "workers", "most"), [(3, 1, 1), (9, 1, 2), (78_125, 1000, 19), (10, 1000, 1)])
+def test_parcels_leave_several_for_every_worker(tasks: int, workers: int, most: int) -> None:
+    assert parcel_tasks(tasks, workers) == most

@@ -18,7 +18,7 @@ from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.attacks.pgd import pgd
 from maskaudit.auditing import journal as module
 from maskaudit.auditing.catalogue import catalogue
-from maskaudit.auditing.digest import IndescribableError, content_digest
+from maskaudit.auditing.digest import IndescribableError, content_digest, program_digest
 from maskaudit.auditing.engine.interface import Job
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.errors import InputError
@@ -246,3 +246,11 @@ def test_tensors_of_any_layout_are_described() -> None:
     square: Tensor = torch.arange(6.0).view(2, 3)
     assert content_digest(square.T) == content_digest(square.T.contiguous())
     assert content_digest(torch.tensor(True)) != content_digest(torch.tensor(1, dtype=torch.uint8))
+
+
+def test_the_program_is_all_of_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("maskaudit.auditing.digest.content_digest", lambda sources: str(seen.append(sources)))
+    program_digest.__wrapped__()
+    names = {name for name, _ in seen[0]}
+    assert {"attacks/pgd.py", "auditing/digest.py", "target/model.py", "rng.py"} <= names

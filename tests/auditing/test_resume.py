@@ -161,7 +161,7 @@ def test_an_attack_with_other_settings_is_run_again(tmp_path: Path, monkeypatch:
 def test_only_how_it_was_run_is_left_out_of_comparisons() -> None:
     document = {"seconds": 1, "timing": {"total_seconds": 2, "forwards": 3}, "rows": [{"seconds": 4, "queries": 5}]}
     assert findings(document) == {"timing": {"forwards": 3}, "rows": [{"queries": 5}]}
-    assert {"seconds", "total_seconds", "command"} == RUN_FIELDS
+    assert {"seconds", "total_seconds", "command", "memory", "peak_memory", "points_per_pass"} == RUN_FIELDS
 
 
 def test_a_process_that_audits_again_and_again_does_not_grow(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "call_timeout": (["2.5"], 2.5),
     "workers": (["2"], 2),
     "ray": (["auto"], "auto"),
+    "memory": (["4GB"], "4GB"),
     "select": (["square", "noise"], ["square", "noise"]),
     "ignore": (["noise"], ["noise"]),
     "attacks": (["torchattacks:PGD"], ["torchattacks:PGD"]),

@@ -112,6 +112,12 @@ class Part(dict[str, list[Any]]):
         super().__init__(picture=images, kind=[row % 2 for row in range(len(images))])
         self.features: dict[str, Any] = {"picture": Image(), "kind": ClassLabel(), **more}
 
+    def __len__(self) -> int:
+        return len(self["kind"])
+
+    def __getitem__(self, key: Any) -> Any:
+        return {name: self[name][key] for name in self} if isinstance(key, int) else super().__getitem__(key)
+
 
 GREY = [np.full((5, 6), 51 * row, dtype=np.uint8) for row in range(6)]
 COLOUR = [np.full((5, 6, 3), 51 * row, dtype=np.uint8) for row in range(4)]

@@ -131,7 +131,7 @@ def test_packings_whose_memory_the_file_chooses_are_refused(method: int, tmp_pat
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("maskaudit.data.npy.largest_file", lambda: 2**20)
     x = np.zeros((2**10, 2**9), dtype=np.uint8)  # as float32 it takes 2 MiB
-    source = archive(tmp_path / "d.npz", {"x.npy": npy(x), "y.npy": npy(Y)}, zipfile.ZIP_DEFLATED)
+    source = archive(tmp_path / "d.npz", {"x.npy": npy(x), "y.npy": npy(np.arange(2**10) % 2)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(InputError, match="a quarter of the memory"):
         load_data(source)
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
-from maskaudit.errors import MaskauditError, ModelError
+from maskaudit.errors import MaskauditError, ModelError, UsageError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.target import PassLedger, Target, accelerator
 from maskaudit.target.preserve import seed_generators
@@ -45,6 +45,10 @@ Result = TypeVar("Result")
 
 class EngineError(MaskauditError):
     """Workers were lost again and again; the attack that they ran becomes an error row, and the verdict says so."""
+
+
+class UnfitError(UsageError):
+    """This audit cannot run on this engine at all: its model cannot be sent, or machines differ."""
 
 
 class TaskError(MaskauditError):
@@ -104,9 +108,14 @@ class Engine(Protocol):
 
         Raises:
             EngineError: when workers were lost again and again.
+            UnfitError: when this engine cannot run this audit.
             AttackUnavailable, ModelError, …: what the earliest task that failed raised, or a `TaskError` that stands
                 for it; no pass is counted then.
         """
+        ...
+
+    def close(self) -> None:
+        """Give up what the engine holds; it runs nothing any more."""
         ...
 
 

@@ -16,3 +16,6 @@ class Local:
     ) -> list[Done[Result]]:
         """As `Engine.run`."""
         return run_here(tasks, target, on_done)
+
+    def close(self) -> None:
+        """Nothing is held."""

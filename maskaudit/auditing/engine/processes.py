@@ -88,6 +88,9 @@ class Processes:
             target.ledger.add(part.spent)
         return done
 
+    def close(self) -> None:
+        """Nothing is held between two runs."""
+
 
 @dataclass
 class _Worker:
