@@ -158,6 +158,8 @@ class Ledger:
             },
             sources=spec.sources,
             curve=tuple(_curve(steps)),
+            part=spec.part,
+            decisive=spec.decisive and (spec.phase != "repaired" or entry.lost),
         )
 
 

@@ -142,7 +142,7 @@ class _Run:
         from maskaudit.command.delivery import Asked, show, write
 
         asked, document = Asked.from_dict(told["asked"]["asked"]), told["partial"]["document"]
-        document["partial"] = {"reason": reason}
+        document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         return show(asked, document, status, failure=reason, unwritten=write(asked, document, None))
 
 
