@@ -76,6 +76,7 @@ def read(document: Any) -> View:
         seconds=coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")),
         notes=coerce.texts(document.get("notes")),
         partial=_partial(document.get("partial")),
+        left_out=tuple(map(coerce.text, coerce.mapping(settings.get("left_out")))),
     )
 
 

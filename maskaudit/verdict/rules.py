@@ -130,7 +130,9 @@ def judge(seen: Observations) -> Judgement:
                 "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
                 "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
                 "limits": {
-                    f"{name}_level": {"slack": level.slack, "clear_limit": level.clear_limit}
+                    f"{name}_level": {
+                        "slack": level.slack, "clear_limit": level.clear_limit, "unproven": level.unproven,
+                    }
                     for name, level in levels.items()
                 },
             },
@@ -319,6 +321,10 @@ def _claim_status(seen: Observations) -> ClaimStatus:
     return "refuted" if upper_bound(unbroken, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
 
 
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _although(seen: Observations) -> str:
     """Which essential parts a proof did without."""
     if not seen.without:
@@ -332,7 +338,7 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
     usual, best = (seen.correct - seen.reference) / drawn, (seen.correct - seen.best) / drawn
     ran = [probe for probe in seen.probes if probe.status in ("pass", "finding")]
     left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
-    search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
+    search = f"{_several(len(ran), 'probe')} and {_several(seen.attacks_run, 'attack')}; {left_out} not applicable"
     if seen.deselected:
         search += f", {seen.deselected} left out on request"
     if label == "masked":
