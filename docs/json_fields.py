@@ -77,6 +77,8 @@ CLASSES: dict[str, dict[str, str]] = {
         "settings": "its settings",
         "sources": "citations",
         "curve": "pairs of step and points broken by then",
+        "part": "the essential part of the search that it belongs to; empty for attacks that no verdict needs",
+        "decisive": "whether an error of it leaves the verdict open",
     },
     "Verdict": {
         "label": "the verdict, see [the rule](verdict.md)",
@@ -86,6 +88,7 @@ CLASSES: dict[str, dict[str, str]] = {
     },
     "Partial": {
         "reason": "why the audit ended before it was finished, as a sentence",
+        "judged": "whether its verdict had been reached before",
     },
     "Claim": {
         "claimed": "robust accuracy given with `--claim`",
@@ -132,6 +135,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "batch_size": "largest number of points per pass; by default 256, fewer for large inputs",
         "select": "`--select` as given",
         "ignore": "`--ignore` as given",
+        "left_out": "probes and attacks that were left out on request, with the essential part that each belongs to",
         "extra_attacks": "`--attack` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
@@ -149,7 +153,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gradient_level": "share of points that only challengers broke",
         "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
-        "rule": "the constants of the verdict as used",
+        "rule": "the constants of the verdict as used; `limits` has per level why its points prove nothing (`unproven`)",
+        "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was told",
     },
     "power": {
         "passed": "whether the search found enough known answers; null when it was not checked",
