@@ -153,7 +153,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gradient_level": "share of points that only challengers broke",
         "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
-        "rule": "the constants of the verdict as used; `limits` has per level why its points prove nothing (`unproven`)",
+        "rule": "the constants of the verdict as used; `limits` says per level why its points prove nothing, if so",
         "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was told",
     },
     "power": {

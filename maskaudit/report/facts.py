@@ -81,9 +81,16 @@ def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:
         *(Fact(_name(key), _value(value)) for key, value in environment.items()),
         Fact("Model, SHA-256", coerce.text(target.get("sha256")), code=True),
         Fact("Evidence, SHA-256", coerce.text(evidence.get("sha256")), code=True),
+        Fact("Passes of single points", _passes(coerce.mapping(document.get("timing")))),
         Fact("Time", words.seconds(coerce.number(coerce.mapping(document.get("timing")).get("total_seconds")))),
     ]
     return tuple(fact for fact in facts if fact.value)
+
+
+def _passes(timing: dict[str, Any]) -> str:
+    """What the audit cost, and a repetition will, in passes through the model."""
+    counts = ((coerce.integer(timing.get(key)), key) for key in ("forwards", "backwards"))
+    return words.joined(f"{count:,} {name.removesuffix('s')}" for count, name in counts if count is not None)
 
 
 def _name(key: str) -> str:

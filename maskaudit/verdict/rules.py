@@ -176,8 +176,8 @@ def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Nee
         return "inconclusive", "points", [
             f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
         ]  # fmt: skip
-    if seen.missing:
-        return "inconclusive", "points", [*seen.missing, *_open(seen, levels)]
+    if lacking := [*seen.missing, *_open(seen, levels)]:
+        return "inconclusive", "points", lacking
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", "points", [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
     bounds = {name: upper_bound(level.hidden, seen.correct, seen.alpha) for name, level in levels.items()}
