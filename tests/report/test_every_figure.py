@@ -7,6 +7,7 @@ neither among the recounted ones, nor a word of the JSON document itself, nor a 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -27,7 +28,13 @@ NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 @pytest.fixture(params=MAKERS)
 def audited(request: pytest.FixtureRequest, zoo_cache: Path) -> Counted:
-    return Counted(own(request.param).document)
+    return counted(request.param)
+
+
+@functools.cache
+def counted(name: str) -> Counted:
+    """One audit, whose reports are rendered once."""
+    return Counted(own(name).document)
 
 
 # --- the second count -----------------------------------------------------------------------------
@@ -66,6 +73,10 @@ class Counted:
         self.strong = self.named(("reference", "strong"))
         self.challengers = self.named(("challenger", "repaired"))
         self.every = {name for name, row in self.rows.items() if row["role"] != "sanity"}
+
+    @functools.cached_property
+    def page(self) -> Element:
+        return html5lib.parse(html.render(self.document), namespaceHTMLElements=False)  # type: ignore[no-any-return]
 
     def named(self, roles: tuple[str, ...]) -> set[str]:
         return {name for name, row in self.rows.items() if row["role"] in roles}
@@ -123,7 +134,7 @@ def plainly(element: Element) -> str:
 
 
 def page_of(counted: Counted) -> Element:
-    return html5lib.parse(html.render(counted.document), namespaceHTMLElements=False)  # type: ignore[no-any-return]
+    return counted.page
 
 
 def section(page: Element, name: str) -> Element:
