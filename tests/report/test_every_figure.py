@@ -433,6 +433,8 @@ def recounted(audited: Counted) -> set[str]:
     texts = [str(audited.n), str(audited.correct), str(sum(map(bool, audited.by)))]
     ran = sum(row["status"] == "ran" for name, row in audited.rows.items() if name in audited.every)
     texts += [str(ran), str(len(audited.rows) - ran)]
+    status = [probe["status"] for probe in audited.document["probes"]]
+    texts += [str(status.count("pass")), str(status.count("pass") + status.count("finding"))]
     for k in (*audited.accuracies.values(), audited.by_gradient, audited.by_loss):
         texts += [audited.rate(k), str(k)]
     for k in (audited.by_gradient, audited.by_loss):
