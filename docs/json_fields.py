@@ -77,6 +77,8 @@ CLASSES: dict[str, dict[str, str]] = {
         "settings": "its settings",
         "sources": "citations",
         "curve": "pairs of step and points broken by then",
+        "part": "the essential part of the search that it belongs to; empty for attacks that no verdict needs",
+        "decisive": "whether an error of it leaves the verdict open",
     },
     "Verdict": {
         "label": "the verdict, see [the rule](verdict.md)",
@@ -86,6 +88,7 @@ CLASSES: dict[str, dict[str, str]] = {
     },
     "Partial": {
         "reason": "why the audit ended before it was finished, as a sentence",
+        "judged": "whether its verdict had been reached before",
     },
     "Claim": {
         "claimed": "robust accuracy given with `--claim`",
@@ -133,6 +136,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "memory": "most bytes that each process was allowed to take (`--memory`), or null",
         "select": "`--select` as given",
         "ignore": "`--ignore` as given",
+        "left_out": "probes and attacks that were left out on request, with the essential part that each belongs to",
         "extra_attacks": "`--attack` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
@@ -150,7 +154,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gradient_level": "share of points that only challengers broke",
         "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
-        "rule": "the constants of the verdict as used",
+        "rule": "the constants of the verdict as used; `limits` says per level why its points prove nothing, if so",
+        "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was told",
     },
     "power": {
         "passed": "whether the search found enough known answers; null when it was not checked",

@@ -223,6 +223,7 @@ def audit(
         raise UsageError(f"The model must be a module, a callable or a source; found a {type(model).__name__}.")
     loaded = None if isinstance(model, str) else in_memory(model)
     points = None if data is None or isinstance(data, str) else data
+    options = {name: _scalar(value) for name, value in options.items()}
     values = options if points is not None else {**options, "data": data}
     request = Request.of(loaded.source if loaded else str(model), values, settings, where="maskaudit.audit")
     return run(prepare(request, loaded=loaded, points=points), on_event=on_event)
@@ -258,6 +259,11 @@ def assert_not_masked(
     if verdict.label == "inconclusive":
         warnings.warn(InconclusiveAuditWarning(" ".join([verdict.sentence, *verdict.reasons])), stacklevel=2)
     return result
+
+
+def _scalar(value: Any) -> Any:
+    """A number of torch or numpy without dimensions as a number of Python; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def in_memory(model: nn.Module | Callable[[Tensor], Tensor]) -> LoadedModel:

@@ -147,13 +147,21 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 @cli.command()
 @click.argument("audit", metavar="DIR|AUDIT.JSON|EVIDENCE")
 @model_options
-def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str) -> None:
-    """Score every adversarial example of an audit anew against MODEL; status 1 when one does not hold."""
-    from maskaudit.command.jobs import verify_files
+@click.option("--sha256", metavar="DIGEST", help="Digest of audit.json that was published elsewhere.")
+def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str, sha256: str | None) -> None:
+    """Prove an audit: score its examples anew against MODEL, and judge its recorded points anew.
 
-    checks = verify_files(Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device)
+    Status 1 when an example does not hold, or when accuracy, levels, claim or verdict do not follow from the points.
+    The last line says what holds, what does not, and what these files cannot show.
+    """
+    from maskaudit.command.verify import verify_files
+
+    checks, closing = verify_files(
+        Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device, sha256=sha256
+    )
     for one in checks:
         _line(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
+    _line(closing)
     entry.finish(0 if all(one.holds for one in checks) else 1)
 
 

@@ -11,7 +11,8 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import writable
@@ -27,6 +28,8 @@ ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
 Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "sanity"]
 Family = Literal["cross_entropy", "other_loss"]
+#: A part of the search that no verdict can do without; "" for attacks of which none is needed.
+Part = Literal["", "reference", "cross_entropy", "other_loss", "gradient_free"]
 Norm = Literal["Linf", "L2"]
 
 
@@ -116,7 +119,8 @@ class AttackRow:
     `robust_accuracy` is the fraction of all drawn points that withstand it, with `interval` around it; both are None
     unless it met every correctly classified point. `broken` counts the points broken by this attack, `attempted`
     those it was run on, `new` those that no earlier row had broken. `family` is the loss that a white-box attack
-    follows, None for other attacks. `curve` lists [step, points broken by then].
+    follows, None for other attacks. `curve` lists [step, points broken by then]. `part` is the essential part of the
+    search that it belongs to, and `decisive` says that the verdict is left open where it ends in an error.
     """
 
     name: str
@@ -138,6 +142,8 @@ class AttackRow:
     sources: tuple[str, ...] = ()
     curve: tuple[tuple[int, int], ...] = ()
     interval: Rate | None = None
+    part: Part = ""
+    decisive: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,9 +166,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Partial:
-    """Why an audit ended before it was finished, as a sentence; what it had found by then is in the report."""
+    """Why an audit ended before it was finished, as a sentence; what it had found by then is in the report.
+
+    `judged` says that its verdict had been reached before.
+    """
 
     reason: str
+    judged: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,6 +238,27 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     raise TypeError(f"{type(value).__name__} does not belong in a report")
+
+
+def revived(kind: Any, value: Any) -> Any:
+    """A value of a checked JSON document as the type that was written: dataclasses and tuples, however nested.
+
+    Names that a dataclass does not have are left out.
+
+    Raises:
+        TypeError: where a field without a default is missing.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if value is None or origin is Literal:
+        return value
+    if origin in (Union, UnionType):
+        return revived(next(one for one in arguments if one is not type(None)), value)
+    if origin is tuple:
+        return tuple(revived(arguments[0], item) for item in value)
+    if not dataclasses.is_dataclass(kind):
+        return value
+    hints = get_type_hints(kind)
+    return kind(**{name: revived(hint, value[name]) for name, hint in hints.items() if name in value})  # type: ignore[operator]
 
 
 #: Fields, wherever they are, that tell how an audit was run and not what it found. In everything else two audits of the

@@ -8,22 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
 from maskaudit import api, settings
 from maskaudit.auditing.runner import Audit
 from maskaudit.cli import cli
+from maskaudit.command.zoo import audit_of_the_zoo
 from maskaudit.data import load_data
-from maskaudit.errors import MaskedError
+from maskaudit.errors import MaskauditError, MaskedError
 from maskaudit.gate.config import read_config
 from maskaudit.gate.running import run_gate
 from maskaudit.pytest_plugin import Auditor
+from maskaudit.zoo import ZOO
 
 OPTIONS: dict[str, Any] = {
     "budget": "quick", "samples": 16, "select": ["square", "zero-gradient"], "seed": 3, "eps": 0.2,
 }  # fmt: skip
 WORDS = [word for key, value in OPTIONS.items() for word in settings.OPTIONS[key].words(value)]
+
+SETTINGS = settings.AuditSettings(**{key: value for key, value in OPTIONS.items() if key != "eps"})
 
 #: What tells how the model and its data were named.
 NAMES = ("target", "notes")
@@ -75,6 +80,7 @@ class Doors:
             "module": lambda: api.audit(net, digits, **OPTIONS),
             "module and source": lambda: api.audit(net, "digits", **OPTIONS),
             "callable": lambda: api.audit(answer, digits, **OPTIONS),
+            "zoo check": lambda: audit_of_the_zoo(ZOO["standard"], SETTINGS),
             "assertion": lambda: api.assert_not_masked(str(file), **OPTIONS, fail_on="never"),
             "fixture": lambda: Auditor().audit(str(file), **OPTIONS),
         }
@@ -85,7 +91,9 @@ def test_the_gate_gives_the_report_of_check(checked: dict[str, Any], standard_fi
 
 
 @pytest.mark.filterwarnings("ignore::maskaudit.errors.InconclusiveAuditWarning")
-@pytest.mark.parametrize("way", ["file", "name", "module", "module and source", "callable", "assertion", "fixture"])
+@pytest.mark.parametrize(
+    "way", ["file", "name", "module", "module and source", "callable", "zoo check", "assertion", "fixture"]
+)
 def test_python_gives_the_report_of_check(
     way: str, checked: dict[str, Any], standard_file: Path, net: nn.Module
 ) -> None:
@@ -98,6 +106,32 @@ def test_python_gives_the_report_of_check(
         assert document == expected
     else:
         assert document == checked
+
+
+def test_the_action_gives_the_report_of_check(checked: dict[str, Any], standard_file: Path, tmp_path: Path) -> None:
+    """The command that the script of the action builds from a configuration, run as it runs it."""
+    values = "".join(f"{key} = {json.dumps(value)}\n" for key, value in OPTIONS.items())
+    (tmp_path / "maskaudit.toml").write_text(f'[[models]]\nmodel = "{standard_file}"\nname = "net"\n{values}')
+    out = tmp_path / "maskaudit-report"
+    result = CliRunner().invoke(cli, ["gate", f"--config={tmp_path / 'maskaudit.toml'}", f"--out={out}"])
+    (written,) = out.glob("*/audit.json")
+    assert same(json.loads(written.read_text())) == checked, result.output
+
+
+@pytest.mark.parametrize("door", [api.audit, Auditor().audit, api.assert_not_masked])
+def test_python_says_what_is_wrong_and_takes_tensors(door: Callable[..., Audit], standard_file: Path) -> None:
+    for wrong, said in (
+        ({"eps": torch.tensor([0.1, 0.2])}, "eps"),
+        ({"epss": 1}, "did you mean eps"),
+        ({"budget": 3}, "budget"),
+    ):
+        with pytest.raises(MaskauditError, match=said):
+            door(str(standard_file), **wrong)
+
+
+def test_a_tensor_may_be_the_radius(standard_file: Path) -> None:
+    few = {**OPTIONS, "samples": 2, "select": ["fgsm"], "eps": torch.tensor(0.25)}
+    assert api.audit(str(standard_file), **few).report.threat["eps"] == 0.25
 
 
 def test_a_refuted_claim_fails_everywhere(standard_file: Path) -> None:

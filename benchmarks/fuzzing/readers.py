@@ -19,10 +19,10 @@ from benchmarks.fuzzing.mutations import Mutation
 from maskaudit import api
 from maskaudit.auditing.evidence import read_report
 from maskaudit.auditing.journal import Journal
-from maskaudit.command import jobs
 from maskaudit.command.check_config import read_check_options
 from maskaudit.command.compare import compare_files
 from maskaudit.command.compare import text as compared
+from maskaudit.command.verify import verify_files
 from maskaudit.data import NAMED, idx, load_data
 from maskaudit.gate.config import check_command, read_config
 from maskaudit.loading import read_metadata
@@ -126,12 +126,12 @@ def compare(path: Path) -> None:
 
 def verify(path: Path) -> None:
     """`verify REPORT MODEL`."""
-    jobs.verify_files(path, str(path.parent / MODEL))
+    verify_files(path, str(path.parent / MODEL))
 
 
 def evidence(path: Path) -> None:
     """`verify EVIDENCE MODEL`."""
-    jobs.verify_files(path, str(path.parent / MODEL))
+    verify_files(path, str(path.parent / MODEL))
 
 
 def gate(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from maskaudit.results import Family, Role
+from maskaudit.results import Family, Part, Role
 
 #: The phases of an audit that run attacks.
 Phase = Literal["sanity", "white_box", "challengers", "repaired", "shared", "second_opinion", "near_misses"]
@@ -63,6 +63,8 @@ class AttackSpec:
         sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
         phase: when an audit runs it, see `maskaudit.auditing.phases.PHASES`.
+        part: the essential part of the search that it belongs to, if any.
+        decisive: whether an error of it leaves the verdict open, since nobody knows what it would have found.
         whole: it must meet all its points at once; else it runs on some of them at a time, wherever there is a worker.
 
     Raises:
@@ -82,6 +84,8 @@ class AttackSpec:
     second_chance: bool = False
     phase: Phase = "challengers"
     whole: bool = False
+    part: Part = ""
+    decisive: bool = True
 
     def __post_init__(self) -> None:
         if self.effort and not isinstance(self.settings.get(self.effort), int):

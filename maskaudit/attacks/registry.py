@@ -41,7 +41,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
     return (
         AttackSpec(
             "pgd", "PGD on cross-entropy, 40 steps, random start", "gradient", "reference", pgd,
-            {"loss": "ce", "steps": 40}, "cross_entropy", (_MADRY,), phase="white_box",
+            {"loss": "ce", "steps": 40}, "cross_entropy", (_MADRY,), phase="white_box", part="reference",
         ),
         AttackSpec(
             "fgsm", "FGSM", "gradient", "strong", fgsm, {}, "cross_entropy",
@@ -53,32 +53,34 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "apgd-ce", "Auto-PGD on cross-entropy", "gradient", "strong", apgd,
-            {"loss": "ce", "steps": budget.steps}, "cross_entropy", (_CROCE,), sparing=sparing, phase="white_box",
+            {"loss": "ce", "steps": budget.steps}, "cross_entropy", (_CROCE,), sparing=sparing,
+            phase="white_box", part="cross_entropy",
         ),
         AttackSpec(
             "apgd-margin", "Auto-PGD on the logit margin", "gradient", "strong", apgd,
             {"loss": "margin", "steps": budget.steps}, "other_loss", (_CROCE, "Carlini & Wagner 2017, loss f6"),
-            sparing=sparing, phase="white_box",
+            sparing=sparing, phase="white_box", part="other_loss",
         ),
         AttackSpec(
             "apgd-dlr", "Auto-PGD on the difference-of-logits ratio", "gradient", "strong", apgd,
-            {"loss": "dlr", "steps": budget.steps}, "other_loss", (_CROCE,), sparing=sparing, phase="white_box",
+            {"loss": "dlr", "steps": budget.steps}, "other_loss", (_CROCE,), sparing=sparing,
+            phase="white_box", part="other_loss",
         ),
         AttackSpec(
             "apgd-rescaled", "Auto-PGD on cross-entropy of logits rescaled per point", "gradient", "strong", apgd,
             {"loss": "rescaled", "steps": budget.steps}, "other_loss",
             ("Yu & Xu 2023, Efficient loss function by minimizing the detrimental effect of floating-point errors",),
-            sparing=sparing, phase="white_box",
+            sparing=sparing, phase="white_box", part="other_loss",
         ),
         AttackSpec(
             "apgd-targeted", "Auto-PGD on the targeted difference-of-logits ratio", "gradient", "strong", apgd,
             {"loss": "targeted-dlr", "steps": budget.steps, "targets": budget.targets}, "other_loss", (_CROCE,),
-            sparing=sparing, phase="white_box",
+            sparing=sparing, phase="white_box", part="other_loss",
         ),
         AttackSpec(
             "apgd-ce-restarts", "Auto-PGD on cross-entropy again, where only another loss got through", "gradient",
             "strong", apgd, {"loss": "ce", "steps": budget.steps, "restarts": other_runs - 1}, "cross_entropy",
-            (_CROCE,), second_chance=True, phase="white_box",
+            (_CROCE,), second_chance=True, phase="white_box", part="cross_entropy",
         ),
         AttackSpec(
             "noise", "Random noise of full size", "random", "challenger",
@@ -92,18 +94,19 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "square", "Square attack", "score", "challenger", square, {"queries": budget.queries}, None,
-            ("Andriushchenko et al. 2020, Square Attack",), effort="queries",
+            ("Andriushchenko et al. 2020, Square Attack",), effort="queries", part="gradient_free",
         ),
         AttackSpec(
             "finite-differences", "Gradient ascent on score differences at several scales", "score", "challenger",
             finite_differences, {"queries": budget.queries}, None,
             ("Uesato et al. 2018, Adversarial risk and the dangers of evaluating against weak attacks",),
-            effort="queries",
+            effort="queries", part="gradient_free",
         ),
         AttackSpec(
             "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
             decision_based, {"queries": budget.decision_queries}, None,
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"), effort="queries",
+            part="gradient_free",
         ),
         AttackSpec(
             "universal", "Perturbations that broke other points", "universal", "challenger", universal,

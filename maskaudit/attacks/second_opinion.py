@@ -75,4 +75,5 @@ def _spec(attack: str, name: str, role: Role, settings: dict[str, Any]) -> Attac
         run=run_if_available,
         settings={"attack": attack, **settings},
         sources=(_SOURCE,),
+        decisive=False,
     )

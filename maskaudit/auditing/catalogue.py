@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -104,7 +104,8 @@ def catalogue(effort: Budget, norm: Norm = "Linf") -> Catalogue:
             if isinstance(item, Probe):
                 probes.append(item)
             else:
-                attacks.append(item if isinstance(item, AttackSpec) else _through(item, effort))
+                spec = item if isinstance(item, AttackSpec) else _through(item, effort)
+                attacks.append(replace(spec, part="", decisive=False))
                 foreign.add(name)
     return Catalogue(tuple(probes), tuple(attacks), frozenset(foreign), tuple(notes))
 

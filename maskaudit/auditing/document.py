@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
+from maskaudit.auditing.judging import broken_by, traced
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
@@ -55,6 +57,7 @@ def build_report(
             "memory": settings.memory,
             "select": list(settings.select),
             "ignore": list(settings.ignore),
+            "left_out": state.left_out(),
             "extra_attacks": list(settings.attacks),
             "draws": target.draws,
             "fail_on": settings.fail_on,
@@ -64,7 +67,7 @@ def build_report(
         verdict=judgement.verdict,
         claim=judgement.claim,
         accuracy=judgement.accuracy,
-        masking=judgement.masking,
+        masking={**judgement.masking, "traced": [dataclasses.asdict(one) for one in traced(state)]},
         power=state.power.to_dict(),
         probes=state.probe_results(),
         attacks=ledger.rows(),
@@ -97,13 +100,12 @@ def scoring(state: AuditState) -> dict[str, Any]:
 
 
 def _points(ledger: Ledger) -> dict[str, Any]:
-    counted = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
     return {
         "index": ledger.index,
         "label": ledger.y.tolist(),
         "predicted": ledger.predicted.tolist(),
         "correct": ledger.correct.tolist(),
-        "broken_by": [[e.spec.name for e in counted if row in e.examples] for row in range(len(ledger))],
+        "broken_by": broken_by(ledger),
     }
 
 

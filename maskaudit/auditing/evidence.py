@@ -1,256 +1,88 @@
-"""The evidence file: every adversarial example that the verdict rests on, and its verification.
+"""Verification of an audit: examples and clean points are scored anew on the model, the rest follows from the points.
 
-A safetensors file with the tensors `clean` (P, …), `label` (P,), `index` (P,),
-`examples` (M, …), `example_point` (M,) rows of `clean`, `example_attack` (M,) rows of
-the attack list in the metadata, where everything needed to score them anew is kept:
-threat model, normalisation, output kind, seed and the digest of the report.
+`verify_audit` gives one check for each thing that can be held against the model or against the recorded points;
+`conclusion` says in one sentence what holds, what does not, and what no file can show.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
-from typing import Any, get_args
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from maskaudit.auditing.ledger import Entry, Ledger
-from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, Record, Text, Whole, read
-from maskaudit.declared.parsing import parse_json
-from maskaudit.errors import InputError
-from maskaudit.report.reading import PROSE
-from maskaudit.report.reading import read_report as read_report
-from maskaudit.results import dump_json, findings, plain
+from maskaudit import __version__
+from maskaudit.auditing.evidence_file import THREAT, Evidence, pack_evidence, read_evidence, report_digest
+from maskaudit.auditing.hearing import Hearing
+from maskaudit.report.reading import read_report
+from maskaudit.results import AttackRow, plain, revived
 from maskaudit.target import Target, usual_batch
-from maskaudit.target.rescore import rescore
-from maskaudit.target.scores import breaking_margin
-from maskaudit.threat import Norm, ThreatModel
+from maskaudit.threat import ThreatModel
+from maskaudit.verdict.recorded import Families
+from maskaudit.verdict.recount import Check, recount
 
-_METADATA_KEY = "maskaudit_evidence"
-_TENSORS = ("clean", "label", "index", "examples", "example_point", "example_attack")
-
-#: Largest evidence file, in bytes: 4,096 points of 3×224×224 with one example each. It is held in memory as a whole.
-MAX_BYTES = 5 << 30
-#: Largest header of the file; most names of attacks, entries of mean and std, and dimensions in it.
-MAX_HEADER = 1 << 20
-MAX_ATTACKS = 1000
-MAX_CHANNELS = 100_000
-MAX_DIMENSIONS = 16
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST_INPUT = 1e6
-
-#: What the metadata say of how the examples were scored; further names are left out.
-THREAT = Record(
-    {
-        "norm": Choice(*get_args(Norm)),
-        "eps": Number(0, _LARGEST_INPUT, above=True),
-        "bounds": Checked(
-            Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), 2, 2), "two numbers, smallest first", lambda b: b[0] < b[1]
-        ),
-    },
-    required=("norm", "eps", "bounds"),
-    ignore_unknown=True,
-)
-SCORING = Record(
-    {
-        "attacks": Items(PROSE, MAX_ATTACKS),
-        "report_sha256": Text(),
-        "sha256": Text(),
-        "threat": THREAT,
-        "mean": Optional(Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), MAX_CHANNELS, 1)),
-        "std": Optional(Items(Number(0, _LARGEST_INPUT, above=True), MAX_CHANNELS, 1)),
-        "outputs": Text(),
-        "reject_class": Optional(Whole(0, 10**9)),
-        "random": Flag(),
-        "seed": Whole(0, 2**63 - 1),
-        "device": Text(),
-    },
-    required=("attacks", "threat"),
-    ignore_unknown=True,
-)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Parsed evidence; tensors as in the module docstring."""
-
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any]
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that `verify` checked: what, whether it holds, and the detail."""
-
-    name: str
-    holds: bool
-    detail: str
-
-
-def report_digest(document: dict[str, Any]) -> str:
-    """SHA-256 of what a report found; without its evidence section, which names the evidence file in turn."""
-    body = {key: findings(value) for key, value in document.items() if key != "evidence"}
-    return hashlib.sha256(dump_json(body).encode()).hexdigest()
-
-
-def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, Any]) -> bytes:
-    """The evidence file's bytes for a finished audit.
-
-    Per broken point it holds the first example of each family that broke it (reference, own
-    gradients on cross-entropy, white-box attacks on any loss, challengers), and of any other attack
-    where no family did.
-
-    Args:
-        ledger: the audit's ledger.
-        document: the report (`evidence` section ignored).
-        scoring: what `rescore` needs: threat, mean, std, outputs, reject_class, random, seed, sha256 of the model.
-    """
-    kept = _kept_examples(ledger)
-    rows = sorted({row for row, _ in kept})
-    position = {row: i for i, row in enumerate(rows)}
-    names = list(ledger.entries)
-    pick = torch.tensor(rows, dtype=torch.int64)
-    tensors = {
-        "clean": ledger.x[pick],
-        "label": ledger.y[pick],
-        "index": torch.tensor([ledger.index[row] for row in rows], dtype=torch.int64),
-        "examples": torch.stack([ledger.entries[name].examples[row] for row, name in kept])
-        if kept
-        else torch.empty(0, *ledger.x.shape[1:]),
-        "example_point": torch.tensor([position[row] for row, _ in kept], dtype=torch.int64),
-        "example_attack": torch.tensor([names.index(name) for _, name in kept], dtype=torch.int64),
-    }
-    metadata = {"attacks": names, "report_sha256": report_digest(document), **scoring}
-    return save_tensors(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        metadata={_METADATA_KEY: json.dumps(metadata, sort_keys=True)},
-    )
-
-
-def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
-    """(row, attack name) pairs that prove every family's union, row by row."""
-    entries = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
-    families: tuple[list[Entry], ...] = (
-        [e for e in entries if e.spec.role == "reference"],
-        [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.family == "cross_entropy"],
-        [e for e in entries if e.spec.role in ("reference", "strong")],
-        [e for e in entries if e.spec.role in ("challenger", "repaired")],
-        entries,
-    )
-    kept: list[tuple[int, str]] = []
-    for row in ledger.best_known().nonzero().squeeze(1).tolist():
-        chosen: list[str] = []
-        for family in families[:-1] if any(_breaks(family, row) for family in families[:-1]) else families:
-            name = next((e.spec.name for e in family if row in e.examples), None)
-            if name is not None and name not in chosen:
-                chosen.append(name)
-        kept += [(row, name) for name in chosen]
-    return kept
-
-
-def _breaks(family: list[Entry], row: int) -> bool:
-    return any(row in entry.examples for entry in family)
-
-
-def read_evidence(data: bytes, source: str) -> Evidence:
-    """Parse an evidence file.
-
-    Raises:
-        InputError: when it is truncated, not an evidence file, its tensors do not fit together, or its metadata hold
-            what they must not.
-    """
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header = parse_json(data[8 : 8 + length] if length <= MAX_HEADER else b"", source, most=MAX_HEADER)
-        metadata = parse_json(header["__metadata__"][_METADATA_KEY], source, most=MAX_HEADER)
-        tensors = load_tensors(data)
-    except (InputError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{source} is not a maskaudit evidence file, or it is damaged.") from error
-    if any(name not in tensors for name in _TENSORS):
-        raise InputError(f"{source} lacks some of the tensors {', '.join(_TENSORS)}.")
-    scoring = read(SCORING, metadata, f"{source} says in a malformed way how the model was scored")
-    if not _fit_together(tensors, len(scoring["attacks"])):
-        raise InputError(f"{source} is damaged: its tensors do not fit together.")
-    return Evidence(tensors, scoring, hashlib.sha256(data).hexdigest())
-
-
-def _fit_together(tensors: dict[str, Tensor], attacks: int) -> bool:
-    """Whether shapes, types and row numbers are those that the module docstring promises."""
-    clean, examples = tensors["clean"], tensors["examples"]
-    point, attack = tensors["example_point"], tensors["example_attack"]
-    if not 2 <= clean.dim() == examples.dim() <= MAX_DIMENSIONS or examples.shape[1:] != clean.shape[1:]:
-        return False
-    if not clean.shape[1:].numel() or any(tensor.dtype not in _FLOATS for tensor in (clean, examples)):
-        return False
-    lengths = dict.fromkeys(("label", "index"), len(clean)) | dict.fromkeys(_TENSORS[4:], len(examples))
-    if any(tensors[n].shape != (length,) or tensors[n].dtype != torch.int64 for n, length in lengths.items()):
-        return False
-    rows = (point >= 0) & (point < len(clean)) & (attack >= 0) & (attack < attacks)
-    return bool(rows.all()) and bool(clean.float().isfinite().all())
+#: What the report and the scoring of its evidence must agree on, beside the threat model: section and field of each.
+_SHARED = {
+    "sha256": ("target", "sha256"), "random": ("target", "random"), "reject_class": ("target", "reject_class"),
+    "outputs": ("target", "outputs"), "mean": ("settings", "mean"), "std": ("settings", "std"),
+}  # fmt: skip
 
 
 def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
-    """Score every example anew and hold report, evidence and model against each other.
+    """Score every point and example anew, and judge the recorded points anew.
 
     Args:
         document: the report, or None to check the evidence alone; evidence: its evidence file.
         model: the reviewer's copy of the model; `model_sha256`: its digest.
+
+    Raises:
+        InputError: when report and model do not fit together, or a section of the report is damaged.
     """
     scoring = evidence.metadata
+    counted = [] if document is None else recount(document)
     checks = [] if document is None else _check_report(document, evidence)
     same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
-    checks.append(Check("model", same_model, "same bytes as audited"))
+    checks.append(Check("model", same_model, "same bytes as audited" if same_model else "not the bytes audited"))
     threat = ThreatModel(**{name: scoring["threat"][name] for name in THREAT.fields})
-    tensors = evidence.tensors
-    clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
-    point, random, reject_class = tensors["example_point"], scoring.get("random", False), scoring.get("reject_class")
-    with _reviewed(model, scoring, threat, usual_batch(clean.shape[1:])) as target:
-        right = _right(target, clean, label, random=random, reject_class=reject_class)
-        rows = right[point].nonzero().squeeze(1)
-        score = rescore(
-            target.raw, examples[rows], clean[point[rows]], label[point[rows]], threat=threat,
-            random=random, reject_class=reject_class,
-        )  # fmt: skip
-        held = rows[score.broken]
-        margin = _smallest_margin(target, examples[held], label[point[held]], reject_class)
-    n, inside, broken = len(point), int(threat.admissible(examples, clean[point]).sum()), int(score.broken.sum())
-    checks.append(Check("clean points", bool(right.all()), f"{int(right.sum())} of {len(clean)} bear the right label"))
-    checks.append(Check("ball and bounds", inside == n, f"{inside} of {n} examples are admissible"))
-    checks.append(Check("misclassified", broken == n, f"{broken} of {n} examples break their point{margin}"))
+    with _reviewed(model, scoring, threat, usual_batch(evidence.tensors["clean"].shape[1:])) as target:
+        hearing = Hearing(target, threat, random=scoring.get("random", False), reject_class=scoring.get("reject_class"))
+        heard, proven = _heard(hearing, evidence, document)
+    checks += heard
+    return checks if document is None else [*checks, _check_points(document, evidence, proven), *counted]
+
+
+def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, published: bool = False) -> str:
+    """What the checks come to, in one sentence, with what cannot be known from the files.
+
+    Args:
+        checks: the outcome of `verify_audit`, and of further checks.
+        document: the report, if there is one.
+        published: whether a digest from elsewhere was given and is among the checks.
+    """
+    failed = [check.name for check in checks if not check.holds]
+    unknown = (
+        "which attack found an example, that every attack ran as listed and found no more, that the probes measured "
+        "what they say"
+    )
+    origin = "" if published else " and that nobody has replaced report and evidence together (--sha256)"
     if document is None:
-        return checks
-    proven = {int(i) for i in tensors["index"][point[rows[score.broken]]]}
-    return [*checks, *_check_points(document, proven)]
+        unknown, origin = "what the report says of them", ""
+    else:
+        data = document["settings"].get("data") or "the data"
+        unknown += f", that the points are a fair draw from {data}{origin}"
+    if failed:
+        held = [check.name for check in checks if check.holds]
+        kept = f"; what holds: {', '.join(held)}" if held else ""
+        return f"Not proven: what does not hold: {', '.join(failed)}{kept}; what these files cannot show: {unknown}."
+    proof = "every example breaks this model"
+    if document is not None:
+        proof += f", and accuracy, levels, claim and the verdict {document['verdict']['label']} follow from the points"
+    return f"Everything that can be checked holds: {proof}; what these files cannot show: {unknown}."
 
 
-def _smallest_margin(target: Target, examples: Tensor, label: Tensor, reject_class: int | None) -> str:
-    """How clearly the weakest of the examples that hold is misclassified, as the end of a sentence."""
-    if not len(examples):
-        return ""
-    margin = breaking_margin(target.raw(examples), label, reject_class).min()
-    return f"; smallest margin {float(margin):.3g}"
-
-
-def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
-    """Whether report and evidence are the pair that the audit wrote."""
-    scoring = evidence.metadata
-    declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
-    reported = document["threat"] if isinstance(document.get("threat"), dict) else {}
-    same = all(reported.get(name) == plain(scoring["threat"][name]) for name in THREAT.fields)
-    return [
-        Check("report", scoring.get("report_sha256") == report_digest(document), "unaltered since the audit"),
-        Check("evidence", declared.get("sha256") == evidence.sha256, "is the file that the report names"),
-        Check("threat", same, "same in report and evidence"),
-    ]
-
-
-def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_size: int) -> Target:
+def _reviewed(model: Any, scoring: Mapping[str, Any], threat: ThreatModel, batch_size: int) -> Target:
     """The reviewer's copy of the model, set up as it was for the audit."""
     cuda = scoring.get("device", "").startswith("cuda") and torch.cuda.is_available()
     return Target(
@@ -264,40 +96,107 @@ def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_si
     )
 
 
-def _right(target: Target, clean: Tensor, label: Tensor, *, random: bool, reject_class: int | None) -> Tensor:
-    """Clean points (P,) that the model gives their label: a wrong label would make any input an example.
-
-    A random model may waver on a clean point; there only labels that it has no class for are refused.
-    """
-    if not len(clean):
-        return torch.ones(0, dtype=torch.bool)
-    answers = target.raw(clean)
-    classes = answers.shape[1]
-    if reject_class is not None and reject_class >= classes:
-        raise InputError(
-            f"The evidence says that output {reject_class} means a refusal, but the model has {classes} outputs: "
-            "give the model that was audited."
-        )
-    known = (label >= 0) & (label < classes)
-    return known if random else known & (answers.argmax(dim=1) == label)
-
-
-def _check_points(document: dict[str, Any], proven: set[int]) -> list[Check]:
-    """Every point that the report calls broken has an example that holds, and the stated accuracy is what is left."""
-    points, accuracy = document.get("points", {}), document.get("accuracy", {})
-    try:
-        claimed = {int(i) for i, by in zip(points["index"], points["broken_by"], strict=True) if by}
-        unbroken = sum(bool(right) and not by for right, by in zip(points["correct"], points["broken_by"], strict=True))
-        stated = accuracy["best_known"]["value"]
-        agrees = abs(float(stated) - unbroken / len(points["index"])) < 1e-9
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError("The report's points or accuracy section is damaged.") from error
-    unproven = claimed - proven
+def _heard(
+    hearing: Hearing, evidence: Evidence, document: Mapping[str, Any] | None
+) -> tuple[list[Check], dict[int, set[str]]]:
+    """The checks that ask the model, and per index of a point the attacks whose examples hold."""
+    tensors, names = evidence.tensors, evidence.metadata["attacks"]
+    clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
+    point = tensors["example_point"]
+    right, said = _clean(hearing, evidence, document)
+    inside = hearing.threat.admissible(examples, clean[point])
+    rows = hearing.known(clean, label, right[: len(clean)])[point].nonzero().squeeze(1)
+    broken, margin = hearing.broken(examples[rows], clean[point[rows]], label[point[rows]])
+    held, n = torch.zeros(len(point), dtype=torch.bool), len(point)
+    held[rows] = broken
+    detail = f"{int(held.sum())} of {n} examples break their point{hearing.manner}"
+    if margin is not None and bool(broken.any()):
+        detail += f"; smallest margin {float(margin[broken].min()):.3g}"
+    proven: dict[int, set[str]] = {}
+    for row in held.nonzero().squeeze(1).tolist():
+        index = int(tensors["index"][point[row]])
+        proven.setdefault(index, set()).add(names[int(tensors["example_attack"][row])])
     return [
-        Check("points", not unproven, f"{len(claimed - unproven)} of {len(claimed)} broken points are proven"),
+        said,
+        Check("ball and bounds", bool(inside.all()), f"{int(inside.sum())} of {n} examples are admissible"),
+        Check("misclassified", bool(held.all()), detail),
+    ], proven
+
+
+def _clean(hearing: Hearing, evidence: Evidence, document: Mapping[str, Any] | None) -> tuple[Tensor, Check]:
+    """Which clean points the model answers rightly, bool (P + Q,), and whether the report says the same of each."""
+    tensors = evidence.tensors
+    x = torch.cat([tensors["clean"].float(), tensors["rest"].float()])
+    y = torch.cat([tensors["label"], tensors["rest_label"]])
+    index = torch.cat([tensors["index"], tensors["rest_index"]]).tolist()
+    broken = len(tensors["clean"])
+    stated = torch.ones(len(x), dtype=torch.bool)
+    listed = torch.ones(len(x), dtype=torch.bool)
+    if document is not None:
+        points = document["points"]
+        known = dict(zip(points["index"], zip(points["label"], points["correct"], strict=True), strict=True))
+        listed = torch.tensor([known.get(i, (None, False))[0] == int(label) for i, label in zip(index, y, strict=True)])
+        stated = torch.tensor([bool(known.get(i, (None, False))[1]) for i in index])
+        listed, stated = listed.bool(), stated.bool()
+    elif len(x) > broken:
+        x, y, stated, listed = x[:broken], y[:broken], stated[:broken], listed[:broken]
+    right = hearing.right(x, y, stated)
+    if document is None and hearing.random:
+        stated = right  # what else it answered is not in the evidence, and these it may answer wrongly now and then
+    agrees = hearing.agree(stated, right) & listed
+    agrees[:broken] &= stated[:broken] | hearing.random
+    n = len(agrees)
+    detail = f"{int(agrees.sum())} of {n} drawn points are answered as recorded{hearing.draws}"
+    if document is not None and n < len(document["points"]["index"]):
+        detail += f"; the evidence lacks the other {len(document['points']['index']) - n}"
+    return right, Check("clean points", bool(agrees.all()), detail)
+
+
+def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
+    """Whether report and evidence are the pair that the audit wrote."""
+    scoring = evidence.metadata
+    declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
+    reported = document["threat"] if isinstance(document.get("threat"), dict) else {}
+    same = all(reported.get(name) == plain(scoring["threat"][name]) for name in THREAT.fields)
+    differing = [
+        name for name, (section, field) in _SHARED.items()
+        if name in scoring and plain(scoring[name]) != (document.get(section) or {}).get(field)
+    ]  # fmt: skip
+    paired = scoring.get("report_sha256") == report_digest(document)
+    named = declared.get("sha256") == evidence.sha256
+    version = (document.get("tool") or {}).get("version")
+    other = "" if version == __version__ else f" (it was written by maskaudit {version}, this is {__version__})"
+    return [
+        Check("report", paired, ("the one that the evidence belongs to" if paired else "altered since") + other),
+        Check("evidence", named, "the file that the report names" if named else "not the file that the report names"),
+        Check("threat", same, "same in report and evidence" if same else "report and evidence differ"),
         Check(
-            "accuracy",
-            agrees,
-            f"best known {float(stated):.1%}, {unbroken} of {len(points['index'])} points withstand every attack",
+            "scoring", not differing,
+            f"report and evidence differ in {', '.join(differing)}" if differing else "same in report and evidence",
         ),
-    ]
+    ]  # fmt: skip
+
+
+def _check_points(document: Mapping[str, Any], evidence: Evidence, proven: Mapping[int, Collection[str]]) -> Check:
+    """Every point that the report calls broken has an example that holds of each family that broke it, and no other."""
+    points = document["points"]
+    families = Families.of(revived(tuple[AttackRow, ...], document["attacks"]))
+    claimed = {int(i): set(by) for i, by in zip(points["index"], points["broken_by"], strict=True) if by}
+    needed = [getattr(families, field.name) for field in dataclasses.fields(families)]
+    bare = [
+        index for index, by in claimed.items()
+        if any(by & family and not set(proven.get(index, ())) & family for family in needed)
+    ]  # fmt: skip
+    tensors, names = evidence.tensors, evidence.metadata["attacks"]
+    pairs = zip(tensors["example_point"].tolist(), tensors["example_attack"].tolist(), strict=True)
+    given = {(int(tensors["index"][point]), names[attack]) for point, attack in pairs}
+    uncounted = {index for index, name in given if name not in claimed.get(index, ())}
+    detail = f"{len(claimed) - len(bare)} of {len(claimed)} broken points are proven"
+    if uncounted:
+        detail += f"; the report leaves out examples of {len(uncounted)} points"
+    return Check("points", not bare and not uncounted, detail)
+
+
+__all__ = [
+    "Check", "Evidence", "conclusion", "pack_evidence", "read_evidence", "read_report", "report_digest", "verify_audit",
+]  # fmt: skip

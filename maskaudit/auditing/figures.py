@@ -59,9 +59,9 @@ def draw_figures(state: AuditState) -> None:
 def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG, points: int) -> list[dict[str, Any]]:
     """Accuracy of the first `points` points under smaller and larger balls: usual attack, white-box attacks, all.
 
-    The ε of the audit takes its figures from the ledger; other radii get a lighter search
-    (PGD-40, Auto-PGD on the margin, Square), and a point once broken stays broken at larger radii
-    for the last two, since its example stays admissible.
+    The ε of the audit takes its figures from the ledger and from nothing else; other radii get a lighter search
+    (PGD-40, and where the audit ran their like, Auto-PGD on the margin and Square), and a point once broken stays
+    broken at larger radii for the last two, since its example stays admissible.
     """
     rows = ledger.correct.nonzero().squeeze(1)[:points]
     if not len(rows):
@@ -69,6 +69,7 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
     drawn = int(rows[-1]) + 1
     x, y = ledger.x[rows], ledger.y[rows]
     audited = (ledger.reference()[rows], ledger.strong()[rows], ledger.best_known()[rows])
+    parts = {entry.spec.part for entry in ledger.entries.values() if entry.attempted.any()}
     masks: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
     strong, best = torch.zeros_like(rows, dtype=torch.bool), torch.zeros_like(rows, dtype=torch.bool)
     for fraction in sorted((*EPS_FRACTIONS, 1.0)):
@@ -78,10 +79,11 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
         else:
             lighter = _LighterSearch(target, x, y, ball, rng.select(rows).fork(f"eps {fraction}"))
             usual = lighter.broken(pgd, torch.ones_like(strong))
-            own = usual | lighter.broken(apgd, ~(usual | strong), loss="margin", steps=25)
-            every = own | lighter.broken(square, ~(own | best), queries=EPS_QUERIES)
+            further = ~(usual | strong) & ("other_loss" in parts)
+            own = usual | lighter.broken(apgd, further, loss="margin", steps=25)
+            every = own | lighter.broken(square, ~(own | best) & ("gradient_free" in parts), queries=EPS_QUERIES)
         strong, best = strong | own, best | every
-        masks[ball.eps] = (usual, strong, best)
+        masks[ball.eps] = audited if fraction == 1.0 else (usual, strong, best)
     curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]
     for eps, (usual, own, every) in masks.items():
         figures = {"reference": usual, "strong": own, "best_known": every}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
+from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.planted import solve_planted
 from maskaudit.auditing.state import AuditState
+from maskaudit.results import Mechanism
 from maskaudit.settings import AuditEvent
-from maskaudit.verdict.limits import MIN_KNOWN, SCREEN
+from maskaudit.verdict.limits import MIN_KNOWN
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import Power, check_power
+from maskaudit.verdict.recorded import Recorded
+from maskaudit.verdict.recorded import observations as observed
 from maskaudit.verdict.rules import Judgement, Observations, judge
 
 
@@ -31,67 +33,33 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
     Args:
         broken_off: why it ended before its verdict was decided, if it did.
     """
-    ledger, settings = state.ledger, state.settings
-    strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
-    rows = [row for row in ledger.rows() if row.role != "sanity"]
-    ran = [row for row in rows if row.status == "ran"]
-    traced = located(state.trace)
-    return Observations(
-        drawn=len(ledger),
-        correct=int(ledger.correct.sum()),
-        reference=int(ledger.reference().sum()),
-        cross_entropy=int(loss.sum()),
-        strong=int(strong.sum()),
-        challengers=int(challengers.sum()),
-        best=int(ledger.best_known().sum()),
-        hidden_by_gradients=int((challengers & ~strong).sum()),
-        hidden_by_loss=int((strong & ~loss).sum()),
-        probes=state.probe_results(),
-        traced=state.adaptive.confirmed(traced) if state.adaptive else traced,
-        repaired=_repaired(state, strong),
-        looks=len(state.looks),
-        missing=_missing(state, broken_off),
-        unfinished=bool(broken_off),
-        attacks_run=len(ran),
-        attacks_left_out=len(rows) - len(ran),
-        claimed=settings.claim,
-        certified=settings.certified,
+    settings, ledger = state.settings, state.ledger
+    return observed(
+        Recorded(
+            correct=ledger.correct.tolist(),
+            broken_by=broken_by(ledger),
+            attacks=ledger.rows(),
+            probes=state.probe_results(),
+            traced=traced(state),
+            looks=len(state.looks),
+            left_out=state.left_out(),
+            claimed=settings.claim,
+            certified=settings.certified,
+            broken_off=broken_off,
+        )
     )
 
 
-def _repaired(state: AuditState, strong: Tensor) -> int | None:
-    """Points that evaded white-box attacks and fell through the repaired gradient."""
-    entry = state.ledger.entries.get("repaired")
-    return None if entry is None or entry.status != "ran" else int((entry.broken & ~strong).sum())
+def traced(state: AuditState) -> tuple[Mechanism, ...]:
+    """The mechanisms that the trace located, with what their repair broke."""
+    found = located(state.trace)
+    return state.adaptive.confirmed(found) if state.adaptive else found
 
 
-def _missing(state: AuditState, broken_off: str) -> tuple[str, ...]:
-    """Why an essential part of the search did not run."""
-    reasons = [f"The audit is not finished: {broken_off}"] if broken_off else []
-    met = [entry for entry in state.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
-    ran = [entry.spec for entry in met if entry.spec.phase != "near_misses"]
-    families = {
-        "the reference attack": any(spec.role == "reference" for spec in ran),
-        "white-box attacks on other losses": any(s.role == "strong" and s.family == "other_loss" for s in ran),
-        "gradient-free attacks": any(s.role == "challenger" and s.kind in ("score", "decision") for s in ran),
-    }
-    return (
-        *reasons,
-        *(f"Essential part left out or failed: {name}." for name, there in families.items() if not there),
-        *(f"Essential part failed: {name}: {reason}." for name, reason in _failed(state)),
-    )
-
-
-def _failed(state: AuditState) -> list[tuple[str, str]]:
-    """Parts of the search that ended in an error, with the reason: what they would have found nobody knows."""
-    names = {spec.name for spec in state.catalogue.attacks if spec.name not in state.catalogue.foreign}
-    own = [
-        entry for name, entry in state.ledger.entries.items()
-        if (name in names or entry.spec.role == "sanity") and entry.spec.role != "second_opinion"
-    ]  # fmt: skip
-    attacks = [e for e in own if e.lost or (e.status == "error" and e.spec.phase != "repaired")]
-    screen = [probe for probe in state.probe_results() if probe.rule in SCREEN and probe.status == "error"]
-    return [(e.spec.name, e.reason) for e in attacks] + [(probe.rule, probe.reason) for probe in screen]
+def broken_by(ledger: Ledger) -> list[list[str]]:
+    """Per drawn point the names of the attacks that broke it, in the order they ran."""
+    counted = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
+    return [[entry.spec.name for entry in counted if row in entry.examples] for row in range(len(ledger))]
 
 
 def _checked_power(state: AuditState) -> Power:

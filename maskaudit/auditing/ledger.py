@@ -131,7 +131,9 @@ class Ledger:
 
     def _row(self, entry: Entry) -> AttackRow:
         spec, n = entry.spec, len(self)
-        whole = bool((entry.attempted | ~self.correct).all()) and entry.status == "ran" and n > 0
+        idle = entry.status == "ran" and not bool(entry.attempted.any())
+        status, reason = ("skipped", "no point was left for it") if idle else (entry.status, entry.reason)
+        whole = bool((entry.attempted | ~self.correct).all()) and status == "ran" and n > 0
         robust = int((self.correct & ~entry.broken).sum())
         steps = sorted(step for step in entry.first_success.values() if step >= 0)
         return AttackRow(
@@ -149,8 +151,8 @@ class Ledger:
             forwards=entry.forwards,
             backwards=entry.backwards,
             seconds=round(entry.seconds, 3),
-            status=entry.status,  # type: ignore[arg-type]
-            reason=entry.reason,
+            status=status,  # type: ignore[arg-type]
+            reason=reason,
             settings={
                 key: value
                 for key, value in {**spec.settings, **entry.settings}.items()
@@ -158,6 +160,8 @@ class Ledger:
             },
             sources=spec.sources,
             curve=tuple(_curve(steps)),
+            part=spec.part,
+            decisive=spec.decisive and (spec.phase != "repaired" or entry.lost),
         )
 
 

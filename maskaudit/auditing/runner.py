@@ -191,9 +191,11 @@ def _report(state: AuditState, broken_off: str = "") -> AuditReport:
 
     Nothing asks the model any more here.
     """
+    judged_before = state.judgement is not None
+    partial = Partial(broken_off, judged=judged_before) if broken_off else None
     judgement = state.judgement or judge(dataclasses.replace(observations(state, broken_off), power=state.power))
     seconds = time.perf_counter() - state.started
-    return build_report(state, judgement, seconds=seconds, partial=Partial(broken_off) if broken_off else None)
+    return build_report(state, judgement, seconds=seconds, partial=partial)
 
 
 class _Keeper:

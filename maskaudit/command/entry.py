@@ -7,6 +7,7 @@ a command has finished and said so: neither `sys.exit` in a model nor the end of
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -142,13 +143,17 @@ class _Run:
         from maskaudit.command.delivery import Asked, show, write
 
         asked, document = Asked.from_dict(told["asked"]["asked"]), told["partial"]["document"]
-        document["partial"] = {"reason": reason}
+        document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         return show(asked, document, status, failure=reason, unwritten=write(asked, document, None))
 
 
 def refuse(message: str, status: int, *, as_json: bool) -> int:
     """Say why there is no result, as a JSON document as well where one was asked for; returns the status."""
     say(f"maskaudit: {without_controls(message)}\n", streams.err())
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from maskaudit.report.github import Annotation
+
+        say(f"{Annotation('error', message)}\n", streams.err())
     if as_json:
         error = {"schema_version": 1, "error": {"message": message, "exit_status": status}}
         say(json.dumps(error) + "\n", streams.out())

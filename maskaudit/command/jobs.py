@@ -1,4 +1,4 @@
-"""What the commands other than `check` do: train, demo, verify, explain."""
+"""What the commands train, demo and inspect do."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import __version__, api
-from maskaudit.auditing.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
-from maskaudit.files import is_folder, read_bounded
-from maskaudit.report.reading import read_report
-from maskaudit.results import EVIDENCE_FILE, SCHEMA_VERSION
+from maskaudit.results import SCHEMA_VERSION
 from maskaudit.settings import AuditSettings
-from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
 from maskaudit.threat import Norm, ThreatModel, customary_eps
@@ -107,25 +103,3 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
         "format": loaded.format, "sha256": loaded.sha256, "notes": list(loaded.notes),
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)}, **found,
     }  # fmt: skip
-
-
-def verify_files(
-    audit: Path, model: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu"
-) -> list[Check]:
-    """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
-
-    Raises:
-        InputError: when report or evidence are missing or damaged, or the audit kept no evidence.
-    """
-    document = None
-    if audit.suffix == Path(EVIDENCE_FILE).suffix:
-        evidence_path = audit
-    else:
-        path = audit / "audit.json" if is_folder(audit) else audit
-        document = read_report(path)
-        evidence_path = path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
-    content = read_bounded(
-        evidence_path, MAX_BYTES, f"The evidence {evidence_path}", hint="; keep it beside the report"
-    )
-    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
-    return verify_audit(document, read_evidence(content, str(evidence_path)), loaded.module, loaded.sha256)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
+from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, UsageError
 from maskaudit.settings import AuditSettings, BudgetName
 from maskaudit.zoo import ZOO, ZooEntry
@@ -97,8 +98,13 @@ def check_zoo(names: tuple[str, ...], *, budget: BudgetName, seed: int) -> Itera
 
 def audit_entry(entry: ZooEntry, settings: AuditSettings) -> dict[str, Any]:
     """Audit a zoo model in its own ball, on its own data; the report in JSON form."""
+    return audit_of_the_zoo(entry, settings).report.to_dict()
+
+
+def audit_of_the_zoo(entry: ZooEntry, settings: AuditSettings) -> Audit:
+    """Audit a zoo model in its own ball, on its own data: the request that `check` would make with these options."""
     request = api.Request(f"zoo:{entry.name}", data=entry.data, norm=entry.norm, eps=entry.eps, settings=settings)
-    return api.run(api.prepare(request)).report.to_dict()
+    return api.run(api.prepare(request))
 
 
 def check_line(name: str, document: dict[str, Any], graded: Grade) -> str:

@@ -145,7 +145,8 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
         reason, status = ended.why()
         if "partial" not in told:
             raise refusal(reason, status)
-        document = {**told["partial"]["document"], "partial": {"reason": reason}}
+        document = dict(told["partial"]["document"])
+        document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         audited = Audited(document, status, reason, write(asked, document, None))
     if ended.signum:
         raise Interrupted(ended.signum)

@@ -27,7 +27,7 @@ class FactGroup:
 
 
 #: Settings that have a place of their own in the report.
-_PLACED = frozenset({"command", "defaults", "data", "samples", "norm", "eps", "bounds", "fail_on", "claim"})
+_PLACED = frozenset({"command", "defaults", "data", "samples", "norm", "eps", "bounds", "fail_on", "claim", "left_out"})
 
 _NAMES = {"alpha": "Error level α", "std": "Standard deviation", "cpus": "CPUs", "torch": "torch"}
 
@@ -81,10 +81,17 @@ def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:
         *(Fact(_name(key), _value(value)) for key, value in environment.items()),
         Fact("Model, SHA-256", coerce.text(target.get("sha256")), code=True),
         Fact("Evidence, SHA-256", coerce.text(evidence.get("sha256")), code=True),
+        Fact("Passes of single points", _passes(timing)),
         Fact("Time", words.seconds(coerce.number(timing.get("total_seconds")))),
         Fact("Most memory", words.size(coerce.number(timing.get("peak_memory")))),
     ]
     return tuple(fact for fact in facts if fact.value)
+
+
+def _passes(timing: dict[str, Any]) -> str:
+    """What the audit cost, and a repetition will, in passes through the model."""
+    counts = ((coerce.integer(timing.get(key)), key) for key in ("forwards", "backwards"))
+    return words.joined(f"{count:,} {name.removesuffix('s')}" for count, name in counts if count is not None)
 
 
 def _name(key: str) -> str:

@@ -145,7 +145,8 @@ def _attacks(report: records.View) -> str:
 def _left_out(report: records.View) -> str:
     probes = [(p.rule, p.reason) for p in report.with_status("error", "not_applicable")]
     attacks = [(a.name, a.reason) for a in report.attacks_not_run]
-    rows = [(code(name), escape(reason)) for name, reason in (*probes, *attacks)][:MAX_ROWS]
+    asked = [(name, "left out on request") for name in report.left_out]
+    rows = [(code(name), escape(reason)) for name, reason in (*probes, *attacks, *asked)][:MAX_ROWS]
     if not rows:
         return ""
     summary = f"{words.plural(len(rows), 'probe or attack', 'probes and attacks')} did not run"

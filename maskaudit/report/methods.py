@@ -198,7 +198,7 @@ def _card(document: dict[str, Any], view: View) -> str:
     target, settings = coerce.mapping(document["target"]), coerce.mapping(document["settings"])
     causes = [words.joined((markdown(m.title), f"({markdown(m.confidence)} confidence)"), " ") for m in view.mechanisms]
     left_out = [probe.rule for probe in view.with_status("error", "not_applicable")]
-    left_out += [row.name for row in view.attacks_not_run]
+    left_out += [*(row.name for row in view.attacks_not_run), *view.left_out]
     data = words.joined((coerce.text(settings.get("data")), coerce.text(settings.get("split"))), ", ")
     clean = view.accuracy["clean"]
     lines = (

@@ -9,7 +9,7 @@ of hidden points would follow the binomial distribution drawn here.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class NullTest:
         exponent: log10 of the probability of at least `hidden` points under the slack.
         screen: whether the screen fired for this level, which decides the slack.
         clear_at: most hidden points with which this level may still be called clear; -1 for none.
+        unproven: why no number of hidden points proves anything, since attacks did not run; empty where they did.
     """
 
     level: str
@@ -54,11 +55,12 @@ class NullTest:
     screen: bool
     clear_limit: float | None
     clear_at: int
+    unproven: str = ""
 
     @property
     def proven(self) -> bool:
-        """Whether the observed count reaches the critical one."""
-        return self.hidden >= self.critical
+        """Whether the observed count reaches the critical one, and attacks that could lower it have run."""
+        return self.hidden >= self.critical and not self.unproven
 
     @property
     def chance(self) -> str:
@@ -71,6 +73,8 @@ class NullTest:
     def told(self) -> str:
         """What the figure shows, in one or two sentences."""
         needed = f"{self.critical} would prove masking" if self.critical <= self.n else "no count could prove masking"
+        if self.unproven:
+            needed = f"no count proves masking, since {self.unproven}"
         return (
             f"{words.plural(self.hidden, 'hidden point')} of {self.n:,}; {needed}. If healthy models hid "
             f"{words.percent(self.slack)} of points, a count this high would have probability {self.chance}."
@@ -92,7 +96,8 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
             own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
             limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
             fired = slack != coerce.number(rule.get("gross_slack"))
-            tests.append(_test(level, title, share, slack, each, fired, limit))
+            test = _test(level, title, share, slack, each, fired, limit)
+            tests.append(replace(test, unproven=coerce.text(own.get("unproven"))))
     return tuple(tests)
 
 

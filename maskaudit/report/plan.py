@@ -78,13 +78,13 @@ def _confirmations(mechanism: dict[str, Any]) -> list[str]:
     for note in coerce.mappings(mechanism.get("confirmed_by")):
         points = coerce.count(note.get("points"))
         counts = [
-            f"{name} {coerce.count(note.get(key))} of {points}"
+            f"{coerce.count(note.get(key))} {name}"
             for key, name in (("alone", "alone"), ("together", "together with the other repairs"))
             if coerce.integer(note.get(key)) is not None
         ]
         if points and counts:
             said.append(
-                f"{coerce.text(note.get('repair'))} Of the points that withstand white-box attacks, this "
-                f"breaks {', '.join(counts)}."
+                f"{coerce.text(note.get('repair'))} Of {words.plural(points, 'point')} that withstood white-box "
+                f"attacks, this broke {' and '.join(counts)}."
             )
     return said

@@ -187,4 +187,4 @@ def _survivors(attack: AttackView, clean: Rate | None) -> tuple[list[float], lis
     curve = [*attack.curve[:-1:stride], attack.curve[-1]]
     steps, heights = [step for step, _ in curve], [start - broken / n for _, broken in curve]
     heights[-1] = final
-    return ([0.0, *steps], [start, *heights]) if steps[0] > 0 else (steps, heights)
+    return [0.0, *steps], [start, *heights]

@@ -31,7 +31,7 @@ from maskaudit.declared import (
 )
 from maskaudit.declared.parsing import parse_json
 from maskaudit.files import read_bounded
-from maskaudit.results import REQUIRED_SECTIONS, AttackRow, AuditReport, ProbeResult, Rate, check_document
+from maskaudit.results import REQUIRED_SECTIONS, AttackRow, AuditReport, Mechanism, ProbeResult, Rate, check_document
 
 #: Largest report, in bytes: 50,000 points with the names of ten attacks each take half of it.
 MAX_BYTES = 32 << 20
@@ -149,7 +149,7 @@ _SCREEN = Open(
         "indicators": Table(Open(_optional(value=NUMBER, threshold=NUMBER, fired=FLAG)), MAX_ROWS),
     }
 )
-_LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE))
+_LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE, unproven=PROSE))
 _RULE = Open(
     {
         **_optional(alpha=SHARE, looks=COUNT, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
@@ -215,11 +215,19 @@ SECTIONS: dict[str, Kind[Any]] = {
                 split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT, memory=COUNT
             ),
             **_optional(select=WORDS, ignore=WORDS, extra_attacks=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE),
-            **_optional(defaults=WORDS, command=PROSE),
+            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS)),
         }
     ),
     "accuracy": Table(RATE, MAX_ROWS),
-    "masking": Open({"gradient_level": RATE, "loss_level": RATE, "screen": _SCREEN, "rule": _RULE}),
+    "masking": Open(
+        {
+            "gradient_level": RATE,
+            "loss_level": RATE,
+            "screen": _SCREEN,
+            "rule": _RULE,
+            "traced": Items(_kind(Mechanism), MAX_ROWS),
+        }
+    ),
     "power": Open(
         {
             **_optional(passed=FLAG, method=PROSE, sentence=PROSE, random_search_found=COUNT),

@@ -103,7 +103,10 @@ class Indicator:
 
 @dataclass(frozen=True)
 class View:
-    """The whole report; `partial` says why the audit ended before it was finished, and is empty where it did not."""
+    """The whole report; `partial` says why the audit ended before it was finished, and is empty where it did not.
+
+    `left_out` names probes and attacks that were left out on request.
+    """
 
     label: str
     sentence: str
@@ -141,6 +144,7 @@ class View:
     peak_memory: float | None
     notes: tuple[str, ...]
     partial: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def findings(self) -> tuple[ProbeView, ...]:

@@ -163,7 +163,10 @@ def _findings(report: records.View, style: _Style) -> list[str]:
 def _left_out(report: records.View) -> list[str]:
     probes = [(p.rule, p.reason) for p in report.with_status("error", "not_applicable")]
     attacks = [(a.name, a.reason) for a in report.attacks_not_run]
-    return [line for name, reason in (*probes, *attacks) for line in _wrapped(f"{name}: {reason}", "  ", hang=2)]
+    lines = [line for name, reason in (*probes, *attacks) for line in _wrapped(f"{name}: {reason}", "  ", hang=2)]
+    if report.left_out:
+        lines += _wrapped(f"left out on request: {words.joined(report.left_out)}", "  ", hang=2)
+    return lines
 
 
 def _places(places: Iterable[records.Place]) -> str:

@@ -77,6 +77,7 @@ def read(document: Any) -> View:
         peak_memory=coerce.number(coerce.mapping(document.get("timing")).get("peak_memory")),
         notes=coerce.texts(document.get("notes")),
         partial=_partial(document.get("partial")),
+        left_out=tuple(map(coerce.text, coerce.mapping(settings.get("left_out")))),
     )
 
 

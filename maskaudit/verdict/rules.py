@@ -6,7 +6,7 @@ The rule is in this module, its constants are in `maskaudit.verdict.limits`; `do
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -46,8 +46,12 @@ class Observations:
         repaired: points broken through the repaired gradient of those that withstand white-box attacks; None if nothing
             was repaired.
         missing: reasons why an essential part did not run; empty when all did.
-        unfinished: whether the search was broken off: what would be proof then may be for want of attacks.
-        attacks_run, attacks_left_out: numbers of attacks, for the wording.
+        without: the names of these parts, for the wording.
+        unproven: per level, "gradient" or "loss", why points hidden at it prove nothing: attacks that might have broken
+            them did not run. A level that is not named is proven by its examples, whatever else is missing.
+        attacks_run, attacks_left_out: numbers of attacks, for the wording; `white_box_run` and `cross_entropy_run`: of
+            those that ran, the white-box attacks and the ones on cross-entropy among them.
+        deselected: number of probes and attacks that the user left out.
         claimed: claimed robust accuracy, if any.
         certified: certified lower bound of robust accuracy, if known.
     """
@@ -67,9 +71,13 @@ class Observations:
     traced: tuple[Mechanism, ...] = ()
     repaired: int | None = None
     missing: tuple[str, ...] = ()
-    unfinished: bool = False
+    without: tuple[str, ...] = ()
+    unproven: Mapping[str, str] = field(default_factory=dict)
     attacks_run: int = 0
     attacks_left_out: int = 0
+    white_box_run: int = 0
+    cross_entropy_run: int = 0
+    deselected: int = 0
     claimed: float | None = None
     certified: float | None = None
 
@@ -122,7 +130,9 @@ def judge(seen: Observations) -> Judgement:
                 "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
                 "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
                 "limits": {
-                    f"{name}_level": {"slack": level.slack, "clear_limit": level.clear_limit}
+                    f"{name}_level": {
+                        "slack": level.slack, "clear_limit": level.clear_limit, "unproven": level.unproven,
+                    }
                     for name, level in levels.items()
                 },
             },
@@ -133,10 +143,12 @@ def judge(seen: Observations) -> Judgement:
 
 @dataclass(frozen=True)
 class _Level:
-    """Points hidden at a level, whether the screen fired for it, and the limits that apply therefore."""
+    """Points hidden at a level, whether the screen fired for it, the limits that apply therefore, and why the examples
+    prove nothing at it, if they do not."""
 
     hidden: int
     fired: bool
+    unproven: str = ""
 
     @property
     def slack(self) -> float:
@@ -150,22 +162,22 @@ class _Level:
 def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
     """The two levels, given which rules of the screen fired."""
     return {
-        "gradient": _Level(seen.hidden_by_gradients, bool(fired)),
-        "loss": _Level(seen.hidden_by_loss, not set(fired).isdisjoint(SCREEN_OF_LOSS)),
+        "gradient": _Level(seen.hidden_by_gradients, bool(fired), seen.unproven.get("gradient", "")),
+        "loss": _Level(seen.hidden_by_loss, not set(fired).isdisjoint(SCREEN_OF_LOSS), seen.unproven.get("loss", "")),
     }
 
 
 def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Need, list[str]]:
     """Label, what could still change it, and the reasons."""
-    proofs = [] if seen.unfinished else _proofs(seen, levels)
+    proofs = _proofs(seen, levels)
     if proofs:
-        return "masked", "nothing", proofs
+        return "masked", "nothing", [*proofs, *seen.missing]
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
             f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
         ]  # fmt: skip
-    if seen.missing:
-        return "inconclusive", "points", list(seen.missing)
+    if lacking := [*seen.missing, *_open(seen, levels)]:
+        return "inconclusive", "points", lacking
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", "points", [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
     bounds = {name: upper_bound(level.hidden, seen.correct, seen.alpha) for name, level in levels.items()}
@@ -189,13 +201,13 @@ def _proofs(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
     said = []
     if _proven(seen, levels["gradient"]):
         said.append(
-            f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive every attack on the model's "
-            "white-box attacks and fall to attacks that do not trust them."
+            f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive {_all(seen.white_box_run)} "
+            "white-box attacks that ran and fall to attacks that do not trust the gradient."
         )
     if _proven(seen, levels["loss"]):
         said.append(
-            f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive every attack on cross-entropy and "
-            "fall to white-box attacks on another loss."
+            f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive {_all(seen.cross_entropy_run)} "
+            "attacks on cross-entropy that ran and fall to white-box attacks on another loss."
         )
     if said and seen.repaired:
         said.append(
@@ -203,6 +215,19 @@ def _proofs(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
             f"{seen.correct - seen.strong} points that withstand white-box attacks fall."
         )
     return said
+
+
+def _all(number: int) -> str:
+    return f"all {number}" if number > 1 else "the"
+
+
+def _open(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
+    """Where examples would prove masking, had more attacks run: how many points are concerned, and what is missing."""
+    return [
+        f"{level.hidden} of {seen.correct} points seem hidden at {name} level, which proves nothing: {level.unproven}."
+        for name, level in levels.items()
+        if level.unproven and _exceeds(seen, level)
+    ]
 
 
 def _unconfirmed(suspect: Mechanism, seen: Observations) -> str:
@@ -224,6 +249,10 @@ def _unproven(seen: Observations) -> str:
 
 
 def _proven(seen: Observations, level: _Level) -> bool:
+    return not level.unproven and _exceeds(seen, level)
+
+
+def _exceeds(seen: Observations, level: _Level) -> bool:
     return seen.correct > 0 and lower_bound(level.hidden, seen.correct, seen.alpha) > level.slack
 
 
@@ -292,20 +321,33 @@ def _claim_status(seen: Observations) -> ClaimStatus:
     return "refuted" if upper_bound(unbroken, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
 
 
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def _although(seen: Observations) -> str:
+    """Which essential parts a proof did without."""
+    if not seen.without:
+        return ""
+    return f" The examples prove it, although this did not run or failed: {', '.join(seen.without)}."
+
+
 def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]) -> str:
     """The verdict in one sentence: a claim about the search, never about the model's nature."""
     drawn = max(seen.drawn, 1)
     usual, best = (seen.correct - seen.reference) / drawn, (seen.correct - seen.best) / drawn
     ran = [probe for probe in seen.probes if probe.status in ("pass", "finding")]
     left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
-    search = f"{len(ran)} probes and {seen.attacks_run} attacks; {left_out} not applicable"
+    search = f"{_several(len(ran), 'probe')} and {_several(seen.attacks_run, 'attack')}; {left_out} not applicable"
+    if seen.deselected:
+        search += f", {seen.deselected} left out on request"
     if label == "masked":
         cause = f"{mechanisms[0].title}."
         if mechanisms[0].id != "unknown":
             cause = f"The likely cause: {_cause(mechanisms[0])}."
         return (
             f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
-            f"at most {best:.1%} withstand every attack that was tried. {cause}"
+            f"at most {best:.1%} withstand every attack that was tried. {cause}{_although(seen)}"
         )
     if label == "suspect":
         return (

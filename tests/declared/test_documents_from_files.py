@@ -17,8 +17,8 @@ import pytest
 from safetensors.torch import load
 
 from maskaudit import settings
-from maskaudit.auditing import evidence
-from maskaudit.command import config_file, jobs
+from maskaudit.auditing import evidence_file as evidence
+from maskaudit.command import config_file, verify
 from maskaudit.command.check_config import KEYS, read_check_options
 from maskaudit.command.compare import compare_files, text
 from maskaudit.declared import (
@@ -131,7 +131,7 @@ def read_the_evidence(folder: Path, content: str) -> None:
     files = audit()
     files.evidence = evidence.save_tensors(load(files.evidence), {"maskaudit_evidence": content})
     (folder / EVIDENCE_FILE).write_bytes(files.evidence)
-    jobs.verify_files(folder / EVIDENCE_FILE, "model")
+    verify.verify_files(folder / EVIDENCE_FILE, "model")
 
 
 def read_a_plan(folder: Path, content: str) -> None:
@@ -186,7 +186,7 @@ EACH = pytest.mark.parametrize("name", DOCUMENTS)
 
 @pytest.fixture(autouse=True)
 def _model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "load_model", lambda *_, **__: SimpleNamespace(module=network(), sha256=SHA))
+    monkeypatch.setattr(verify, "load_model", lambda *_, **__: SimpleNamespace(module=network(), sha256=SHA))
 
 
 def one_sentence(error: MaskauditError) -> str:
@@ -267,7 +267,7 @@ def test_unknown_names_do_nothing_or_are_refused(name: str, tmp_path: Path) -> N
         ("audit.json", reading.MAX_BYTES, lambda path: compare_files(path, path)),
         ("plan.json", plan_file.MAX_BYTES, plan_file.read_plan),
         ("maskaudit.toml", config_file.MAX_BYTES, config.read_config),
-        ("evidence.safetensors", evidence.MAX_BYTES, lambda path: jobs.verify_files(path, "model")),
+        ("evidence.safetensors", evidence.MAX_BYTES, lambda path: verify.verify_files(path, "model")),
     ],
 )
 def test_a_file_beyond_the_limit_is_not_read(

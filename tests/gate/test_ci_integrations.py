@@ -90,7 +90,7 @@ def audit_step(tmp_path: Path) -> Runner:
             (binaries / name).chmod(0o755)
         (script := tmp_path / "step.sh").write_text(steps()[1].script)
         (output := tmp_path / "output.txt").write_text("")
-        names = ("config", "model", "claim", "budget", "fail-on", "out")
+        names = ("config", "model", "arch", "data", "eps", "claim", "budget", "fail-on", "out")
         given = {f"INPUT_{name.upper().replace('-', '_')}": inputs.get(name.replace("-", "_"), "") for name in names}
         done = subprocess.run(
             [str(BASH), "--noprofile", "--norc", "-eo", "pipefail", str(script)],
@@ -134,11 +134,12 @@ def test_a_gate_with_every_input(audit_step: Runner) -> None:
 @needs_bash
 def test_a_single_model_with_every_input(audit_step: Runner) -> None:
     ran = audit_step(
-        status=3, report={"verdict": {"label": "inconclusive"}}, model="--net.pt", claim="0.5", budget="quick",
-        fail_on="never", out="out",
+        status=3, report={"verdict": {"label": "inconclusive"}}, model="--net.pt", arch="net.py:build",
+        data="test.npz", eps="8/255", claim="0.5", budget="quick", fail_on="never", out="out",
     )  # fmt: skip
     assert ran.arguments == [
-        "check", "--claim=0.5", "--budget=quick", "--fail-on=never", "--out=out", "--", "--net.pt",
+        "check", "--arch=net.py:build", "--data=test.npz", "--eps=8/255", "--claim=0.5", "--budget=quick",
+        "--fail-on=never", "--out=out", "--", "--net.pt",
     ]  # fmt: skip
     assert (ran.status, ran.outputs) == (3, {"verdict": "inconclusive", "status": "3"})
 
@@ -162,7 +163,9 @@ def test_no_input_and_no_report_becomes_code_or_another_output(audit_step: Runne
 
 
 @needs_bash
-@pytest.mark.parametrize("inputs", [{"model": "m", "config": "c"}, {"claim": "0.5"}, {"budget": "quick"}])
+@pytest.mark.parametrize(
+    "inputs", [{"model": "m", "config": "c"}, *({name: "0.5"} for name in ("arch", "data", "eps", "claim", "budget"))]
+)
 def test_inputs_that_contradict_each_other(inputs: dict[str, str], audit_step: Runner) -> None:
     ran = audit_step(**inputs)
     assert (ran.status, ran.outputs, ran.arguments) == (2, {"status": "2"}, [])
@@ -179,18 +182,39 @@ def test_the_step_with_the_real_program(audit_step: Runner, tmp_path: Path) -> N
     assert (tmp_path / "maskaudit-report" / "junit.xml").is_file()
 
 
-def test_the_install_step_installs_the_action_itself() -> None:
+@needs_bash
+def test_a_missing_configuration_is_an_annotation(audit_step: Runner) -> None:
+    ran = audit_step(REAL)
+    assert (ran.status, ran.outputs) == (2, {"verdict": "", "status": "2"}), ran.stdout
+    assert "::error::There is no maskaudit.toml" in ran.stdout
+
+
+@needs_bash
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_the_install_step_installs_the_action_itself_and_torch_for_the_cpu(has_torch: bool, tmp_path: Path) -> None:
     install, audit = steps()
     assert (install.name, audit.name) == ("Install maskaudit", "Audit")
-    assert shlex.split(install.script)[:4] == ["python", "-m", "pip", "install"]
-    assert install.script.rstrip().endswith('"$MASKAUDIT_SOURCE"')
+    stand_in = f'#!/bin/sh\n[ "$1" = -c ] && exit {0 if has_torch else 1}\necho "$@" >> "{tmp_path}/calls"\n'
+    (tmp_path / "python").write_text(stand_in)
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        [str(BASH), "-eo", "pipefail", "-c", install.script],
+        env={"PATH": path, "MASKAUDIT_SOURCE": "/the action"}, check=True, timeout=60,
+    )  # fmt: skip
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert all(call.startswith("-m pip install") for call in calls)
+    assert calls[-1].endswith(" /the action[onnx]")
+    assert [call.endswith("torch --index-url https://download.pytorch.org/whl/cpu") for call in calls[:-1]] == (
+        [] if has_torch else [True]
+    )
     assert "MASKAUDIT_SOURCE: ${{ github.action_path }}" in ACTION.read_text(encoding="utf-8")
 
 
 def test_inputs_reach_the_script_as_variables_only() -> None:
     text = ACTION.read_text(encoding="utf-8")
     declared = set(re.findall(r"(?m)^  ([a-z-]+):\n    description: ", text.partition("\noutputs:")[0]))
-    assert declared == {"config", "model", "claim", "budget", "fail-on", "out"}
+    assert declared == {"config", "model", "arch", "data", "eps", "claim", "budget", "fail-on", "out"}
     assert set(re.findall(r"\$\{\{ inputs\.([a-z-]+) \}\}", text)) == declared
     for step in steps():
         assert "${{" not in step.script

@@ -30,10 +30,13 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
     page = render(plan.read(document(STAGE, {**STAGE, "attempted": 0, "reason": "every point had been broken"})))
     assert "Read before &lt;b&gt;." in page
     assert "<b>" not in page
-    assert "alone 0 of 190, together with the other repairs 188 of 190" in page
+    assert (
+        "Of 190 points that withstood white-box attacks, this broke 0 alone and 188 together with the other repairs."
+        in page
+    )
     assert "margin from a random start, 25 steps, of 0.1 ε, up to 8 draws per gradient" in page
     assert "Skipped" not in page
-    assert "And 1 stage more" in page
+    assert "1 further stage, skipped since" in page
     assert "1,234" in page
 
 
@@ -45,7 +48,7 @@ def test_where_no_stage_met_a_point_the_reasons_are_shown() -> None:
 def test_a_single_repair_is_said_alone() -> None:
     view = plan.read(document(STAGE, together=None, alone=12))
     assert view is not None
-    assert view.confirmed[0].endswith("this breaks alone 12 of 190.")
+    assert view.confirmed[0].endswith("Of 190 points that withstood white-box attacks, this broke 12 alone.")
 
 
 def test_own_gradients_are_called_so_and_long_plans_are_cut() -> None:
@@ -54,7 +57,7 @@ def test_own_gradients_are_called_so_and_long_plans_are_cut() -> None:
     assert view.given
     assert (len(view.stages), view.hidden) == (plan.MAX_STAGES, 20)
     assert view.stages[0].what == "The model's gradients."
-    assert "20 stages more" in render(view)
+    assert "20 further stages, most of them" in render(view)
 
 
 @pytest.mark.parametrize("damaged", [{}, {"plan": []}, {"plan": {"stages": "x"}}, {"plan": {"stages": [3, None]}}])

@@ -161,8 +161,9 @@ def test_a_gradient_that_disagrees_makes_small_gaps_suspicious_at_its_own_level(
     judgement = judge(seen(400, **hidden, probes=JAGGED))
     assert judgement.verdict.label == label
     limits = judgement.masking["rule"]["limits"]
-    assert limits["gradient_level"] == {"slack": SLACK, "clear_limit": CLEAR_LIMIT}
-    assert limits["loss_level"] == {"slack": GROSS_SLACK, "clear_limit": CLEAR_LIMIT_UNSCREENED}
+    assert limits["gradient_level"] == {"slack": SLACK, "clear_limit": CLEAR_LIMIT, "unproven": ""}
+    loose = {"slack": GROSS_SLACK, "clear_limit": CLEAR_LIMIT_UNSCREENED, "unproven": ""}
+    assert limits["loss_level"] == loose
     assert judge(seen(400, **hidden, probes=FIRED)).verdict.label == "masked"
 
 
@@ -306,7 +307,7 @@ def test_a_verdict_speaks_of_the_search_never_of_the_models_nature(observed: Obs
 def test_the_sentence_of_a_clear_verdict_names_the_search() -> None:
     observed = seen(attacks_run=9, attacks_left_out=1, probes=(*QUIET, probe("saturation", "not_applicable")))
     sentence = judge(observed).verdict.sentence
-    assert sentence.startswith("No masking found by 1 probes and 9 attacks; 2 not applicable; 90.0% of the points")
+    assert sentence.startswith("No masking found by 1 probe and 9 attacks; 2 not applicable; 90.0% of the points")
 
 
 def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> None:

@@ -1,0 +1,217 @@
+"""From what an audit recorded to what the judge sees: points, attacks, probes and power as plain data; knows no torch.
+
+The audit itself and whoever verifies its report count with the same functions, so that a report says what the judge
+would say of its own points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskaudit.results import AttackRow, Mechanism, Partial, ProbeResult, revived
+from maskaudit.verdict.limits import SCREEN
+from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
+from maskaudit.verdict.rules import Observations
+
+#: What no verdict can do without, by the name in `AttackRow.part`.
+PARTS: Mapping[str, str] = {
+    "reference": "the reference attack",
+    "cross_entropy": "further white-box attacks on cross-entropy",
+    "other_loss": "white-box attacks on other losses",
+    "gradient_free": "gradient-free attacks",
+}
+
+#: The parts without which points that withstand seem hidden at a level for want of attacks only.
+PROOF: Mapping[str, tuple[str, ...]] = {
+    "gradient": ("reference", "cross_entropy", "other_loss"),
+    "loss": ("reference", "cross_entropy"),
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What an audit recorded.
+
+    Attributes:
+        correct: per drawn point whether the clean answer is right.
+        broken_by: per drawn point the names of the attacks that broke it; those of the role `sanity` are not named.
+        attacks, probes, traced, power: as in the report.
+        looks: sequential looks that the error level is shared among.
+        left_out: attacks and probes that the user left out, with the essential part that each belongs to.
+        claimed, certified: robust accuracies that were given.
+        broken_off: why the audit ended before its verdict was decided, if it did.
+    """
+
+    correct: Sequence[bool]
+    broken_by: Sequence[Collection[str]]
+    attacks: Sequence[AttackRow]
+    probes: tuple[ProbeResult, ...] = ()
+    traced: tuple[Mechanism, ...] = ()
+    power: Power = NOT_CHECKED
+    looks: int = 1
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    claimed: float | None = None
+    certified: float | None = None
+    broken_off: str = ""
+
+    def broken(self, names: Collection[str]) -> list[bool]:
+        """Per drawn point whether one of these attacks broke it."""
+        return [not set(by).isdisjoint(names) for by in self.broken_by]
+
+
+@dataclass(frozen=True)
+class Families:
+    """The names of the attacks of each family: R₀, CE*, G*, C, and all that count."""
+
+    reference: frozenset[str]
+    cross_entropy: frozenset[str]
+    strong: frozenset[str]
+    challengers: frozenset[str]
+    every: frozenset[str]
+
+    @classmethod
+    def of(cls, rows: Iterable[AttackRow]) -> Families:
+        """The families of a report's attacks."""
+        rows = [row for row in rows if row.role != "sanity"]
+        strong = [row for row in rows if row.role in ("reference", "strong")]
+        return cls(
+            _names(row for row in rows if row.role == "reference"),
+            _names(row for row in strong if row.family == "cross_entropy"),
+            _names(strong),
+            _names(row for row in rows if row.role in ("challenger", "repaired")),
+            _names(rows),
+        )
+
+
+def _names(rows: Iterable[AttackRow]) -> frozenset[str]:
+    return frozenset(row.name for row in rows)
+
+
+def observations(recorded: Recorded) -> Observations:
+    """What was recorded, in counts of points."""
+    families = Families.of(recorded.attacks)
+    reference, loss, strong, challengers, best = (
+        recorded.broken(names)
+        for names in (
+            families.reference, families.cross_entropy, families.strong, families.challengers, families.every
+        )
+    )  # fmt: skip
+    rows = [row for row in recorded.attacks if row.role != "sanity"]
+    ran = [row for row in rows if row.status == "ran"]
+    met = [row for row in ran if row.attempted and row.name in families.strong]
+    missing, without = _missing(recorded)
+    return Observations(
+        drawn=len(recorded.correct),
+        correct=sum(recorded.correct),
+        reference=sum(reference),
+        cross_entropy=sum(loss),
+        strong=sum(strong),
+        challengers=sum(challengers),
+        best=sum(best),
+        hidden_by_gradients=sum(c and not s for c, s in zip(challengers, strong, strict=True)),
+        hidden_by_loss=sum(s and not c for s, c in zip(strong, loss, strict=True)),
+        probes=recorded.probes,
+        power=recorded.power,
+        traced=recorded.traced,
+        repaired=_repaired(recorded, strong),
+        looks=recorded.looks,
+        missing=missing,
+        without=without,
+        unproven=_unproven(recorded),
+        attacks_run=len(ran),
+        attacks_left_out=len(rows) - len(ran),
+        white_box_run=len(met),
+        cross_entropy_run=sum(row.name in families.cross_entropy for row in met),
+        deselected=len(recorded.left_out),
+        claimed=recorded.claimed,
+        certified=recorded.certified,
+    )
+
+
+def _repaired(recorded: Recorded, strong: Sequence[bool]) -> int | None:
+    """Points that evaded white-box attacks and fell through the repaired gradient."""
+    if not any(row.role == "repaired" and row.status == "ran" for row in recorded.attacks):
+        return None
+    names = _names(row for row in recorded.attacks if row.role == "repaired")
+    return sum(fell and not own for fell, own in zip(recorded.broken(names), strong, strict=True))
+
+
+def _present(recorded: Recorded) -> set[str]:
+    """The essential parts of which an attack ran."""
+    return {row.part for row in recorded.attacks if row.status == "ran" and row.attempted}
+
+
+def _failed(recorded: Recorded) -> list[tuple[str, str]]:
+    """Parts of the search that ended in an error, with the reason: what they would have found nobody knows."""
+    attacks = [row for row in recorded.attacks if row.decisive and row.status == "error"]
+    screen = [probe for probe in recorded.probes if probe.rule in SCREEN and probe.status == "error"]
+    return [(row.name, row.reason) for row in attacks] + [(probe.rule, probe.reason) for probe in screen]
+
+
+def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Why essential parts of the search did not run, as sentences, and the names of these parts."""
+    present, failed = _present(recorded), _failed(recorded)
+    absent = [name for part, name in PARTS.items() if part not in present]
+    absent += [rule for rule in SCREEN if rule in recorded.left_out]
+    unfinished = [f"The audit is not finished: {recorded.broken_off}"] if recorded.broken_off else []
+    sentences = (
+        *unfinished,
+        *(f"Essential part left out or failed: {name}." for name in absent),
+        *(f"Essential part failed: {name}: {reason}." for name, reason in failed),
+    )
+    return sentences, (*absent, *(name for name, _ in failed))
+
+
+def _unproven(recorded: Recorded) -> dict[str, str]:
+    """Per level why hidden points prove nothing: attacks that might have broken them did not run.
+
+    At loss level every attack on cross-entropy counts, since the slack was measured with matched budgets.
+    """
+    if recorded.broken_off:
+        return dict.fromkeys(PROOF, "the audit is not finished")
+    present, families = _present(recorded), Families.of(recorded.attacks)
+    failed = {row.name for row in recorded.attacks if row.decisive and row.status == "error"}
+    found: dict[str, str] = {}
+    for level, parts in PROOF.items():
+        lacking = [PARTS[part] for part in parts if part not in present]
+        lacking += sorted(failed & (families.strong if level == "gradient" else families.cross_entropy))
+        if level == "loss":
+            lacking += [name for name, part in recorded.left_out.items() if part == "cross_entropy"]
+        if lacking:
+            found[level] = f"it lacks {', '.join(dict.fromkeys(lacking))}"
+    return found
+
+
+def recorded_in(document: Mapping[str, Any]) -> Recorded:
+    """What a report holds, whose fields were checked when it was read (`maskaudit.report.reading`).
+
+    Raises:
+        KeyError, TypeError, ValueError: when what is needed is not there.
+    """
+    points, settings = document["points"], document["settings"]
+    partial = revived(Partial, document.get("partial"))
+    certified = document["accuracy"].get("certified")
+    return Recorded(
+        correct=[bool(right) for right in points["correct"]],
+        broken_by=[tuple(by) for by in points["broken_by"]],
+        attacks=revived(tuple[AttackRow, ...], document["attacks"]),
+        probes=revived(tuple[ProbeResult, ...], document["probes"]),
+        traced=revived(tuple[Mechanism, ...], document["masking"].get("traced", ())),
+        power=power_in(document["power"]),
+        looks=len(settings["looks"]),
+        left_out=settings.get("left_out") or {},
+        claimed=document["claim"]["claimed"],
+        certified=certified["value"] if certified else None,
+        broken_off=partial.reason if partial is not None and not partial.judged else "",
+    )
+
+
+def power_in(section: Mapping[str, Any]) -> Power:
+    """The power check as a report holds it, graded anew."""
+    known = section["n"]
+    if section["method"] == "none":
+        return NOT_CHECKED
+    found = round(section["value"] * known) if known else 0
+    return check_power(section["method"], found, known, section.get("random_search_found"))

@@ -1,0 +1,96 @@
+"""Small audits that differ in what they find and how they end, each made once in a process."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskaudit import api
+from maskaudit.data import load_data
+from maskaudit.loading import LoadedModel
+from maskaudit.settings import AuditSettings
+from maskaudit.threat import Norm
+from maskaudit.zoo import ZOO
+
+#: Attacks and probes of an audit on request.
+FEW = ("noise", "square", "zero-gradient")
+#: What takes most of an audit of a robust network.
+SLOW = ("decision", "finite-differences", "square-near", "transfer", "apgd-near")
+
+
+@dataclass(frozen=True)
+class Own:
+    """An audit: its document as a file holds it, its evidence, and the model as a reviewer opens it."""
+
+    document: dict[str, Any]
+    evidence: bytes
+    loaded: LoadedModel
+
+
+class Failing(nn.Module):
+    """A network that raises from some pass on."""
+
+    def __init__(self, net: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.net, self.left = net, [passes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left[0] -= 1
+        if self.left[0] < 0:
+            raise RuntimeError("out of order")
+        scores: Tensor = self.net(x)
+        return scores
+
+
+def of_the_zoo(name: str, samples: int, *, ball: tuple[Norm, float] | None = None, **options: Any) -> Own:
+    """An audit of a zoo model in its own ball or another, on its own data."""
+    entry = ZOO[name]
+    settings = AuditSettings(**{"budget": "quick", "samples": samples, **options})
+    norm, eps = ball or (entry.norm, entry.eps)
+    request = api.Request(f"zoo:{name}", data=entry.data, norm=norm, eps=eps, settings=settings)
+    audit = api.run(api.prepare(request))
+    return Own(json.loads(audit.report.to_json()), audit.evidence, api.load(f"zoo:{name}"))
+
+
+def broken_off(passes: int) -> Own:
+    """An audit of a model that fails in the midst of it."""
+    net = api.load("zoo:quantised").module
+    audit = api.audit(Failing(net, passes), load_data("digits", split="test"), budget="quick", samples=24)
+    assert audit.failure is not None
+    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(Failing(net, 10**9)))
+
+
+def of_a_callable() -> Own:
+    """An audit of a function that hides its module and gives labels only."""
+    net = api.load("zoo:hard-labels").module
+
+    def answer(x: Tensor) -> Tensor:
+        scores: Tensor = net(x).detach()
+        return scores
+
+    audit = api.audit(answer, load_data("digits", split="test"), budget="quick", samples=24)
+    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(answer))
+
+
+MAKERS: dict[str, Callable[[], Own]] = {
+    "masked at gradient level": lambda: of_the_zoo("quantised", 32, claim=0.9),
+    "masked at loss level": lambda: of_the_zoo("logits-x1e4", 40),
+    "clear": lambda: of_the_zoo("standard", 64),
+    "robust, with a certificate": lambda: of_the_zoo("ibp", 10, certified=0.6, claim=0.2, ignore=SLOW),
+    "random": lambda: of_the_zoo("dropout-on", 10),
+    "broken off": lambda: broken_off(500),
+    "a callable with hard labels": of_a_callable,
+    "few parts on request": lambda: of_the_zoo("logits-x1e4", 30, select=FEW),
+    "L2": lambda: of_the_zoo("standard", 20, ball=("L2", 0.8)),
+}
+
+
+@functools.cache
+def own(name: str) -> Own:
+    """One of `MAKERS`."""
+    return MAKERS[name]()

@@ -1,0 +1,95 @@
+"""What the judge is told of what ran: missing parts, and which of them take the proof from a level."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from maskaudit.results import AttackRow, ProbeResult, plain, revived
+from maskaudit.verdict.recorded import Recorded, observations
+from maskaudit.verdict.rules import judge
+
+POINTS, HIDDEN = 100, 60
+
+
+def row(name: str, role: Any, part: Any = "", family: Any = None, **changes: Any) -> AttackRow:
+    base = AttackRow(
+        name, name, "gradient", role, family, None, 0, POINTS, 0, 0, 0, 0, 0.0, part=part, decisive=True
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+ROWS = {
+    one.name: one
+    for one in (
+        row("pgd", "reference", "reference", "cross_entropy"),
+        row("apgd-ce", "strong", "cross_entropy", "cross_entropy"),
+        row("apgd-ce-restarts", "strong", "cross_entropy", "cross_entropy"),
+        row("apgd-margin", "strong", "other_loss", "other_loss"),
+        row("noise", "challenger"),
+        row("square", "challenger", "gradient_free"),
+    )
+}
+
+
+def recorded(by: str, without: tuple[str, ...] = (), *, failed: str = "", **changes: Any) -> Recorded:
+    """Sixty of a hundred points that only one attack breaks; some attacks and probes were left out, one failed."""
+    rows = [one for one in ROWS.values() if one.name not in without]
+    rows = [dataclasses.replace(one, status="error", reason="it broke") if one.name == failed else one for one in rows]
+    left_out = {name: ROWS[name].part if name in ROWS else "" for name in without}
+    broken_by = [[by]] * HIDDEN + [["pgd"]] * (POINTS - HIDDEN)
+    return Recorded([True] * POINTS, broken_by, rows, left_out=left_out, **changes)
+
+
+@pytest.mark.parametrize(("by", "without", "failed", "label", "said"), [
+    ("noise", (), "", "masked", "survive all 4 white-box attacks that ran"),
+    ("apgd-margin", (), "", "masked", "survive all 3 attacks on cross-entropy that ran"),
+    # what would prove nothing: the attacks that might have broken these points did not run
+    ("noise", ("apgd-margin",), "", "inconclusive", "it lacks white-box attacks on other losses"),
+    ("noise", ("apgd-ce", "apgd-ce-restarts"), "", "inconclusive", "further white-box attacks on cross-entropy"),
+    ("noise", ("apgd-ce", "apgd-ce-restarts", "apgd-margin"), "", "inconclusive", "60 of 100 points seem hidden"),
+    ("apgd-margin", ("apgd-ce-restarts",), "", "inconclusive", "it lacks apgd-ce-restarts"),
+    ("apgd-margin", (), "apgd-ce", "inconclusive", "Essential part failed: apgd-ce: it broke"),
+    ("noise", (), "apgd-margin", "inconclusive", "white-box attacks on other losses"),
+    # what the examples prove all the same
+    ("noise", ("square",), "", "masked", "gradient-free attacks"),
+    ("noise", ("zero-gradient", "unbounded-attack"), "", "masked", "zero-gradient"),
+    ("apgd-margin", ("square",), "", "masked", "gradient-free attacks"),
+    ("noise", (), "square", "masked", "Essential part failed: square"),
+    # one run of many on cross-entropy says nothing against a gap at gradient level
+    ("noise", ("apgd-ce-restarts",), "", "masked", "survive all 3 white-box attacks"),
+])  # fmt: skip
+def test_a_missing_part(by: str, without: tuple[str, ...], failed: str, label: str, said: str) -> None:
+    verdict = judge(observations(recorded(by, without, failed=failed))).verdict
+    assert verdict.label == label
+    assert said in " ".join(verdict.reasons)
+    if label == "masked" and set(without) - {"apgd-ce-restarts"}:
+        assert "The examples prove it, although this did not run or failed: " in verdict.sentence
+        assert said in verdict.sentence
+
+
+@pytest.mark.parametrize("without", ["zero-gradient", "finite-difference-agreement", "unbounded-attack", "square"])
+def test_nothing_is_clear_without_an_essential_part(without: str) -> None:
+    everything = recorded("pgd")
+    assert not observations(everything).missing
+    seen = observations(recorded("pgd", (without,)))
+    assert seen.missing
+    verdict = judge(seen).verdict
+    assert verdict.label == "inconclusive"
+    assert "1 left out on request" in verdict.sentence
+
+
+def test_an_unfinished_audit_proves_nothing() -> None:
+    seen = observations(recorded("noise", broken_off="The model failed."))
+    assert judge(seen).verdict.label == "inconclusive"
+    assert set(seen.unproven) == {"gradient", "loss"}
+
+
+@pytest.mark.parametrize("value", [
+    row("pgd", "reference", "reference", "cross_entropy", curve=((1, 2), (3, 4)), settings={"steps": 4}),
+    ProbeResult("zero-gradient", "", "pass", details={"a": [1, {"b": None}]}, sources=("one", "two")),
+])  # fmt: skip
+def test_a_document_gives_back_what_was_written(value: Any) -> None:
+    assert revived(type(value), {**plain(dataclasses.asdict(value)), "of a later version": 1}) == value
