@@ -38,6 +38,7 @@ from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.form import SHARES
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
@@ -286,7 +287,7 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
     loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
         with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
-            answers = target.raw(data.x[:2])
+            found = detect_outputs(target.answers(data.x[:2]))
     except ModelError as error:
         if not _SHAPE_TROUBLE.search(str(error.__cause__ or "")):
             raise
@@ -297,9 +298,10 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
             f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
     claimed = loaded.metadata.get("outputs")
-    if "outputs (from the model file)" in settings.defaults and detect_outputs(answers) != claimed != "auto":
+    said = "outputs (from the model file)" in settings.defaults and claimed != "auto"
+    if said and (found in SHARES) != (claimed in SHARES):
         raise InputError(
-            f"{loaded.source} says of itself that it returns {claimed}, but its answers are {detect_outputs(answers)}; "
+            f"{loaded.source} says of itself that it returns {claimed}, but its answers are {found}; "
             "say with --outputs what is right."
         )
 

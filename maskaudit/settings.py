@@ -15,7 +15,9 @@ from maskaudit.results import Norm
 if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
-Outputs = Literal["logits", "probabilities"]
+Outputs = Literal[
+    "logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"
+]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
 
@@ -108,6 +110,10 @@ class AuditSettings:
     outputs: Outputs | Literal["auto"] = option(
         "auto", Choice(*get_args(Outputs), "auto"),
         "What the model returns; auto looks at its answers to clean inputs.", group="data", resumes=True,
+    )  # fmt: skip
+    threshold: float | None = option(
+        None, _INPUT, "Answer above which a model with a single output says class 1: 0 for a logit, half of the whole "
+        "for a probability.", metavar="NUMBER", group="data", resumes=True,
     )  # fmt: skip
     mean: tuple[float, ...] | None = option(
         None, Items(_INPUT, MAX_LIST, 1), "Normalisation mean per channel, if it is not part of the model.",

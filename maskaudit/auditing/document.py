@@ -88,6 +88,7 @@ def scoring(state: AuditState) -> dict[str, Any]:
         "sha256": state.loaded.sha256,
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
+        "form": target.form.to_dict(),
         "random": target.random, "seed": settings.seed, "device": settings.device,
     }  # fmt: skip
 

@@ -27,6 +27,7 @@ from maskaudit.report.reading import PROSE
 from maskaudit.report.reading import read_report as read_report
 from maskaudit.results import dump_json, findings, plain
 from maskaudit.target import Target, usual_batch
+from maskaudit.target.form import FIELDS, Form
 from maskaudit.target.rescore import rescore
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import Norm, ThreatModel
@@ -65,6 +66,7 @@ SCORING = Record(
         "mean": Optional(Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), MAX_CHANNELS, 1)),
         "std": Optional(Items(Number(0, _LARGEST_INPUT, above=True), MAX_CHANNELS, 1)),
         "outputs": Text(),
+        "form": FIELDS,
         "reject_class": Optional(Whole(0, 10**9)),
         "random": Flag(),
         "seed": Whole(0, 2**63 - 1),
@@ -256,6 +258,7 @@ def _reviewed(model: Any, scoring: dict[str, Any], threat: ThreatModel, batch_si
     return Target(
         model,
         bounds=threat.bounds,
+        form=Form.from_dict(scoring.get("form", {})),
         mean=scoring.get("mean"),
         std=scoring.get("std"),
         device="cuda" if cuda else "cpu",

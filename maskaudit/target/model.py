@@ -24,8 +24,9 @@ from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
+from maskaudit.target.form import Form
 from maskaudit.target.preserve import open_checkpoints, preserved
-from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores
+from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns
 from maskaudit.target.world import TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -98,6 +99,7 @@ class Target:
         mean, std: per-channel normalisation applied before the model, if it is not part of it.
         outputs: what the model returns; probabilities are turned into their logarithm, so that
             every loss sees scores on the scale of logits.
+        form: the same with all that else was found about how to ask and read the model; goes before `outputs`.
         draws: forward passes averaged per evaluation; above 1 for random models only.
         reject_class: index of an output that means "refused to answer", if the model has one.
             Predicting it counts neither as correct nor as broken.
@@ -118,6 +120,7 @@ class Target:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         outputs: Outputs = "logits",
+        form: Form | None = None,
         draws: int = 1,
         reject_class: int | None = None,
         batch_size: int = BATCH,
@@ -131,7 +134,7 @@ class Target:
         self.model = model
         self.bounds = bounds
         self.mean, self.std = mean, std
-        self.outputs: Outputs = outputs
+        self.form = form or Form(outputs)
         self.draws = draws
         self.reject_class = reject_class
         self.batch_size = batch_size
@@ -144,6 +147,15 @@ class Target:
         self._stack: contextlib.ExitStack | None = None
         self._unchecked: Unchecked | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the model returns."""
+        return self.form.outputs
+
+    @outputs.setter
+    def outputs(self, outputs: Outputs) -> None:
+        self.form = self.form.changed(outputs=outputs)
 
     @property
     def random(self) -> bool:
@@ -326,13 +338,21 @@ class Target:
         return grad
 
     def _scores_once(self, x: Tensor) -> Tensor:
-        output = self._call(x)
-        if self.outputs == "probabilities":
-            return output.clamp_min(torch.finfo(output.dtype).tiny).log()
-        return output
+        return self.form.scores(self._call(x))
 
     def _call(self, x: Tensor) -> Tensor:
         """One pass of one batch, checked and counted."""
+        return self.checked(self._pass(x), len(x)).to(x.device)
+
+    def answers(self, x: Tensor) -> Tensor:
+        """What the model returned for points (N, …) in one pass, (N, K) with K ≥ 1: no kind is presumed."""
+        with torch.no_grad():
+            return torch.cat(
+                [self._answer(x[rows], lambda part: columns(self._pass(part), len(part))) for rows in self._batches(len(x))]
+            )
+
+    def _pass(self, x: Tensor) -> object:
+        """What the model returned for one batch; counted."""
         self.ledger.forwards += len(x)
         inputs = x.to(self.device)
         if inputs is x:
@@ -342,7 +362,7 @@ class Target:
         recording = torch.is_grad_enabled()
         try:
             with foreign.Call():
-                output = self.model(inputs)
+                return self.model(inputs)
         except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
             if not _of_the_model(error):
                 raise
@@ -351,7 +371,6 @@ class Target:
             self._flags.restore()
             if torch.is_grad_enabled() != recording:
                 torch.set_grad_enabled(recording)
-        return self.checked(output, len(x)).to(x.device)
 
     def checked(self, output: object, n: int) -> Tensor:
         """What a model returned for `n` inputs as float32 scores (n, K); within `late_checks` NaN is refused later.
@@ -359,7 +378,7 @@ class Target:
         Raises:
             ModelError: when it is something else.
         """
-        return checked_scores(output, n, self._unchecked)
+        return checked_scores(output, n, self._unchecked, self.form)
 
     def _normalise(self, x: Tensor) -> Tensor:
         channels = x.shape[1]

@@ -1,4 +1,4 @@
-"""What a model answers, as class scores: found, checked, told apart, and how far they are from breaking a point."""
+"""What a model answers, as class scores: found, checked, and how far they are from breaking a point."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from maskaudit.errors import ModelError
 from maskaudit.settings import Outputs
+from maskaudit.target.form import SINGLE, Form
+from maskaudit.target.kinds import recognise_outputs
 
-#: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
-PROBABILITY_TOLERANCE = 1e-3
+#: How answers are read where nothing is known of them.
+PLAIN = Form()
 
 #: What an infinite score becomes: differences of two such scores are still finite.
 LARGEST_SCORE = torch.finfo(torch.float32).max / 4
@@ -61,21 +63,41 @@ def answer_in(output: object) -> object:
     return logits if isinstance(logits, Tensor) else output
 
 
-def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -> Tensor:
-    """The model's answer as float32 (N, K), infinities made finite, or a ModelError that says what is wrong with it.
+def columns(output: object, n: int) -> Tensor:
+    """The model's answer to n inputs as (n, K), K ≥ 1; a missing axis of a single output or of a single input is added.
 
-    With `unchecked` NaN is only counted there.
+    Raises:
+        ModelError: when it is something else.
     """
     output = answer_in(output)
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+    if output.dim() == 1 and len(output) == n:
+        return output[:, None]
+    if n == 1 and output.dim() in (0, 1):
+        return output.reshape(1, -1)
+    if output.dim() == 2 and not output.shape[1]:
+        raise ModelError("The model returns no score; at least 2 classes, or one score for two, are needed.")
     if output.dim() != 2 or output.shape[0] != n:
         raise ModelError(
             f"The model returned shape {tuple(output.shape)} for {n} inputs; expected one score per class, ({n}, K)."
         )
-    if output.shape[1] < 2:
-        raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
-    scores = output.float()
+    return output
+
+
+def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, form: Form = PLAIN) -> Tensor:
+    """The model's answer as float32 (N, K), K ≥ 2, infinities made finite; a ModelError says what is wrong with it.
+
+    With `unchecked` NaN is only counted there. A single output becomes two classes as `form` says.
+    """
+    scores = columns(output, n).float()
+    if scores.shape[1] == 1:
+        if form.outputs not in SINGLE:
+            raise ModelError(
+                "The model returns a single score: give --outputs one-logit or one-probability (with --threshold), "
+                "or return one score per class."
+            )
+        scores = form.two_classes(scores)
     if unchecked is not None:
         unchecked.add(scores)
         return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
@@ -92,6 +114,5 @@ def _refuse_nan(bad: int, n: int) -> None:
 
 
 def detect_outputs(raw: Tensor) -> Outputs:
-    """Tell probabilities from logits by the values on clean inputs (N, K): non-negative rows that sum to 1."""
-    sums_to_one = (raw.sum(dim=1) - 1).abs().max() <= PROBABILITY_TOLERANCE
-    return "probabilities" if bool(sums_to_one) and bool((raw >= 0).all()) else "logits"
+    """The kind of answers (N, K), from their values on clean inputs."""
+    return recognise_outputs(raw).form.outputs

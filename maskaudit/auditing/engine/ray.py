@@ -75,7 +75,7 @@ class Ray:
 
 def _portable(target: Target) -> tuple[Any, dict[str, Any]]:
     """The model, and what a target is made of."""
-    names = ("bounds", "mean", "std", "outputs", "draws", "reject_class", "batch_size", "seed")
+    names = ("bounds", "mean", "std", "form", "draws", "reject_class", "batch_size", "seed")
     return target.model, {name: getattr(target, name) for name in names}
 
 

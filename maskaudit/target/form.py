@@ -1,0 +1,99 @@
+"""How a model is asked and how its answers are read: found once at the start of an audit, or told by options.
+
+A `Form` is plain data, so that workers and reviewers ask a model exactly as the audit did.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from maskaudit.declared import Choice, Number, Record
+from maskaudit.settings import Outputs
+
+#: The smallest normal number of float32: its logarithm stands for that of a probability of 0.
+TINY = float(torch.finfo(torch.float32).tiny)
+#: Kinds whose rows are shares of one whole, and kinds of a single output.
+SHARES = ("probabilities", "votes")
+SINGLE = ("one-logit", "one-probability")
+
+_ANY = Number(-1e30, 1e30)
+#: What a file says of a form.
+FIELDS = Record(
+    {
+        "outputs": Choice(*get_args(Outputs)),
+        "scale": Number(0, 1e30, above=True),
+        "offset": _ANY,
+        "smallest": Number(0, 1, above=True),
+        "threshold": _ANY,
+    },
+    ignore_unknown=True,
+)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a model is asked, and what it returns.
+
+    Attributes:
+        outputs: kind of the output.
+        scale, offset: a probability p is returned as offset + scale · p.
+        smallest: the smallest probability that the output can tell from 0; it is added before the logarithm is taken,
+            so that what was rounded to 0 keeps the gradient that it has.
+        threshold: the value above which the output of a model with a single one means class 1.
+    """
+
+    outputs: Outputs = "logits"
+    scale: float = 1.0
+    offset: float = 0.0
+    smallest: float = TINY
+    threshold: float = 0.0
+
+    def normal(self, raw: Tensor) -> Tensor:
+        """Answers (N, K) in their usual unit: probabilities between 0 and 1; others as they are."""
+        if self.outputs not in SHARES or (self.scale, self.offset) == (1.0, 0.0):
+            return raw
+        return (raw - self.offset) / self.scale
+
+    def scores(self, raw: Tensor) -> Tensor:
+        """Answers (N, K) on the scale of logits, so that every loss can use them; the graph is kept."""
+        if self.outputs in SHARES:
+            p = self.normal(raw)
+            return (p.clamp_min(TINY) if self.smallest <= TINY else p.clamp_min(0) + self.smallest).log()
+        if self.outputs == "sigmoids":
+            return torch.logit(raw, eps=max(self.smallest, torch.finfo(raw.dtype).eps))
+        return raw
+
+    def two_classes(self, raw: Tensor) -> Tensor:
+        """The single answers (N, 1) of a binary classifier as scores (N, 2), equal where it is undecided."""
+        if self.outputs == "one-probability":
+            eps = max(self.smallest, torch.finfo(raw.dtype).eps)
+            held = (raw - self.offset) / self.scale
+            above = torch.logit(held, eps=eps) - _log_odds((self.threshold - self.offset) / self.scale)
+        else:
+            above = raw - self.threshold
+        return torch.cat([-above / 2, above / 2], dim=1)
+
+    def changed(self, **values: Any) -> Form:
+        """The same with other values."""
+        return dataclasses.replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Form:
+        """The reverse of `to_dict`, from fields read by `FIELDS`."""
+        return cls(**{name: value for name, value in fields.items() if name in FIELDS.fields})
+
+
+def _log_odds(p: float) -> float:
+    held = min(max(p, 1e-12), 1 - 1e-12)
+    return math.log(held / (1 - held))
