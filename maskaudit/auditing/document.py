@@ -14,6 +14,7 @@ from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditSettings
+from maskaudit.target.rescore import PROOF
 from maskaudit.verdict.rules import Judgement
 
 
@@ -36,6 +37,7 @@ def build_report(
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,
             "random": target.random,
+            "depends_on": state.recognised.dependence.to_dict(),
             "reject_class": target.reject_class,
             "trusted_code": list(loaded.trusted_code),
         },
@@ -89,7 +91,7 @@ def scoring(state: AuditState) -> dict[str, Any]:
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
         "form": target.form.to_dict(),
-        "random": target.random, "seed": settings.seed, "device": settings.device,
+        "random": target.random, "proof": PROOF.to_dict() if target.random else None, "seed": settings.seed, "device": settings.device,
     }  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 A safetensors file with the tensors `clean` (P, …), `label` (P,), `index` (P,),
 `examples` (M, …), `example_point` (M,) rows of `clean`, `example_attack` (M,) rows of
-the attack list in the metadata, where everything needed to score them anew is kept:
+the attack list in the metadata, where everything needed to score them anew is kept
+(for random models also `example_won` (M,), the draws that each won in its proof):
 threat model, normalisation, output kind, seed and the digest of the report.
 """
 
@@ -69,6 +70,7 @@ SCORING = Record(
         "form": FIELDS,
         "reject_class": Optional(Whole(0, 10**9)),
         "random": Flag(),
+        "proof": Optional(Record({"draws": Whole(1, 10**6), "wins": Whole(1, 10**6), "error": Number(0, 1)})),
         "seed": Whole(0, 2**63 - 1),
         "device": Text(),
     },
@@ -128,6 +130,9 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
         "example_point": torch.tensor([position[row] for row, _ in kept], dtype=torch.int64),
         "example_attack": torch.tensor([names.index(name) for _, name in kept], dtype=torch.int64),
     }
+    if scoring.get("random"):
+        won = [ledger.entries[name].won.get(row, 0) for row, name in kept]
+        tensors["example_won"] = torch.tensor(won, dtype=torch.int64)
     metadata = {"attacks": names, "report_sha256": report_digest(document), **scoring}
     return save_tensors(
         {name: tensor.contiguous() for name, tensor in tensors.items()},

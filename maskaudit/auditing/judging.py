@@ -56,6 +56,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
         attacks_left_out=len(rows) - len(ran),
         claimed=settings.claim,
         certified=settings.certified,
+        caveats=state.recognised.caveats,
     )
 
 

@@ -145,7 +145,8 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
     ended: ModelError | foreign.Interrupted | None = None
     try:
         with foreign.breaking_off_between_calls():
-            state.notes += recognise(state.target, state.data, state.settings)
+            state.recognised = recognise(state.target, state.data, state.settings)
+            state.notes += state.recognised.notes
             for points in state.looks:
                 state.judgement = None
                 _look(state, points)

@@ -14,9 +14,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from maskaudit.declared import Choice, Number, Record
+from maskaudit.declared import Choice, Flag, Number, Record, Whole
 from maskaudit.settings import Outputs
 
+#: Largest batch size that is looked for or read from a file.
+MOST_POINTS = 4096
 #: The smallest normal number of float32: its logarithm stands for that of a probability of 0.
 TINY = float(torch.finfo(torch.float32).tiny)
 #: Kinds whose rows are shares of one whole, and kinds of a single output.
@@ -32,6 +34,10 @@ FIELDS = Record(
         "offset": _ANY,
         "smallest": Number(0, 1, above=True),
         "threshold": _ANY,
+        "least": Whole(1, MOST_POINTS),
+        "most": Whole(0, MOST_POINTS),
+        "alone": Flag(),
+        "fresh": Flag(),
     },
     ignore_unknown=True,
 )
@@ -46,6 +52,10 @@ class Form:
         scale, offset: a probability p is returned as offset + scale · p.
         smallest: the smallest probability that the output can tell from 0; it is added before the logarithm is taken,
             so that what was rounded to 0 keeps the gradient that it has.
+        least: the fewest points that the model takes in a call; fewer are repeated.
+        most: the points that it takes in a call, neither more nor fewer, where its batch size is fixed; 0 where it is not.
+        alone: whether every point is asked alone, since answers depend on company.
+        fresh: whether the model is put back before every call, since it keeps a state.
         threshold: the value above which the output of a model with a single one means class 1.
     """
 
@@ -54,6 +64,10 @@ class Form:
     offset: float = 0.0
     smallest: float = TINY
     threshold: float = 0.0
+    least: int = 1
+    most: int = 0
+    alone: bool = False
+    fresh: bool = False
 
     def normal(self, raw: Tensor) -> Tensor:
         """Answers (N, K) in their usual unit: probabilities between 0 and 1; others as they are."""

@@ -24,6 +24,7 @@ from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
+from maskaudit.target.belongings import Belongings
 from maskaudit.target.form import Form
 from maskaudit.target.preserve import open_checkpoints, preserved
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns
@@ -145,6 +146,7 @@ class Target:
         self.needs_graph: bool | None = None
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
+        self._start: Belongings | None = None
         self._unchecked: Unchecked | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
 
@@ -177,13 +179,15 @@ class Target:
                 if hasattr(self.model, "training"):  # frozen TorchScript has no mode
                     self.model.eval()
             self._flags = TorchFlags.read()
+            if self.form.fresh:
+                self.remember()
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
-        self._stack = None
+        self._stack = self._start = None
 
     @contextlib.contextmanager
     def late_checks(self) -> Iterator[None]:
@@ -341,18 +345,49 @@ class Target:
         return self.form.scores(self._call(x))
 
     def _call(self, x: Tensor) -> Tensor:
-        """One pass of one batch, checked and counted."""
-        return self.checked(self._pass(x), len(x)).to(x.device)
+        """One batch, checked and counted, in as many passes as `form` asks for."""
+        parts = [self.checked(output, n)[:wanted] for output, n, wanted in self._passes(x)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.device)
+
+    def remember(self) -> None:
+        """Take the state that the model has now for the one that `put_back` gives it."""
+        self._start = Belongings(self.model)
+
+    def put_back(self) -> None:
+        """Give the model the state that was remembered; generators of its own go on drawing."""
+        if self._start is not None:
+            self._start.restore(generators=False)
+
+    def forget(self) -> None:
+        """Remember no state any more."""
+        self._start = None
 
     def answers(self, x: Tensor) -> Tensor:
         """What the model returned for points (N, …) in one pass, (N, K) with K ≥ 1: no kind is presumed."""
         with torch.no_grad():
-            return torch.cat(
-                [self._answer(x[rows], lambda part: columns(self._pass(part), len(part))) for rows in self._batches(len(x))]
-            )
+            return torch.cat([self._answer(x[rows], self._columns) for rows in self._batches(len(x))])
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """What the model returned for one batch, float32 (n, K)."""
+        return torch.cat([columns(output, n)[:wanted].float() for output, n, wanted in self._passes(x)])
+
+    def _passes(self, x: Tensor) -> Iterator[tuple[object, int, int]]:
+        """Outputs of the model for one batch, with the points that each was asked, and how many of them are meant.
+
+        One pass, unless points must be asked alone or the batch size is fixed; missing points are filled up with the
+        last one.
+        """
+        size = 1 if self.form.alone else self.form.most or max(1, len(x))
+        for start in range(0, max(1, len(x)), size):
+            part = x[start : start + size]
+            missing = (self.form.most or self.form.least) - len(part)
+            filled = torch.cat([part, part[-1:].expand(missing, *x.shape[1:])]) if missing > 0 and len(part) else part
+            yield self._pass(filled), len(filled), len(part)
 
     def _pass(self, x: Tensor) -> object:
         """What the model returned for one batch; counted."""
+        if self.form.fresh:
+            self.put_back()
         self.ledger.forwards += len(x)
         inputs = x.to(self.device)
         if inputs is x:

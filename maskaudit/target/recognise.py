@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from maskaudit.errors import InputError, UsageError
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
+from maskaudit.target.dependence import Dependence, measure_dependence
 from maskaudit.target.form import SHARES, SINGLE, Form
 from maskaudit.target.kinds import Kind, recognise_outputs
+from maskaudit.target.rescore import PROOF
 
 if TYPE_CHECKING:
     from maskaudit.data import Dataset
@@ -33,11 +35,22 @@ _READ = {
 }
 
 
-def recognise(target: Target, data: Dataset, settings: AuditSettings) -> list[str]:
-    """Ask the model about a few points and set `target.form` and `target.draws` accordingly.
+@dataclass(frozen=True)
+class Recognised:
+    """What was found: notes for the report, as sentences, and what answers depend on."""
 
-    Returns:
-        Notes for the report, as sentences.
+    notes: list[str] = field(default_factory=list)
+    dependence: Dependence = Dependence()
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the verdict must say of itself."""
+        chance = [PROOF.sentence] if self.dependence.random else []
+        return (*self.dependence.sentences(), *chance)
+
+
+def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recognised:
+    """Ask the model about a few points and set `target.form` and `target.draws` accordingly.
 
     Raises:
         UsageError: for a refusal class that the model does not have, or outputs that it cannot return.
@@ -45,17 +58,19 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> list[st
         ModelError: when the model fails.
     """
     _, x, _ = data.sample(min(ASKED_POINTS, len(data)), settings.seed)
-    notes = _outputs(target, target.answers(x), settings)
-    first = target.raw(x)
-    _check_classes(data, first.shape[1], settings.reject_class)
-    if torch.equal(first, target.raw(x)):
-        return notes
-    target.draws = RANDOM_DRAWS
-    return [
-        *notes,
-        f"The model answers at random: scores and gradients are means over {RANDOM_DRAWS} draws, and every example "
-        "is judged by the majority of fresh draws.",
-    ]
+    target.remember()
+    answers = target.answers(x)
+    notes = _outputs(target, answers, settings)
+    _check_classes(data, max(2, answers.shape[1]), settings.reject_class)
+    found = measure_dependence(target, x)
+    notes += found.sentences()
+    if found.random:
+        target.draws = RANDOM_DRAWS
+        notes.append(
+            f"The model answers at random: scores and gradients are means over {RANDOM_DRAWS} draws, and every example "
+            "is judged by fresh draws."
+        )
+    return Recognised(notes, found)
 
 
 def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[str]:

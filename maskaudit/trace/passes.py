@@ -62,8 +62,10 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
         return output
 
     seed_generators(seed)
+    watched = twin(target, model)
+    watched.form = watched.form.changed(alone=False)  # one record of all points
     with torch.enable_grad():
-        return twin(target, model).differentiable_scores(observer.leaf)
+        return watched.differentiable_scores(observer.leaf)
 
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:

@@ -50,6 +50,7 @@ class Observations:
         attacks_run, attacks_left_out: numbers of attacks, for the wording.
         claimed: claimed robust accuracy, if any.
         certified: certified lower bound of robust accuracy, if known.
+        caveats: what answers depend on besides the input, as sentences that the verdict repeats.
     """
 
     drawn: int
@@ -72,6 +73,7 @@ class Observations:
     attacks_left_out: int = 0
     claimed: float | None = None
     certified: float | None = None
+    caveats: tuple[str, ...] = ()
 
     @property
     def alpha(self) -> float:
@@ -111,7 +113,7 @@ def judge(seen: Observations) -> Judgement:
         reasons = [*reasons, _unconfirmed(seen.traced[0], seen)]
     accuracy = _accuracy(seen)
     return Judgement(
-        verdict=Verdict(label, _sentence(label, seen, shown), shown, tuple(reasons)),
+        verdict=Verdict(label, _sentence(label, seen, shown), shown, (*reasons, *seen.caveats)),
         claim=Claim(seen.claimed, _claim_status(seen)),
         accuracy=accuracy,
         masking={

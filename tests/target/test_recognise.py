@@ -27,7 +27,7 @@ def met(model: Callable[[Tensor], Tensor], data: Dataset = DATA, **settings: obj
     """The target after the handshake, and its notes."""
     asked = AuditSettings(**settings)  # type: ignore[arg-type]
     with Target(model, reject_class=asked.reject_class) as target:
-        return target, recognise(target, data, asked)
+        return target, recognise(target, data, asked).notes
 
 
 def test_plain_logits_need_no_words() -> None:
