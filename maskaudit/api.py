@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -38,15 +37,15 @@ from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.fit import misfit
 from maskaudit.target.form import SHARES
+from maskaudit.target.recognise import meet
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
 
 Points = Dataset | tuple[Tensor, Tensor]
-
-_SHAPE_TROUBLE = re.compile(r"shape|size|channel|dimension|mat1", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -287,9 +286,10 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
     loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
         with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
+            meet(target, data.x[:8], settings)
             found = detect_outputs(target.answers(data.x[:2]))
     except ModelError as error:
-        if not _SHAPE_TROUBLE.search(str(error.__cause__ or "")):
+        if not misfit(error) or error.__cause__ is None:
             raise
         shape = "×".join(str(n) for n in data.x.shape[1:])
         kind = "the default data" if by_default else "the given data"

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Outputs = Literal[
     "logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"
 ]
+Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
 
@@ -115,6 +116,18 @@ class AuditSettings:
         None, _INPUT, "Answer above which a model with a single output says class 1: 0 for a logit, half of the whole "
         "for a probability.", metavar="NUMBER", group="data", resumes=True,
     )  # fmt: skip
+    output_key: str = option(
+        "", Text(200), "Which of several outputs holds the class scores: its name, or its number from 0.",
+        metavar="KEY", group="data", resumes=True,
+    )  # fmt: skip
+    layout: Layout = option(
+        "auto", Choice(*get_args(Layout)),
+        "Axes of an input as the model takes them; auto leaves them where the model answers, else tries.",
+        group="data", resumes=True,
+    )  # fmt: skip
+    swap_channels: bool = option(
+        False, Flag(), "The model takes the channels in the reverse order (BGR for RGB).", group="data", resumes=True
+    )
     mean: tuple[float, ...] | None = option(
         None, Items(_INPUT, MAX_LIST, 1), "Normalisation mean per channel, if it is not part of the model.",
         metavar="NUMBERS", group="data", resumes=True,

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from maskaudit.declared import Choice, Flag, Number, Record, Whole
-from maskaudit.settings import Outputs
+from maskaudit.declared import Choice, Flag, Number, Record, Text, Whole
+from maskaudit.settings import Layout, Outputs
 
 #: Largest batch size that is looked for or read from a file.
 MOST_POINTS = 4096
@@ -34,6 +34,10 @@ FIELDS = Record(
         "offset": _ANY,
         "smallest": Number(0, 1, above=True),
         "threshold": _ANY,
+        "dtype": Choice("float32", "float64", "float16", "bfloat16"),
+        "layout": Choice(*get_args(Layout)[1:]),
+        "swap": Flag(),
+        "output_key": Text(),
         "least": Whole(1, MOST_POINTS),
         "most": Whole(0, MOST_POINTS),
         "alone": Flag(),
@@ -41,6 +45,29 @@ FIELDS = Record(
     },
     ignore_unknown=True,
 )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """An order of the axes: the words for it, which points (…) can have it, and how a batch (N, …) is brought to it."""
+
+    said: str
+    fits: Callable[[tuple[int, ...]], bool]
+    of: Callable[[Tensor], Tensor]
+
+
+#: Layouts of a batch, the likeliest first.
+LAYOUTS: Mapping[str, _Layout] = {
+    "as-is": _Layout("as they are", lambda shape: True, lambda x: x),
+    "channels-last": _Layout(
+        "with the channels last, (N, …, C)", lambda shape: len(shape) > 1, lambda x: x.movedim(1, -1)
+    ),
+    "no-channel": _Layout(
+        "without an axis for the only channel", lambda shape: len(shape) > 1 and shape[0] == 1, lambda x: x.squeeze(1)
+    ),
+    "one-channel": _Layout("with an axis for one channel, (N, 1, …)", lambda shape: True, lambda x: x.unsqueeze(1)),
+    "flat": _Layout("as vectors", lambda shape: len(shape) > 1, lambda x: x.flatten(1)),
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,10 @@ class Form:
             so that what was rounded to 0 keeps the gradient that it has.
         least: the fewest points that the model takes in a call; fewer are repeated.
         most: the points that it takes in a call, neither more nor fewer, where its batch size is fixed; 0 where it is not.
+        dtype: number type in which the model computes.
+        layout: order of the axes that it takes; see `LAYOUTS`.
+        swap: whether it takes the channels in the reverse order.
+        output_key: name or position of the output that holds the scores, where there are several; "" to find it.
         alone: whether every point is asked alone, since answers depend on company.
         fresh: whether the model is put back before every call, since it keeps a state.
         threshold: the value above which the output of a model with a single one means class 1.
@@ -64,10 +95,24 @@ class Form:
     offset: float = 0.0
     smallest: float = TINY
     threshold: float = 0.0
+    dtype: str = "float32"
+    layout: Layout = "as-is"
+    swap: bool = False
+    output_key: str = ""
     least: int = 1
     most: int = 0
     alone: bool = False
     fresh: bool = False
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """A batch (N, …) as the model takes it; the graph is kept."""
+        x = LAYOUTS[self.layout].of(x.flip(1) if self.swap else x)
+        return x if self.dtype == "float32" else x.to(getattr(torch, self.dtype))
+
+    @property
+    def score_type(self) -> torch.dtype:
+        """Number type of the scores: float64 for a model that computes in it, else float32."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
 
     def normal(self, raw: Tensor) -> Tensor:
         """Answers (N, K) in their usual unit: probabilities between 0 and 1; others as they are."""

@@ -295,7 +295,7 @@ class Target:
 
     def margin(self, scores: Tensor, y: Tensor) -> Tensor:
         """Largest score of a class that would break the point, less the score that holds it; > 0 means broken. (N,)."""
-        return breaking_margin(scores, y, self.reject_class)
+        return breaking_margin(scores, y, self.reject_class).float()
 
     def count_backward(self, points: int) -> None:
         """Record backward passes made outside `value_and_grad` (double backward in probes)."""
@@ -320,7 +320,7 @@ class Target:
             if grad is None:
                 connected = False
                 grad = torch.zeros_like(x)
-            scores, value, grad = scores.detach(), value.detach(), grad.detach()
+            scores, value, grad = scores.detach().float(), value.detach().float(), grad.detach()
             scores_sum = scores if scores_sum is None else scores_sum + scores
             value_sum = value if value_sum is None else value_sum + value
             grad_sum = grad if grad_sum is None else grad_sum + grad
@@ -369,7 +369,7 @@ class Target:
 
     def _columns(self, x: Tensor) -> Tensor:
         """What the model returned for one batch, float32 (n, K)."""
-        return torch.cat([columns(output, n)[:wanted].float() for output, n, wanted in self._passes(x)])
+        return torch.cat([columns(output, n, self.form.output_key)[:wanted].float() for output, n, wanted in self._passes(x)])
 
     def _passes(self, x: Tensor) -> Iterator[tuple[object, int, int]]:
         """Outputs of the model for one batch, with the points that each was asked, and how many of them are meant.
@@ -394,6 +394,7 @@ class Target:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
+        inputs = self.form.inputs(inputs)
         recording = torch.is_grad_enabled()
         try:
             with foreign.Call():

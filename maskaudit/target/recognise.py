@@ -12,6 +12,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.dependence import Dependence, measure_dependence
+from maskaudit.target.fit import fit
 from maskaudit.target.form import SHARES, SINGLE, Form
 from maskaudit.target.kinds import Kind, recognise_outputs
 from maskaudit.target.rescore import PROOF
@@ -59,8 +60,9 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
     """
     _, x, _ = data.sample(min(ASKED_POINTS, len(data)), settings.seed)
     target.remember()
+    notes = meet(target, x, settings)
     answers = target.answers(x)
-    notes = _outputs(target, answers, settings)
+    notes += _outputs(target, answers, settings)
     _check_classes(data, max(2, answers.shape[1]), settings.reject_class)
     found = measure_dependence(target, x)
     notes += found.sentences()
@@ -71,6 +73,12 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
             "is judged by fresh draws."
         )
     return Recognised(notes, found)
+
+
+def meet(target: Target, x: Tensor, settings: AuditSettings) -> list[str]:
+    """Take over what the user said of the inputs, find the rest, and say so; see `maskaudit.target.fit`."""
+    target.form = target.form.changed(swap=settings.swap_channels, output_key=settings.output_key)
+    return fit(target, x, settings.layout)
 
 
 def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[str]:

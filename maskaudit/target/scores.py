@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,21 +56,54 @@ def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) 
     return wrong.amax(dim=1) - held.squeeze(1)
 
 
-def answer_in(output: object) -> object:
-    """What of a model's output holds the class scores: the first of several, `logits` of a record or dictionary."""
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else output
+#: Names under which records and dictionaries hold class scores, the likeliest first.
+SCORE_NAMES = ("logits", "scores", "class_logits", "prediction_logits", "predictions", "pred", "out", "output", "probs")
 
 
-def columns(output: object, n: int) -> Tensor:
+def answer_in(output: object, key: str = "") -> object:
+    """What of a model's output holds the class scores: what `key` names, else the likeliest of several.
+
+    Raises:
+        ModelError: when nothing in it has that name, or several outputs are as likely.
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts = _parts(output)
+    if key:
+        if key not in parts:
+            raise ModelError(f"The model has no output {key!r} (--output-key); it has {', '.join(parts) or 'none'}.")
+        return parts[key]
+    for name in SCORE_NAMES:
+        if name in parts:
+            return parts[name]
+    if isinstance(output, (tuple, list)) and parts:
+        return parts.get("0", output)
+    if len(parts) > 1:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in list(parts.items())[:6])
+        raise ModelError(f"The model returns several outputs ({shapes}); say with --output-key which holds the scores.")
+    return next(iter(parts.values()), output)
+
+
+def _parts(output: object) -> dict[str, Tensor]:
+    """The tensors in an output, by name or position."""
+    if isinstance(output, Mapping):
+        named = output.items()
+    elif isinstance(output, (tuple, list)):
+        named = dict(enumerate(output)).items()
+        fields = getattr(output, "_fields", ())
+        named = [*named, *zip(fields, output, strict=False)]
+    else:
+        named = vars(output).items() if hasattr(output, "__dict__") else ()
+    return {str(name): part for name, part in named if isinstance(part, Tensor)}
+
+
+def columns(output: object, n: int, key: str = "") -> Tensor:
     """The model's answer to n inputs as (n, K), K ≥ 1; a missing axis of a single output or of a single input is added.
 
     Raises:
         ModelError: when it is something else.
     """
-    output = answer_in(output)
+    output = answer_in(output, key)
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
     if output.dim() == 1 and len(output) == n:
@@ -86,11 +120,11 @@ def columns(output: object, n: int) -> Tensor:
 
 
 def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, form: Form = PLAIN) -> Tensor:
-    """The model's answer as float32 (N, K), K ≥ 2, infinities made finite; a ModelError says what is wrong with it.
+    """The model's answer as (N, K), K ≥ 2, float32 (float64 of a model in float64), infinities made finite; a ModelError says what is wrong with it.
 
     With `unchecked` NaN is only counted there. A single output becomes two classes as `form` says.
     """
-    scores = columns(output, n).float()
+    scores = columns(output, n, form.output_key).to(form.score_type)
     if scores.shape[1] == 1:
         if form.outputs not in SINGLE:
             raise ModelError(

@@ -54,7 +54,7 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
             output = as_written(target.model)(inputs)
-            answer = answer_in(output)
+            answer = answer_in(output, target.form.output_key)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():
                     observer.adopt((answer,), Site(None, None))
