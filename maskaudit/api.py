@@ -44,6 +44,8 @@ from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
+#: Share of the diameter of the box from which on the radius is warned of: a common point is within reach of all.
+WIDE_BALL = 0.5
 
 Points = Dataset | tuple[Tensor, Tensor]
 
@@ -98,10 +100,41 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
     threat = ThreatModel(
         norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, bounds)), bounds
     )
+    warning = _check_radius(threat, data)
     settings = _settings(settler, request)
+    data = _numbered(data, settings.first_label)
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
-    loaded = replace(loaded, notes=(*loaded.notes, *settler.note()))
+    loaded = replace(loaded, notes=(*warning, *loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)
+
+
+def _check_radius(threat: ThreatModel, data: Dataset) -> tuple[str, ...]:
+    """Refuse a ball that holds every input; a warning for the report where it takes in half of the way to any."""
+    share = threat.share_of_box(data.point_shape)
+    low, high = threat.bounds
+    if share >= 1:
+        guess = f"; did you mean --eps {threat.eps:g}/255?" if high - low <= 2 and threat.eps > 1 else "."
+        raise UsageError(
+            f"ε = {threat.eps:g} in {threat.norm} reaches across the whole range {low:g} … {high:g} of the inputs, so "
+            f"that every input is an adversarial example of every other{guess}"
+        )
+    if share < WIDE_BALL:
+        return ()
+    return (
+        f"Warning: ε = {threat.eps:g} in {threat.norm} is {share:.0%} of the whole range of the inputs; from half of "
+        "it on every point can be turned into the same one, and robust accuracy says nothing about small changes.",
+    )
+
+
+def _numbered(data: Dataset, first: int) -> Dataset:
+    """The data with their labels counted from 0, where they count from `first`."""
+    if first == 0:
+        return data
+    y = data.y - first
+    if int(y.min()) < 0:
+        raise UsageError(f"--first-label {first} does not fit {data.name}: its labels begin at {int(data.y.min())}.")
+    names = data.class_names[first:] if data.class_names and first > 0 else None
+    return replace(data, y=y, num_classes=max(2, data.num_classes - first), class_names=names)
 
 
 def _points(

@@ -128,6 +128,10 @@ class AuditSettings:
     swap_channels: bool = option(
         False, Flag(), "The model takes the channels in the reverse order (BGR for RGB).", group="data", resumes=True
     )
+    first_label: int = option(
+        0, Whole(-_LARGEST_COUNT, _LARGEST_COUNT), "Number that the data give to the model's first class.", metavar="N",
+        group="data", resumes=True,
+    )  # fmt: skip
     mean: tuple[float, ...] | None = option(
         None, Items(_INPUT, MAX_LIST, 1), "Normalisation mean per channel, if it is not part of the model.",
         metavar="NUMBERS", group="data", resumes=True,

@@ -17,7 +17,7 @@ from maskaudit.verdict.rules import Judgement, Observations, judge
 
 def judged(state: AuditState) -> Judgement:
     """The verdict on what has been seen; the power of the search is checked where the judge asks for it."""
-    seen = observations(state)
+    seen = observations(state, state.recognised.hopeless)
     judgement = judge(seen)
     if judgement.needs != "power":
         return judgement
@@ -68,6 +68,9 @@ def _repaired(state: AuditState, strong: Tensor) -> int | None:
 
 def _missing(state: AuditState, broken_off: str) -> tuple[str, ...]:
     """Why an essential part of the search did not run."""
+    hopeless = state.recognised.hopeless
+    if hopeless:
+        return (f"The audit stopped at once. {hopeless}",)
     reasons = [f"The audit is not finished: {broken_off}"] if broken_off else []
     met = [entry for entry in state.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
     ran = [entry.spec for entry in met if entry.spec.phase != "near_misses"]

@@ -147,13 +147,16 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
         with foreign.breaking_off_between_calls():
             state.recognised = recognise(state.target, state.data, state.settings)
             state.notes += state.recognised.notes
+            if state.recognised.hopeless:
+                state.looks = state.looks[:1]
             for points in state.looks:
                 state.judgement = None
                 _look(state, points)
                 state.judgement = judged(state)
                 if state.judgement.needs == "nothing":
                     break
-            draw_figures(state)
+            if not state.recognised.hopeless:
+                draw_figures(state)
     except (ModelError, foreign.Interrupted) as reason:
         if not len(state.ledger) or (isinstance(reason, foreign.Interrupted) and not takes_partial):
             raise
@@ -181,7 +184,7 @@ def _look(state: AuditState, points: int) -> None:
     state.tell(AuditEvent("audit", len(x), total=probes + len(state.specs) + 1))
     state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
     rows = before + correct.nonzero().squeeze(1)
-    if len(rows):
+    if len(rows) and not state.recognised.hopeless:
         for phase in PHASES:
             phase(state, rows)
 

@@ -12,6 +12,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.dependence import Dependence, measure_dependence
+from maskaudit.target.diagnose import TRIED_POINTS, Diagnosis, diagnose
 from maskaudit.target.fit import fit
 from maskaudit.target.form import SHARES, SINGLE, Form
 from maskaudit.target.kinds import Kind, recognise_outputs
@@ -42,12 +43,18 @@ class Recognised:
 
     notes: list[str] = field(default_factory=list)
     dependence: Dependence = Dependence()
+    diagnosis: Diagnosis | None = None
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What the verdict must say of itself."""
         chance = [PROOF.sentence] if self.dependence.random else []
         return (*self.dependence.sentences(), *chance)
+
+    @property
+    def hopeless(self) -> str:
+        """Why no attack can say anything; "" where one can."""
+        return self.diagnosis.sentence if self.diagnosis is not None and self.diagnosis.hopeless else ""
 
 
 def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recognised:
@@ -63,7 +70,7 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
     notes = meet(target, x, settings)
     answers = target.answers(x)
     notes += _outputs(target, answers, settings)
-    _check_classes(data, max(2, answers.shape[1]), settings.reject_class)
+    _check_classes(data, target.raw(x), settings)
     found = measure_dependence(target, x)
     notes += found.sentences()
     if found.random:
@@ -72,7 +79,19 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
             f"The model answers at random: scores and gradients are means over {RANDOM_DRAWS} draws, and every example "
             "is judged by fresh draws."
         )
-    return Recognised(notes, found)
+    diagnosis = _diagnosed(target, data, settings)
+    if diagnosis.sentence:
+        notes.append(diagnosis.sentence)
+    return Recognised(notes, found, diagnosis)
+
+
+def _diagnosed(target: Target, data: Dataset, settings: AuditSettings) -> Diagnosis:
+    """Clean accuracy on a few points; what is no better than guessing and has a remedy is refused."""
+    _, x, y = data.sample(min(TRIED_POINTS, len(data)), settings.seed)
+    diagnosis = diagnose(target, x, y, settings)
+    if diagnosis.hopeless and diagnosis.remedy is not None:
+        raise InputError(diagnosis.sentence)
+    return diagnosis
 
 
 def meet(target: Target, x: Tensor, settings: AuditSettings) -> list[str]:
@@ -128,13 +147,23 @@ def _said(form: Form, found: Kind | None) -> list[str]:
     return [f"The model returns {name}{unit}{why}: {_READ[form.outputs].format(**dataclasses.asdict(form))}."]
 
 
-def _check_classes(data: Dataset, classes: int, refused: int | None) -> None:
-    """Refuse labels and a refusal class that the model has no output for."""
+def _check_classes(data: Dataset, answers: Tensor, settings: AuditSettings) -> None:
+    """Refuse labels and a refusal class that the model, with answers (N, K) to the first points, has no output for."""
+    classes, refused = answers.shape[1], settings.reject_class
     if refused is not None and not 0 <= refused < classes:
         raise UsageError(f"--reject-class must be an output of the model, 0 to {classes - 1}; got {refused}.")
-    if int(data.y.max()) >= classes or (refused is not None and bool((data.y == refused).any())):
+    low, high = int(data.y.min()), int(data.y.max())
+    if high < classes and (refused is None or not bool((data.y == refused).any())):
+        return
+    if low == 1 and high == classes and settings.first_label == 0:
+        y = data.sample(len(answers), settings.seed)[2]
+        right, shifted = (float((answers.argmax(dim=1) == labels).double().mean()) for labels in (y, y - 1))
         raise InputError(
-            f"The data have labels up to {int(data.y.max())}, which do not fit the model's {classes} classes"
-            f"{'' if refused is None else f' with class {refused} as refusal'}: "
-            "give the data set that the model was trained for (--data)."
+            f"The labels run from 1 to {high}, the model's classes from 0 to {classes - 1}: counted from 1 they are "
+            f"answered rightly on {shifted:.0%} of the first points, as they are on {right:.0%}; give --first-label 1."
         )
+    raise InputError(
+        f"The data have labels up to {high}, which do not fit the model's {classes} classes"
+        f"{'' if refused is None else f' with class {refused} as refusal'}: "
+        "give the data set that the model was trained for (--data)."
+    )

@@ -164,7 +164,8 @@ def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Nee
         return "masked", "nothing", proofs
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
-            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
+            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed.",
+            *(seen.missing if seen.unfinished else ()),
         ]  # fmt: skip
     if seen.missing:
         return "inconclusive", "points", list(seen.missing)
