@@ -116,7 +116,7 @@ def _why_it_changes(target: Target, x: Tensor, tolerance: float) -> tuple[bool, 
                 target.put_back()
             seed_generators(seed)
             answers.append(target.raw(x))
-        return _same(*answers, tolerance)
+        return _same(answers[0], answers[1], tolerance)
 
     one, other = SEEDS
     if pair(one, one, put_back=False):

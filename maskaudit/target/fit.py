@@ -22,7 +22,8 @@ from maskaudit.target.model import Target
 TYPES = ("float32", "float64", "float16", "bfloat16")
 #: Batch sizes that are tried where a model takes no other: one, what people trace and export with, and all up to 16.
 SIZES = (1, 8, 4, 16, 32, 64, 128, 256, *(n for n in range(2, 16) if n not in (4, 8)), 20, 24, 48, 50, 96, 100, 512)
-#: Times the root of the rounding, as a share of the spread of the scores, by which copies in two types may differ.
+#: Times the root of the rounding, as a share of the spread of the scores, and the rounding of the scores themselves, by
+#: which copies in two types may differ.
 ALIKE = 4.0
 #: Points that are asked; a model that is meant for two only shows itself at three.
 FEW, MORE = 2, 3
@@ -123,5 +124,6 @@ def in_type(target: Target, dtype: torch.dtype, x: Tensor) -> Target | None:
     except Exception:  # foreign code that was not made for this type
         return None
     rounding = max(torch.finfo(getattr(torch, name)).eps for name in (target.form.dtype, "float32"))
-    spread = float(before.amax() - before.amin())
-    return other if float((before - after).abs().max()) <= ALIKE * rounding**0.5 * max(spread, 1e-30) else None
+    spread, size = float(before.amax() - before.amin()), float(before.abs().amax())
+    allowed = ALIKE * (rounding**0.5 * spread + rounding * size)
+    return other if float((before - after).abs().max()) <= allowed else None

@@ -86,14 +86,14 @@ def answer_in(output: object, key: str = "") -> object:
 
 def _parts(output: object) -> dict[str, Tensor]:
     """The tensors in an output, by name or position."""
+    named: list[tuple[object, object]]
     if isinstance(output, Mapping):
-        named = output.items()
+        named = list(output.items())
     elif isinstance(output, (tuple, list)):
-        named = dict(enumerate(output)).items()
         fields = getattr(output, "_fields", ())
-        named = [*named, *zip(fields, output, strict=False)]
+        named = [*enumerate(output), *zip(fields, output, strict=False)]
     else:
-        named = vars(output).items() if hasattr(output, "__dict__") else ()
+        named = list(vars(output).items()) if hasattr(output, "__dict__") else []
     return {str(name): part for name, part in named if isinstance(part, Tensor)}
 
 
