@@ -28,7 +28,7 @@ from maskaudit.errors import (
     UsageError,
     describe_error,
 )
-from maskaudit.loading import LoadedModel
+from maskaudit.loading import LoadedModel, blackbox
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.options import options_of
@@ -38,6 +38,7 @@ from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails,
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.fit import misfit
+from maskaudit.target.preserve import preserved
 from maskaudit.target.form import SHARES
 from maskaudit.target.recognise import meet
 from maskaudit.target.scores import detect_outputs
@@ -80,9 +81,29 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
         loaded = load_model(
             request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
         )
-    prepared = _resolve(loaded, request, points)
+    prepared = _boxed(_resolve(loaded, request, points))
     _check_fit(prepared, by_default=request.data is None and points is None)
     return prepared
+
+
+def _boxed(prepared: Prepared) -> Prepared:
+    """A model that the user calls a black box, or that does not compute in torch, counted and without gradients."""
+    loaded, settings = prepared.loaded, prepared.settings
+    known = settings.black_box or loaded.format == "http"
+    module = isinstance(loaded.module, nn.Module)
+    with preserved(loaded.module):
+        known = known or (not module and blackbox.computes_elsewhere(loaded.module, prepared.data.x[:2]))
+    if not known:
+        if settings.queries is not None or settings.rate is not None:
+            raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
+        return prepared
+    ask = loaded.module.eval() if isinstance(loaded.module, nn.Module) else blackbox.answering(loaded.module)
+    box = blackbox.BlackBox(ask, limit=settings.queries, rate=settings.rate)
+    said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
+    return replace(
+        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
+        settings=replace(settings, black_box=True),
+    )  # fmt: skip
 
 
 def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Prepared:

@@ -39,6 +39,11 @@ _PLAN = Checked(Anything(), "a Plan", lambda value: hasattr(value, "stages"))
 _LENGTH = Number(0, _LARGEST_INPUT, above=True, quotient=True)
 
 
+#: Queries that a black box must allow per point before another point is drawn, those that go before the attacks per
+#: point, and parts that the rest is split into: three attacks, and what re-scoring and near misses take.
+QUERIES_PER_POINT, QUERIES_TO_BEGIN, QUERY_SHARES = 100, 12, 5
+
+
 @dataclass(frozen=True)
 class Budget:
     """How much an audit may spend.
@@ -170,6 +175,15 @@ class AuditSettings:
     certified: float | None = option(
         None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
     )
+    black_box: bool = option(
+        False, Flag(), "The model is only asked: no gradients are looked for.", group="model", resumes=True
+    )
+    queries: int | None = option(
+        None, _COUNT, "Most points that a black box is asked, all attacks together.", metavar="N", resumes=True
+    )
+    rate: float | None = option(
+        None, _LENGTH, "Most points per second that a black box is asked.", metavar="NUMBER"
+    )
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""
@@ -183,8 +197,16 @@ class AuditSettings:
 
     @property
     def effort(self) -> Budget:
-        """The figures behind the budget's name."""
-        return BUDGETS[self.budget]
+        """The figures behind the budget's name; those of a black box with limited queries fit into them."""
+        whole = BUDGETS[self.budget]
+        if not self.black_box or self.queries is None:
+            return whole
+        points = max(1, min(whole.looks[0], self.queries // QUERIES_PER_POINT))
+        each = max(1, (self.queries - QUERIES_TO_BEGIN * points) // (QUERY_SHARES * points))
+        return dataclasses.replace(
+            whole, looks=(points,), queries=min(whole.queries, each),
+            decision_queries=min(whole.decision_queries, each), noise_draws=min(whole.noise_draws, each),
+        )  # fmt: skip
 
     def looks(self, available: int) -> tuple[int, ...]:
         """Numbers of points at which the verdict is looked at, given how many the data set has.

@@ -20,6 +20,7 @@ from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task,
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.auditing.ledger import Entry, Ledger
 from maskaudit.errors import ModelError
+from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
@@ -143,6 +144,9 @@ class Attacker:
         except AttackUnavailable as reason:
             self.skip(spec, str(reason))
             return str(reason)
+        except QueriesSpentError:
+            entry.status, entry.reason = "error", "the allowed queries were spent during this attack"
+            raise
         except ModelError:
             entry.status, entry.reason = "error", "the model failed during this attack"
             raise

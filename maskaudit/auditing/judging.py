@@ -57,6 +57,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
         claimed=settings.claim,
         certified=settings.certified,
         caveats=state.recognised.caveats,
+        black_box=state.settings.black_box,
     )
 
 
@@ -73,6 +74,8 @@ def _missing(state: AuditState, broken_off: str) -> tuple[str, ...]:
         return (f"The audit stopped at once. {hopeless}",)
     reasons = [f"The audit is not finished: {broken_off}"] if broken_off else []
     met = [entry for entry in state.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
+    if state.settings.black_box:
+        return tuple(reasons)
     ran = [entry.spec for entry in met if entry.spec.phase != "near_misses"]
     families = {
         "the reference attack": any(spec.role == "reference" for spec in ran),

@@ -51,6 +51,7 @@ class Observations:
         claimed: claimed robust accuracy, if any.
         certified: certified lower bound of robust accuracy, if known.
         caveats: what answers depend on besides the input, as sentences that the verdict repeats.
+        black_box: whether the model was only asked.
     """
 
     drawn: int
@@ -74,6 +75,7 @@ class Observations:
     claimed: float | None = None
     certified: float | None = None
     caveats: tuple[str, ...] = ()
+    black_box: bool = False
 
     @property
     def alpha(self) -> float:
@@ -159,6 +161,10 @@ def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
 
 def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Need, list[str]]:
     """Label, what could still change it, and the reasons."""
+    if seen.black_box:
+        return "inconclusive", "nothing", [
+            *seen.missing, "A black box has no gradients to audit: whether any hide its weakness cannot be said."
+        ]  # fmt: skip
     proofs = [] if seen.unfinished else _proofs(seen, levels)
     if proofs:
         return "masked", "nothing", proofs
@@ -314,6 +320,11 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
         return (
             f"The gradients carry no information here, and yet {best:.1%} of the points withstand every attack that "
             f"was tried: searched with {search}."
+        )
+    if seen.black_box:
+        return (
+            f"No verdict on gradients: the model is a black box. At most {best:.1%} of the points withstand every "
+            f"attack that was tried by queries and transfer: {seen.attacks_run} attacks."
         )
     if label == "inconclusive":
         return f"No verdict: the audit cannot say whether gradients mask anything; it ran {search}."
