@@ -38,8 +38,8 @@ from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails,
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.fit import misfit
-from maskaudit.target.preserve import preserved
 from maskaudit.target.form import SHARES
+from maskaudit.target.preserve import preserved
 from maskaudit.target.recognise import meet
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps

@@ -15,9 +15,7 @@ from maskaudit.results import Norm
 if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
-Outputs = Literal[
-    "logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"
-]
+Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
 Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
@@ -181,9 +179,7 @@ class AuditSettings:
     queries: int | None = option(
         None, _COUNT, "Most points that a black box is asked, all attacks together.", metavar="N", resumes=True
     )
-    rate: float | None = option(
-        None, _LENGTH, "Most points per second that a black box is asked.", metavar="NUMBER"
-    )
+    rate: float | None = option(None, _LENGTH, "Most points per second that a black box is asked.", metavar="NUMBER")
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""

@@ -37,7 +37,9 @@ def _takes_inputs(found: object) -> bool:
     """Whether a function has exactly one argument that must be given: it is the model itself."""
     if not inspect.isfunction(found):
         return False
-    must = [p for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    must = [
+        p for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
+    ]
     return len(must) == 1
 
 

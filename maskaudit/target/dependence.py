@@ -173,4 +173,3 @@ def _tolerance(model: nn.Module | Callable[[Tensor], Tensor], scores: Tensor) ->
     kept = {p.dtype for p in model.parameters() if p.is_floating_point()} if isinstance(model, nn.Module) else set()
     coarsest = max((torch.finfo(dtype).eps for dtype in kept), default=0.0)
     return max(SAME, ROUNDINGS * coarsest) * _spread(scores)
-

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from maskaudit.errors import ModelError
@@ -73,9 +72,7 @@ class Diagnosis:
         """What was found, for terminal and report; "" where there is nothing to say."""
         seen = f"Only {self.right} of {self.tried} clean points are classified correctly"
         if self.remedy is not None:
-            return (
-                f"{seen}. {self.remedy.cause}: with {self.remedy.option} it is {self.remedy.accuracy:.0%} of them."
-            )
+            return f"{seen}. {self.remedy.cause}: with {self.remedy.option} it is {self.remedy.accuracy:.0%} of them."
         if self.hopeless:
             return (
                 f"{seen}, no better than chance ({self.chance:.0%}), and no other normalisation, range, order of "
@@ -85,9 +82,7 @@ class Diagnosis:
         return ""
 
 
-def diagnose(
-    target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, labels_only: bool = False
-) -> Diagnosis:
+def diagnose(target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, labels_only: bool = False) -> Diagnosis:
     """Look at clean accuracy on points (N, …) with labels (N,); where it is low, try what could be the cause.
 
     With `labels_only` nothing is tried that asks the model again.
@@ -173,9 +168,7 @@ def _normalisations(
             yield f"The normalisation {name} is missing", option, mean, std
 
 
-def _asked(
-    target: Target, x: Tensor, y: Tensor, cause: str, option: str
-) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def _asked(target: Target, x: Tensor, y: Tensor, cause: str, option: str) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """What the model answers rightly then; nothing where it does not take such inputs."""
     try:
         yield (cause, option), target.scores(x).argmax(dim=1) == y

@@ -27,7 +27,7 @@ GRID = 1e-3
 MAX_VOTERS = 1000
 LOW_END = 0.9
 #: Fewer rows than this are too few to tell sigmoids, votes or shares of an unusual whole from logits by chance.
-SIGMOID_ROWS = 8
+SIGMOID_ROWS = 16
 #: Sums of probabilities that are meant when a sum comes near: ones, percent, per mille, bytes.
 USUAL_SUMS = (1.0, 100.0, 1000.0, 255.0, 256.0)
 

@@ -369,7 +369,9 @@ class Target:
 
     def _columns(self, x: Tensor) -> Tensor:
         """What the model returned for one batch, float32 (n, K)."""
-        return torch.cat([columns(output, n, self.form.output_key)[:wanted].float() for output, n, wanted in self._passes(x)])
+        return torch.cat(
+            [columns(output, n, self.form.output_key)[:wanted].float() for output, n, wanted in self._passes(x)]
+        )
 
     def _passes(self, x: Tensor) -> Iterator[tuple[object, int, int]]:
         """Outputs of the model for one batch, with the points that each was asked, and how many of them are meant.

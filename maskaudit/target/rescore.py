@@ -22,6 +22,7 @@ from maskaudit.threat import ThreatModel
 #: Fresh draws whose majority decides for a random model; odd, so that there is one.
 MAJORITY_DRAWS = 31
 
+
 @dataclass(frozen=True)
 class Proof:
     """A test on fresh draws of a random model that an example wins more than half of all draws.
@@ -102,8 +103,11 @@ def rescore(
     labels = y[rows]
     if random:
         broken[rows] = _votes(raw, candidates, labels, reject_class, MAJORITY_DRAWS) * 2 > MAJORITY_DRAWS
-        return Score(admissible, broken) if proof is None else _proven(raw, examples, y, threat, reject_class, proof,
-                                                                       admissible, broken)
+        return (
+            Score(admissible, broken)
+            if proof is None
+            else _proven(raw, examples, y, threat, reject_class, proof, admissible, broken)
+        )
     wrong = _wrong(raw(candidates), labels, reject_class)
     for row in wrong.nonzero().squeeze(1).tolist():
         wrong[row] = _wrong(raw(candidates[row : row + 1]), labels[row : row + 1], reject_class)[0]

@@ -134,9 +134,7 @@ def gradient_health(
     return GradientHealth(True, zero, flat, agreement, pairs)
 
 
-def _exactly(
-    target: Target, found: Gradients, grad: Tensor, differences: Differences, directions: int
-) -> Differences:
+def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differences, directions: int) -> Differences:
     """The comparison once more with differences taken in float64, where the model allows it and that is better.
 
     Small changes of large scores drown in the rounding of float32, which is no fault of the gradient.

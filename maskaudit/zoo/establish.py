@@ -245,6 +245,4 @@ class _Search:
     def _scored(self, examples: Tensor, rows: Tensor) -> Tensor:
         """Which candidates (n, …) for points `rows` break the model itself, bool (n,)."""
         x, y, target = self.one.x[rows], self.one.y[rows], self.target
-        return rescore(
-            target.raw, examples, x, y, threat=self.one.threat, random=target.random, proof=PROOF
-        ).broken
+        return rescore(target.raw, examples, x, y, threat=self.one.threat, random=target.random, proof=PROOF).broken

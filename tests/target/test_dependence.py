@@ -152,7 +152,10 @@ def test_a_network_that_fails_on_one_point_is_asked_with_company_of_itself() -> 
 
 def test_points_without_an_answer_of_their_own_are_refused() -> None:
     model = Wrapped(lambda net, x: net.net(net.norm(x)))
-    with Target(model) as target, pytest.raises(InputError, match="no point has an answer of its own.*running statistics"):
+    with (
+        Target(model) as target,
+        pytest.raises(InputError, match=r"answer of its own.*running statistics"),
+    ):
         measure_dependence(target, X)
 
 

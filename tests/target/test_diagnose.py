@@ -36,7 +36,9 @@ def denormalised(x: Tensor) -> Tensor:
 
 WRONG: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, dict[str, object], str]] = {
     "labels from one": (lambda x: torch.nn.functional.pad(net(x), (0, 1), value=-99), Y + 1, {}, "--first-label 1"),
-    "a class for the background": (lambda x: torch.nn.functional.pad(net(x), (1, 0), value=-99), Y, {}, "--first-label -1"),
+    "a class for the background": (
+        lambda x: torch.nn.functional.pad(net(x), (1, 0), value=-99), Y, {}, "--first-label -1",
+    ),
     "inputs up to 255": (lambda x: net(x / 255), Y, {}, "--std 1/255"),
     "inputs from -1": (lambda x: net((x + 1) / 2), Y, {}, "--mean 0.5 --std 0.5"),
     "missing normalisation": (denormalised, Y, {}, "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),

@@ -164,7 +164,7 @@ def test_one_of_several_outputs_is_taken(key: str, column: int | None) -> None:
     with Target(model) as target:  # type: ignore[arg-type]
         target.form = target.form.changed(output_key=key)
         if column is None:
-            with pytest.raises(ModelError, match="no output '0'.*features, logits, aux"):
+            with pytest.raises(ModelError, match=r"no output '0'.*features, logits, aux"):
                 target.raw(X)
         else:
             expected = NET(X) if column == 0 else model(X)["aux"]
@@ -191,7 +191,7 @@ def test_a_file_of_signals_is_audited(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "s.npz", x=rng.random((40, 7, 6), dtype=np.float32), y=np.arange(40) % 3)
     data = load_data(str(tmp_path / "s.npz"))
-    target, notes = fitted(Pooled(nn.LSTM(6, 5, batch_first=True), 5), data.x)
+    _, notes = fitted(Pooled(nn.LSTM(6, 5, batch_first=True), 5), data.x)
     assert data.point_shape == (1, 7, 6)
     assert "--layout no-channel" in notes[0]
 

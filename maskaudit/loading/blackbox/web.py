@@ -39,9 +39,7 @@ MAX_BYTES = 64 << 20
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NPY, _JSON = "application/x-npy", "application/json"
 
-_ROWS = Either(
-    Items(Items(Number(-1e30, 1e30), 1_000_000, 1), 1_000_000, 1), Items(Number(-1e30, 1e30), 1_000_000, 1)
-)
+_ROWS = Either(Items(Items(Number(-1e30, 1e30), 1_000_000, 1), 1_000_000, 1), Items(Number(-1e30, 1e30), 1_000_000, 1))
 _NAMES = ("scores", "outputs", "predictions", "probabilities", "logits")
 _ANSWER = Record(dict.fromkeys(_NAMES, _ROWS), ignore_unknown=True)
 
@@ -85,7 +83,10 @@ class Service:
                         raise ModelError(self._refused(error.code)) from None
                     problem, pause = f"status {error.code}", _pause(error.headers, attempt)
             except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-                problem, pause = printable(str(getattr(error, "reason", error)) or type(error).__name__), 2.0**attempt / 4
+                problem, pause = (
+                    printable(str(getattr(error, "reason", error)) or type(error).__name__),
+                    2.0**attempt / 4,
+                )
             if attempt < RETRIES:
                 self._sleep(pause)
         raise ModelError(f"{self.url} did not answer in {RETRIES + 1} attempts ({problem}).")
@@ -101,7 +102,7 @@ class Service:
         headers = {"Content-Type": _NPY if self._npy else _JSON, "Accept": f"{_JSON}, {_NPY}"}
         if os.environ.get(AUTHORIZATION):
             headers["Authorization"] = os.environ[AUTHORIZATION]
-        request = urllib.request.Request(self.url, body, headers, method="POST")  # noqa: S310
+        request = urllib.request.Request(self.url, body, headers, method="POST")
         with self._open(request, timeout=self.timeout) as response:
             content = response.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
@@ -111,14 +112,16 @@ class Service:
     def _refused(self, code: int) -> str:
         if code in (401, 403):
             return f"{self.url} refused access (status {code}); put what it wants into {AUTHORIZATION}."
-        return f"{self.url} answered status {code}; it must take POST with JSON {{\"inputs\": [[…]]}} or a .npy array."
+        return f'{self.url} answered status {code}; it must take POST with JSON {{"inputs": [[…]]}} or a .npy array.'
 
 
 def read_url(url: str) -> Contents:
     """`http://…` or `https://…`; nothing is asked before the audit."""
     if not urlsplit(url).hostname:
         raise InputError(f"{printable(url)} names no host; write https://HOST/PATH.")
-    return Contents(Service(url), "http", notes=("The model is a web service: its answers are all that is known of it.",))
+    return Contents(
+        Service(url), "http", notes=("The model is a web service: its answers are all that is known of it.",)
+    )
 
 
 def _read(content: bytes, url: str) -> Tensor:

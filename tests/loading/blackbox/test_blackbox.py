@@ -129,7 +129,9 @@ def test_what_computes_in_torch_is_no_black_box(model: Callable[[Tensor], Tensor
     assert not computes_elsewhere(model, X[:2])
 
 
-@pytest.mark.parametrize("model", [lambda x: torch.as_tensor(FOREST.predict_proba(x.numpy())).float(), FOREST.predict_proba])
+@pytest.mark.parametrize(
+    "model", [lambda x: torch.as_tensor(FOREST.predict_proba(x.numpy())).float(), FOREST.predict_proba]
+)
 def test_a_forest_is_never_masked(model: Callable[[Any], Any]) -> None:
     report = api.audit(model, DATA, eps=0.2, claim=0.99, settings=QUICK).report
     assert report.verdict.label == "inconclusive"
@@ -196,7 +198,9 @@ def test_json_and_npy_are_spoken() -> None:
             service, _ = patient(url)
             assert torch.allclose(service(X), torch.from_numpy(on_arrays(POINTS)), atol=1e-4)
             service(X[:3])
-        assert told.seen == (["application/json", "application/x-npy", "application/x-npy"] if npy else ["application/json"] * 2)
+        assert told.seen == (
+            ["application/json", "application/x-npy", "application/x-npy"] if npy else ["application/json"] * 2
+        )
 
 
 def test_a_service_that_fails_for_a_while_is_asked_again() -> None:
