@@ -91,7 +91,8 @@ def scoring(state: AuditState) -> dict[str, Any]:
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
         "form": target.form.to_dict(),
-        "random": target.random, "proof": PROOF.to_dict() if target.random else None, "seed": settings.seed, "device": settings.device,
+        "random": target.random, "proof": PROOF.to_dict() if target.random else None,
+        "seed": settings.seed, "device": settings.device,
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Dataset:
 
     Attributes:
         name: what the points are called in reports, usually the source as given.
-        x: float32, images (N, C, H, W), vectors (N, D), signals (N, C, L), volumes, tokens (N, T, F), …, inside `bounds`.
+        x: float32, inside `bounds`: images (N, C, H, W), vectors (N, D), signals (N, C, L), tokens (N, T, F), …
         y: int64 labels (N,), each in [0, num_classes).
         num_classes: number of classes, ≥ 2.
         bounds: smallest and largest admissible coordinate value.

@@ -248,7 +248,7 @@ def _figures(context: ProbeContext, exact: Target | None = None) -> _Figures:
 
 
 def measure(context: ProbeContext) -> Measurement:
-    """Mean cosine of measured and predicted margin changes at the worst scale; in float64 where float32 would accuse."""
+    """Mean cosine of measured and predicted margin changes at the worst scale; float64 where float32 would accuse."""
     if context.target.random:
         raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
     found, single, kind = _figures(context), None, "float32"

@@ -80,7 +80,7 @@ class Form:
         smallest: the smallest probability that the output can tell from 0; it is added before the logarithm is taken,
             so that what was rounded to 0 keeps the gradient that it has.
         least: the fewest points that the model takes in a call; fewer are repeated.
-        most: the points that it takes in a call, neither more nor fewer, where its batch size is fixed; 0 where it is not.
+        most: the points that it takes in a call, neither more nor fewer, if its batch size is fixed; 0 if it is not.
         dtype: number type in which the model computes.
         layout: order of the axes that it takes; see `LAYOUTS`.
         swap: whether it takes the channels in the reverse order.

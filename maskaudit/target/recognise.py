@@ -42,7 +42,7 @@ class Recognised:
     """What was found: notes for the report, as sentences, and what answers depend on."""
 
     notes: list[str] = field(default_factory=list)
-    dependence: Dependence = Dependence()
+    dependence: Dependence = field(default_factory=Dependence)
     diagnosis: Diagnosis | None = None
 
     @property

@@ -120,7 +120,9 @@ def columns(output: object, n: int, key: str = "") -> Tensor:
 
 
 def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, form: Form = PLAIN) -> Tensor:
-    """The model's answer as (N, K), K ≥ 2, float32 (float64 of a model in float64), infinities made finite; a ModelError says what is wrong with it.
+    """The model's answer as (N, K), K ≥ 2, infinities made finite, or a ModelError that says what is wrong with it.
+
+    The scores are float32, float64 for a model that computes in it.
 
     With `unchecked` NaN is only counted there. A single output becomes two classes as `form` says.
     """

@@ -1,4 +1,4 @@
-"""Objects of other libraries as functions on tensors: ONNX Runtime sessions, scikit-learn estimators, array functions."""
+"""Objects of other libraries as functions on tensors: sessions of ONNX Runtime, scikit-learn, array functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def is_service(made: object) -> bool:
 
 
 def answering(made: Any) -> Callable[[Tensor], Any]:
-    """A function from inputs (N, …) to scores for an object that `is_service`, or for a function on tensors or arrays."""
+    """A function from inputs (N, …) to scores for what `is_service`, or for a function on tensors or arrays."""
     if _is_session(made):
         return _Session(made)
     return _Estimator(made) if _is_estimator(made) else _Function(made)

@@ -224,7 +224,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "texts": ({"raw": b'{"scores": [["a"]]}'}, "must be"),
     "ragged": ({"raw": b"[[1, 2], [3]]"}, "rows of different lengths"),
     "damaged array": ({"raw": b"\x93NUMPY\x01\x00zz"}, "damaged .npy"),
-    "an array of objects": ({"raw": b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 14 + b"\n"}, "damaged .npy"),
+    "an array of objects": (
+        {"raw": b"\x93NUMPY\x01\x00F\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,), }" + b" " * 14 + b"\n"},
+        "damaged .npy",
+    ),
 }  # fmt: skip
 
 
