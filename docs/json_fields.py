@@ -116,8 +116,10 @@ SECTIONS: dict[str, dict[str, str]] = {
         "arch": "`--arch` as given",
         "architecture": "architecture that the file names",
         "method": "training method that the file names",
-        "outputs": "`logits` or `probabilities`, as detected or given",
+        "outputs": "kind of output, as detected or given: `logits`, `log-probabilities`, `probabilities`, `votes`, "
+        "`sigmoids`, `one-logit` or `one-probability`",
         "random": "whether the model answers at random",
+        "depends_on": "what answers depend on besides the input: `batch`, `state` between calls, `random`",
         "reject_class": "index of the refusal output, or null",
         "trusted_code": "code that ran because the user named it",
     },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from maskaudit.errors import (
     UsageError,
     describe_error,
 )
-from maskaudit.loading import LoadedModel
+from maskaudit.loading import LoadedModel, blackbox
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.options import options_of
@@ -38,11 +37,17 @@ from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.fit import misfit
+from maskaudit.target.form import SHARES
 from maskaudit.target.memory import limited
+from maskaudit.target.preserve import preserved
+from maskaudit.target.recognise import meet
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
+#: Share of the diameter of the box from which on the radius is warned of: a common point is within reach of all.
+WIDE_BALL = 0.5
 
 #: Numbers that the points of the pool hold together at most: 512 MiB in float32.
 POOL_ELEMENTS = 2**27
@@ -50,8 +55,6 @@ POOL_ELEMENTS = 2**27
 LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
-
-_SHAPE_TROUBLE = re.compile(r"shape|size|channel|dimension|mat1", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,29 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
             loaded = load_model(
                 request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
             )
-        prepared = _resolve(loaded, request, points)
+        prepared = _boxed(_resolve(loaded, request, points))
         _check_fit(prepared, by_default=request.data is None and points is None)
         return prepared
+
+
+def _boxed(prepared: Prepared) -> Prepared:
+    """A model that the user calls a black box, or that does not compute in torch, counted and without gradients."""
+    loaded, settings = prepared.loaded, prepared.settings
+    known = settings.black_box or loaded.format == "http"
+    module = isinstance(loaded.module, nn.Module)
+    with preserved(loaded.module):
+        known = known or (not module and blackbox.computes_elsewhere(loaded.module, prepared.data.x[:2]))
+    if not known:
+        if settings.queries is not None or settings.rate is not None:
+            raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
+        return prepared
+    ask = loaded.module.eval() if isinstance(loaded.module, nn.Module) else blackbox.answering(loaded.module)
+    box = blackbox.BlackBox(ask, limit=settings.queries, rate=settings.rate)
+    said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
+    return replace(
+        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
+        settings=replace(settings, black_box=True),
+    )  # fmt: skip
 
 
 def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Prepared:
@@ -105,10 +128,41 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
     threat = ThreatModel(
         norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, bounds)), bounds
     )
+    warning = _check_radius(threat, data)
     settings = _settings(settler, request)
+    data = _numbered(data, settings.first_label)
     surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
-    loaded = replace(loaded, notes=(*loaded.notes, *settler.note()))
+    loaded = replace(loaded, notes=(*warning, *loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)
+
+
+def _check_radius(threat: ThreatModel, data: Dataset) -> tuple[str, ...]:
+    """Refuse a ball that holds every input; a warning for the report where it takes in half of the way to any."""
+    share = threat.share_of_box(data.point_shape)
+    low, high = threat.bounds
+    if share >= 1:
+        guess = f"; did you mean --eps {threat.eps:g}/255?" if high - low <= 2 and threat.eps > 1 else "."
+        raise UsageError(
+            f"ε = {threat.eps:g} in {threat.norm} reaches across the whole range {low:g} … {high:g} of the inputs, so "
+            f"that every input is an adversarial example of every other{guess}"
+        )
+    if share < WIDE_BALL:
+        return ()
+    return (
+        f"Warning: ε = {threat.eps:g} in {threat.norm} is {share:.0%} of the whole range of the inputs; from half of "
+        "it on every point can be turned into the same one, and robust accuracy says nothing about small changes.",
+    )
+
+
+def _numbered(data: Dataset, first: int) -> Dataset:
+    """The data with their labels counted from 0, where they count from `first`."""
+    if first == 0:
+        return data
+    y = data.y - first
+    if int(y.min()) < 0:
+        raise UsageError(f"--first-label {first} does not fit {data.name}: its labels begin at {int(data.y.min())}.")
+    names = data.class_names[first:] if data.class_names and first > 0 else None
+    return replace(data, y=y, num_classes=max(2, data.num_classes - first), class_names=names)
 
 
 def _points(
@@ -306,9 +360,10 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
     loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
         with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
-            answers = target.raw(data.x[:2])
+            meet(target, data.x[:8], settings)
+            found = detect_outputs(target.answers(data.x[:2]))
     except ModelError as error:
-        if not _SHAPE_TROUBLE.search(str(error.__cause__ or "")):
+        if not misfit(error) or error.__cause__ is None:
             raise
         shape = "×".join(str(n) for n in data.x.shape[1:])
         kind = "the default data" if by_default else "the given data"
@@ -317,9 +372,10 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
             f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
     claimed = loaded.metadata.get("outputs")
-    if "outputs (from the model file)" in settings.defaults and detect_outputs(answers) != claimed != "auto":
+    said = "outputs (from the model file)" in settings.defaults and claimed != "auto"
+    if said and (found in SHARES) != (claimed in SHARES):
         raise InputError(
-            f"{loaded.source} says of itself that it returns {claimed}, but its answers are {detect_outputs(answers)}; "
+            f"{loaded.source} says of itself that it returns {claimed}, but its answers are {found}; "
             "say with --outputs what is right."
         )
 

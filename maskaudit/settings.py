@@ -15,7 +15,8 @@ from maskaudit.results import Norm
 if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
-Outputs = Literal["logits", "probabilities"]
+Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
+Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
 
@@ -34,6 +35,11 @@ _SHARE = Number(0, 1, quotient=True)
 _INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
 _PLAN = Checked(Anything(), "a Plan", lambda value: hasattr(value, "stages"))
 _LENGTH = Number(0, _LARGEST_INPUT, above=True, quotient=True)
+
+
+#: Queries that a black box must allow per point before another point is drawn, those that go before the attacks per
+#: point, and parts that the rest is split into: three attacks, and what re-scoring and near misses take.
+QUERIES_PER_POINT, QUERIES_TO_BEGIN, QUERY_SHARES = 100, 12, 5
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,26 @@ class AuditSettings:
         "auto", Choice(*get_args(Outputs), "auto"),
         "What the model returns; auto looks at its answers to clean inputs.", group="data", resumes=True,
     )  # fmt: skip
+    threshold: float | None = option(
+        None, _INPUT, "Answer above which a model with a single output says class 1: 0 for a logit, half of the whole "
+        "for a probability.", metavar="NUMBER", group="data", resumes=True,
+    )  # fmt: skip
+    output_key: str = option(
+        "", Text(200), "Which of several outputs holds the class scores: its name, or its number from 0.",
+        metavar="KEY", group="data", resumes=True,
+    )  # fmt: skip
+    layout: Layout = option(
+        "auto", Choice(*get_args(Layout)),
+        "Axes of an input as the model takes them; auto leaves them where the model answers, else tries.",
+        group="data", resumes=True,
+    )  # fmt: skip
+    swap_channels: bool = option(
+        False, Flag(), "The model takes the channels in the reverse order (BGR for RGB).", group="data", resumes=True
+    )
+    first_label: int = option(
+        0, Whole(-_LARGEST_COUNT, _LARGEST_COUNT), "Number that the data give to the model's first class.", metavar="N",
+        group="data", resumes=True,
+    )  # fmt: skip
     mean: tuple[float, ...] | None = option(
         None, Items(_INPUT, MAX_LIST, 1), "Normalisation mean per channel, if it is not part of the model.",
         metavar="NUMBERS", group="data", resumes=True,
@@ -154,6 +180,13 @@ class AuditSettings:
     certified: float | None = option(
         None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
     )
+    black_box: bool = option(
+        False, Flag(), "The model is only asked: no gradients are looked for.", group="model", resumes=True
+    )
+    queries: int | None = option(
+        None, _COUNT, "Most points that a black box is asked, all attacks together.", metavar="N", resumes=True
+    )
+    rate: float | None = option(None, _LENGTH, "Most points per second that a black box is asked.", metavar="NUMBER")
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""
@@ -167,8 +200,16 @@ class AuditSettings:
 
     @property
     def effort(self) -> Budget:
-        """The figures behind the budget's name."""
-        return BUDGETS[self.budget]
+        """The figures behind the budget's name; those of a black box with limited queries fit into them."""
+        whole = BUDGETS[self.budget]
+        if not self.black_box or self.queries is None:
+            return whole
+        points = max(1, min(whole.looks[0], self.queries // QUERIES_PER_POINT))
+        each = max(1, (self.queries - QUERIES_TO_BEGIN * points) // (QUERY_SHARES * points))
+        return dataclasses.replace(
+            whole, looks=(points,), queries=min(whole.queries, each),
+            decision_queries=min(whole.decision_queries, each), noise_draws=min(whole.noise_draws, each),
+        )  # fmt: skip
 
     def looks(self, available: int) -> tuple[int, ...]:
         """Numbers of points at which the verdict is looked at, given how many the data set has.

@@ -14,6 +14,7 @@ from torch import nn
 from maskaudit import zoo
 from maskaudit.errors import UsageError, describe_error
 from maskaudit.loading import LoadedModel, finished, hubs, load_file, named
+from maskaudit.loading.blackbox import web
 from maskaudit.loading.interface import Contents
 
 #: Readers of names, by prefix; `zoo:` brings a whole LoadedModel.
@@ -33,7 +34,7 @@ def load_model(
 
     Args:
         source: a file (safetensors, state dict, TorchScript, .pt2, ONNX, pickled module), `zoo:NAME`,
-            `py:package.module:callable`, `torchvision:NAME`, `timm:NAME`, `hf:ID` or `robustbench:NAME`.
+            `py:package.module:callable`, `https://…`, `torchvision:NAME`, `timm:NAME`, `hf:ID` or `robustbench:NAME`.
         arch: SPEC of the module that a state dict belongs to (see `maskaudit.loading.arch`).
         trust_pickle: whether a pickle may run the code it asks for.
         device: where the module is put.
@@ -52,6 +53,8 @@ def load_model(
 
 def _load(source: str, arch: str | None, trust_pickle: bool) -> LoadedModel:
     prefix, colon, name = source.partition(":")
+    if source.startswith(("http://", "https://")):
+        return finished(web.read_url(source), source, None)
     if not colon or (prefix != "zoo" and prefix not in NAMED):
         return load_file(source, arch=arch, trust_pickle=trust_pickle)
     if not name:

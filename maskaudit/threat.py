@@ -108,6 +108,11 @@ class ThreatModel:
         """Dual norm of a gradient (N, …), shape (N,): the first-order gain of a unit step (L1 for Linf, L2 for L2)."""
         return row_norm(gradient, 1) if self.norm == "Linf" else per_point_norm(gradient)
 
+    def share_of_box(self, shape: Sequence[int]) -> float:
+        """ε as a share of the diameter of the box of inputs of `shape` (…), in the norm of the ball."""
+        width = self.bounds[1] - self.bounds[0]
+        return self.eps / (width if self.norm == "Linf" else width * math.prod(shape) ** 0.5)
+
     def with_eps(self, eps: float) -> ThreatModel:
         """The same norm and bounds with another radius."""
         return ThreatModel(self.norm, eps, self.bounds)

@@ -102,3 +102,13 @@ def finite(gradient: Tensor) -> Tensor:
     if accelerator.asking_is_free(gradient.device) and bool(torch.isfinite(gradient.sum())):
         return gradient
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Points (N, …) as images (N, C, H, W) whose neighbours are neighbours: signals (N, C, L) and tokens become rows,
+    volumes are unrolled along their height, vectors become one row."""
+    if x.dim() == 4:
+        return x
+    if x.dim() == 3:
+        return x.unsqueeze(2)
+    return x.flatten(2, -2) if x.dim() > 4 else x.reshape(len(x), 1, 1, -1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskaudit.attacks.ball import as_images
 from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
@@ -182,7 +183,7 @@ class _Blocks:
     @classmethod
     def of(cls, x: Tensor, limit: int) -> _Blocks:
         """The finest grid with at most `limit` blocks (one per channel at least)."""
-        channels, height, width = x.shape[1:] if x.dim() == 4 else (1, 1, x.shape[1])
+        channels, height, width = as_images(x[:1]).shape[1:]
         side = 1
         while True:
             down = min(side, height)

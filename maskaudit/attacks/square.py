@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.ball import Ball
+from maskaudit.attacks.ball import Ball, as_images
 from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch, SlotState
@@ -63,7 +63,7 @@ def square(
     Returns:
         The candidate with the largest breaking margin; `first_success` counts queries.
     """
-    images = x if x.dim() == 4 else x.reshape(len(x), 1, 1, -1)
+    images = as_images(x)
     canvas = Canvas.of(images, p_init, queries)
     start, propose = (_stripes, _propose_linf) if threat.norm == "Linf" else (_tiles, _propose_l2)
     draws = rng.fork("square")

@@ -20,11 +20,12 @@ from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task,
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.auditing.ledger import Entry, Ledger
 from maskaudit.errors import ModelError
+from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.target.preserve import seed_generators
-from maskaudit.target.rescore import AUDIT_QUORUM, Score, rescore
+from maskaudit.target.rescore import PROOF, Score, rescore
 from maskaudit.threat import ThreatModel
 
 #: Points of the pool that decision-based search starts from; the surrogate learns from the first of them.
@@ -145,6 +146,9 @@ class Attacker:
             return str(reason)
         except UnfitError:
             raise
+        except QueriesSpentError:
+            entry.status, entry.reason = "error", "the allowed queries were spent during this attack"
+            raise
         except ModelError:
             entry.status, entry.reason = "error", "the model failed during this attack"
             raise
@@ -152,7 +156,7 @@ class Attacker:
             return self._failed(entry, error)
         if not entry.lost:
             entry.status, entry.reason = "ran", _without_gradient(spec, target)
-        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success)
+        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success, score.won)
         spent, queries = target.ledger.since(before), int(attempt.queries.sum())
         entry.queries += queries
         entry.forwards += spent.forwards
@@ -215,7 +219,7 @@ class Attacker:
         self.settle(f"score of {stream}")
         score = rescore(
             target.raw, attempt.examples, x, y, threat=threat, random=target.random,
-            reject_class=target.reject_class, quorum=AUDIT_QUORUM,
+            reject_class=target.reject_class, proof=PROOF,
         )  # fmt: skip
         return attempt, score, taken + time.perf_counter() - started
 

@@ -20,7 +20,7 @@ from maskaudit.loading.interface import state_digest
 from maskaudit.target import Target
 
 #: What makes a target answer as it does, besides its model.
-TARGET_SETTINGS = ("bounds", "mean", "std", "outputs", "draws", "reject_class", "batch_size", "seed")
+TARGET_SETTINGS = ("bounds", "mean", "std", "form", "draws", "reject_class", "batch_size", "seed")
 
 
 class IndescribableError(TypeError):

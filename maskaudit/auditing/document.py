@@ -17,6 +17,7 @@ from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditSettings
 from maskaudit.target.memory import peak
+from maskaudit.target.rescore import PROOF
 from maskaudit.verdict.rules import Judgement
 
 
@@ -39,6 +40,9 @@ def build_report(
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,
             "random": target.random,
+            "depends_on": state.recognised.dependence.to_dict(),
+            "caveats": list(state.recognised.caveats),
+            "hopeless": state.recognised.hopeless,
             "reject_class": target.reject_class,
             "trusted_code": list(loaded.trusted_code),
         },
@@ -95,7 +99,9 @@ def scoring(state: AuditState) -> dict[str, Any]:
         "sha256": state.loaded.sha256,
         "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
-        "random": target.random, "seed": settings.seed, "device": settings.device,
+        "form": target.form.to_dict(),
+        "random": target.random, "proof": PROOF.to_dict() if target.random else None,
+        "seed": settings.seed, "device": settings.device,
     }  # fmt: skip
 
 

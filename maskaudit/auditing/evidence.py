@@ -19,6 +19,7 @@ from maskaudit.auditing.hearing import Hearing
 from maskaudit.report.reading import read_report
 from maskaudit.results import AttackRow, plain, revived
 from maskaudit.target import Target, usual_batch
+from maskaudit.target.form import Form
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.recorded import Families
 from maskaudit.verdict.recount import Check, recount
@@ -88,6 +89,7 @@ def _reviewed(model: Any, scoring: Mapping[str, Any], threat: ThreatModel, batch
     return Target(
         model,
         bounds=threat.bounds,
+        form=Form.from_dict(scoring.get("form", {})),
         mean=scoring.get("mean"),
         std=scoring.get("std"),
         device="cuda" if cuda else "cpu",

@@ -4,7 +4,8 @@ A safetensors file with the tensors `clean` (P, …), `label` (P,), `index` (P,)
 `rest` (Q, …), `rest_label` (Q,), `rest_index` (Q,) of the other drawn points (files of earlier versions lack them),
 `examples` (M, …), `example_point` (M,) rows of `clean`, `example_attack` (M,) rows of the attack list in the metadata,
 where everything needed to score them anew is kept: threat model, normalisation, output kind, seed and the digest of
-the report. `maskaudit.auditing.evidence` verifies it.
+the report; for random models also `example_won` (M,), the draws that each won in its proof.
+`maskaudit.auditing.evidence` verifies it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
 from maskaudit.report.reading import PROSE
 from maskaudit.results import dump_json, findings
+from maskaudit.target.form import FIELDS
 from maskaudit.threat import Norm
 
 _METADATA_KEY = "maskaudit_evidence"
@@ -63,8 +65,10 @@ SCORING = Record(
         "mean": Optional(Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), MAX_CHANNELS, 1)),
         "std": Optional(Items(Number(0, _LARGEST_INPUT, above=True), MAX_CHANNELS, 1)),
         "outputs": Text(),
+        "form": FIELDS,
         "reject_class": Optional(Whole(0, 10**9)),
         "random": Flag(),
+        "proof": Optional(Record({"draws": Whole(1, 10**6), "wins": Whole(1, 10**6), "error": Number(0, 1)})),
         "seed": Whole(0, 2**63 - 1),
         "device": Text(),
     },
@@ -119,6 +123,9 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
         "example_point": torch.tensor([position[row] for row, _ in kept], dtype=torch.int64),
         "example_attack": torch.tensor([names.index(name) for _, name in kept], dtype=torch.int64),
     }
+    if scoring.get("random"):
+        won = [ledger.entries[name].won.get(row, 0) for row, name in kept]
+        tensors["example_won"] = torch.tensor(won, dtype=torch.int64)
     metadata = {"attacks": names, "report_sha256": report_digest(document), **scoring}
     return save_tensors(
         {name: tensor.contiguous() for name, tensor in tensors.items()},

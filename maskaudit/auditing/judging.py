@@ -33,7 +33,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
     Args:
         broken_off: why it ended before its verdict was decided, if it did.
     """
-    settings, ledger = state.settings, state.ledger
+    settings, ledger, recognised = state.settings, state.ledger, state.recognised
     return observed(
         Recorded(
             correct=ledger.correct.tolist(),
@@ -46,6 +46,9 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
             claimed=settings.claim,
             certified=settings.certified,
             broken_off=broken_off,
+            hopeless=recognised.hopeless,
+            caveats=recognised.caveats,
+            black_box=settings.black_box,
         )
     )
 

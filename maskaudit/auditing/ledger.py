@@ -29,6 +29,7 @@ class Entry:
     new: int = 0
     examples: dict[int, Tensor] = field(default_factory=dict)
     first_success: dict[int, int] = field(default_factory=dict)
+    won: dict[int, int] = field(default_factory=dict)  # draws of a random model that an example won in its proof
     queries: int = 0
     forwards: int = 0
     backwards: int = 0
@@ -72,8 +73,14 @@ class Ledger:
             self.entries[spec.name] = Entry(spec, blank.clone(), blank.clone())
         return self.entries[spec.name]
 
-    def record(self, spec: AttackSpec, rows: Tensor, examples: Tensor, broken: Tensor, first_success: Tensor) -> None:
-        """Book the re-scored outcome for points `rows` (n,): candidates (n, …), broken and first success (n,)."""
+    def record(
+        self, spec: AttackSpec, rows: Tensor, examples: Tensor, broken: Tensor, first_success: Tensor,
+        won: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Book the re-scored outcome for points `rows` (n,): candidates (n, …), broken and first success (n,).
+
+        `won` (n,) are the draws of a random model that the candidates won in their proof.
+        """
         before = self.best_known()
         entry = self.entry(spec)
         entry.attempted[rows] = True
@@ -84,6 +91,8 @@ class Ledger:
             row = int(rows[position])
             entry.examples[row] = examples[position].clone()
             entry.first_success[row] = int(first_success[position])
+            if won is not None:
+                entry.won[row] = int(won[position])
 
     def union(self, *, roles: tuple[str, ...] | None = None, family: Family | None = None) -> Tensor:
         """Points broken by any attack of the given roles and family, bool (P,)."""

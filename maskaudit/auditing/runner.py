@@ -27,10 +27,11 @@ from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
 from maskaudit.auditing.judging import judged, observations
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.auditing.phases import PHASES
+from maskaudit.auditing.phases import BLACK_BOX_PHASES, PHASES
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError
+from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial
 from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
@@ -40,6 +41,8 @@ from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.rules import judge
 
+#: Fewer queries of a black box than this are not spent on training a surrogate.
+TRANSFER_QUERIES = 20_000
 #: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
 SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
 
@@ -138,27 +141,44 @@ def _chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]
     """The attacks that the settings ask for; the reference attack always runs."""
     extra = [external_attack(name) for name in settings.attacks]
     check_names((*settings.select, *settings.ignore), known, extra)
-    return tuple(spec for spec in (*known.attacks, *extra) if spec.role == "reference" or wanted(settings, spec.name))
+    every = (*known.attacks, *extra)
+    if settings.black_box:
+        few = settings.queries is not None and settings.queries < TRANSFER_QUERIES
+        kinds = ("score", "decision", "random", "universal", *(() if few else ("transfer",)))
+        left_out = ("finite-differences",) if few else ()
+        every = tuple(
+            spec for spec in every if spec.kind in kinds and spec.role == "challenger" and spec.name not in left_out
+        )
+    return tuple(spec for spec in every if spec.role == "reference" or wanted(settings, spec.name))
 
 
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
     """Look until the verdict is decided, and report; what ends the audit early leaves a partial report."""
     ended: ModelError | foreign.Interrupted | None = None
+    spent = ""
     try:
         with foreign.breaking_off_between_calls():
-            state.notes += recognise(state.target, state.data, state.settings)
+            state.recognised = recognise(state.target, state.data, state.settings)
+            state.notes += state.recognised.notes
+            if state.recognised.hopeless:
+                state.looks = state.looks[:1]
             for points in state.looks:
                 state.judgement = None
                 _look(state, points)
                 state.judgement = judged(state)
                 if state.judgement.needs == "nothing":
                     break
-            draw_figures(state)
+            if not (state.recognised.hopeless or state.settings.black_box):
+                draw_figures(state)
     except (ModelError, foreign.Interrupted) as reason:
         if not len(state.ledger) or (isinstance(reason, foreign.Interrupted) and not takes_partial):
             raise
         ended = reason
-    report = _report(state, "" if ended is None else str(ended))
+    except QueriesSpentError as reason:
+        if not len(state.ledger):
+            raise
+        spent, state.judgement = str(reason), None
+    report = _report(state, spent if ended is None else str(ended))
     evidence = pack_evidence(state.ledger, report.to_dict(), scoring(state))
     return Audit(
         report.with_evidence(EVIDENCE_FILE, evidence), evidence,
@@ -181,8 +201,8 @@ def _look(state: AuditState, points: int) -> None:
     state.tell(AuditEvent("audit", len(x), total=probes + len(state.specs) + 1))
     state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
     rows = before + correct.nonzero().squeeze(1)
-    if len(rows):
-        for phase in PHASES:
+    if len(rows) and not state.recognised.hopeless:
+        for phase in BLACK_BOX_PHASES if state.settings.black_box else PHASES:
             phase(state, rows)
 
 

@@ -16,6 +16,7 @@ from maskaudit.probes.interface import Probe
 from maskaudit.results import ProbeResult
 from maskaudit.settings import AuditSettings, Listener
 from maskaudit.target import Target
+from maskaudit.target.recognise import Recognised
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.rules import Judgement, fired_indicators
@@ -35,6 +36,7 @@ class AuditState:
         catalogue, specs: everything there is to run, and the attacks that this audit runs, in order.
         looks: numbers of drawn points at which the verdict is looked at.
         notes: sentences for the report.
+        recognised: what was found about the model at the start.
         first_probes, attack_probes: results of the probes of the model, and of those that compare attacks.
         trace: the plain form of the trace, empty before it; `adaptive` the plan made from it.
         challenge: how the challengers divide their effort; made by their phase.
@@ -54,6 +56,7 @@ class AuditState:
     looks: tuple[int, ...]
     tell: Listener
     notes: list[str]
+    recognised: Recognised = field(default_factory=Recognised)
     first_probes: list[ProbeResult] = field(default_factory=list)
     attack_probes: list[ProbeResult] = field(default_factory=list)
     trace: dict[str, Any] = field(default_factory=dict)

@@ -18,6 +18,8 @@ from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
 
 Split = Literal["train", "test", "all"]
 
+#: Most axes of the inputs, that of the points included.
+MAX_AXES = 8
 #: Most classes, and what their names may be.
 MAX_CLASSES = 1_000_000
 CLASS_NAMES = Items(Text(), MAX_CLASSES)
@@ -50,7 +52,7 @@ class Dataset:
 
     Attributes:
         name: what the points are called in reports, usually the source as given.
-        x: float32, images (N, C, H, W) or vectors (N, D), inside `bounds`.
+        x: float32, inside `bounds`: images (N, C, H, W), vectors (N, D), signals (N, C, L), tokens (N, T, F), …
         y: int64 labels (N,), each in [0, num_classes).
         num_classes: number of classes, ≥ 2.
         bounds: smallest and largest admissible coordinate value.
@@ -91,7 +93,7 @@ class Dataset:
 
     @property
     def point_shape(self) -> tuple[int, ...]:
-        """Shape of one point: (C, H, W) or (D,)."""
+        """Shape of one point: (C, H, W), (D,), …."""
         return tuple(self.x.shape[1:])
 
     def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,9 +127,10 @@ class Dataset:
             raise InputError(
                 f"{self.name}: expected float32 inputs and int64 labels, got {_dtype(self.x)} and {_dtype(self.y)}."
             )
-        if self.x.dim() not in (2, 4):
+        if not 2 <= self.x.dim() <= MAX_AXES:
             raise InputError(
-                f"{self.name}: inputs must be images (N, C, H, W) or vectors (N, D), got shape {tuple(self.x.shape)}."
+                f"{self.name}: inputs must be images (N, C, H, W), vectors (N, D), or of another shape (N, …) with up "
+                f"to {MAX_AXES} axes, got shape {tuple(self.x.shape)}."
             )
         if self.y.dim() != 1 or len(self.x) != len(self.y):
             raise InputError(

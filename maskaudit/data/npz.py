@@ -133,7 +133,9 @@ def _inputs(path: Path, key: str, array: np.ndarray, bounds: tuple[float, float]
         raw = torch.from_numpy(np.ascontiguousarray(array, dtype=None if array.dtype == np.uint8 else np.float32))
     if raw.dim() == 3:
         raw = raw.unsqueeze(1)
-        notes.append("Inputs of shape (N, H, W) are read as grey images (N, 1, H, W).")
+        notes.append(
+            "Inputs of shape (N, H, W) are read as grey images (N, 1, H, W), unless the model takes no such axis."
+        )
     elif raw.dim() == 4 and raw.shape[1] not in CHANNELS and raw.shape[3] in CHANNELS:
         raw = raw.permute(0, 3, 1, 2).contiguous()
         notes.append("Inputs of shape (N, H, W, C) were transposed to (N, C, H, W).")

@@ -137,6 +137,15 @@ def make(spec: str) -> object:
     return make_with(spec, {})[0]
 
 
+def found(spec: str) -> object:
+    """What the user's `origin:name` is, before anything is called; see `make`."""
+    architecture = parse(spec)
+    if architecture.origin is None or architecture.arguments:
+        return None
+    with _import_path(architecture.origin):
+        return _attribute(_import(architecture.origin), architecture)
+
+
 def make_with(spec: str, offered: Mapping[str, Any]) -> tuple[object, tuple[str, ...]]:
     """As `make`, the callable also given those of the `offered` arguments that it has parameters for.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from types import ModuleType
 
 from torch import nn
 
 from maskaudit.errors import InputError, describe_error
-from maskaudit.loading import arch
+from maskaudit.loading import arch, blackbox
 from maskaudit.loading.interface import Contents
 
 #: The package that a prefix needs.
@@ -17,13 +18,29 @@ PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers", 
 
 
 def read_py(name: str) -> Contents:
-    """`py:pkg.mod:callable`: code that the user named, called without arguments (or with those of the SPEC)."""
-    made = arch.make(name)
+    """`py:pkg.mod:callable`: code that the user named, called without arguments (or with those of the SPEC).
+
+    What answers as it is, an estimator, a session, or a function of one argument, is not called to make it.
+    """
+    found = arch.found(name)
+    made = found if blackbox.is_service(found) or _takes_inputs(found) else arch.make(name)
+    if blackbox.is_service(made) or (made is found and not isinstance(made, nn.Module)):
+        made = blackbox.answering(made)
     if not callable(made):
         raise InputError(
             f"py:{name} gave an object of type {type(made).__name__}; expected a torch.nn.Module or a callable."
         )
     return Contents(made, "python", trusted_code=(f"py:{name}",))
+
+
+def _takes_inputs(found: object) -> bool:
+    """Whether a function has exactly one argument that must be given: it is the model itself."""
+    if not inspect.isfunction(found):
+        return False
+    must = [
+        p for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
+    ]
+    return len(must) == 1
 
 
 def read_torchvision(name: str) -> Contents:

@@ -13,6 +13,9 @@ gradient, half precision), which hides nothing from an attack.
 Raised when
     The mean cosine is below 0.85.
 
+    Where float32 would raise it, the differences are taken in float64 before, if the model can be
+    copied into it: what drowns in rounding is no finding.
+
 What it means
     The gradient does not describe the model at the size of step that an attack
     takes. Agreement at fine scales only: the surface is jagged, and the gradient is right
@@ -32,7 +35,7 @@ Source
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +44,9 @@ from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
+from maskaudit.target import Target
 from maskaudit.target.chunks import chunks
+from maskaudit.target.fit import FEW, in_type
 from maskaudit.threat import ThreatModel, per_point_norm
 from maskaudit.verdict.limits import AGREEMENT
 
@@ -137,7 +142,8 @@ def rounding_noise(context: ProbeContext, base: Tensor, rival: Tensor, scores: T
     The measurement sees rounding inside the network and any randomness from call to call. A model with
     half-precision weights rounds inputs and scores to that precision.
     """
-    unit = model_rounding(context.target.model)
+    exact = context.target.form.score_type == torch.float64
+    unit = torch.finfo(torch.float64).eps if exact else model_rounding(context.target.model)
     floor = SCORE_ULPS * unit * scores.double().abs().amax(dim=1)
     here = _margin(scores, context.y, rival)
     for k in range(2):
@@ -185,8 +191,11 @@ def headline(scales: list[ScaleAgreement]) -> ScaleAgreement | None:
     return worst
 
 
-def _compare(context: ProbeContext, steps: list[float]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Measured and predicted changes (S, K, N), what rounding can do (N,), and whose gradient is finite (N,)."""
+def _compare(context: ProbeContext, steps: list[float], exact: Target | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Measured and predicted changes (S, K, N), what rounding can do (N,), and whose gradient is finite (N,).
+
+    Changes are measured through `exact` where it is given; the gradient is always the target's own.
+    """
     target, y = context.target, context.y
     directions = unit_directions(context)
     base = base_points(context, directions, max(steps))
@@ -195,18 +204,35 @@ def _compare(context: ProbeContext, steps: list[float]) -> tuple[Tensor, Tensor,
     gradient = target.value_and_grad(base, lambda s, rows: targeted_margin(s, y[rows], rival[rows])).grad.double()
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
     usable = gradient.nan_to_num(0.0, 0.0, 0.0)
+    if exact is not None:
+        context = replace(context, target=exact)
+        scores = exact.scores(base)
     noise = rounding_noise(context, base, rival, scores)
     changes = [margin_differences(context, base, rival, directions * step, usable) for step in steps]
     measured, predicted = (torch.stack(parts) for parts in zip(*changes, strict=True))
     return measured, predicted, noise, finite
 
 
-def measure(context: ProbeContext) -> Measurement:
-    """Mean cosine of measured and predicted margin changes at the worst scale."""
-    if context.target.random:
-        raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
+@dataclass(frozen=True)
+class _Figures:
+    """Agreement at every scale; per scale and point the cosine (S, N); rounding and finiteness per point (N,)."""
+
+    scales: list[ScaleAgreement]
+    cosines: Tensor
+    noise: Tensor
+    finite: Tensor
+
+    @property
+    def agreement(self) -> float:
+        """That of the headline; −1 where there is none."""
+        chosen = headline(self.scales)
+        return -1.0 if chosen is None or chosen.agreement is None else chosen.agreement
+
+
+def _figures(context: ProbeContext, exact: Target | None = None) -> _Figures:
+    """Compare at every scale, differences measured through `exact` where it is given."""
     y, steps = context.y, [_step(context.threat, divisor) for divisor in DIVISORS]
-    parts = [_compare(context.part(rows), steps) for rows in chunks(len(y), DIRECTIONS * context.x[0].numel())]
+    parts = [_compare(context.part(rows), steps, exact) for rows in chunks(len(y), DIRECTIONS * context.x[0].numel())]
     every_measured, every_predicted, noise, finite = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
     scales, cosines = [], torch.full((len(DIVISORS), len(y)), torch.nan, dtype=torch.float64)
     for row, (divisor, step) in enumerate(zip(DIVISORS, steps, strict=True)):
@@ -218,6 +244,20 @@ def measure(context: ProbeContext) -> Measurement:
         flat = int(((predicted == 0).all(dim=0) & usable).sum())
         mean = float(cosine[usable].mean()) if n >= min(MIN_POINTS, len(y)) else None
         scales.append(ScaleAgreement(divisor, step, mean, n, flat))
+    return _Figures(scales, cosines, noise, finite)
+
+
+def measure(context: ProbeContext) -> Measurement:
+    """Mean cosine of measured and predicted margin changes at the worst scale; float64 where float32 would accuse."""
+    if context.target.random:
+        raise NotApplicable("The model answers at random, so differences between calls measure the noise.")
+    found, single, kind = _figures(context), None, "float32"
+    if found.agreement < AGREEMENT:  # or nothing rises above rounding
+        exact = in_type(context.target, torch.float64, context.x[:FEW])
+        again = _figures(context, exact) if exact is not None else found
+        if again.agreement > found.agreement:
+            found, single, kind = again, found.agreement, "float64"
+    scales, cosines, noise, finite = found.scales, found.cosines, found.noise, found.finite
     chosen = headline(scales)
     if chosen is None or chosen.agreement is None:
         raise NotApplicable(
@@ -234,6 +274,8 @@ def measure(context: ProbeContext) -> Measurement:
         ),
         details={
             "directions": DIRECTIONS,
+            "measured_in": kind,
+            "float32_agreement": single if single is not None and single >= 0 else None,
             "headline_scale": f"ε/{chosen.divisor}",
             "scales": [
                 {

@@ -36,7 +36,7 @@ from torch import Tensor
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
-from maskaudit.target.scores import PROBABILITY_TOLERANCE
+from maskaudit.target.kinds import PROBABILITY_TOLERANCE
 
 #: Difference of logits (nats) beyond which exp(−gap) is 0 in float32.
 UNDERFLOW_GAP = 149 * math.log(2)
@@ -98,7 +98,7 @@ def unusable(raw: Tensor, kind: str) -> Tensor:
 
 def measure(context: ProbeContext) -> Measurement:
     """Share of points whose output carries no usable float32 cross-entropy."""
-    raw, n = context.target.raw(context.x), len(context.x)
+    raw, n = context.target.form.normal(context.target.raw(context.x)), len(context.x)
     kind = output_kind(raw)
     flat = unusable(raw, kind)
     count = int(flat.sum())

@@ -34,6 +34,7 @@ from maskaudit.attacks.losses import cross_entropy, margin
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
+from maskaudit.target.fit import FEW, in_type
 
 
 def usable(gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +55,14 @@ def measure(context: ProbeContext) -> Measurement:
     margin_count = int((margin_zero | margin_broken).sum())
     connected = loss.connected and decision.connected
     findings = [ProbeFinding(f"Cross-entropy has no usable gradient on {count} of {n} points.")]
+    single = _in_single(context) if count else None
+    if single is not None:
+        findings.append(
+            ProbeFinding(
+                f"In {target.form.dtype} the gradient is lost to rounding: on {count} of {n} points, in float32 on "
+                f"{single} of {n}."
+            )
+        )
     if not connected and target.gradient_failure:
         findings.insert(0, ProbeFinding(f"The pass for the gradient fails. {target.gradient_failure}"))
     elif not connected:
@@ -65,6 +74,7 @@ def measure(context: ProbeContext) -> Measurement:
         findings=tuple(findings),
         details={
             "connected": connected,
+            "useless_in_float32": single,
             "failure": target.gradient_failure,
             "zero": int(zero.sum()),
             "not_finite": int(broken.sum()),
@@ -74,6 +84,19 @@ def measure(context: ProbeContext) -> Measurement:
         },
         per_point=tuple(useless.double().tolist()),
     )  # fmt: skip
+
+
+def _in_single(context: ProbeContext) -> int | None:
+    """Points without a usable gradient where a model of lower precision is computed in float32; None for others."""
+    target, y = context.target, context.y
+    if target.form.dtype not in ("float16", "bfloat16"):
+        return None
+    single = in_type(target, torch.float32, context.x[:FEW])
+    if single is None:
+        return None
+    loss = single.value_and_grad(context.x, lambda scores, rows: cross_entropy(scores, y[rows]))
+    zero, broken = usable(loss.grad)
+    return int((zero | broken).sum())
 
 
 PROBE = documented_probe("zero-gradient", measure, needs=("gradients",), docstring=__doc__)

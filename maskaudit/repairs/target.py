@@ -37,10 +37,8 @@ def repaired_target(
     divisor = next((r.scale for r in repairs if r.remedy == "rescale"), 1.0)
 
     def scores(inputs: Tensor) -> Tensor:
-        own = target.checked(model(inputs), len(inputs))
+        own = target.form.scores(target.checked(model(inputs), len(inputs)))
         tapped = model.tapped
-        if target.outputs == "probabilities":
-            own = own.clamp_min(torch.finfo(own.dtype).tiny).log()
         if tap is None or tapped is None or tapped.shape != own.shape:
             return own / divisor if divisor != 1.0 else own
         before = tapped.float() / tap.scale
@@ -52,6 +50,6 @@ def repaired_target(
         return torch.where(same[:, None], before, fallback)
 
     other = twin(target, scores, draws=target.draws)
-    other.outputs = "logits"
+    other.form = other.form.changed(outputs="logits")
     with model.installed():
         yield other

@@ -38,6 +38,9 @@ def render(document: dict[str, Any], *, color: bool = False) -> str:
         lines += ["", *_attacks(report, style)]
     if report.findings:
         lines += ["", *_findings(report, style)]
+    if report.notes:
+        notes = [line for note in report.notes for line in _wrapped(f"- {note}", "  ", hang=2)]
+        lines += ["", style.bold("Notes"), *notes]
     if left := _left_out(report):
         lines += ["", style.bold("Did not run"), *left]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -89,6 +92,7 @@ def _axes(report: records.View, style: _Style) -> list[str]:
     facts = [
         ("model", report.model),
         ("threat model", report.threat.replace("ε", "eps")),
+        ("clean accuracy", words.rate(accuracy["clean"], "-") if accuracy["clean"] else "not measured"),
         ("gradient health", words.HEALTH[report.label]),
         *(("  cause", cause) for cause in causes),
         ("  gradient level", _level(report.gradient_level, "hidden from the model's gradients")),

@@ -34,6 +34,7 @@ class Belongings:
     def __init__(self, model: object) -> None:
         self._held: dict[int, object] = {}  # held, so that no other object takes its address
         self._undo: list[Callable[[], None]] = []
+        self._undo_chance: list[Callable[[], None]] = []
         pending: list[object] = [model]
         while pending and len(self._held) < MOST_OBJECTS:
             item = pending.pop()
@@ -41,10 +42,10 @@ class Belongings:
                 self._held[id(item)] = item
                 pending.extend(self._keep(item))
 
-    def restore(self) -> None:
-        """Put everything back that is no longer so."""
+    def restore(self, *, generators: bool = True) -> None:
+        """Put everything back that is no longer so; without `generators` the model's own go on drawing."""
         with contextlib.ExitStack() as stack:  # one that cannot be put back does not keep the others from it
-            for undo in self._undo:
+            for undo in [*self._undo, *(self._undo_chance if generators else ())]:
                 stack.callback(undo)
 
     def _keep(self, item: Any) -> Iterable[object]:
@@ -105,16 +106,16 @@ class Belongings:
     def _generator(self, item: Any) -> None:
         if isinstance(item, torch.Generator):
             state = item.get_state()
-            self._undo.append(functools.partial(_call, item.set_state, state))
+            self._undo_chance.append(functools.partial(_call, item.set_state, state))
         elif isinstance(item, np.random.Generator):
             bits, bit_state = item.bit_generator, item.bit_generator.state
-            self._undo.append(lambda: setattr(bits, "state", bit_state))
+            self._undo_chance.append(lambda: setattr(bits, "state", bit_state))
         elif isinstance(item, np.random.RandomState):
             numpy_state = item.get_state()
-            self._undo.append(lambda: item.set_state(numpy_state))
+            self._undo_chance.append(lambda: item.set_state(numpy_state))
         else:
             python_state = item.getstate()
-            self._undo.append(lambda: item.setstate(python_state))
+            self._undo_chance.append(lambda: item.setstate(python_state))
 
 
 def _parts(item: Any) -> tuple[object, ...]:

@@ -25,9 +25,11 @@ from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
+from maskaudit.target.belongings import Belongings
+from maskaudit.target.form import Form
 from maskaudit.target.memory import give_back
 from maskaudit.target.preserve import open_checkpoints, preserved
-from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores
+from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns
 from maskaudit.target.world import Modes, RandomState, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -102,6 +104,7 @@ class Target:
         mean, std: per-channel normalisation applied before the model, if it is not part of it.
         outputs: what the model returns; probabilities are turned into their logarithm, so that
             every loss sees scores on the scale of logits.
+        form: the same with all that else was found about how to ask and read the model; goes before `outputs`.
         draws: forward passes averaged per evaluation; above 1 for random models only.
         reject_class: index of an output that means "refused to answer", if the model has one.
             Predicting it counts neither as correct nor as broken.
@@ -123,6 +126,7 @@ class Target:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
         outputs: Outputs = "logits",
+        form: Form | None = None,
         draws: int = 1,
         reject_class: int | None = None,
         batch_size: int = BATCH,
@@ -136,7 +140,7 @@ class Target:
         self.model = model
         self.bounds = bounds
         self.mean, self.std = mean, std
-        self.outputs: Outputs = outputs
+        self.form = form or Form(outputs)
         self.draws = draws
         self.reject_class = reject_class
         self.batch_size = self.points_per_pass = batch_size
@@ -147,9 +151,19 @@ class Target:
         self.needs_graph: bool | None = None
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
+        self._start: Belongings | None = None
         self._unchecked: Unchecked | None = None
         self._classes: int | None = None
         self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the model returns."""
+        return self.form.outputs
+
+    @outputs.setter
+    def outputs(self, outputs: Outputs) -> None:
+        self.form = self.form.changed(outputs=outputs)
 
     @property
     def random(self) -> bool:
@@ -171,6 +185,8 @@ class Target:
                 if hasattr(self.model, "training"):  # frozen TorchScript has no mode
                     self.model.eval()
             self._flags = TorchFlags.read()
+            if self.form.fresh:
+                self.remember()
             self._stack = stack.pop_all()
         return self
 
@@ -181,7 +197,7 @@ class Target:
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
-        self._stack = None
+        self._stack = self._start = None
 
     @contextlib.contextmanager
     def late_checks(self) -> Iterator[None]:
@@ -291,7 +307,7 @@ class Target:
 
     def margin(self, scores: Tensor, y: Tensor) -> Tensor:
         """Largest score of a class that would break the point, less the score that holds it; > 0 means broken. (N,)."""
-        return breaking_margin(scores, y, self.reject_class)
+        return breaking_margin(scores, y, self.reject_class).float()
 
     def count_backward(self, points: int) -> None:
         """Record backward passes made outside `value_and_grad` (double backward in probes)."""
@@ -316,7 +332,7 @@ class Target:
             if grad is None:
                 connected = False
                 grad = torch.zeros_like(x)
-            scores, value, grad = scores.detach(), value.detach(), grad.detach()
+            scores, value, grad = scores.detach().float(), value.detach().float(), grad.detach()
             scores_sum = scores if scores_sum is None else scores_sum + scores
             value_sum = value if value_sum is None else value_sum + value
             grad_sum = grad if grad_sum is None else grad_sum + grad
@@ -338,23 +354,65 @@ class Target:
         return grad
 
     def _scores_once(self, x: Tensor) -> Tensor:
-        output = self._call(x)
-        if self.outputs == "probabilities":
-            return output.clamp_min(torch.finfo(output.dtype).tiny).log()
-        return output
+        return self.form.scores(self._call(x))
 
     def _call(self, x: Tensor) -> Tensor:
-        """One pass of one batch, checked and counted."""
+        """One batch, checked and counted, in as many passes as `form` asks for."""
+        parts = [self.checked(output, n)[:wanted] for output, n, wanted in self._passes(x)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.device)
+
+    def remember(self) -> None:
+        """Take the state that the model has now for the one that `put_back` gives it."""
+        self._start = Belongings(self.model)
+
+    def put_back(self) -> None:
+        """Give the model the state that was remembered; generators of its own go on drawing."""
+        if self._start is not None:
+            self._start.restore(generators=False)
+
+    def forget(self) -> None:
+        """Remember no state any more."""
+        self._start = None
+
+    def answers(self, x: Tensor) -> Tensor:
+        """What the model returned for points (N, …) in one pass, (N, K) with K ≥ 1: no kind is presumed."""
+        with torch.no_grad():
+            return torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
+
+    def _columns(self, x: Tensor) -> Tensor:
+        """What the model returned for one batch, float32 (n, K)."""
+        return torch.cat(
+            [columns(output, n, self.form.output_key)[:wanted].float() for output, n, wanted in self._passes(x)]
+        )
+
+    def _passes(self, x: Tensor) -> Iterator[tuple[object, int, int]]:
+        """Outputs of the model for one batch, with the points that each was asked, and how many of them are meant.
+
+        One pass, unless points must be asked alone or the batch size is fixed; missing points are filled up with the
+        last one.
+        """
+        size = 1 if self.form.alone else self.form.most or max(1, len(x))
+        for start in range(0, max(1, len(x)), size):
+            part = x[start : start + size]
+            missing = (self.form.most or self.form.least) - len(part)
+            filled = torch.cat([part, part[-1:].expand(missing, *x.shape[1:])]) if missing > 0 and len(part) else part
+            yield self._pass(filled), len(filled), len(part)
+
+    def _pass(self, x: Tensor) -> object:
+        """What the model returned for one batch; counted."""
+        if self.form.fresh:
+            self.put_back()
         self.ledger.forwards += len(x)
         inputs = x.to(self.device)
         if inputs is x:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
+        inputs = self.form.inputs(inputs)
         modes = Modes()
         try:
             with foreign.Call():
-                output = self.model(inputs)
+                return self.model(inputs)
         except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
             if not _of_the_model(error):
                 raise
@@ -362,7 +420,6 @@ class Target:
         finally:
             modes.restore()
             self._flags.restore()
-        return self.checked(output, len(x)).to(x.device)
 
     def checked(self, output: object, n: int) -> Tensor:
         """What a model returned for `n` inputs as float32 scores (n, K); within `late_checks` NaN is refused later.
@@ -370,7 +427,7 @@ class Target:
         Raises:
             ModelError: when it is something else.
         """
-        scores = checked_scores(output, n, self._unchecked)
+        scores = checked_scores(output, n, self._unchecked, self.form)
         self._classes = self._classes or scores.shape[1]
         if scores.shape[1] != self._classes:
             raise ModelError(f"The model returned {scores.shape[1]} scores, and {self._classes} before.")

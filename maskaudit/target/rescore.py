@@ -2,13 +2,14 @@
 
 An example proves a point when it is finite, inside the ball and the bounds, and
 the model's answer to it is neither the true class nor a refusal. The model is
-asked anew, in two different batches, and both answers must agree: an example
-that flips with the batch it travels in proves nothing. For a random model the
-majority over fresh draws decides.
+asked anew, in company and alone, and both answers must agree: an example
+that flips with the batch it travels in proves nothing. For a random model a test on
+fresh draws decides.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,20 +22,55 @@ from maskaudit.threat import ThreatModel
 #: Fresh draws whose majority decides for a random model; odd, so that there is one.
 MAJORITY_DRAWS = 31
 
-#: Share of draws that an example must win in an audit: a share of ⅔ seen in 31 draws is at most half in truth
-#: with a chance below 4 %, and then fails a later majority about as rarely.
-AUDIT_QUORUM = 0.65
 
-#: Points of the second, differently cut batch.
-SECOND_BATCH = 16
+@dataclass(frozen=True)
+class Proof:
+    """A test on fresh draws of a random model that an example wins more than half of all draws.
+
+    Attributes:
+        draws: fresh draws, none of which an attack or an earlier test has seen.
+        error: chance at most of an example that wins half of all draws, or fewer, to pass (exact binomial).
+    """
+
+    draws: int
+    error: float
+
+    @property
+    def wins(self) -> int:
+        """The fewest wins among the draws that pass."""
+        beyond, tail = self.draws + 1, 0.0
+        while tail + math.comb(self.draws, beyond - 1) / 2**self.draws <= self.error:
+            beyond -= 1
+            tail += math.comb(self.draws, beyond) / 2**self.draws
+        return beyond
+
+    @property
+    def sentence(self) -> str:
+        """What counts, for the report."""
+        return (
+            f"The model answers at random: an example counts where it wins {self.wins} of {self.draws} fresh draws, "
+            f"which one that wins half of all draws or fewer does with a chance of at most {self.error:.1%}."
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain JSON."""
+        return {"draws": self.draws, "wins": self.wins, "error": self.error}
+
+
+#: What an audit demands of an example of a random model.
+PROOF = Proof(draws=101, error=0.001)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Outcome per example, all of shape (N,): admissible, and broken (which implies admissible)."""
+    """Outcome per example, all of shape (N,): admissible, and broken (which implies admissible).
+
+    `won` counts the draws of the proof that an example of a random model won; None where there was none.
+    """
 
     admissible: Tensor
     broken: Tensor
+    won: Tensor | None = None
 
 
 def rescore(
@@ -46,15 +82,14 @@ def rescore(
     threat: ThreatModel,
     random: bool = False,
     reject_class: int | None = None,
-    quorum: float = 0.5,
+    proof: Proof | None = None,
 ) -> Score:
     """Score `examples` (N, …) made for clean points `x` (N, …) with labels `y` (N,).
 
     Args:
         raw: one fresh forward pass: inputs (N, …) → what the model returns (N, K), without gradient.
         random: whether to take the majority over `MAJORITY_DRAWS` fresh draws instead of two passes.
-        quorum: share of those draws that must be exceeded; an audit asks for `AUDIT_QUORUM`, so that what
-            it keeps as evidence still holds when it is verified by a bare majority.
+        proof: what those that win the majority have to pass besides, on draws of its own.
 
     Returns:
         `Score`; inadmissible examples are never shown to the model.
@@ -67,20 +102,39 @@ def rescore(
     candidates = examples[rows].clamp(*threat.bounds)
     labels = y[rows]
     if random:
-        votes = torch.zeros(len(rows), dtype=torch.int64, device=x.device)
-        for _ in range(MAJORITY_DRAWS):
-            votes += _wrong(raw(candidates), labels, reject_class)
-        broken[rows] = votes > quorum * MAJORITY_DRAWS
-    else:
-        whole = _wrong(raw(candidates), labels, reject_class)
-        pieces = torch.cat(
-            [
-                _wrong(raw(candidates[i : i + SECOND_BATCH]), labels[i : i + SECOND_BATCH], reject_class)
-                for i in range(0, len(rows), SECOND_BATCH)
-            ]
+        broken[rows] = _votes(raw, candidates, labels, reject_class, MAJORITY_DRAWS) * 2 > MAJORITY_DRAWS
+        return (
+            Score(admissible, broken)
+            if proof is None
+            else _proven(raw, examples, y, threat, reject_class, proof, admissible, broken)
         )
-        broken[rows] = whole & pieces
+    wrong = _wrong(raw(candidates), labels, reject_class)
+    for row in wrong.nonzero().squeeze(1).tolist():
+        wrong[row] = _wrong(raw(candidates[row : row + 1]), labels[row : row + 1], reject_class)[0]
+    broken[rows] = wrong
     return Score(admissible, broken)
+
+
+def _proven(
+    raw: Callable[[Tensor], Tensor], examples: Tensor, y: Tensor, threat: ThreatModel, reject_class: int | None,
+    proof: Proof, admissible: Tensor, likely: Tensor,
+) -> Score:  # fmt: skip
+    """Those of the likely ones that pass the proof."""
+    won = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+    rows = likely.nonzero().squeeze(1)
+    if len(rows):
+        won[rows] = _votes(raw, examples[rows].clamp(*threat.bounds), y[rows], reject_class, proof.draws)
+    return Score(admissible, likely & (won >= proof.wins), won)
+
+
+def _votes(
+    raw: Callable[[Tensor], Tensor], candidates: Tensor, y: Tensor, reject_class: int | None, draws: int
+) -> Tensor:
+    """How many of so many fresh draws each candidate wins, int64 (N,)."""
+    votes = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+    for _ in range(draws):
+        votes += _wrong(raw(candidates), y, reject_class)
+    return votes
 
 
 def clean_correct(

@@ -1,7 +1,8 @@
-"""What a model answers, as class scores: found, checked, told apart, and how far they are from breaking a point."""
+"""What a model answers, as class scores: found, checked, and how far they are from breaking a point."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,11 @@ from torch import Tensor
 
 from maskaudit.errors import ModelError
 from maskaudit.settings import Outputs
+from maskaudit.target.form import SINGLE, Form
+from maskaudit.target.kinds import recognise_outputs
 
-#: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
-PROBABILITY_TOLERANCE = 1e-3
+#: How answers are read where nothing is known of them.
+PLAIN = Form()
 
 #: What an infinite score becomes: differences of two such scores are still finite.
 LARGEST_SCORE = torch.finfo(torch.float32).max / 4
@@ -53,29 +56,84 @@ def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) 
     return wrong.amax(dim=1) - held.squeeze(1)
 
 
-def answer_in(output: object) -> object:
-    """What of a model's output holds the class scores: the first of several, `logits` of a record or dictionary."""
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    return logits if isinstance(logits, Tensor) else output
+#: Names under which records and dictionaries hold class scores, the likeliest first.
+SCORE_NAMES = ("logits", "scores", "class_logits", "prediction_logits", "predictions", "pred", "out", "output", "probs")
 
 
-def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -> Tensor:
-    """The model's answer as float32 (N, K), infinities made finite, or a ModelError that says what is wrong with it.
+def answer_in(output: object, key: str = "") -> object:
+    """What of a model's output holds the class scores: what `key` names, else the likeliest of several.
 
-    With `unchecked` NaN is only counted there.
+    Raises:
+        ModelError: when nothing in it has that name, or several outputs are as likely.
     """
-    output = answer_in(output)
+    if isinstance(output, Tensor):
+        return output
+    parts = _parts(output)
+    if key:
+        if key not in parts:
+            raise ModelError(f"The model has no output {key!r} (--output-key); it has {', '.join(parts) or 'none'}.")
+        return parts[key]
+    for name in SCORE_NAMES:
+        if name in parts:
+            return parts[name]
+    if isinstance(output, (tuple, list)) and parts:
+        return parts.get("0", output)
+    if len(parts) > 1:
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in list(parts.items())[:6])
+        raise ModelError(f"The model returns several outputs ({shapes}); say with --output-key which holds the scores.")
+    return next(iter(parts.values()), output)
+
+
+def _parts(output: object) -> dict[str, Tensor]:
+    """The tensors in an output, by name or position."""
+    named: list[tuple[object, object]]
+    if isinstance(output, Mapping):
+        named = list(output.items())
+    elif isinstance(output, (tuple, list)):
+        fields = getattr(output, "_fields", ())
+        named = [*enumerate(output), *zip(fields, output, strict=False)]
+    else:
+        named = list(vars(output).items()) if hasattr(output, "__dict__") else []
+    return {str(name): part for name, part in named if isinstance(part, Tensor)}
+
+
+def columns(output: object, n: int, key: str = "") -> Tensor:
+    """The model's answer to n inputs as (n, K), K ≥ 1; a missing axis of a single output or of a single input is added.
+
+    Raises:
+        ModelError: when it is something else.
+    """
+    output = answer_in(output, key)
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+    if output.dim() == 1 and len(output) == n:
+        return output[:, None]
+    if n == 1 and output.dim() in (0, 1):
+        return output.reshape(1, -1)
+    if output.dim() == 2 and not output.shape[1]:
+        raise ModelError("The model returns no score; at least 2 classes, or one score for two, are needed.")
     if output.dim() != 2 or output.shape[0] != n:
         raise ModelError(
             f"The model returned shape {tuple(output.shape)} for {n} inputs; expected one score per class, ({n}, K)."
         )
-    if output.shape[1] < 2:
-        raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
-    scores = output.float()
+    return output
+
+
+def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, form: Form = PLAIN) -> Tensor:
+    """The model's answer as (N, K), K ≥ 2, infinities made finite, or a ModelError that says what is wrong with it.
+
+    The scores are float32, float64 for a model that computes in it.
+
+    With `unchecked` NaN is only counted there. A single output becomes two classes as `form` says.
+    """
+    scores = columns(output, n, form.output_key).to(form.score_type)
+    if scores.shape[1] == 1:
+        if form.outputs not in SINGLE:
+            raise ModelError(
+                "The model returns a single score: give --outputs one-logit or one-probability (with --threshold), "
+                "or return one score per class."
+            )
+        scores = form.two_classes(scores)
     if unchecked is not None:
         unchecked.add(scores)
         return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
@@ -92,6 +150,5 @@ def _refuse_nan(bad: int, n: int) -> None:
 
 
 def detect_outputs(raw: Tensor) -> Outputs:
-    """Tell probabilities from logits by the values on clean inputs (N, K): non-negative rows that sum to 1."""
-    sums_to_one = (raw.sum(dim=1) - 1).abs().max() <= PROBABILITY_TOLERANCE
-    return "probabilities" if bool(sums_to_one) and bool((raw >= 0).all()) else "logits"
+    """The kind of answers (N, K), from their values on clean inputs."""
+    return recognise_outputs(raw).form.outputs

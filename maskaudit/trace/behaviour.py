@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit.target import Target
-from maskaudit.target.scores import PROBABILITY_TOLERANCE
+from maskaudit.target.kinds import PROBABILITY_TOLERANCE
 from maskaudit.trace.records import ModelKind, OutputKind
 
 #: Logits beyond this range saturate softmax in float32 (e^-104 is 0).
@@ -57,6 +57,8 @@ def output_kind(raw: Tensor, flat: float) -> OutputKind:
     """What the raw output (N, K) is, from its values on the traced points; `flat` is the share of points on which
     the derivative of cross-entropy with respect to the scores is exactly zero."""
     values = raw.detach().double()
+    if values[:1].numel() == 1:  # one number per point
+        return "logits"
     sums = values.sum(dim=1)
     if bool((values >= 0).all()) and bool(((sums - 1).abs() <= PROBABILITY_TOLERANCE).all()):
         one_hot = bool(((values == 0) | (values == 1)).all()) and not raw.requires_grad

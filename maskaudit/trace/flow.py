@@ -39,8 +39,10 @@ class _Tally:
 def margin_cotangent(raw: Tensor, pair: Tensor) -> Tensor:
     """Derivative of the margin with respect to the raw output (N, K): +1 at the runner-up, −1 at the label.
 
-    `pair` (N, 2) are these two classes.
+    `pair` (N, 2) are these two classes. A single output (N, 1) or (N,) speaks for class 1.
     """
+    if raw[:1].numel() == 1:
+        return (2 * pair[:, 0] - 1).to(raw).view_as(raw)
     signs = torch.tensor([1, -1], dtype=raw.dtype, device=raw.device)
     return torch.zeros_like(raw.detach()).scatter_(1, pair.to(raw.device), signs.expand(len(raw), 2))
 

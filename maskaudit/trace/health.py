@@ -14,6 +14,7 @@ from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.errors import GradientError
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target, differentiate
+from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.preserve import seed_generators
 from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
@@ -126,9 +127,24 @@ def gradient_health(
     for directions, clear_by in rounds:
         scales = differences.unclear(clear_by)
         differences.extend(target, found.x, found.pair, found.grad, directions, scales, together=together)
+    if together and differences.poor():
+        differences = _exactly(target, found, found.grad, differences, rounds[0][0])
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
     pairs = tuple(len(scale.predicted) for scale in differences.scales)
     return GradientHealth(True, zero, flat, agreement, pairs)
+
+
+def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differences, directions: int) -> Differences:
+    """The comparison once more with differences taken in float64, where the model allows it and that is better.
+
+    Small changes of large scores drown in the rounding of float32, which is no fault of the gradient.
+    """
+    exact = in_type(target, torch.float64, found.x[:FEW])
+    if exact is None:
+        return differences
+    again = Differences(differences.eps)
+    again.extend(exact, found.x, found.pair, grad, directions, again.scales, together=True)
+    return again if again.worst() > differences.worst() else differences
 
 
 @dataclass
@@ -181,9 +197,18 @@ class Differences:
     """
 
     def __init__(self, eps: float, *, again: int = 0) -> None:
+        self.eps = eps
         self.scales = [_Scale(eps * step) for step in DIFFERENCE_STEPS]
         self.answered: Tensor | None = None
         self._again = again
+
+    def worst(self) -> float:
+        """The lowest correlation."""
+        return min(scale.correlation for scale in self.scales)
+
+    def poor(self) -> bool:
+        """Whether a correlation, as it is now, says that the gradient does not predict the model."""
+        return any(len(scale.predicted) and scale.correlation < AGREEMENT for scale in self.scales)
 
     def unclear(self, by: float) -> list[_Scale]:
         """The step sizes that could still turn the finding: none where one is surely poor, since the worst counts.

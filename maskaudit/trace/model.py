@@ -185,7 +185,7 @@ def _explained(
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(look.raw, flat),
+        output_kind=output_kind(target.form.normal(look.raw), flat),
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),

@@ -54,7 +54,7 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
             output = as_written(target.model)(inputs)
-            answer = answer_in(output)
+            answer = answer_in(output, target.form.output_key)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():
                     observer.adopt((answer,), Site(None, None))
@@ -62,8 +62,10 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
         return output
 
     seed_generators(seed)
+    watched = twin(target, model)
+    watched.form = watched.form.changed(alone=False)  # one record of all points
     with torch.enable_grad():
-        return twin(target, model).differentiable_scores(observer.leaf)
+        return watched.differentiable_scores(observer.leaf)
 
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:

@@ -29,7 +29,7 @@ def refused(target: Target, x: Tensor, eps: float, error: GradientError) -> Trac
         cuts=(),
         functions=(),
         randomness=None,
-        output_kind=output_kind(target.raw(x), 1.0),
+        output_kind=output_kind(target.form.normal(target.raw(x)), 1.0),
         health=GradientHealth(False, 1.0, 1.0, nothing, pairs=(0, 0)),
         optimises=(),
         culprits=(Culprit("failing-backward", _place(error, target.model), "high", sentence),),

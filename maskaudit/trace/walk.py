@@ -250,7 +250,7 @@ class Walk:
         if not op.inputs or op.index not in self.ancestors:
             return False
         before = op.inputs[0].detach()
-        if before.shape != self.e.raw.shape or not before.is_floating_point():
+        if before.shape != self.e.raw.shape or before.dim() != 2 or not before.is_floating_point():
             return False
         raw = self.e.raw.detach()
         return torch.equal(raw.gather(1, before.argmax(dim=1, keepdim=True)).squeeze(1), raw.amax(dim=1))

@@ -46,6 +46,15 @@ SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 #: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
 NO_GRADIENT_SHARE = 0.5
 
+# --- clean accuracy at the start (`maskaudit.target.diagnose`)
+
+#: Clean accuracy below which causes are tried: data and options that fit leave few models below it.
+CLEAN_DOUBT = 0.9
+#: Share of the points that a cause must explain to be named; a choice.
+CAUSE_GAIN = 0.1
+#: Chance above which guessing explains what is answered rightly: then the audit stops.
+HOPELESS = 0.05
+
 # --- the power check (`maskaudit.verdict.power`)
 
 #: Known answers needed before recapture says anything.

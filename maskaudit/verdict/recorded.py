@@ -42,6 +42,8 @@ class Recorded:
         left_out: attacks and probes that the user left out, with the essential part that each belongs to.
         claimed, certified: robust accuracies that were given.
         broken_off: why the audit ended before its verdict was decided, if it did.
+        hopeless: why no attack can say anything, where the audit stopped at once.
+        caveats, black_box: what answers depend on, as sentences, and whether the model was only asked.
     """
 
     correct: Sequence[bool]
@@ -55,6 +57,9 @@ class Recorded:
     claimed: float | None = None
     certified: float | None = None
     broken_off: str = ""
+    hopeless: str = ""
+    caveats: tuple[str, ...] = ()
+    black_box: bool = False
 
     def broken(self, names: Collection[str]) -> list[bool]:
         """Per drawn point whether one of these attacks broke it."""
@@ -127,6 +132,8 @@ def observations(recorded: Recorded) -> Observations:
         deselected=len(recorded.left_out),
         claimed=recorded.claimed,
         certified=recorded.certified,
+        caveats=recorded.caveats,
+        black_box=recorded.black_box,
     )
 
 
@@ -152,6 +159,10 @@ def _failed(recorded: Recorded) -> list[tuple[str, str]]:
 
 def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why essential parts of the search did not run, as sentences, and the names of these parts."""
+    if recorded.hopeless:
+        return (f"The audit stopped at once. {recorded.hopeless}",), ()
+    if recorded.black_box:
+        return ((f"The audit is not finished: {recorded.broken_off}",) if recorded.broken_off else ()), ()
     present, failed = _present(recorded), _failed(recorded)
     absent = [name for part, name in PARTS.items() if part not in present]
     absent += [rule for rule in SCREEN if rule in recorded.left_out]
@@ -169,7 +180,7 @@ def _unproven(recorded: Recorded) -> dict[str, str]:
 
     At loss level every attack on cross-entropy counts, since the slack was measured with matched budgets.
     """
-    if recorded.broken_off:
+    if recorded.broken_off or recorded.hopeless:
         return dict.fromkeys(PROOF, "the audit is not finished")
     present, families = _present(recorded), Families.of(recorded.attacks)
     failed = {row.name for row in recorded.attacks if row.decisive and row.status == "error"}
@@ -205,6 +216,9 @@ def recorded_in(document: Mapping[str, Any]) -> Recorded:
         claimed=document["claim"]["claimed"],
         certified=certified["value"] if certified else None,
         broken_off=partial.reason if partial is not None and not partial.judged else "",
+        hopeless=document["target"].get("hopeless", ""),
+        caveats=tuple(document["target"].get("caveats", ())),
+        black_box=bool(settings.get("black_box")),
     )
 
 

@@ -54,6 +54,8 @@ class Observations:
         deselected: number of probes and attacks that the user left out.
         claimed: claimed robust accuracy, if any.
         certified: certified lower bound of robust accuracy, if known.
+        caveats: what answers depend on besides the input, as sentences that the verdict repeats.
+        black_box: whether the model was only asked.
     """
 
     drawn: int
@@ -80,6 +82,8 @@ class Observations:
     deselected: int = 0
     claimed: float | None = None
     certified: float | None = None
+    caveats: tuple[str, ...] = ()
+    black_box: bool = False
 
     @property
     def alpha(self) -> float:
@@ -119,7 +123,7 @@ def judge(seen: Observations) -> Judgement:
         reasons = [*reasons, _unconfirmed(seen.traced[0], seen)]
     accuracy = _accuracy(seen)
     return Judgement(
-        verdict=Verdict(label, _sentence(label, seen, shown), shown, tuple(reasons)),
+        verdict=Verdict(label, _sentence(label, seen, shown), shown, (*reasons, *seen.caveats)),
         claim=Claim(seen.claimed, _claim_status(seen)),
         accuracy=accuracy,
         masking={
@@ -169,12 +173,17 @@ def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
 
 def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Need, list[str]]:
     """Label, what could still change it, and the reasons."""
+    if seen.black_box:
+        return "inconclusive", "nothing", [
+            *seen.missing, "A black box has no gradients to audit: whether any hide its weakness cannot be said."
+        ]  # fmt: skip
     proofs = _proofs(seen, levels)
     if proofs:
         return "masked", "nothing", [*proofs, *seen.missing]
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
-            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed."
+            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed.",
+            *seen.missing,
         ]  # fmt: skip
     if lacking := [*seen.missing, *_open(seen, levels)]:
         return "inconclusive", "points", lacking
@@ -353,6 +362,11 @@ def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...
         return (
             f"The gradients carry no information here, and yet {best:.1%} of the points withstand every attack that "
             f"was tried: searched with {search}."
+        )
+    if seen.black_box:
+        return (
+            f"No verdict on gradients: the model is a black box. At most {best:.1%} of the points withstand every "
+            f"attack that was tried by queries and transfer: {seen.attacks_run} attacks."
         )
     if label == "inconclusive":
         return f"No verdict: the audit cannot say whether gradients mask anything; it ran {search}."

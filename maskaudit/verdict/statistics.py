@@ -38,6 +38,11 @@ def rate(count: int, n: int, confidence: float = CONFIDENCE) -> Rate:
     return Rate(value=count / n if n else 0.0, low=low, high=high, n=n)
 
 
+def binomial_tail(count: int, n: int, p: float) -> float:
+    """Chance of `count` or more successes in `n` trials of chance `p`; 1 for no trials."""
+    return float(bdtrc(count - 1, n, p)) if count > 0 else 1.0
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact one-sided p-value that the first of two paired attacks breaks more (McNemar 1947, binomial form)."""
     total = only_first + only_second

@@ -22,7 +22,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
-from maskaudit.target.rescore import AUDIT_QUORUM, clean_correct, rescore
+from maskaudit.target.rescore import PROOF, clean_correct, rescore
 from maskaudit.threat import ThreatModel, customary_eps
 from maskaudit.zoo.interface import Unmaskable, ZooEntry
 from maskaudit.zoo.masks.base import unmask
@@ -245,6 +245,4 @@ class _Search:
     def _scored(self, examples: Tensor, rows: Tensor) -> Tensor:
         """Which candidates (n, …) for points `rows` break the model itself, bool (n,)."""
         x, y, target = self.one.x[rows], self.one.y[rows], self.target
-        return rescore(
-            target.raw, examples, x, y, threat=self.one.threat, random=target.random, quorum=AUDIT_QUORUM
-        ).broken
+        return rescore(target.raw, examples, x, y, threat=self.one.threat, random=target.random, proof=PROOF).broken

@@ -10,8 +10,8 @@ import pytest
 
 from maskaudit.command import output
 from maskaudit.command.compare import compare_files
-from maskaudit.command.verify import verify_files
 from maskaudit.command.output import DIRECTORY_FILES, parse_outputs, write_file, write_outputs
+from maskaudit.command.verify import verify_files
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
 from maskaudit.sources import load_model

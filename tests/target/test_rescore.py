@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskaudit.target.rescore import MAJORITY_DRAWS, SECOND_BATCH, clean_correct, rescore
+from maskaudit.target.rescore import MAJORITY_DRAWS, PROOF, Proof, clean_correct, rescore
 from maskaudit.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -75,7 +75,7 @@ def test_rounding_outside_the_bounds_is_clipped_before_the_model_sees_it() -> No
 
 def test_an_answer_that_depends_on_the_batch_proves_nothing() -> None:
     def by_batch(x: Tensor) -> Tensor:
-        return above_half(x) if len(x) > SECOND_BATCH else above_half(1 - x)
+        return above_half(x) if len(x) > 1 else above_half(1 - x)
 
     assert not rescore(by_batch, BROKEN, X, Y, threat=THREAT).broken.any()
     assert not rescore(by_batch, 1 - BROKEN, X, Y, threat=THREAT).broken.any()
@@ -104,6 +104,29 @@ def test_a_random_model_is_judged_by_the_majority(probability: float, least: flo
     correct = float(clean_correct(model, X.repeat(5, 1), Y.repeat(5), random=True).float().mean())
     assert 1 - most <= correct <= 1 - least
     assert MAJORITY_DRAWS % 2 == 1
+
+
+@pytest.mark.parametrize(("draws", "error", "wins"), [(31, 0.04, 21), (101, 0.001, 67), (5, 0.04, 5), (4, 0.01, 5)])
+def test_the_proof_demands_as_many_wins_as_the_binomial_tail_says(draws: int, error: float, wins: int) -> None:
+    proof = Proof(draws, error)
+    assert proof.wins == wins
+    chance = float(torch.distributions.Binomial(draws, torch.tensor(0.5)).log_prob(torch.tensor(float(draws))).exp())
+    assert (wins <= draws) == (chance <= error)
+
+
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.5, 0.0, 0.02), (0.55, 0.0, 0.06), (0.85, 0.98, 1.0)])
+def test_an_example_of_a_random_model_is_proven_by_a_test_on_fresh_draws(
+    probability: float, least: float, most: float
+) -> None:
+    many = 10
+    score = rescore(
+        flip_with(probability), BROKEN.repeat(many, 1), X.repeat(many, 1), Y.repeat(many), threat=THREAT, random=True,
+        proof=PROOF,
+    )  # fmt: skip
+    assert score.won is not None
+    assert least <= float(score.broken.float().mean()) <= most
+    assert bool((score.won[score.broken] >= PROOF.wins).all())
+    assert "67 of 101 fresh draws" in PROOF.sentence
 
 
 def test_a_refusal_neither_breaks_nor_is_correct() -> None:

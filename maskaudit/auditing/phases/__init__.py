@@ -32,3 +32,5 @@ PHASES: tuple[Callable[[AuditState, Tensor], None], ...] = (
     near_misses.run,
     probes.compare_attacks,
 )
+#: The same for a model that has no gradient to follow and nothing to look into.
+BLACK_BOX_PHASES = (probes.run, challengers.run, shared.run, probes.compare_attacks)

@@ -1,0 +1,129 @@
+"""A black box: asked, counted, kept to a limit and a rate; it has no gradient."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskaudit.errors import MaskauditError
+
+#: Operations of torch that only carry data to another runtime and back.
+_CARRIES = frozenset(
+    [
+        "detach",
+        "_to_copy",
+        "clone",
+        "lift_fresh",
+        "lift_fresh_copy",
+        "view",
+        "reshape",
+        "alias",
+        "_unsafe_view",
+        "_local_scalar_dense",
+        "slice",
+        "select",
+        "unsqueeze",
+        "squeeze",
+        "permute",
+        "transpose",
+        "contiguous",
+        "copy_",
+        "empty",
+        "stack",
+        "cat",
+        "flatten",
+        "t",
+        "expand",
+    ]
+)
+
+
+class QueriesSpentError(MaskauditError):
+    """The queries that were allowed are spent."""
+
+    exit_code = 3
+
+
+class BlackBox:
+    """A model that is only asked.
+
+    Args:
+        ask: from inputs (N, …), float32 on the CPU, to what the model returns.
+        limit: most points that it is asked, none for any number.
+        rate: most points per second, none for any number.
+
+    Attributes:
+        queries: points that it was asked so far.
+        black_box: marks it for whoever would look for gradients.
+    """
+
+    black_box = True
+
+    def __init__(
+        self, ask: Callable[[Tensor], Any], *, limit: int | None = None, rate: float | None = None,
+        sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.ask, self.limit, self.rate, self.queries = ask, limit, rate, 0
+        self._sleep, self._clock, self._free_at = sleep, clock, 0.0
+
+    def __call__(self, x: Tensor) -> Any:
+        """Ask about points (N, …).
+
+        Raises:
+            QueriesSpentError: when that would be more than the limit; nothing is asked then.
+        """
+        if self.limit is not None and self.queries + len(x) > self.limit:
+            raise QueriesSpentError(f"{self.queries} of {self.limit} allowed queries are spent (--queries).")
+        self._wait(len(x))
+        self.queries += len(x)
+        with torch.no_grad():
+            return self.ask(x.detach().cpu())
+
+    def _wait(self, points: int) -> None:
+        """Keep to the rate."""
+        if self.rate is None:
+            return
+        now = self._clock()
+        if now < self._free_at:
+            self._sleep(self._free_at - now)
+        self._free_at = max(now, self._free_at) + points / self.rate
+
+
+class _Ops(TorchDispatchMode):
+    """Names of the operations of torch that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def computes_elsewhere(model: Callable[[Any], Any], x: Tensor) -> bool:
+    """Whether a function answers points (N, …) without computing in torch: there is no gradient that could be cut.
+
+    It does where it returns no tensor, takes arrays only, or has torch do nothing but carry data. A function that
+    fails on both is not called a black box.
+    """
+    seen = _Ops()
+    try:
+        with torch.no_grad(), seen:
+            answer = model(x.clone())
+    except (Exception, SystemExit):  # it may want an array
+        return _answers_arrays(model, x)
+    return isinstance(answer, (np.ndarray, list)) or seen.names <= _CARRIES
+
+
+def _answers_arrays(model: Callable[[Any], Any], x: Tensor) -> bool:
+    try:
+        return isinstance(model(x.detach().cpu().numpy()), (np.ndarray, list))
+    except (Exception, SystemExit):  # told elsewhere
+        return False

@@ -1,0 +1,176 @@
+"""Why a model is often wrong on clean points: causes that people's data and options have, found by trying each.
+
+Every cause has one repair, an option. A few points are asked as the model would want them if the cause were real;
+what lifts accuracy by more than luck is the cause, and is said with the option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from maskaudit.errors import ModelError
+from maskaudit.settings import AuditSettings
+from maskaudit.target.form import LAYOUTS
+from maskaudit.target.model import Target
+from maskaudit.verdict.limits import CAUSE_GAIN, CLEAN_DOUBT, HOPELESS, MIN_POINTS
+from maskaudit.verdict.statistics import binomial_tail
+
+#: Points that are tried at most.
+TRIED_POINTS = 128
+#: Customary normalisations by number of channels: name, mean, deviation.
+CUSTOMARY: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
+    ("of ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ("of CIFAR-10", (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    ("of CIFAR-10 as often copied", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    ("of CIFAR-100", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ("of SVHN", (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    ("of MNIST", (0.1307,), (0.3081,)),
+    ("of Fashion-MNIST", (0.2860,), (0.3530,)),
+    ("to −1 … 1", (0.5,), (0.5,)),
+)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A cause, the option that repairs it, and accuracy with it.
+
+    Attributes:
+        cause: what is wrong, as a sentence without its full stop.
+        option: the command line that repairs it.
+        accuracy: share of the tried points that are answered rightly with it.
+    """
+
+    cause: str
+    option: str
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Clean accuracy on the tried points, whether it is no better than chance, and the likeliest remedy.
+
+    Attributes:
+        right, tried: points answered rightly, of so many.
+        chance: what guessing among the classes of the data would answer rightly.
+    """
+
+    right: int
+    tried: int
+    chance: float
+    remedy: Remedy | None = None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the accuracy is at or below chance, as far as such a number of points can tell."""
+        return self.tried >= MIN_POINTS and binomial_tail(self.right, self.tried, self.chance) > HOPELESS
+
+    @property
+    def sentence(self) -> str:
+        """What was found, for terminal and report; "" where there is nothing to say."""
+        seen = f"Only {self.right} of {self.tried} clean points are classified correctly"
+        if self.remedy is not None:
+            return f"{seen}. {self.remedy.cause}: with {self.remedy.option} it is {self.remedy.accuracy:.0%} of them."
+        if self.hopeless:
+            return (
+                f"{seen}, no better than chance ({self.chance:.0%}), and no other normalisation, range, order of "
+                "channels or numbering of labels that was tried helps: give the data, labels and weights that belong "
+                "together."
+            )
+        return ""
+
+
+def diagnose(target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, labels_only: bool = False) -> Diagnosis:
+    """Look at clean accuracy on points (N, …) with labels (N,); where it is low, try what could be the cause.
+
+    With `labels_only` nothing is tried that asks the model again.
+
+    Raises:
+        ModelError: when the model fails on the points as they are.
+    """
+    x, y = x[:TRIED_POINTS], y[:TRIED_POINTS]
+    answers = target.scores(x)
+    right = answers.argmax(dim=1) == y
+    found = Diagnosis(int(right.sum()), len(y), 1 / max(2, len(y.unique())))
+    if float(right.double().mean()) >= CLEAN_DOUBT:
+        return found
+    remedies = [*_other_labels(answers, y), *([] if labels_only else _other_inputs(target, x, y, settings))]
+    best = max(remedies, key=lambda one: one[1].sum(), default=None)
+    if best is None or not _better(right, best[1]):
+        return found
+    cause, option = best[0]
+    return Diagnosis(found.right, found.tried, found.chance, Remedy(cause, option, float(best[1].double().mean())))
+
+
+def _better(before: Tensor, after: Tensor) -> bool:
+    """Whether more points are right than luck explains (exact McNemar), and enough of them to matter."""
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    gain = (gained - lost) / len(before)
+    return gain >= CAUSE_GAIN and binomial_tail(gained, gained + lost, 0.5) < HOPELESS / 10
+
+
+def _other_labels(answers: Tensor, y: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """The labels numbered otherwise."""
+    predicted = answers.argmax(dim=1)
+    yield ("The labels count from 1, the model's classes from 0", "--first-label 1"), predicted == y - 1
+    yield ("The model's first class is none of the data's", "--first-label -1"), predicted == y + 1
+
+
+def _other_inputs(
+    target: Target, x: Tensor, y: Tensor, settings: AuditSettings
+) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """The inputs shown otherwise: range, normalisation, order of the channels, layout; and range with order."""
+    before = target.form, target.mean, target.std
+    normalised = settings.mean is not None or settings.std is not None
+    try:
+        for cause, option, mean, std in _normalisations(target, x, normalised=normalised):
+            target.mean, target.std = mean, std
+            yield from _asked(target, x, y, cause, option)
+            if x.dim() == 4 and x.shape[1] == 3:
+                target.form = before[0].changed(swap=not before[0].swap)
+                yield from _asked(target, x, y, f"{cause}, and its channels are BGR", f"{option} --swap-channels")
+                target.form = before[0]
+        _, target.mean, target.std = before
+        if x.dim() > 2 and x.shape[1] == 3:
+            target.form = before[0].changed(swap=not before[0].swap)
+            yield from _asked(target, x, y, "The model takes the channels in reverse order (BGR)", "--swap-channels")
+        for layout in LAYOUTS if settings.layout == "auto" else ():
+            if layout != before[0].layout and LAYOUTS[layout].fits(tuple(x.shape[1:])):
+                target.form = before[0].changed(layout=layout)
+                cause = f"The model takes its inputs {LAYOUTS[layout].said}"
+                yield from _asked(target, x, y, cause, f"--layout {layout}")
+    finally:
+        target.form, target.mean, target.std = before
+
+
+def _normalisations(
+    target: Target, x: Tensor, *, normalised: bool
+) -> Iterator[tuple[str, str, tuple[float, ...] | None, tuple[float, ...] | None]]:
+    """Cause, option, mean and deviation of what the model may want instead."""
+    low, high = target.bounds
+    width = high - low
+    if normalised:
+        yield "The model normalises its inputs itself, so that it is done twice", "no --mean and --std", None, None
+    if width <= 16:
+        yield (
+            "The model wants inputs in 0 … 255",
+            f"--mean {low:g} --std {width:g}/255" if low else f"--std {width:g}/255",
+            (low,) if low else None, (width / 255,),
+        )  # fmt: skip
+    if (low, high) != (0.0, 1.0):
+        yield "The model wants inputs in 0 … 1", f"--mean {low:g} --std {width:g}", (low,), (width,)
+    for name, mean, std in CUSTOMARY:
+        if len(mean) in (1, x.shape[1]):
+            mean, std = tuple(low + width * m for m in mean), tuple(width * s for s in std)
+            option = f"--mean {','.join(f'{m:.6g}' for m in mean)} --std {','.join(f'{s:.6g}' for s in std)}"
+            yield f"The normalisation {name} is missing", option, mean, std
+
+
+def _asked(target: Target, x: Tensor, y: Tensor, cause: str, option: str) -> Iterator[tuple[tuple[str, str], Tensor]]:
+    """What the model answers rightly then; nothing where it does not take such inputs."""
+    try:
+        yield (cause, option), target.scores(x).argmax(dim=1) == y
+    except ModelError:
+        return

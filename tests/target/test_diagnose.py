@@ -1,0 +1,122 @@
+"""Data and options that do not fit the model: the cause is found by trying, and the sentence names its repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskaudit import api
+from maskaudit.data import Dataset
+from maskaudit.errors import InputError, UsageError
+from maskaudit.settings import AuditSettings, Request
+from maskaudit.target import Target
+from maskaudit.target.diagnose import diagnose
+
+torch.manual_seed(7)
+X = torch.rand(128, 3, 6, 6)
+LINEAR = nn.Linear(108, 6).requires_grad_(False)
+LINEAR.bias -= LINEAR(X.flatten(1)).mean(0)  # every class comes up
+QUICK = AuditSettings(budget="quick", samples=64, select=("pgd",))
+
+
+def net(x: Tensor) -> Tensor:
+    return 20 * LINEAR(x.flatten(1))
+
+
+Y = net(X).argmax(1)
+IMAGENET = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def denormalised(x: Tensor) -> Tensor:
+    return net(x * IMAGENET[1] + IMAGENET[0])
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, dict[str, object], str]] = {
+    "labels from one": (lambda x: torch.nn.functional.pad(net(x), (0, 1), value=-99), Y + 1, {}, "--first-label 1"),
+    "a class for the background": (
+        lambda x: torch.nn.functional.pad(net(x), (1, 0), value=-99), Y, {}, "--first-label -1",
+    ),
+    "inputs up to 255": (lambda x: net(x / 255), Y, {}, "--std 1/255"),
+    "inputs from -1": (lambda x: net((x + 1) / 2), Y, {}, "--mean 0.5 --std 0.5"),
+    "missing normalisation": (denormalised, Y, {}, "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"),
+    "normalised twice": (net, Y, {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}, "no --mean and --std"),
+    "swapped channels": (lambda x: net(x.flip(1)), Y, {}, "--swap-channels"),
+    "swapped channels up to 255": (lambda x: net(x.flip(1) / 255), Y, {}, "--std 1/255 --swap-channels"),
+    "channels last": (lambda x: net(x.reshape(-1, 6, 6, 3).permute(0, 3, 1, 2)), Y, {}, "--layout channels-last"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "y", "options", "option"), WRONG.values(), ids=WRONG)
+def test_the_cause_is_found_and_its_option_repairs_it(
+    model: Callable[[Tensor], Tensor], y: Tensor, options: dict[str, tuple[float, ...]], option: str
+) -> None:
+    with Target(model, **options) as target:  # type: ignore[arg-type]
+        found = diagnose(target, X, y, AuditSettings(**options))  # type: ignore[arg-type]
+        assert (target.mean, target.form.layout, target.form.swap) == (options.get("mean"), "as-is", False)
+    assert found.remedy is not None
+    assert found.remedy.option == option
+    assert found.remedy.accuracy > 0.95
+    assert f"with {option} it is" in found.sentence
+
+
+def test_the_sentence_ends_the_audit_and_the_option_repairs_it() -> None:
+    model, y, _, _ = WRONG["inputs up to 255"]
+    data = Dataset("points", X, y, 6, (0.0, 1.0))
+    with pytest.raises(InputError, match=r"clean points .* The model wants inputs in 0 … 255: with --std 1/255"):
+        api.audit(model, data, eps=0.1, settings=QUICK)
+    assert api.audit(model, data, eps=0.1, std=("1/255",), settings=QUICK).report.accuracy["clean"].value > 0.95  # type: ignore[union-attr]
+
+
+def test_labels_from_one_without_an_output_for_the_last() -> None:
+    data = Dataset("points", X, Y + 1, 7, (0.0, 1.0))
+    with pytest.raises(InputError, match=r"from 1 to 6, .* 100%.*give --first-label 1"):
+        api.audit(net, data, eps=0.1, settings=QUICK)
+    assert api.audit(net, data, eps=0.1, first_label=1, settings=QUICK).report.accuracy["clean"].value == 1  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="--first-label 2 does not fit points: its labels begin at 1"):
+        api.audit(net, data, eps=0.1, first_label=2, settings=QUICK)
+
+
+def test_a_hopeless_audit_stops_at_once_and_says_so() -> None:
+    y = Y[torch.randperm(len(Y), generator=torch.Generator().manual_seed(0))]
+    report = api.audit(net, Dataset("points", X, y, 6, (0.0, 1.0)), eps=0.1, settings=QUICK).report
+    assert report.verdict.label == "inconclusive"
+    assert not report.attacks
+    assert any("no better than chance" in reason for reason in report.verdict.reasons)
+    assert any("no better than chance" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.85])
+def test_an_imperfect_model_is_left_in_peace(share: float) -> None:
+    y = Y.clone()
+    wrong = torch.rand(len(y), generator=torch.Generator().manual_seed(1)) > share
+    y[wrong] = torch.randint(0, 6, (int(wrong.sum()),), generator=torch.Generator().manual_seed(2))
+    with Target(net) as target:
+        found = diagnose(target, X, y, AuditSettings())
+    assert (found.remedy, found.hopeless, found.sentence) == (None, False, "")
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "bounds", "says"),
+    [
+        ("Linf", 8, (0, 1), r"whole range 0 … 1 .* did you mean --eps 8/255\?"),
+        ("Linf", 1, (0, 1), "whole range"),
+        ("Linf", 300, (0, 255), "whole range 0 … 255"),
+        ("L2", 11, (0, 1), "whole range"),
+    ],
+)
+def test_a_ball_around_everything_is_refused(norm: str, eps: float, bounds: tuple[float, float], says: str) -> None:
+    data = Dataset("points", X, Y, 6, (0.0, 1.0))
+    if bounds != (0, 1):
+        data = Dataset("points", X * 255, Y, 6, (0.0, 255.0))
+    with pytest.raises(UsageError, match=says):
+        api.audit(net, data, norm=norm, eps=eps, settings=QUICK)
+
+
+@pytest.mark.parametrize(("norm", "eps", "warned"), [("Linf", 0.5, True), ("Linf", 0.45, False), ("L2", 6, True)])
+def test_half_of_the_box_is_warned_of(norm: str, eps: float, warned: bool) -> None:
+    request = Request.of("net", {"norm": norm, "eps": eps}, QUICK)
+    prepared = api.prepare(request, loaded=api.in_memory(net), points=Dataset("points", X, Y, 6, (0.0, 1.0)))
+    assert any(note.startswith("Warning: ε") for note in prepared.loaded.notes) is warned
