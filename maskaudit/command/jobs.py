@@ -28,7 +28,7 @@ from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 #: Points that `inspect` draws for each that it looks at, so that most it looks at are answered rightly.
 DRAWN_PER_POINT = 4
 #: What the demo trains, and the file names it uses.
-DEMO_METHODS = ("great+ce", "pgd-at")
+DEMO_METHODS = ("great+ce-reduced", "pgd-at")
 
 
 def train_to_file(

@@ -1,4 +1,4 @@
-"""The trainer: Adam with a cosine schedule, one loss for the model and the method's auxiliary networks.
+"""The trainer: Adam under a schedule, one loss for the model and the method's auxiliary networks.
 
 Deterministic: the order of the points, random starts and whatever the model draws itself
 (dropout) in an epoch are functions of the seed and the number of the epoch. A run that
@@ -12,6 +12,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from maskaudit.errors import ModelError
 from maskaudit.rng import PointRNG
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.train import checkpoint
-from maskaudit.train.interface import Batch, Method, Plan, TrainEvent, TrainingInterrupted
+from maskaudit.train.adversaries import evaluating
+from maskaudit.train.augmentation import augmented
+from maskaudit.train.interface import Batch, Meter, Method, Plan, TrainEvent, TrainingInterrupted, rate_multiplier
 
 #: Training points on which the accuracy of a progress event is taken, evenly spaced.
 ACCURACY_POINTS = 2000
@@ -76,6 +79,10 @@ class Trainer:
         self.x, self.y = x, y
         self.on_event, self.partial, self.settings = on_event, partial, settings or {}
         self.epochs = plan.epochs * method.phases
+        self.device = torch.device(plan.config.device)
+        self.meter = Meter()
+        model.to(self.device)
+        method.auxiliary.to(self.device)
         parameters = [*model.parameters(), *method.auxiliary.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=plan.lr, foreach=False)
         self.started = time.monotonic()
@@ -99,7 +106,7 @@ class Trainer:
                 self._report(done, done - first, loss)
         except KeyboardInterrupt as interrupt:
             raise TrainingInterrupted(self._interruption(done)) from interrupt
-        self.model.eval()
+        self.model.eval().cpu()
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the data; the mean loss."""
@@ -107,28 +114,48 @@ class Trainer:
         points = torch.arange(len(self.x))
         order = torch.argsort(PointRNG.create(self.plan.config.seed, "train.order", points).integers(2**53, step=epoch))
         batches = torch.split(order, self.plan.config.batch_size)
+        self.meter = Meter()
         self.model.train()
         self.method.auxiliary.train()
         total = 0.0
         for number, index in enumerate(batches):
-            progress = (epoch % self.plan.epochs + number / len(batches)) / self.plan.epochs
-            self._set_learning_rate(0.5 * self.plan.lr * (1 + math.cos(math.pi * progress)))
+            self._set_learning_rate(self.plan.lr * self._rate(epoch % self.plan.epochs, number / len(batches)))
             total += self._step(index, epoch) * len(index)
         return total / len(self.x)
 
+    def _rate(self, epoch: int, within: float) -> float:
+        """Multiplier of the step size in a phase's epoch, of which the share `within` is done."""
+        if self.plan.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * ((epoch + within) / self.plan.epochs)))
+        return rate_multiplier(epoch, self.plan.epochs) if self.plan.schedule == "poly" else 1.0
+
     def _step(self, index: Tensor, epoch: int) -> float:
+        """One optimiser step on the points `index` (N,), in parts if asked; their mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for part in torch.split(index, math.ceil(len(index) / self.plan.config.accumulate)):
+            share = len(part) / len(index)
+            loss = self._loss(part, epoch)
+            value += share * self._finite(float(loss.detach()), epoch)
+            (loss if share == 1 else share * loss).backward()
+        self.optimizer.step()
+        return value
+
+    def _loss(self, index: Tensor, epoch: int) -> Tensor:
+        """The method's loss on the points `index` (N,), a scalar."""
         rng = PointRNG.create(self.plan.config.seed, "train.noise", index)
-        batch = Batch(self.x[index], self.y[index], epoch, self.plan.epochs, rng)
-        loss = self.method.loss(self.model, batch)
-        value = float(loss.detach())
+        x = augmented(self.x[index], self.plan.augment, rng, step=epoch, fill=self.plan.threat.bounds[0])
+        x, y = x.to(self.device), self.y[index].to(self.device)
+        batch = Batch(x, y, epoch, self.plan.epochs, rng, self.meter)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.config.precision == "bfloat16"):
+            return self.method.loss(self.model, batch)
+
+    def _finite(self, value: float, epoch: int) -> float:
         if not math.isfinite(value):
             raise ModelError(
                 f"Training by {self.plan.config.method} failed in epoch {epoch + 1} of {self.epochs}: "
                 f"the loss became {value}. Use fewer epochs, a smaller learning rate or smaller weights."
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
         return value
 
     def _set_learning_rate(self, lr: float) -> None:
@@ -159,9 +186,12 @@ class Trainer:
             return
         seconds = time.monotonic() - self.started
         stride = math.ceil(len(self.x) / ACCURACY_POINTS)
-        score = accuracy(self.model, self.x[::stride], self.y[::stride])
+        x, y = self.x[::stride], self.y[::stride]
+        score = accuracy(self.model, x, y)
         eta = seconds / done_here * (self.epochs - done)
-        self.on_event(TrainEvent(self.plan.config.method, done, self.epochs, loss, score, seconds, eta))
+        scale = logit_scale(self.model, x)
+        event = TrainEvent(self.plan.config.method, done, self.epochs, loss, score, seconds, eta, scale)
+        self.on_event(replace(event, auxiliary_accuracy=self.meter.accuracy))
 
     def _interruption(self, done: int) -> str:
         state = f"Training was interrupted after epoch {done} of {self.epochs}"
@@ -170,18 +200,22 @@ class Trainer:
         return f"{state}; progress is in {self.partial}. Run the same command again with --resume to go on."
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of points (N, …) that the model classifies as `y` (N,) in evaluation mode; the mode is put back."""
-    training = model.training
-    model.eval()
-    try:
-        right = 0
-        for inputs, labels in zip(torch.split(x, ACCURACY_BATCH), torch.split(y, ACCURACY_BATCH), strict=True):
-            right += int((model(inputs).argmax(1) == labels).sum())
-    finally:
-        model.train(training)
-    return right / len(x)
+    return int((answers(model, x).argmax(1) == y).sum()) / len(x)
+
+
+def logit_scale(model: nn.Module, x: Tensor) -> float:
+    """Mean over points (N, …) of the largest magnitude among their logits, in evaluation mode."""
+    return float(answers(model, x).abs().amax(1).double().mean())
+
+
+@torch.no_grad()
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    """Scores (N, K) on the CPU, in evaluation mode; the mode is put back."""
+    device = next((parameter.device for parameter in model.parameters()), x.device)
+    with evaluating(model):
+        return torch.cat([model(inputs.to(device)).cpu() for inputs in torch.split(x, ACCURACY_BATCH)])
 
 
 def seed_stream(seed: int, stream: str) -> None:

@@ -61,7 +61,7 @@ def test_every_activation_is_used_in_every_hidden_layer(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("resnet", "small_cnn, small_resnet"),
+        ("alexnet", "small_cnn, small_resnet"),
         ("small_cnn(depth=3)", "in_channels, size"),
         ("small_cnn(16)", "keyword arguments"),
         ("small_cnn(width=two)", "keyword arguments"),
