@@ -287,7 +287,9 @@ class TrainSettings:
         1.0, Number(0, 1, above=True, quotient=True), "Share of the examples of each class to train on, e.g. 0.05.",
         metavar="FRACTION",
     )  # fmt: skip
-    device: str = option("cpu", _WORD, "Where to train: cpu, cuda, cuda:1, …", metavar="DEVICE")
+    device: str = option(
+        "cpu", _WORD, "Where to train: cpu, cuda, cuda:1, …; auto takes a GPU if there is one.", metavar="DEVICE"
+    )
     precision: Precision = option(
         "float32", Choice(*get_args(Precision)), "Of the passes through the networks; weights stay float32."
     )
@@ -305,8 +307,8 @@ class TrainSettings:
     greace: Greace = option(
         "paper", Choice(*get_args(Greace)), "GREACE term: equation 6 (unbounded below), its zero-sum or bounded form."
     )
-    temperature: float = option(
-        100.0, _LENGTH, "Softmax temperature (distill, soft-distill; 20 is the GREAT paper's).", metavar="NUMBER"
+    temperature: float | None = option(
+        None, _LENGTH, "Softmax temperature (distill 100, soft-distill 20).", metavar="NUMBER"
     )
     teacher: str = option(
         "", Text(), "Trained model to learn from (great-distill, soft-distill).", metavar="FILE", path="file"

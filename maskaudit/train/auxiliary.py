@@ -25,7 +25,7 @@ def leaky_copy(spec: str) -> nn.Module:
 
     In a module of the user's own, ReLUs that are called as functions stay as they are.
     """
-    return _leaky(arch.build(spec))
+    return leaky(arch.build(spec))
 
 
 def shallower_discriminator(spec: str) -> nn.Module:
@@ -42,12 +42,13 @@ def shallower_discriminator(spec: str) -> nn.Module:
     return leaky_copy(unparse(name, {**arguments, "num_classes": 2}))
 
 
-def _leaky(module: nn.Module) -> nn.Module:
+def leaky(module: nn.Module) -> nn.Module:
+    """Turn every `nn.ReLU` inside a module, and those of our residual blocks, leaky; the module itself."""
     for name, child in module.named_children():
         if isinstance(child, nn.ReLU):
             setattr(module, name, nn.LeakyReLU(SLOPE))
         else:
-            _leaky(child)
+            leaky(child)
     if isinstance(module, Residual):
         module.activation = functools.partial(F.leaky_relu, negative_slope=SLOPE)
     return module

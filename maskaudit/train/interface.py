@@ -75,6 +75,7 @@ class Plan:
     augment: Augment = "none"
     alpha: float = 0.0
     beta: float = 0.0
+    temperature: float = 100.0
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,21 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskaudit.errors import ModelError
+from maskaudit.errors import ModelError, UsageError, describe_error
 from maskaudit.rng import PointRNG
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.train import checkpoint
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.augmentation import augmented
 from maskaudit.train.interface import Batch, Meter, Method, Plan, TrainEvent, TrainingInterrupted, rate_multiplier
+from maskaudit.train.picture import write_picture
 
 #: Training points on which the accuracy of a progress event is taken, evenly spaced.
 ACCURACY_POINTS = 2000
@@ -61,6 +62,7 @@ class Trainer:
         *,
         on_event: Listener | None = None,
         partial: Path | None = None,
+        picture: Path | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
         """Set up a run on inputs `x` (N, …) and labels `y` (N,) int64.
@@ -73,13 +75,16 @@ class Trainer:
             y: their labels.
             on_event: hears of every finished epoch.
             partial: where progress is kept after every epoch; nowhere if None.
+            picture: where the course of the training is drawn after every epoch.
             settings: what must agree before the progress of another run is taken up.
         """
         self.plan, self.model, self.method = plan, model, method
         self.x, self.y = x, y
         self.on_event, self.partial, self.settings = on_event, partial, settings or {}
+        self.picture = picture
+        self.history: list[TrainEvent] = []
         self.epochs = plan.epochs * method.phases
-        self.device = torch.device(plan.config.device)
+        self.device = device_of(plan.config.device)
         self.meter = Meter()
         model.to(self.device)
         method.auxiliary.to(self.device)
@@ -100,10 +105,11 @@ class Trainer:
         try:
             for epoch in range(first, self.epochs):
                 loss = self._epoch(epoch)
+                self.history.append(self._event(epoch + 1, epoch + 1 - first, loss))
                 if self.partial is not None:
                     checkpoint.write(self.partial, self._progress(epoch + 1))
                 done = epoch + 1
-                self._report(done, done - first, loss)
+                self._report()
         except KeyboardInterrupt as interrupt:
             raise TrainingInterrupted(self._interruption(done)) from interrupt
         self.model.eval().cpu()
@@ -169,6 +175,7 @@ class Trainer:
             self.model.state_dict(),
             self.method.auxiliary.state_dict(),
             self.optimizer.state_dict(),
+            [asdict(event) for event in self.history],
         )
 
     def _restore(self) -> int:
@@ -179,19 +186,25 @@ class Trainer:
         self.model.load_state_dict(progress.model)
         self.method.auxiliary.load_state_dict(progress.auxiliary)
         self.optimizer.load_state_dict(progress.optimizer)
+        self.history = [TrainEvent(**event) for event in progress.history]
         return progress.epoch
 
-    def _report(self, done: int, done_here: int, loss: float) -> None:
-        if self.on_event is None:
-            return
+    def _report(self) -> None:
+        if self.picture is not None:
+            write_picture(self.picture, self.history)
+        if self.on_event is not None:
+            self.on_event(self.history[-1])
+
+    def _event(self, done: int, done_here: int, loss: float) -> TrainEvent:
+        """What there is to tell after an epoch."""
         seconds = time.monotonic() - self.started
         stride = math.ceil(len(self.x) / ACCURACY_POINTS)
         x, y = self.x[::stride], self.y[::stride]
         score = accuracy(self.model, x, y)
         eta = seconds / done_here * (self.epochs - done)
         scale = logit_scale(self.model, x)
-        event = TrainEvent(self.plan.config.method, done, self.epochs, loss, score, seconds, eta, scale)
-        self.on_event(replace(event, auxiliary_accuracy=self.meter.accuracy))
+        method, told_apart = self.plan.config.method, self.meter.accuracy
+        return TrainEvent(method, done, self.epochs, loss, score, seconds, eta, scale, told_apart)
 
     def _interruption(self, done: int) -> str:
         state = f"Training was interrupted after epoch {done} of {self.epochs}"
@@ -216,6 +229,20 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
     device = next((parameter.device for parameter in model.parameters()), x.device)
     with evaluating(model):
         return torch.cat([model(inputs.to(device)).cpu() for inputs in torch.split(x, ACCURACY_BATCH)])
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        UsageError: for one that torch does not know or that is not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:  # each backend refuses in its own way
+        raise UsageError(f"The device {name!r} cannot be used here: {describe_error(error)}.") from error
 
 
 def seed_stream(seed: int, stream: str) -> None:

@@ -33,6 +33,14 @@ def masked_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Ten
     return logits, g
 
 
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits a (N, K) and the whole input gradient of each point's cross-entropy (N, …), both differentiable."""
+    x = x.detach().requires_grad_(True)
+    logits = model(x)
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x, create_graph=True)
+    return logits, g
+
+
 def greace_term(logits: Tensor, auxiliary_logits: Tensor, y: Tensor) -> Tensor:
     """GREACE's addition to the cross-entropy, a scalar: mean over points of Σ_{j≠y} S_j a_j.
 

@@ -13,7 +13,9 @@ from maskaudit.train import great, great_reduced
 from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
 from maskaudit.train.distill import DefensiveDistillation
 from maskaudit.train.interface import Method, Plan
+from maskaudit.train.multitask import MultiTask
 from maskaudit.train.plain import Standard
+from maskaudit.train.teachers import GreatDistillation, SoftDistillation
 
 _GREAT_PAPER = "Sinha, Chen, Badrinarayanan, Rabinovich 2018, arXiv 1806.08028"
 
@@ -29,7 +31,8 @@ class MethodInfo:
         epochs: default number of passes per phase, chosen on the embedded digits.
         lr: default initial step size of Adam, chosen likewise.
         create: makes the method for a plan and an initialised model.
-        schedule, augment, alpha, beta: defaults of these options.
+        schedule, augment, alpha, beta, temperature: defaults of these options.
+        model: built-in architecture if none is given; that of the data if None.
     """
 
     title: str
@@ -42,6 +45,8 @@ class MethodInfo:
     augment: Augment = "none"
     alpha: float = 0.0
     beta: float = 0.0
+    temperature: float = 100.0
+    model: str | None = None
 
 
 def _great(title: str, summary: str, create: Callable[[Plan, nn.Module], Method]) -> MethodInfo:
@@ -99,6 +104,39 @@ METHODS: Mapping[str, MethodInfo] = {
         60,
         4e-3,
         DefensiveDistillation,
+    ),
+    "soft-distill": MethodInfo(
+        "Distillation",
+        "Hinton, Vinyals, Dean 2015, arXiv 1503.02531",
+        "Cross-entropy and a teacher's answers, softened by a temperature.",
+        50,
+        1e-3,
+        SoftDistillation,
+        "poly",
+        "crop-flip",
+        alpha=0.1,
+        temperature=20.0,
+    ),
+    "great-distill": MethodInfo(
+        "GREAT distillation",
+        _GREAT_PAPER,
+        "Cross-entropy, and input gradients that a discriminator takes for the teacher's.",
+        50,
+        1e-3,
+        GreatDistillation,
+        "poly",
+        "crop-flip",
+        alpha=0.1,
+    ),
+    "great-mtl": MethodInfo(
+        "GREAT multi-task training",
+        _GREAT_PAPER,
+        "Classes, colours, edges and denoising, their gradients aligned at the last shared layer.",
+        50,
+        1e-3,
+        MultiTask,
+        "poly",
+        model="resnet(width=16, blocks=(2, 2, 2), grey=True)",
     ),
 }
 

@@ -37,7 +37,7 @@ REDUCED = tuple(f"{name}-reduced" for name in FAMILY)
 
 def _plan(**settings: Any) -> Plan:
     config = TrainConfig(**settings)
-    weights = {"alpha": config.alpha or 0.0, "beta": config.beta or 0.0}
+    weights = {"alpha": config.alpha or 0.0, "beta": config.beta or 0.0, "temperature": config.temperature or 100.0}
     return Plan(config, "small_cnn(width=4)", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), **weights)
 
 
