@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maskaudit.errors import UsageError
 from maskaudit.networks.layers import BasicBlock
 from maskaudit.settings import Weighting
+from maskaudit.train.adversaries import evaluating
 from maskaudit.train.auxiliary import leaky
 from maskaudit.train.interface import Batch, Plan
 from maskaudit.train.masked_gradient import reverse_gradient
@@ -142,7 +143,7 @@ class MultiTask:
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.at = shared_layers(model, plan.shape)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             shape = tuple(_through(model, 0, self.at, torch.zeros(2, *plan.shape)).shape[1:])
         size = (plan.shape[1], plan.shape[2])
         channels = {name: image.shape[1] for name, image in targets(torch.zeros(1, *plan.shape)).items()}
@@ -187,7 +188,7 @@ def task_gradients(losses: Tensor, received: Sequence[Tensor]) -> list[Tensor]:
 
 def task_classifier(channels: int, tasks: int) -> nn.Sequential:
     """Gradients (N, F, h, w) → task logits (N, tasks): residual stages that halve the channels, leaky ReLU."""
-    widths = [max(channels // 2**stage, 4) for stage in range(CLASSIFIER_STAGES + 1)]
+    widths = [channels, *(max(channels // 2**stage, 4) for stage in range(1, CLASSIFIER_STAGES + 1))]
     layers: list[nn.Module] = [BasicBlock(a, b) for a, b in pairwise(widths)]
     return nn.Sequential(*(leaky(layer) for layer in layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(widths[-1], tasks))  # fmt: skip

@@ -23,6 +23,8 @@ SPECKLE = 0.1
 #: Canny's smoothing in pixels, and thresholds in units of the image's largest slope.
 SIGMA = 1.0
 WEAK, STRONG = 0.1, 0.2
+#: Smallest largest slope: below it there is rounding only.
+FAINTEST = 1e-3
 #: Rounds in which weak edges grow from strong ones: no edge here is longer.
 GROWTH = 32
 
@@ -49,7 +51,7 @@ def canny(grey: Tensor) -> Tensor:
     slopes = F.conv2d(F.pad(smooth, (1,) * 4, mode="replicate"), kernels)
     size = slopes.square().sum(1, keepdim=True).sqrt()
     thin = size * _is_ridge(size, slopes)
-    largest = size.flatten(1).amax(1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    largest = size.flatten(1).amax(1).clamp_min(FAINTEST).view(-1, 1, 1, 1)
     weak, edges = (thin >= WEAK * largest).to(grey.dtype), (thin >= STRONG * largest).to(grey.dtype)
     for _ in range(GROWTH):
         edges = F.max_pool2d(edges, 3, stride=1, padding=1) * weak
@@ -75,7 +77,7 @@ class ImageDecoder(nn.Module):
     def __init__(self, features: int, channels: int, size: tuple[int, int], stages: int = 3) -> None:
         super().__init__()
         self.size = size
-        widths = [max(features // 2**stage, 8) for stage in range(stages + 1)]
+        widths = [features, *(max(features // 2**stage, 8) for stage in range(1, stages + 1))]
         self.blocks = nn.ModuleList(BasicBlock(a, b) for a, b in pairwise(widths))
         self.last = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
