@@ -15,6 +15,7 @@ networks on the digits remain.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
 import time
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.great_page import write_pictures
+from benchmarks.great_transfer import Runs
+from benchmarks.great_transfer import runs as transfer_runs
 from benchmarks.records import RecordFile
 from maskaudit import api
 from maskaudit.data import Dataset, load_data
@@ -124,13 +127,15 @@ def main() -> int:
     options = parser.parse_args()
     file = RecordFile(HERE / f"great-{options.scale}.jsonl")
     subjects = small() if options.scale == "small" else full(options.device)
+    runs: Runs = {subject.key: functools.partial(studied, subject) for subject in subjects}
+    runs |= transfer_runs() if options.scale == "small" else {}
     done = {record["key"] for record in file.read()}
-    for subject in [] if options.render else subjects:
-        if subject.key not in done and all(word in subject.key for word in options.only):
+    for key, run in ({} if options.render else runs).items():
+        if key not in done and all(word in key for word in options.only):
             try:
-                file.append(studied(subject))
+                file.append(run())
             except InputError as error:
-                print(f"{subject.key}: left out, {error}", flush=True)
+                print(f"{key}: left out, {error}", flush=True)
     write_pictures(file.read())
     print("Now: python docs/generate.py")
     return 0

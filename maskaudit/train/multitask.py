@@ -161,14 +161,20 @@ class MultiTask:
 
     def task_losses(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """Cross-entropy, then the mean squared error of each image; and the features each decoder got."""
-        clean = (batch.x - self.low) / (self.high - self.low)
-        seen = noisy_grey(clean, batch.rng, step=batch.epoch) * (self.high - self.low) + self.low
         weigher: Balance = self.auxiliary["balance"]  # type: ignore[assignment]
-        first, *others = weigher.shared(_through(model, 0, self.at, seen))
+        first, *others = weigher.shared(_through(model, 0, self.at, self.seen(batch)))
         losses = [F.cross_entropy(_through(model, self.at, None, first), batch.y)]
-        for features, (name, wanted) in zip(others, targets(clean).items(), strict=True):
+        for features, (name, wanted) in zip(others, targets(self._unit(batch.x)).items(), strict=True):
             losses.append(F.mse_loss(self.auxiliary[name](features), wanted))
         return losses, [first, *others]
+
+
+def seen(self, batch: Batch) -> Tensor:
+        """The noisy grey input of the network, inside the bounds."""
+        return noisy_grey(self._unit(batch.x), batch.rng, step=batch.epoch) * (self.high - self.low) + self.low
+
+    def _unit(self, x: Tensor) -> Tensor:
+        return (x - self.low) / (self.high - self.low)
 
 
 def balance(weighting: Weighting, tasks: int, shape: tuple[int, ...]) -> Balance:
