@@ -168,8 +168,7 @@ class MultiTask:
             losses.append(F.mse_loss(self.auxiliary[name](features), wanted))
         return losses, [first, *others]
 
-
-def seen(self, batch: Batch) -> Tensor:
+    def seen(self, batch: Batch) -> Tensor:
         """The noisy grey input of the network, inside the bounds."""
         return noisy_grey(self._unit(batch.x), batch.rng, step=batch.epoch) * (self.high - self.low) + self.low
 
