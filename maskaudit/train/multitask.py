@@ -123,7 +123,10 @@ class GradNorm(Balance):
 
 
 class Uncertainty(Balance):
-    """Weights exp(−s_i) with the penalty s_i, normalised to sum to K as the paper does to compare with GradNorm."""
+    """Weights exp(−s_i) with the penalty s_i (Kendall et al. 2018, eq. 7), normalised to sum to K as GradNorm's do.
+
+    Sinha et al. normalise them to 1, which is the same up to a factor that Adam's step does not see.
+    """
 
     def __init__(self, tasks: int) -> None:
         super().__init__(tasks)
