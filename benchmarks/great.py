@@ -41,7 +41,7 @@ from maskaudit.settings import AuditSettings, Request
 from maskaudit.threat import ThreatModel
 from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 from maskaudit.train.adversaries import ascend, input_gradient
-from maskaudit.train.loop import answers, logit_scale
+from maskaudit.train.loop import answers, scale_of
 
 HERE = Path(__file__).resolve().parent
 #: Radii of the paper's tables 1 and 2, of its iterated attack's steps, and of the curves.
@@ -171,7 +171,7 @@ def measured(module: nn.Module, test: Dataset, subject: Subject) -> dict[str, An
         "points": len(x),
         "clean": _accuracy(module, x, y),
         "attacks": {f"{eps:g}": paper_attacks(module, x, y, eps) for eps in RADII},
-        "logit_scale": logit_scale(module, x),
+        "logit_scale": scale_of(answers(module, x)),
         "mean_logit": float(answers(module, x).double().mean()),
         "zero_gradient": float((gradient.flatten(1) == 0).all(1).double().mean()),
         "curves": [

@@ -119,7 +119,7 @@ class Trainer:
         seed_stream(self.plan.config.seed, f"epoch {epoch}")
         points = torch.arange(len(self.x))
         order = torch.argsort(PointRNG.create(self.plan.config.seed, "train.order", points).integers(2**53, step=epoch))
-        batches = torch.split(order, self.plan.config.batch_size)
+        batches = batches_of(order, self.plan.config.batch_size)
         self.meter = Meter()
         self.model.train()
         self.method.auxiliary.train()
@@ -154,7 +154,12 @@ class Trainer:
         x, y = x.to(self.device), self.y[index].to(self.device)
         batch = Batch(x, y, epoch, self.plan.epochs, rng, self.meter)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.config.precision == "bfloat16"):
-            return self.method.loss(self.model, batch)
+            try:
+                return self.method.loss(self.model, batch)
+            except ValueError as error:  # batch normalisation on a single value per channel
+                raise UsageError(
+                    f"The model cannot learn from {len(index)} points: {describe_error(error)}."
+                ) from error
 
     def _finite(self, value: float, epoch: int) -> float:
         if not math.isfinite(value):
@@ -199,12 +204,18 @@ class Trainer:
         """What there is to tell after an epoch."""
         seconds = time.monotonic() - self.started
         stride = math.ceil(len(self.x) / ACCURACY_POINTS)
-        x, y = self.x[::stride], self.y[::stride]
-        score = accuracy(self.model, x, y)
-        eta = seconds / done_here * (self.epochs - done)
-        scale = logit_scale(self.model, x)
-        method, told_apart = self.plan.config.method, self.meter.accuracy
-        return TrainEvent(method, done, self.epochs, loss, score, seconds, eta, scale, told_apart)
+        scores = answers(self.model, self.x[::stride])
+        return TrainEvent(
+            method=self.plan.config.method,
+            epoch=done,
+            epochs=self.epochs,
+            loss=loss,
+            accuracy=share_right(scores, self.y[::stride]),
+            seconds=seconds,
+            eta_seconds=seconds / done_here * (self.epochs - done),
+            logit_scale=scale_of(scores),
+            auxiliary_accuracy=self.meter.accuracy,
+        )
 
     def _interruption(self, done: int) -> str:
         state = f"Training was interrupted after epoch {done} of {self.epochs}"
@@ -213,14 +224,27 @@ class Trainer:
         return f"{state}; progress is in {self.partial}. Run the same command again with --resume to go on."
 
 
+def batches_of(order: Tensor, size: int) -> list[Tensor]:
+    """Points (N,) in batches of `size`; a last single one, which batch normalisation refuses, joins those before."""
+    batches = list(torch.split(order, size))
+    if len(batches) > 1 and len(batches[-1]) == 1 < size:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of points (N, …) that the model classifies as `y` (N,) in evaluation mode; the mode is put back."""
-    return int((answers(model, x).argmax(1) == y).sum()) / len(x)
+    return share_right(answers(model, x), y)
 
 
-def logit_scale(model: nn.Module, x: Tensor) -> float:
-    """Mean over points (N, …) of the largest magnitude among their logits, in evaluation mode."""
-    return float(answers(model, x).abs().amax(1).double().mean())
+def share_right(scores: Tensor, y: Tensor) -> float:
+    """Share of scores (N, K) whose largest is that of `y` (N,)."""
+    return int((scores.argmax(1) == y).sum()) / len(y)
+
+
+def scale_of(scores: Tensor) -> float:
+    """Mean over points of the largest magnitude among their scores (N, K)."""
+    return float(scores.abs().amax(1).double().mean())
 
 
 @torch.no_grad()

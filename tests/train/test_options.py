@@ -21,6 +21,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.settings import TRAIN_OPTIONS, Request
 from maskaudit.train import METHODS, TrainConfig, TrainEvent, TrainingInterrupted, share_of, train
 from maskaudit.train.augmentation import augmented
+from maskaudit.train.loop import batches_of
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,15 @@ def test_a_batch_in_parts_is_the_same_step(digits: Dataset) -> None:
     whole = train(config, data=digits)
     assert _distance(whole, train(replace(config, accumulate=3), data=digits)) < 1e-4
     assert _distance(whole, train(replace(config, batch_size=17), data=digits)) > 1e-3
+
+
+def test_a_last_batch_of_one_point_joins_the_others_and_batch_normalisation_gets_a_sentence(digits: Dataset) -> None:
+    assert [len(batch) for batch in batches_of(torch.arange(9), 4)] == [4, 5]
+    assert [len(batch) for batch in batches_of(torch.arange(3), 1)] == [1, 1, 1]
+    net = "resnet(width=2, blocks=(1, 1, 1, 1))"
+    train(TrainConfig(model=net, epochs=1, batch_size=149), data=digits)
+    with pytest.raises(UsageError, match="cannot learn from 1 points: .*more than 1 value per channel"):
+        train(TrainConfig(model=net, epochs=1, batch_size=1), data=digits)
 
 
 def test_half_precision_trains_to_other_weights_that_are_close(digits: Dataset) -> None:
