@@ -51,7 +51,7 @@ def test_a_last_batch_of_one_point_joins_the_others_and_batch_normalisation_gets
     assert [len(batch) for batch in batches_of(torch.arange(3), 1)] == [1, 1, 1]
     net = "resnet(width=2, blocks=(1, 1, 1, 1))"
     train(TrainConfig(model=net, epochs=1, batch_size=149), data=digits)
-    with pytest.raises(UsageError, match="cannot learn from 1 points: .*more than 1 value per channel"):
+    with pytest.raises(UsageError, match=r"cannot learn from 1 points: .*more than 1 value per channel"):
         train(TrainConfig(model=net, epochs=1, batch_size=1), data=digits)
 
 
