@@ -39,6 +39,8 @@ DISTILLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 SPARSE = 0.05
 SPARSE_ALPHA = 0.99
+#: With a twentieth of the examples an epoch has a twentieth of the steps; 50 leave a student untrained.
+SPARSE_EPOCHS = 400
 SEEDS = (0, 1)
 #: Names and settings of table 4.
 WEIGHTINGS = {"Equal": "equal", "Uncertainty": "uncertainty", "GradNorm": "gradnorm", "GREAT": "great"}
@@ -75,6 +77,8 @@ def distilled(label: str, fraction: float, seed: int) -> dict[str, Any]:
         settings = {**STUDENT, **DISTILLATIONS[label], "fraction": fraction, "seed": seed}
         if label != "Baseline":
             settings["teacher"] = str(path)
+        if fraction == SPARSE:
+            settings["epochs"] = SPARSE_EPOCHS
         if label == "Distillation" and fraction == SPARSE:
             settings["alpha"] = SPARSE_ALPHA
         student = train(TrainConfig(**settings))
