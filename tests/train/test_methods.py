@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from maskaudit.networks.layers import Residual
 from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, Plan, TrainConfig, train
+from maskaudit.train import METHODS, Batch, Plan, TrainConfig, save_trained, train
 from maskaudit.train.adversaries import fgsm
 from maskaudit.train.auxiliary import leaky_copy
 from maskaudit.train.great import schedule
@@ -175,7 +176,7 @@ def test_distillation_trains_teacher_then_student_on_soft_labels(model: nn.Modul
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_a_model_that_classifies(method: str) -> None:
+def test_every_method_trains_a_model_that_classifies(method: str, tmp_path: Path) -> None:
     info = METHODS[method]
     assert info.title
     assert info.citation
@@ -183,8 +184,14 @@ def test_every_method_trains_a_model_that_classifies(method: str) -> None:
     data = load_data("digits", split="train")
     small = replace(data, x=data.x[:300], y=data.y[:300])
     threat = ThreatModel("Linf", 0.05)
+    teacher = ""
+    if method in ("great-distill", "soft-distill"):
+        taught = TrainConfig(model="small_cnn(width=4)", epochs=4, lr=5e-3)
+        teacher = str(tmp_path / "teacher.safetensors")
+        save_trained(teacher, train(taught), taught)
     config = TrainConfig(
         method,
+        teacher=teacher,
         model="small_cnn(width=8)",
         epochs=8,
         batch_size=16,
