@@ -29,6 +29,7 @@ sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 from json_fields import CLASSES, GATE_BASELINE, GATE_MODEL, SECTIONS, TOP  # noqa: E402
 from reference import attacks_page, commands_page, markdown, probes_page, zoo_table  # noqa: E402
 
+from benchmarks.great_page import REGIONS as GREAT  # noqa: E402
 from maskaudit import results  # noqa: E402
 from maskaudit.command.rules import RULES, written_rules  # noqa: E402
 from maskaudit.report import text  # noqa: E402
@@ -245,6 +246,7 @@ REGIONS: dict[str, Callable[[], str]] = {
     "gate-keys": gate_keys,
     "python-options": python_options,
     "zoo-table": zoo_table,
+    **GREAT,
 }
 
 

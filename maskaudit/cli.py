@@ -13,7 +13,15 @@ import click
 
 from maskaudit import __version__
 from maskaudit.command import entry, streams
-from maskaudit.command.options import audit_options, check_config, data_options, model_options, shared, take_options
+from maskaudit.command.options import (
+    audit_options,
+    check_config,
+    data_options,
+    model_options,
+    shared,
+    take_options,
+    train_options,
+)
 from maskaudit.command.status import UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
 
@@ -115,20 +123,22 @@ def inspect(model: str, as_json: bool, outputs_to: tuple[str, ...], out: str | N
 
 @cli.command()
 @click.argument("method")
-@shared("data", default="digits", help="What to train on.")
-@click.option("--model", "model_spec", metavar="SPEC", help="Built-in architecture, e.g. small_cnn(width=32).")
-@click.option("--epochs", type=int, metavar="N", help="Passes over the data.")
-@shared("seed")
+@train_options
 @shared("norm", help="Norm of the ball that training defends.")
 @shared("eps", help="Its radius.")
 @click.option("--out", required=True, metavar="FILE", help="Where to save; the file opens in `check` as it is.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted training of the same FILE.")
+@click.option("--picture", metavar="FILE", help="Draw loss, accuracies and logit scale after every epoch (svg, png).")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def train(method: str, data: str, out: str, resume: bool, quiet: bool, **options: Any) -> None:
-    """Train a model by METHOD: standard, fgsm-at, pgd-at, trades, distill, great, greace or great+ce."""
+def train(method: str, out: str, resume: bool, quiet: bool, picture: str | None, **options: Any) -> None:
+    """Train a model by METHOD.
+
+    METHOD is standard, fgsm-at, pgd-at, trades, distill, soft-distill, or of the GREAT paper great, greace, great+ce,
+    great-distill, great-mtl; great-reduced, greace-reduced, great+ce-reduced are the small forms in the zoo.
+    """
     from maskaudit.command.jobs import train_to_file
 
-    train_to_file(method, data=data, out=Path(out), resume=resume, quiet=quiet, **options)
+    train_to_file(method, out=Path(out), resume=resume, quiet=quiet, picture=picture, **options)
     _line(f"Saved {out}; audit it with: maskaudit check {shlex.quote(out)}")
 
 

@@ -19,6 +19,11 @@ Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigm
 Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
+Schedule = Literal["poly", "cosine", "constant"]
+Augment = Literal["none", "crop", "crop-flip"]
+Precision = Literal["float32", "bfloat16"]
+Greace = Literal["paper", "zero-sum", "bounded"]
+Weighting = Literal["great", "equal", "gradnorm", "uncertainty"]
 
 #: What may fail a build; each takes in those before it, except that `never` takes in nothing.
 FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
@@ -35,6 +40,7 @@ _SHARE = Number(0, 1, quotient=True)
 _INPUT = Number(-_LARGEST_INPUT, _LARGEST_INPUT, quotient=True)
 _PLAN = Checked(Anything(), "a Plan", lambda value: hasattr(value, "stages"))
 _LENGTH = Number(0, _LARGEST_INPUT, above=True, quotient=True)
+_WEIGHT = Number(0, _LARGEST_INPUT, quotient=True)
 
 
 #: Queries that a black box must allow per point before another point is drawn, those that go before the attacks per
@@ -243,7 +249,8 @@ class Request:
         path="source",
     )  # fmt: skip
     data: str | None = option(
-        None, _WORD, "digits, fashion-mnist, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
+        None, _WORD,
+        "digits, fashion-mnist, cifar-10, svhn, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
         metavar="SOURCE", group="data", path="source",
     )  # fmt: skip
     norm: Norm | None = option(None, Choice(*get_args(Norm)), "Norm of the ball.", group="data")
@@ -293,6 +300,75 @@ class Request:
 
 #: Every option of an audit by its key.
 OPTIONS = {**options_of(Request), **options_of(AuditSettings)}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Options of `maskaudit train`; None takes the default of the method or of the data.
+
+    Attributes:
+        method: a key of `maskaudit.train.METHODS`.
+
+    Raises:
+        UsageError: for a value that is not what its option takes.
+    """
+
+    method: str = "standard"
+    data: str = option("digits", _WORD, "What to train on.", metavar="SOURCE", group="data", path="source")
+    model: str | None = option(None, _WORD, "Built-in architecture, e.g. small_cnn(width=32).", metavar="SPEC")
+    epochs: int | None = option(None, _COUNT, "Passes over the data, in each phase of the method.", metavar="N")
+    seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N")
+    batch_size: int = option(64, _COUNT, "Points per optimiser step; a smaller last batch is kept.", metavar="N")
+    accumulate: int = option(
+        1, _COUNT, "Parts of a batch that go through the model one after the other, to save memory.", metavar="N"
+    )
+    lr: float | None = option(
+        None, Number(0, 1e38, above=True, quotient=True), "Adam's first step size.", metavar="NUMBER"
+    )
+    schedule: Schedule | None = option(
+        None, Choice(*get_args(Schedule)), "How it falls: (1 − e/e_max)^0.9 by epoch, a cosine by step, not at all."
+    )
+    augment: Augment | None = option(
+        None, Choice(*get_args(Augment)), "Pad by an eighth of the side and crop; flip sideways as well."
+    )
+    fraction: float = option(
+        1.0, Number(0, 1, above=True, quotient=True), "Share of the examples of each class to train on, e.g. 0.05.",
+        metavar="FRACTION",
+    )  # fmt: skip
+    device: str = option(
+        "cpu", _WORD, "Where to train: cpu, cuda, cuda:1, …; auto takes a GPU if there is one.", metavar="DEVICE"
+    )
+    precision: Precision = option(
+        "float32", Choice(*get_args(Precision)), "Of the passes through the networks; weights stay float32."
+    )
+    attack_steps: int = option(7, _COUNT, "Gradient steps per training attack (pgd-at, trades).", metavar="N")
+    clean_weight: float = option(
+        0.0, _SHARE, "Weight of the clean points beside the attacked (fgsm-at, pgd-at); 0.5 is the GREAT paper's.",
+        metavar="FRACTION",
+    )  # fmt: skip
+    trades_beta: float = option(6.0, _WEIGHT, "Weight of the robustness term of TRADES.", metavar="NUMBER")
+    alpha: float | None = option(
+        None, _WEIGHT, "Final weight of the reversed auxiliary loss (GREAT); share of the teacher (distillation).",
+        metavar="NUMBER",
+    )  # fmt: skip
+    beta: float | None = option(None, _WEIGHT, "Final weight of the GREACE term.", metavar="NUMBER")
+    greace: Greace = option(
+        "paper", Choice(*get_args(Greace)), "GREACE term: equation 6 (unbounded below), its zero-sum or bounded form."
+    )
+    temperature: float | None = option(
+        None, _LENGTH, "Softmax temperature (distill 100, soft-distill 20).", metavar="NUMBER"
+    )
+    teacher: str = option(
+        "", Text(), "Trained model to learn from (great-distill, soft-distill).", metavar="FILE", path="file"
+    )
+    weighting: Weighting = option("great", Choice(*get_args(Weighting)), "How the tasks of great-mtl are balanced.")
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+#: Every option of a training by its key.
+TRAIN_OPTIONS = options_of(TrainSettings)
 
 
 def fails(label: str, claim: str, fail_on: str) -> bool:

@@ -23,41 +23,50 @@ from maskaudit.train import TrainConfig, TrainEvent, save_trained, train
 #: Points that `inspect` draws for each that it looks at, so that most it looks at are answered rightly.
 DRAWN_PER_POINT = 4
 #: What the demo trains, and the file names it uses.
-DEMO_METHODS = ("great+ce", "pgd-at")
+DEMO_METHODS = ("great+ce-reduced", "pgd-at")
 
 
 def train_to_file(
     method: str,
     *,
-    data: str,
     out: Path,
+    data: str = "digits",
     resume: bool = False,
     quiet: bool = False,
-    model_spec: str | None = None,
-    epochs: int | None = None,
-    seed: int = 0,
+    picture: str | None = None,
     norm: Norm | None = None,
     eps: float | None = None,
+    **options: Any,
 ) -> None:
-    """Train by `method` and save a file that `check` opens with no further option."""
+    """Train by `method` and save a file that `check` opens with no further option.
+
+    `options` are those of `maskaudit.settings.TrainSettings`; None takes the default.
+    """
     threat = None
     if norm is not None or eps is not None:
-        shape = load_data(data, split="train").x.shape[1:]
+        shape = load_data(data, split="train", limit=1).x.shape[1:]
         chosen: Norm = norm or "Linf"
         threat = ThreatModel(chosen, eps if eps is not None else customary_eps(chosen, shape, (0.0, 1.0)))
-    config = TrainConfig(method=method, data=data, model=model_spec, epochs=epochs, seed=seed, threat=threat)
+    given = {key: value for key, value in options.items() if value is not None}
+    config = TrainConfig(method=method, data=data, threat=threat, **given)
     progress = Progress(quiet=quiet)
 
     def show(event: TrainEvent) -> None:
-        said = (
-            f"{event.method} epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  "
-            f"accuracy {event.accuracy:.3f}  {event.eta_seconds:.0f} s left"
-        )
         tenth = max(1, event.epochs // 10)
-        (progress.line if event.epoch % tenth == 0 or event.epoch == event.epochs else progress.status)(said)
+        stays = event.epoch % tenth == 0 or event.epoch == event.epochs
+        (progress.line if stays else progress.status)(training_line(event))
 
-    module = train(config, on_event=show, resume=resume, out=out)
+    module = train(config, on_event=show, resume=resume, out=out, picture=picture)
     save_trained(out, module, config)
+
+
+def training_line(event: TrainEvent) -> str:
+    """What a terminal shows of an epoch."""
+    told = "" if event.auxiliary_accuracy is None else f"auxiliary {event.auxiliary_accuracy:.3f}  "
+    return (
+        f"{event.method} epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  accuracy {event.accuracy:.3f}  "
+        f"{told}logits {event.logit_scale:.3g}  {event.eta_seconds:.0f} s left"
+    )
 
 
 def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Iterator[tuple[str, str, str, Path]]:
@@ -66,7 +75,7 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Iterator[tuple
         folder = out / method.replace("+", "-")
         wanted = parse_outputs((), str(folder))
         file = folder / "model.safetensors"
-        train_to_file(method, data="digits", out=file, seed=seed, quiet=quiet)
+        train_to_file(method, out=file, seed=seed, quiet=quiet)
         audit = audit_source(str(file), AuditSettings(seed=seed, command=f"maskaudit check {file}"), quiet=quiet)
         document = audit.report.to_dict()
         write_outputs(wanted, document, audit.evidence)

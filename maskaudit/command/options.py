@@ -11,7 +11,7 @@ import click
 
 from maskaudit.declared import Choice
 from maskaudit.options import Group, Option
-from maskaudit.settings import OPTIONS
+from maskaudit.settings import OPTIONS, TRAIN_OPTIONS
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -35,8 +35,12 @@ class Value(_ParamType):
 
 
 def shared(key: str, **changes: Any) -> Decorator:
-    """One option; `changes` are what this command has otherwise (see `maskaudit.options.Option`)."""
-    one = replace(OPTIONS[key], **changes)
+    """One option of an audit; `changes` are what this command has otherwise (see `maskaudit.options.Option`)."""
+    return _declared(replace(OPTIONS[key], **changes))
+
+
+def _declared(one: Option) -> Decorator:
+    key = one.key
     if one.is_flag:
         return click.option(one.flag, key, is_flag=True, help=one.help)
     choices = f"[{'|'.join(one.kind.choices)}]" if isinstance(one.kind, Choice) else ""
@@ -58,6 +62,13 @@ def _group(*groups: Group) -> Decorator:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """MODEL and what is needed to open it."""
     return click.argument("model")(_group("model")(command))
+
+
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Everything that determines a training but the method and the ball."""
+    for one in reversed(TRAIN_OPTIONS.values()):
+        command = _declared(one)(command)
+    return command
 
 
 data_options = _group("data")

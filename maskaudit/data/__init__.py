@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from maskaudit.data import digits, fashion_mnist, folder, huggingface, npz, python, torchvision
+from maskaudit.data import cifar10, digits, fashion_mnist, folder, huggingface, npz, python, svhn, torchvision
 from maskaudit.data.interface import Dataset, Draw, Split, check_bounds, check_split
 from maskaudit.errors import InputError
 
@@ -25,6 +25,8 @@ DEFAULT_BOUNDS = (0.0, 1.0)
 NAMED: dict[str, Callable[[Split, tuple[float, float], int | None], Dataset]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
+    "cifar-10": cifar10.load,
+    "svhn": svhn.load,
 }
 
 PREFIXES: dict[str, Loader] = {
@@ -44,7 +46,7 @@ def load_data(
     onto the bounds; float arrays are taken as they are and must lie inside them.
 
     Args:
-        source: `digits`, `fashion-mnist`, an .npz file, a folder with one sub-folder per class,
+        source: `digits`, `fashion-mnist`, `cifar-10`, `svhn`, an .npz file, a folder with one sub-folder per class,
             `torchvision:NAME`, `hf:ID` or `py:pkg.mod:callable`.
         split: `"test"`, `"train"` or `"all"`. A source without a train part gives the same points for each.
         bounds: smallest and largest admissible value; (0, 1) if not given.
@@ -80,6 +82,6 @@ def _loaded(source: str, split: Split, limits: tuple[float, float], limit: int |
     if exists:
         raise InputError(f"The data source {source!r} is neither a file nor a folder.")
     raise InputError(
-        f"There is no data source {source!r}; give digits, fashion-mnist, an .npz file with arrays x and y, "
-        "a folder with one sub-folder per class, torchvision:NAME, hf:ID or py:pkg.mod:callable."
+        f"There is no data source {source!r}; give digits, fashion-mnist, cifar-10, svhn, an .npz file with arrays x "
+        "and y, a folder with one sub-folder per class, torchvision:NAME, hf:ID or py:pkg.mod:callable."
     )

@@ -140,7 +140,7 @@ def _decode(files: list[Path], size: tuple[int, int], modes: set[str], notes: li
         notes.append("The alpha channel of the images was dropped.")
     pixels = np.empty((len(files), channels, height, width), dtype=np.uint8)
     for row, file in enumerate(files):
-        with _opened(file) as image:
+        with opened(file) as image:
             decoded = np.asarray(image.convert("L" if grey else "RGB"))
         pixels[row] = decoded if grey else decoded.transpose(2, 0, 1)
     return pixels
@@ -151,7 +151,7 @@ def _survey(files: list[Path]) -> tuple[tuple[int, int], set[str]]:
     first: tuple[int, int] | None = None
     modes: set[str] = set()
     for file in files:
-        with _opened(file) as image:
+        with opened(file) as image:
             size, mode = image.size, image.mode
         if size[0] * size[1] > MAX_PIXELS:
             raise InputError(f"{file} claims {size[0]}×{size[1]} pixels, above the limit of {MAX_PIXELS}; resize it.")
@@ -169,7 +169,8 @@ def _survey(files: list[Path]) -> tuple[tuple[int, int], set[str]]:
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def opened(file: Path) -> Iterator[Any]:
+    """A PNG or JPEG image as Pillow sees it; whatever is wrong with it becomes an `InputError`."""
     try:
         from PIL import Image
     except ImportError as error:

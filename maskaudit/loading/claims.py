@@ -38,7 +38,7 @@ MAX_VALUE = 1e6
 #: Smallest ε and deviation: below it float32 inputs do not move, or leave its range.
 MIN_VALUE = 1e-6
 #: The data sets that a file may name: those that come with the program (`maskaudit.data.NAMED` has their readers).
-BUILT_IN_DATA = ("digits", "fashion-mnist")
+BUILT_IN_DATA = ("digits", "fashion-mnist", "cifar-10", "svhn")
 #: Most channels that a normalisation may have, and most outputs of a classifier.
 MAX_CHANNELS = 4096
 MAX_CLASSES = 1_000_000

@@ -13,7 +13,16 @@ from torch import nn
 
 from maskaudit.declared.kinds import shown
 from maskaudit.errors import UsageError
-from maskaudit.networks.layers import BoundedOutput, Ensemble, QuantisedLayer, Residual, SmoothedUnits, TokenMixer
+from maskaudit.networks.layers import (
+    BasicBlock,
+    BoundedOutput,
+    Ensemble,
+    Grey,
+    QuantisedLayer,
+    Residual,
+    SmoothedUnits,
+    TokenMixer,
+)
 
 #: Activations by name; all act elementwise and take no argument.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -34,6 +43,10 @@ THIRD_CONVOLUTION_FROM = 16
 MAX_BITS = 8
 #: Most layers, blocks or networks of one kind.
 MAX_DEPTH = 64
+#: Most stages of a residual network: each doubles the channels.
+MAX_STAGES = 6
+#: Residual blocks per stage of ResNet-18 (He et al. 2016, arXiv 1512.03385, table 1).
+RESNET18_BLOCKS = (2, 2, 2, 2)
 #: Largest whole number that an argument may be: more coordinates than any input here has.
 MAX_NUMBER = 10**8
 
@@ -130,6 +143,49 @@ def small_resnet(
     layers += [Residual(width, 2 * width, stride=2)]
     layers += [Residual(2 * width, 2 * width) for _ in range(blocks - 1)]
     return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, num_classes))
+
+
+def resnet(
+    in_channels: int = 3,
+    size: int | tuple[int, int] = 32,
+    num_classes: int = 10,
+    width: int = 64,
+    blocks: tuple[int, ...] = RESNET18_BLOCKS,
+    grey: bool = False,
+) -> nn.Sequential:
+    """A residual network with batch normalisation (He et al. 2016, arXiv 1512.03385): images (N, C, H, W) → logits.
+
+    By default ResNet-18 in its form for 32×32 pixels: a 3×3 convolution without stride or pooling in front.
+    `resnet(width=8, blocks=(1, 1, 1))` is small enough for a CPU. Shared features are what enters the pooling.
+
+    Args:
+        in_channels: colour channels, ≥ 1.
+        size: height and width in pixels, ≥ 4.
+        num_classes: ≥ 2.
+        width: channels of the first stage, ≥ 1; each further stage doubles them and halves the resolution.
+        blocks: residual blocks of each stage, ≥ 1; at most 6 stages.
+        grey: the input's luma is all that the network sees.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+    height, shape_width = (size, size) if isinstance(size, int) else _pair(size)
+    counts = _integers("resnet", "blocks", blocks)
+    _at_least("resnet", in_channels=(in_channels, 1), size=(min(height, shape_width), 4), width=(width, 1))
+    _at_least("resnet", num_classes=(num_classes, 2), stages=(len(counts), 1), blocks=(min(counts, default=1), 1))
+    _at_most("resnet", blocks=sum(counts))
+    if len(counts) > MAX_STAGES or grey not in (True, False) or (grey and in_channels not in (1, 3)):
+        raise UsageError(f"resnet expects at most {MAX_STAGES} stages, and grey=True with 1 or 3 channels only.")
+    channels = 1 if grey else in_channels
+    layers: list[nn.Module] = [Grey()] if grey else []
+    layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    before = width
+    for stage, count in enumerate(counts):
+        after = width * 2**stage
+        for block in range(count):
+            layers.append(BasicBlock(before, after, 2 if stage and not block else 1))
+            before = after
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes))
 
 
 def small_vit(

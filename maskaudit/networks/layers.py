@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 #: Scores are kept this far from 0 and 1, where the normal quantile is infinite.
 QUANTILE_MARGIN = 1e-6
+#: Shares of red, green and blue in luma, ITU-R BT.601.
+LUMA = (0.299, 0.587, 0.114)
 #: Mean of the running maximum of a quantised layer's inputs takes this share of each new batch.
 RANGE_MOMENTUM = 0.1
 
@@ -24,11 +26,52 @@ class Residual(nn.Module):
         self.second = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out and stride == 1
         self.shortcut = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1, stride=stride)
+        self.activation: Callable[[Tensor], Tensor] = F.relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, channels_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        inner: Tensor = self.second(F.relu(self.first(F.relu(x))))
+        inner: Tensor = self.second(self.activation(self.first(self.activation(x))))
         return inner + self.shortcut(x)
+
+
+class BasicBlock(nn.Module):
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)) (He et al. 2016, arXiv 1512.03385); normalised 1×1 shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out or stride != 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, channels_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        features: Tensor = self.activation(self.inner(x) + self.shortcut(x))
+        return features
+
+
+class Grey(nn.Module):
+    """Colour images (N, 3, H, W) as one channel of luma, ITU-R BT.601; grey images as they are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 1, H, W)."""
+        return luma(x)
+
+
+def luma(x: Tensor) -> Tensor:
+    """Luma (N, 1, H, W) of colour images (N, 3, H, W), ITU-R BT.601; grey images as they are."""
+    if x.shape[1] == 1:
+        return x
+    return (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 class TokenMixer(nn.Module):

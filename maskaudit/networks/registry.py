@@ -15,7 +15,15 @@ from torch import nn
 
 from maskaudit.declared.kinds import shown
 from maskaudit.errors import UsageError
-from maskaudit.networks.architectures import ACTIVATIONS, mlp, small_cnn, small_resnet, small_vit, smoothed_units
+from maskaudit.networks.architectures import (
+    ACTIVATIONS,
+    mlp,
+    resnet,
+    small_cnn,
+    small_resnet,
+    small_vit,
+    smoothed_units,
+)
 from maskaudit.networks.call import read_call
 
 __all__ = [
@@ -25,6 +33,7 @@ __all__ = [
     "is_built_in",
     "mlp",
     "parse",
+    "resnet",
     "small_cnn",
     "small_resnet",
     "small_vit",
@@ -37,6 +46,7 @@ __all__ = [
 ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
     "small_cnn": small_cnn,
     "small_resnet": small_resnet,
+    "resnet": resnet,
     "small_vit": small_vit,
     "mlp": mlp,
     "smoothed_units": smoothed_units,

@@ -7,8 +7,10 @@ defence; see `maskaudit.train.great` for the patent applications on them.
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from maskaudit.data import NAMED as BUILT_IN
 from maskaudit.data import Dataset, load_data
 from maskaudit.loading import arch, save_checkpoint
 from maskaudit.networks.registry import is_built_in, spec_for
+from maskaudit.rng import PointRNG
 from maskaudit.target.scores import detect_outputs
 from maskaudit.train import checkpoint
 from maskaudit.train.checkpoint import partial_path
@@ -31,6 +34,7 @@ from maskaudit.train.interface import (
     default_threat,
 )
 from maskaudit.train.loop import Listener, Trainer, accuracy, isolated
+from maskaudit.train.picture import check_picture
 from maskaudit.train.registry import METHODS, MethodInfo, method_info
 
 __all__ = [
@@ -49,6 +53,8 @@ __all__ = [
 
 #: Points whose answers tell what a trained module returns.
 ANSWERS = 64
+#: Options whose default is the method's.
+DEFAULTED = ("epochs", "lr", "schedule", "augment", "alpha", "beta", "temperature")
 
 
 def train(
@@ -58,6 +64,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     on_event: Listener | None = None,
     resume: bool = False,
+    picture: str | os.PathLike[str] | None = None,
     method: MethodInfo | None = None,
 ) -> nn.Module:
     """Train a model from scratch, deterministically; the caller's random state and thread count are kept.
@@ -69,6 +76,7 @@ def train(
             epoch, until `save_trained` has written the file.
         on_event: called after every epoch.
         resume: go on from `OUT.partial` if it exists; otherwise, or if not set, start anew.
+        picture: file (.svg, .png, .pdf) that shows loss, accuracies and logit scale, rewritten after every epoch.
         method: how to train, in place of the method that `config.method` names in `METHODS`.
 
     Returns:
@@ -84,6 +92,9 @@ def train(
     info = method or method_info(config.method)
     plan = _plan(config, dataset, info)
     partial = partial_path(out) if out is not None else None
+    drawn = Path(picture) if picture is not None else None
+    if drawn is not None:
+        check_picture(drawn)
     with isolated(config.seed, config.threads):
         model = arch.build(plan.model)
         trainer = Trainer(
@@ -94,6 +105,7 @@ def train(
             dataset.y,
             on_event=on_event,
             partial=partial,
+            picture=drawn,
             settings=_settings(plan),
         )
         trainer.run(resume=resume)
@@ -154,30 +166,44 @@ def _outputs(module: nn.Module, dataset: Dataset) -> str:
 
 
 def _dataset(config: TrainConfig, data: Dataset | None) -> Dataset:
-    if data is not None:
+    if data is None:
+        data = load_data(config.data, split="train", bounds=config.threat.bounds if config.threat else None)
+    return share_of(data, config.fraction, config.seed)
+
+
+def share_of(data: Dataset, fraction: float, seed: int) -> Dataset:
+    """The same share of each class, at least one point, drawn by the seed; the order is kept."""
+    if fraction == 1:
         return data
-    return load_data(config.data, split="train", bounds=config.threat.bounds if config.threat else None)
+    keys = PointRNG.create(seed, "train.fraction", torch.arange(len(data))).integers(2**53)
+    kept = torch.zeros(len(data), dtype=torch.bool)
+    for label in data.y.unique():
+        rows = (data.y == label).nonzero().squeeze(1)
+        kept[rows[torch.argsort(keys[rows], stable=True)[: math.ceil(fraction * len(rows))]]] = True
+    return replace(data, x=data.x[kept], y=data.y[kept])
 
 
 def _plan(config: TrainConfig, dataset: Dataset, info: MethodInfo) -> Plan:
     """The configuration with the defaults of its method and data filled in."""
     shape = dataset.point_shape
-    built_in = config.model is None or is_built_in(config.model)
+    spec = config.model or info.model
+    built_in = spec is None or is_built_in(spec)
+    own = {name: getattr(config, name) for name in DEFAULTED}
+    settled = {name: getattr(info, name) if value is None else value for name, value in own.items()}
     return Plan(
         config=config,
-        model=spec_for(shape, dataset.num_classes, config.model) if built_in else str(config.model),
-        epochs=config.epochs if config.epochs is not None else info.epochs,
-        lr=config.lr if config.lr is not None else info.lr,
+        model=spec_for(shape, dataset.num_classes, spec) if built_in else str(spec),
         threat=config.threat if config.threat is not None else default_threat(shape, dataset.bounds),
         num_classes=dataset.num_classes,
         shape=shape,
+        **settled,
     )
 
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """What determines the run, as plain JSON types."""
-    resolved = {"model": plan.model, "epochs": plan.epochs, "lr": plan.lr, "threat": _threat_fields(plan)}
-    return {**plan.config.as_dict(), **resolved}
+    resolved = {name: getattr(plan, name) for name in ("model", *DEFAULTED)}
+    return {**plan.config.as_dict(), **resolved, "threat": _threat_fields(plan)}
 
 
 def _threat_fields(plan: Plan) -> dict[str, Any]:

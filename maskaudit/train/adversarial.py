@@ -23,8 +23,9 @@ TRADES_START = 0.001
 class FGSMTraining:
     """Cross-entropy on one-step examples from the clean point, no random start (Goodfellow et al. 2015).
 
-    Without the clean half of the original's mixture. Known to end in catastrophic
-    overfitting (Wong et al. 2020, arXiv 2001.03994): robust to its own one step only.
+    Without the clean half of the original's mixture unless `clean_weight` asks for it (0.5 there, and in Sinha et al.
+    2018). Known to end in catastrophic overfitting (Wong et al. 2020, arXiv 2001.03994): robust to its own one step
+    only.
     """
 
     phases = 1
@@ -32,10 +33,12 @@ class FGSMTraining:
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
+        self.clean_weight = plan.config.clean_weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x + ε · step direction), y), a scalar."""
-        return F.cross_entropy(model(fgsm(model, batch.x, batch.y, self.threat)), batch.y)
+        attacked = fgsm(model, batch.x, batch.y, self.threat)
+        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.clean_weight)
 
 
 class PGDTraining:
@@ -47,11 +50,20 @@ class PGDTraining:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
         self.steps = plan.config.attack_steps
+        self.clean_weight = plan.config.clean_weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x_pgd), y), a scalar."""
         start = random_start(batch.x, self.threat, batch.rng, step=batch.epoch)
-        return F.cross_entropy(model(pgd(model, batch.x, batch.y, self.threat, steps=self.steps, start=start)), batch.y)
+        attacked = pgd(model, batch.x, batch.y, self.threat, steps=self.steps, start=start)
+        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.clean_weight)
+
+
+def with_clean(model: nn.Module, batch: Batch, attacked_loss: Tensor, weight: float) -> Tensor:
+    """(1 − weight) · loss on attacked points + weight · cross-entropy on the clean ones."""
+    if weight == 0:
+        return attacked_loss
+    return (1 - weight) * attacked_loss + weight * F.cross_entropy(model(batch.x), batch.y)
 
 
 class Trades:

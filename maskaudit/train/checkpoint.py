@@ -18,7 +18,7 @@ import torch
 from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.files import write_atomically
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Progress:
         model: the model's state dict.
         auxiliary: the state dict of the method's networks.
         optimizer: the optimiser's state dict.
+        history: the events of the epochs so far, as plain values.
     """
 
     settings: dict[str, Any]
@@ -38,6 +39,7 @@ class Progress:
     model: dict[str, Any]
     auxiliary: dict[str, Any]
     optimizer: dict[str, Any]
+    history: list[dict[str, Any]]
 
 
 def partial_path(out: str | os.PathLike[str]) -> Path:
@@ -58,6 +60,7 @@ def write(path: Path, progress: Progress) -> None:
         "model": progress.model,
         "auxiliary": progress.auxiliary,
         "optimizer": progress.optimizer,
+        "history": progress.history,
     }
     stream = io.BytesIO()
     torch.save(content, stream)

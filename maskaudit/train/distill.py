@@ -24,7 +24,7 @@ class DefensiveDistillation:
 
     def __init__(self, plan: Plan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict({"teacher": copy.deepcopy(model)})
-        self.temperature = plan.config.temperature
+        self.temperature = plan.temperature
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(teacher(x) / T, y), then CE(f(x) / T, softmax(teacher(x) / T)), a scalar."""

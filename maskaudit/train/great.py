@@ -1,27 +1,35 @@
-"""Gradient adversarial training: GREAT, GREACE and GRE(AT+CE).
+"""Gradient adversarial training: GREAT, GREACE and GRE(AT+CE), as published.
 
 Sinha, Chen, Badrinarayanan, Rabinovich 2018, "Gradient Adversarial Training of Neural
-Networks" (arXiv 1806.08028), section 3.1. An auxiliary network h learns to tell the class
-of a point from its masked input gradient g (`masked_gradient`); the main network learns,
-beside its task, to make that impossible:
+Networks" (arXiv 1806.08028), section 2.1, algorithm 1 and supplement. An auxiliary network
+h learns to tell the class of a point from its masked input gradient g (`masked_gradient`);
+the main network learns, beside its task, to make that impossible:
 
     GREAT       CE(a, y) − α · CE(h(g), y)              by gradient reversal through g
     GREACE      CE(a, y) + β · mean Σ_{j≠y} S_j a_j     with S = softmax(h(g)) held constant
     GRE(AT+CE)  both
 
-and h always minimises CE(h(g), y). One backward pass updates both networks. α and β are
-zero in the first epoch, so that h sees gradients of a network that has learned something,
-and then rise linearly to the configured values (the ramp is a choice made here).
+and h always minimises CE(h(g), y). h is a network of the main network's own architecture
+with leaky ReLU (slope 0.2). In epoch e of e_max, counted from 0, Adam's step size is
+lr · m with m = (1 − e/e_max)^0.9, and α = α_max (1 − m), β = β_max (1 − m): both are zero in
+the first epoch. One backward pass serves both networks, as a reversal layer does it; so h is
+one step older than in line 7 of algorithm 1, which evaluates it after its own update.
 
-Built here as a subject of audits, not as a defence: without batch normalisation GREACE and
-GRE(AT+CE) look robust to cross-entropy attacks and are not. With the defaults of
-`TrainConfig` and `METHODS` on the embedded digits (Linf, ε = 0.2, 597 test points, seeds
-0, 1, 2) GRE(AT+CE) has clean accuracy .956, .945, .951; accuracy under iFGSM-10 .933, .905,
-.905; under PGD-40 on the cross-entropy .893, .856, .873; under PGD-40 on the logit margin
-.007, .013, .005; the cross-entropy gradient is exactly zero on .891, .804, .869 of the points,
-because the logits have drifted to means of −4,000 … −9,000. A much larger β costs clean
-accuracy (.89 at 0.1), a much larger α makes training collapse on some seeds (.51 at 0.3),
-and fewer epochs or a smaller β leave less to be seen.
+What to know before reading a result:
+
+- **GREACE is unbounded below.** Equation 6 is linear in the logits, so the loss can always be
+  lowered by pushing wrong logits further down; without normalisation layers they drift to
+  −10⁴ … −10⁶. There p_y is 1 in float32, the cross-entropy's gradient is exactly zero, and every
+  attack on the cross-entropy stands still while the margin still breaks the point. `--greace
+  bounded` (−β Σ S_j log(1 − p_j)) has no such direction; `--greace zero-sum` keeps the logits'
+  sum but not their spread.
+- **The second derivative of ReLU is zero**, so the reversed signal reaches the weights only
+  through the product of slopes and through p_y; biases get it through p_y alone.
+- **Batch normalisation under double backward**: in training mode the gradient of a point also
+  flows through the batch's mean and variance. What h sees is therefore not quite the gradient
+  that an attacker of the finished model (evaluation mode) computes.
+- **Stopped coefficients**: S is a constant of equation 6. Were it differentiated, the term
+  would train g as well and equation 6 would no longer be the gradient at the logits.
 
 The method is the subject of the patent applications US20210192357A1 and US20240330691;
 check before you use it for more than the study of gradient masking.
@@ -29,37 +37,17 @@ check before you use it for more than the study of gradient masking.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train.interface import Batch, Plan
-from maskaudit.train.masked_gradient import greace_term, masked_gradient, reverse_gradient
+from maskaudit.train.auxiliary import leaky_copy
+from maskaudit.train.interface import Batch, Plan, rate_multiplier
+from maskaudit.train.masked_gradient import GREACE_TERMS, masked_gradient, reverse_gradient
 
-#: Channels of the auxiliary network's first convolution, and half the width of its hidden layers.
-AUXILIARY_WIDTH = 32
-
-
-class GradientClassifier(nn.Module):
-    """The auxiliary network h: input gradients (N, …) → class logits (N, num_classes), leaky ReLU throughout."""
-
-    def __init__(self, shape: Sequence[int], num_classes: int, width: int = AUXILIARY_WIDTH) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        features = math.prod(shape)
-        if len(shape) == 3:
-            channels, height, breadth = shape
-            layers += [nn.Conv2d(channels, width, 3, stride=2, padding=1), nn.LeakyReLU()]
-            features = width * math.ceil(height / 2) * math.ceil(breadth / 2)
-        layers += [nn.Flatten(), nn.Linear(features, 2 * width), nn.LeakyReLU(), nn.Linear(2 * width, num_classes)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, gradient: Tensor) -> Tensor:
-        """Class logits (N, num_classes) of the gradients (N, …)."""
-        logits: Tensor = self.layers(gradient)
-        return logits
+#: Share of α and β that applies in an epoch: (epoch from 0, epochs) → [0, 1].
+Ramp = Callable[[int, int], float]
 
 
 class GradientAdversarialTraining:
@@ -67,38 +55,45 @@ class GradientAdversarialTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, alpha: float, beta: float) -> None:
-        self.auxiliary = nn.ModuleDict({"h": GradientClassifier(plan.shape, plan.num_classes)})
+    def __init__(self, plan: Plan, h: nn.Module, *, alpha: float, beta: float, ramp: Ramp) -> None:
+        self.auxiliary = nn.ModuleDict({"h": h})
         self.alpha = alpha
         self.beta = beta
+        self.ramp = ramp
+        self.greace_term = GREACE_TERMS[plan.config.greace]
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The main network's loss plus CE(h(g), y), the latter reversed on its way into the main network."""
-        ramp = schedule(batch.epoch, batch.epochs)
+        share = self.ramp(batch.epoch, batch.epochs)
         logits, g = masked_gradient(model, batch.x, batch.y)
-        signal = reverse_gradient(g, ramp * self.alpha) if self.alpha > 0 else g.detach()
+        signal = reverse_gradient(g, share * self.alpha) if self.alpha > 0 else g.detach()
         auxiliary_logits = self.auxiliary["h"](signal)
+        batch.meter.count(auxiliary_logits, batch.y)
         loss = F.cross_entropy(logits, batch.y) + F.cross_entropy(auxiliary_logits, batch.y)
         if self.beta > 0:
-            loss = loss + ramp * self.beta * greace_term(logits, auxiliary_logits, batch.y)
+            loss = loss + share * self.beta * self.greace_term(logits, auxiliary_logits, batch.y)
         return loss
 
 
 def schedule(epoch: int, epochs: int) -> float:
-    """Share of α and β that applies in an epoch (from 0): 0 in the first, 1 in the last, linear between."""
-    return epoch / (epochs - 1) if epochs > 1 else 0.0
+    """The paper's 1 − (1 − e/e_max)^0.9: 0 in the first epoch, nearly 1 in the last."""
+    return 1 - rate_multiplier(epoch, epochs)
+
+
+def _published(plan: Plan, *, alpha: float, beta: float) -> GradientAdversarialTraining:
+    return GradientAdversarialTraining(plan, leaky_copy(plan.model), alpha=alpha, beta=beta, ramp=schedule)
 
 
 def great(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
     """GREAT: reversal only."""
-    return GradientAdversarialTraining(plan, model, alpha=plan.config.alpha, beta=0.0)
+    return _published(plan, alpha=plan.alpha, beta=0.0)
 
 
 def greace(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
     """GREACE: the cross-entropy of equation 6 only."""
-    return GradientAdversarialTraining(plan, model, alpha=0.0, beta=plan.config.beta)
+    return _published(plan, alpha=0.0, beta=plan.beta)
 
 
 def great_and_greace(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
     """GRE(AT+CE): both."""
-    return GradientAdversarialTraining(plan, model, alpha=plan.config.alpha, beta=plan.config.beta)
+    return _published(plan, alpha=plan.alpha, beta=plan.beta)

@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
+from maskaudit.settings import Augment, Schedule, TrainSettings
 from maskaudit.threat import ThreatModel, customary_eps
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that determines a trained model. `None` takes the default of the method or of the data.
+class TrainConfig(TrainSettings):
+    """Everything that determines a trained model: the options of `maskaudit train`, and two more.
 
     Attributes:
-        method: a key of `maskaudit.train.METHODS`.
-        data: data source, as in `maskaudit check --data`.
-        model: architecture; a built-in one is completed to fit the data, by default `small_cnn` or `mlp`.
-        epochs: passes over the data in each phase of the method (distillation has two).
-        seed: determines initial weights, order of the data and random starts.
-        batch_size: points per optimiser step; a last batch that is smaller is kept.
-        lr: Adam's initial step size, annealed to zero along a cosine over each phase.
         threat: threat model of adversarial training, and the one recorded with the model.
-        attack_steps: gradient steps per training attack (pgd-at, trades).
-        trades_beta: weight of the robustness term of TRADES (1/λ in the paper).
-        alpha: final weight of the gradient-reversed auxiliary loss (great, great+ce).
-        beta: final weight of the GREACE term (greace, great+ce).
-        temperature: softmax temperature T of defensive distillation.
         threads: CPU threads while training. Fixed rather than taken from the machine, because
             the order of summation, and with it the last bits of the result, depends on it.
     """
 
-    method: str = "standard"
-    data: str = "digits"
-    model: str | None = None
-    epochs: int | None = None
-    seed: int = 0
-    batch_size: int = 64
-    lr: float | None = None
     threat: ThreatModel | None = None
-    attack_steps: int = 7
-    trades_beta: float = 6.0
-    alpha: float = 0.01
-    beta: float = 0.003
-    temperature: float = 100.0
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "attack_steps", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be a whole number ≥ 1, got {value}.")
-        for name in ("lr", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} must be a positive number, got {value:g}.")
-        for name in ("alpha", "beta", "trades_beta"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"{name} must be a number ≥ 0, got {value:g}.")
+        super().__post_init__()
+        if self.threads < 1:
+            raise UsageError(f"threads must be a whole number ≥ 1, got {self.threads}.")
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON types."""
         return asdict(self)
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings that are not at their default: an option added later changes nothing here."""
+        plain = TrainConfig().as_dict()
+        return {key: value for key, value in self.as_dict().items() if value != plain[key]}
+
+
+@dataclass
+class Meter:
+    """What the auxiliary network got right in an epoch."""
+
+    right: int = 0
+    seen: int = 0
+
+    def count(self, logits: Tensor, labels: Tensor) -> None:
+        """Count the answers `logits` (N, K) to `labels` (N,)."""
+        self.right += int((logits.detach().argmax(1) == labels).sum())
+        self.seen += len(labels)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share that was right; None where nothing was counted."""
+        return self.right / self.seen if self.seen else None
 
 
 @dataclass(frozen=True)
@@ -81,6 +71,11 @@ class Plan:
     threat: ThreatModel
     num_classes: int
     shape: tuple[int, ...]
+    schedule: Schedule = "cosine"
+    augment: Augment = "none"
+    alpha: float = 0.0
+    beta: float = 0.0
+    temperature: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +89,7 @@ class Batch:
         epochs: passes of one phase.
         rng: random numbers tied to (seed, point); draw with `step=epoch`, so that
             they depend neither on the batch nor on where a run was interrupted.
+        meter: counts the auxiliary network's answers over an epoch.
     """
 
     x: Tensor
@@ -101,6 +97,7 @@ class Batch:
     epoch: int
     epochs: int
     rng: PointRNG
+    meter: Meter = field(default_factory=Meter)
 
 
 class Method(Protocol):
@@ -130,6 +127,8 @@ class TrainEvent:
         accuracy: of the model in evaluation mode on (a sample of) the training points, in [0, 1].
         seconds: spent in this process so far.
         eta_seconds: estimate of the time still needed.
+        logit_scale: mean over those points of the largest magnitude among their logits.
+        auxiliary_accuracy: share of gradients that the auxiliary network classified rightly in the epoch.
     """
 
     method: str
@@ -139,10 +138,21 @@ class TrainEvent:
     accuracy: float
     seconds: float
     eta_seconds: float
+    logit_scale: float = 0.0
+    auxiliary_accuracy: float | None = None
 
 
 class TrainingInterrupted(KeyboardInterrupt):
     """Ctrl-C during training; the message says what was kept and how to go on."""
+
+
+#: Exponent of the paper's learning-rate policy (Sinha et al. 2018, supplement).
+RATE_POWER = 0.9
+
+
+def rate_multiplier(epoch: int, epochs: int) -> float:
+    """(1 − e/e_max)^0.9 in epoch `epoch`, from 0."""
+    return float((1 - epoch / epochs) ** RATE_POWER)
 
 
 def default_threat(shape: Sequence[int], bounds: tuple[float, float]) -> ThreatModel:

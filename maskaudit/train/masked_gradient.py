@@ -7,6 +7,7 @@ auxiliary network h, and the mask 𝟙_y that keeps the entry of the true class.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +33,14 @@ def masked_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Ten
     return logits, g
 
 
+def loss_gradient(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits a (N, K) and the whole input gradient of each point's cross-entropy (N, …), both differentiable."""
+    x = x.detach().requires_grad_(True)
+    logits = model(x)
+    (g,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x, create_graph=True)
+    return logits, g
+
+
 def greace_term(logits: Tensor, auxiliary_logits: Tensor, y: Tensor) -> Tensor:
     """GREACE's addition to the cross-entropy, a scalar: mean over points of Σ_{j≠y} S_j a_j.
 
@@ -40,8 +49,41 @@ def greace_term(logits: Tensor, auxiliary_logits: Tensor, y: Tensor) -> Tensor:
     classes that the gradient is confused with are pushed further down. Linear in the
     logits, hence unbounded below: without normalisation layers the logits drift.
     """
-    weights = auxiliary_logits.detach().softmax(1).scatter(1, y.unsqueeze(1), 0.0)
-    return (weights * logits).sum(1).mean()
+    return (_confused(auxiliary_logits, y) * logits).sum(1).mean()
+
+
+def zero_sum_term(logits: Tensor, auxiliary_logits: Tensor, y: Tensor) -> Tensor:
+    """`greace_term` less Σ_{j≠y} S_j a_y: its gradient at the logits sums to zero, so their sum does not drift.
+
+    Their spread still may: the term is unbounded below as well. Not in the paper.
+    """
+    weights = _confused(auxiliary_logits, y)
+    return (weights * (logits - logits.gather(1, y.unsqueeze(1)))).sum(1).mean()
+
+
+def bounded_term(logits: Tensor, auxiliary_logits: Tensor, y: Tensor) -> Tensor:
+    """−mean Σ_{j≠y} S_j log(1 − p_j), never negative: it ends where the confused classes have no probability.
+
+    log(1 − p_j) is computed as a log-sum-exp over the other classes, which is exact where p_j rounds to 1. Not in
+    the paper.
+    """
+    others = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    without = logits.unsqueeze(1).masked_fill(others, -torch.inf).logsumexp(2)
+    log_rest = without - logits.logsumexp(1, keepdim=True)
+    return -(_confused(auxiliary_logits, y) * log_rest).sum(1).mean()
+
+
+#: GREACE's addition to the cross-entropy by the name of `--greace`.
+GREACE_TERMS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "paper": greace_term,
+    "zero-sum": zero_sum_term,
+    "bounded": bounded_term,
+}
+
+
+def _confused(auxiliary_logits: Tensor, y: Tensor) -> Tensor:
+    """S = softmax(h(g)) (N, K) without the true class, as a constant."""
+    return auxiliary_logits.detach().softmax(1).scatter(1, y.unsqueeze(1), 0.0)
 
 
 def reverse_gradient(value: Tensor, factor: float) -> Tensor:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from maskaudit.errors import UsageError
+from maskaudit.settings import Augment, Schedule
+from maskaudit.train import great, great_reduced
 from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
 from maskaudit.train.distill import DefensiveDistillation
-from maskaudit.train.great import greace, great, great_and_greace
 from maskaudit.train.interface import Method, Plan
+from maskaudit.train.multitask import MultiTask
 from maskaudit.train.plain import Standard
+from maskaudit.train.teachers import GreatDistillation, SoftDistillation
 
 _GREAT_PAPER = "Sinha, Chen, Badrinarayanan, Rabinovich 2018, arXiv 1806.08028"
 
@@ -28,6 +31,8 @@ class MethodInfo:
         epochs: default number of passes per phase, chosen on the embedded digits.
         lr: default initial step size of Adam, chosen likewise.
         create: makes the method for a plan and an initialised model.
+        schedule, augment, alpha, beta, temperature: defaults of these options.
+        model: built-in architecture if none is given; that of the data if None.
     """
 
     title: str
@@ -36,6 +41,22 @@ class MethodInfo:
     epochs: int
     lr: float
     create: Callable[[Plan, nn.Module], Method]
+    schedule: Schedule = "cosine"
+    augment: Augment = "none"
+    alpha: float = 0.0
+    beta: float = 0.0
+    temperature: float = 100.0
+    model: str | None = None
+
+
+def _great(title: str, summary: str, create: Callable[[Plan, nn.Module], Method]) -> MethodInfo:
+    """A method with the paper's settings: 100 epochs, Adam 1e-3, α_max 1, β_max 2 (CIFAR-10; 10 for SVHN)."""
+    return MethodInfo(title, _GREAT_PAPER, summary, 100, 1e-3, create, "poly", "crop", 1.0, 2.0)
+
+
+def _reduced(title: str, summary: str, create: Callable[[Plan, nn.Module], Method]) -> MethodInfo:
+    """A method of the zoo, with weights under which training on the digits stays stable."""
+    return MethodInfo(title, _GREAT_PAPER, summary, 100, 5e-3, create, alpha=0.01, beta=0.003)
 
 
 METHODS: Mapping[str, MethodInfo] = {
@@ -66,23 +87,16 @@ METHODS: Mapping[str, MethodInfo] = {
         4e-3,
         Trades,
     ),
-    "great": MethodInfo(
-        "GREAT",
-        _GREAT_PAPER,
-        "Input gradients made useless to an auxiliary classifier by gradient reversal.",
-        100,
-        5e-3,
-        great,
+    "great": _great(
+        "GREAT", "Input gradients made useless to a copy of the network by gradient reversal.", great.great
     ),
-    "greace": MethodInfo(
-        "GREACE",
-        _GREAT_PAPER,
-        "Cross-entropy that pushes down the classes its gradient is confused with.",
-        100,
-        5e-3,
-        greace,
+    "greace": _great(
+        "GREACE", "Cross-entropy that pushes down the classes its gradient is confused with.", great.greace
     ),
-    "great+ce": MethodInfo("GRE(AT+CE)", _GREAT_PAPER, "GREAT and GREACE together.", 100, 5e-3, great_and_greace),
+    "great+ce": _great("GRE(AT+CE)", "GREAT and GREACE together.", great.great_and_greace),
+    "great-reduced": _reduced("GREAT, reduced", "GREAT with a small auxiliary network.", great_reduced.great),
+    "greace-reduced": _reduced("GREACE, reduced", "GREACE with a small auxiliary network.", great_reduced.greace),
+    "great+ce-reduced": _reduced("GRE(AT+CE), reduced", "Both, reduced.", great_reduced.great_and_greace),
     "distill": MethodInfo(
         "Defensive distillation",
         "Papernot, McDaniel, Wu, Jha, Swami 2016, arXiv 1511.04508",
@@ -90,6 +104,39 @@ METHODS: Mapping[str, MethodInfo] = {
         60,
         4e-3,
         DefensiveDistillation,
+    ),
+    "soft-distill": MethodInfo(
+        "Distillation",
+        "Hinton, Vinyals, Dean 2015, arXiv 1503.02531",
+        "Cross-entropy and a teacher's answers, softened by a temperature.",
+        50,
+        1e-3,
+        SoftDistillation,
+        "poly",
+        "crop-flip",
+        alpha=0.1,
+        temperature=20.0,
+    ),
+    "great-distill": MethodInfo(
+        "GREAT distillation",
+        _GREAT_PAPER,
+        "Cross-entropy, and input gradients that a discriminator takes for the teacher's.",
+        50,
+        1e-3,
+        GreatDistillation,
+        "poly",
+        "crop-flip",
+        alpha=0.1,
+    ),
+    "great-mtl": MethodInfo(
+        "GREAT multi-task training",
+        _GREAT_PAPER,
+        "Classes, colours, edges and denoising, their gradients aligned at the last shared layer.",
+        50,
+        1e-3,
+        MultiTask,
+        "poly",
+        model="resnet(width=16, blocks=(2, 2, 2), grey=True)",
     ),
 }
 

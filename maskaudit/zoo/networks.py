@@ -57,7 +57,7 @@ class Network:
 
     def recipe(self) -> list[Any]:
         """Everything that determines the trained weights, as plain JSON types."""
-        said = [self.config.as_dict(), self.info.epochs, self.info.lr, __version__]
+        said = [self.config.chosen(), self.info.epochs, self.info.lr, __version__]
         return [*said, dict(self.options), self.points] if self.options or self.points else said
 
     def data(self) -> Dataset:
@@ -91,8 +91,8 @@ NETWORKS: dict[str, Network] = {
     "pgd-at": _digits("pgd-at"),
     "trades": _digits("trades"),
     "fgsm-at": _digits("fgsm-at"),
-    "greace": _digits("greace"),
-    "great+ce": _digits("great+ce"),
+    "greace": _digits("greace-reduced"),
+    "great+ce": _digits("great+ce-reduced"),
     "leaky-relu": _digits("standard", 'small_cnn(activation="leaky_relu")'),
     "gelu": _digits("standard", 'small_cnn(activation="gelu")'),
     "sigmoid-deep": _digits("standard", 'mlp(hidden=(64, 64, 64), activation="sigmoid")', epochs=80),
@@ -125,13 +125,13 @@ NETWORKS: dict[str, Network] = {
     "bent-surface": _digits("bent-surface", 'small_cnn(activation="tanh")'),
     "trapped-corner": _digits("trapped-corner", "mlp(hidden=(512,))"),
     "gaussian-noise": _digits("gaussian-noise", "small_cnn(width=8)", threat=SMOOTHED_L2),
-    "great": _digits("great"),
-    "great-strong": _digits("great", alpha=0.1),
-    "greace-weak": _digits("greace", beta=0.001),
-    "greace-strong": _digits("greace", beta=0.01),
-    "great+ce-weak": _digits("great+ce", alpha=0.003, beta=0.001),
-    "great+ce-strong": _digits("great+ce", alpha=0.03, beta=0.01),
-    "great+ce-batch-norm": _digits("great+ce", "small_cnn(batch_norm=True)"),
+    "great": _digits("great-reduced"),
+    "great-strong": _digits("great-reduced", alpha=0.1),
+    "greace-weak": _digits("greace-reduced", beta=0.001),
+    "greace-strong": _digits("greace-reduced", beta=0.01),
+    "great+ce-weak": _digits("great+ce-reduced", alpha=0.003, beta=0.001),
+    "great+ce-strong": _digits("great+ce-reduced", alpha=0.03, beta=0.01),
+    "great+ce-batch-norm": _digits("great+ce-reduced", "small_cnn(batch_norm=True)"),
     "fashion-standard": _fashion("standard", epochs=8, lr=3e-3),
     "fashion-pgd-at": _fashion("pgd-at", epochs=10, lr=3e-3, attack_steps=5),
     "fashion-batch-norm": _fashion("standard", "small_cnn(width=8, batch_norm=True)", epochs=8, lr=3e-3),
@@ -140,8 +140,8 @@ NETWORKS: dict[str, Network] = {
     "fashion-ibp": _fashion("ibp", epochs=14, lr=2e-3),
     "fashion-fgsm-at": _fashion("fgsm-at", epochs=15, lr=5e-4),
     "fashion-distilled": _fashion("distill", epochs=10, lr=3e-3),
-    "fashion-great+ce": _fashion("great+ce", epochs=12, lr=5e-3),
-    "fashion-great+ce-strong": _fashion("great+ce", epochs=12, lr=5e-3, beta=0.02),
+    "fashion-great+ce": _fashion("great+ce-reduced", epochs=12, lr=5e-3),
+    "fashion-great+ce-strong": _fashion("great+ce-reduced", epochs=12, lr=5e-3, beta=0.02),
 }
 
 

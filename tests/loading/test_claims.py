@@ -226,7 +226,7 @@ def test_every_command_refuses_alike(tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = CliRunner().invoke(cli, arguments)
         said = done.output + str(done.exception or "")
         assert getattr(done.exception, "exit_code", done.exit_code) == 2, (arguments, said)
-        assert "data must be one of digits, fashion-mnist" in said, arguments
+        assert "data must be one of digits, fashion-mnist, cifar-10, svhn" in said, arguments
     with pytest.raises(InputError, match="data must be one of"):
         maskaudit.audit(file)
     assert not os.path.exists("OWNED")

@@ -35,6 +35,9 @@ from maskaudit.networks.registry import (
         ("small_vit(width=4, depth=1)", (1, 8, 8), 10),
         ("small_vit(in_channels=3, size=(4, 8), width=6, heads=3, patch=4, num_classes=5)", (3, 4, 8), 5),
         ("mlp(hidden=7)", (1, 8, 8), 10),
+        ("resnet(width=2, blocks=(1, 2))", (3, 32, 32), 10),
+        ("resnet(in_channels=1, size=(9, 5), width=2, blocks=(1,), num_classes=3)", (1, 9, 5), 3),
+        ("resnet(width=2, blocks=(1,), grey=True)", (3, 8, 8), 10),
     ],
 )
 def test_build_returns_logits_whose_readout_is_the_last_linear_layer(
@@ -61,7 +64,7 @@ def test_every_activation_is_used_in_every_hidden_layer(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("resnet", "small_cnn, small_resnet"),
+        ("alexnet", "small_cnn, small_resnet"),
         ("small_cnn(depth=3)", "in_channels, size"),
         ("small_cnn(16)", "name the arguments"),
         ("small_cnn(width=two)", "plain number"),
@@ -89,6 +92,12 @@ def test_every_activation_is_used_in_every_hidden_layer(name: str) -> None:
         ("small_resnet(blocks=1000000)", "blocks to be at most 64"),
         ("small_vit(depth=1000000)", "depth to be at most 64"),
         ("small_resnet(size=3)", "size"),
+        ("resnet(blocks=())", "stages"),
+        ("resnet(blocks=(0, 1))", "blocks"),
+        ("resnet(blocks=(60, 60))", "blocks to be at most 64"),
+        ("resnet(blocks=(1, 1, 1, 1, 1, 1, 1))", "at most 6 stages"),
+        ("resnet(in_channels=2, grey=True)", "1 or 3 channels"),
+        ("resnet(grey=3)", "grey=True"),
         ("small_resnet(blocks=0)", "blocks"),
         ("small_vit(size=9)", "multiple of patch"),
         ("small_vit(width=5)", "multiple of heads"),
@@ -98,6 +107,20 @@ def test_every_activation_is_used_in_every_hidden_layer(name: str) -> None:
 def test_bad_specifications_say_what_is_expected(spec: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         build(spec)
+
+
+def test_the_default_residual_network_is_resnet_18() -> None:
+    net = build("resnet")
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) == 17
+    assert sum(parameter.numel() for parameter in net.parameters()) == 11_173_962
+
+
+def test_a_grey_network_sees_the_luma_only() -> None:
+    net = build("resnet(width=2, blocks=(1,), grey=True)").eval()
+    x = torch.rand(3, 3, 8, 8)
+    grey = (0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]).expand(3, 3, 8, 8)
+    torch.testing.assert_close(net(x), net(grey))
 
 
 def test_unparse_is_read_back_by_parse() -> None:

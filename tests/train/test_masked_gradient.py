@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train.masked_gradient import greace_term, masked_gradient, reverse_gradient
+from maskaudit.train.masked_gradient import GREACE_TERMS, greace_term, masked_gradient, reverse_gradient
+
+from .differences import central_difference
 
 CLASSES = 4
 FEATURES = 6
-STEP = 1e-6
 
 
 @pytest.fixture
@@ -43,21 +44,6 @@ def _initialise(module: nn.Module, generator: torch.Generator) -> nn.Module:
         for parameter in module.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     return module
-
-
-def _central_difference(function: Callable[[], Tensor], variable: Tensor) -> Tensor:
-    """∂function/∂variable by central differences, changing `variable` in place and putting it back."""
-    gradient = torch.empty_like(variable)
-    with torch.no_grad():
-        for index in range(variable.numel()):
-            value = variable.view(-1)[index].item()
-            variable.view(-1)[index] = value + STEP
-            up = function().item()
-            variable.view(-1)[index] = value - STEP
-            down = function().item()
-            variable.view(-1)[index] = value
-            gradient.view(-1)[index] = (up - down) / (2 * STEP)
-    return gradient
 
 
 def test_masked_gradient_of_a_linear_model_is_the_scaled_row_of_its_matrix(points: tuple[Tensor, Tensor]) -> None:
@@ -93,7 +79,40 @@ def test_greace_logit_gradient_is_equation_6(points: tuple[Tensor, Tensor], gene
     truth = F.one_hot(y, CLASSES).double()
     closed_form = (logits.softmax(1) - truth + beta * h.softmax(1) * (1 - truth)) / n
     torch.testing.assert_close(gradient, closed_form)
-    torch.testing.assert_close(gradient, _central_difference(loss, logits.detach()), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(gradient, central_difference(loss, logits.detach()), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", GREACE_TERMS)
+def test_every_form_of_greace_has_the_gradient_of_differences(name: str, points: tuple[Tensor, Tensor]) -> None:
+    _, y = points
+    generator = torch.Generator().manual_seed(5)
+    logits = (3 * torch.randn(len(y), CLASSES, generator=generator, dtype=torch.float64)).requires_grad_(True)
+    h = torch.randn(len(y), CLASSES, generator=generator, dtype=torch.float64)
+
+    def term() -> Tensor:
+        return GREACE_TERMS[name](logits, h, y)
+
+    (gradient,) = torch.autograd.grad(term(), logits)
+    torch.testing.assert_close(gradient, central_difference(term, logits.detach()), rtol=1e-6, atol=1e-8)
+    if name == "zero-sum":
+        torch.testing.assert_close(gradient.sum(1), torch.zeros(len(y), dtype=torch.float64))
+
+
+def test_only_the_bounded_form_is_bounded(points: tuple[Tensor, Tensor]) -> None:
+    _, y = points
+    far = torch.full((len(y), CLASSES), -1e6, dtype=torch.float64)
+    h = torch.zeros_like(far)
+    assert greace_term(far, h, y) < -1e5
+    assert GREACE_TERMS["bounded"](far, h, y) >= 0
+    far = far.scatter(1, y.unsqueeze(1), 0.0)
+    assert GREACE_TERMS["zero-sum"](far, h, y) < -1e5
+    assert float(GREACE_TERMS["bounded"](far, h, y)) == 0
+
+
+def test_the_bounded_form_is_exact_where_a_probability_rounds_to_one() -> None:
+    logits = torch.tensor([[0.0, 80.0, -5.0]])
+    term = GREACE_TERMS["bounded"](logits, torch.tensor([[0.0, 30.0, 0.0]]), torch.tensor([0]))
+    assert float(term) == pytest.approx(80 - math.log(1 + math.exp(-5)), rel=1e-5)
 
 
 def test_greace_weights_are_constants(points: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
@@ -115,7 +134,7 @@ def test_great_term_has_exact_second_order_gradients(
 
     parameters = list(smooth.parameters())
     for gradient, parameter in zip(torch.autograd.grad(term(), parameters), parameters, strict=True):
-        torch.testing.assert_close(gradient, _central_difference(term, parameter.data), rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(gradient, central_difference(term, parameter.data), rtol=1e-5, atol=1e-8)
 
 
 def test_reversal_flips_the_main_network_and_leaves_the_auxiliary(

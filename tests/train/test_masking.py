@@ -23,8 +23,8 @@ def test_points() -> Dataset:
 
 @pytest.fixture(scope="module")
 def masked() -> nn.Module:
-    """GRE(AT+CE) with every default."""
-    return train(TrainConfig(method="great+ce"))
+    """The reduced GRE(AT+CE) with every default."""
+    return train(TrainConfig(method="great+ce-reduced"))
 
 
 def _margin(logits: Tensor, y: Tensor) -> Tensor:

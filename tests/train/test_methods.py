@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,14 +13,17 @@ from torch import Tensor, nn
 
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
-from maskaudit.networks.registry import small_cnn
+from maskaudit.networks.layers import Residual
+from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, Plan, TrainConfig, train
+from maskaudit.train import METHODS, Batch, Plan, TrainConfig, save_trained, train
 from maskaudit.train.adversaries import fgsm
-from maskaudit.train.great import GradientClassifier, schedule
+from maskaudit.train.auxiliary import leaky_copy
+from maskaudit.train.great import schedule
+from maskaudit.train.great_reduced import GradientClassifier, linear_ramp
 from maskaudit.train.loop import accuracy
-from maskaudit.train.masked_gradient import greace_term, masked_gradient
+from maskaudit.train.masked_gradient import GREACE_TERMS, masked_gradient
 
 
 @pytest.fixture
@@ -27,9 +32,14 @@ def model() -> nn.Module:
     return small_cnn(width=4)
 
 
-def _plan(**settings: float) -> Plan:
-    config = TrainConfig(**settings)  # type: ignore[arg-type]
-    return Plan(config, "small_cnn(width=4)", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8))
+FAMILY = ("great", "greace", "great+ce")
+REDUCED = tuple(f"{name}-reduced" for name in FAMILY)
+
+
+def _plan(**settings: Any) -> Plan:
+    config = TrainConfig(**settings)
+    weights = {"alpha": config.alpha or 0.0, "beta": config.beta or 0.0, "temperature": config.temperature or 100.0}
+    return Plan(config, "small_cnn(width=4)", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), **weights)
 
 
 def _batch(epoch: int = 0) -> Batch:
@@ -66,7 +76,14 @@ def test_trades_adds_a_divergence_that_its_attack_made_positive(model: nn.Module
     torch.testing.assert_close(thrice, 3 * once, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["great", "greace", "great+ce"])
+def test_half_of_the_papers_fgsm_training_is_clean(model: nn.Module) -> None:
+    batch, plan = _batch(), _plan(clean_weight=0.5)
+    attacked = F.cross_entropy(model(fgsm(model, batch.x, batch.y, plan.threat)), batch.y)
+    both = METHODS["fgsm-at"].create(plan, model).loss(model, batch)
+    torch.testing.assert_close(both, 0.5 * (F.cross_entropy(model(batch.x), batch.y) + attacked))
+
+
+@pytest.mark.parametrize("method", [*FAMILY, *REDUCED])
 def test_great_family_starts_as_plain_training_beside_the_auxiliary(method: str, model: nn.Module) -> None:
     made = METHODS[method].create(_plan(alpha=0.5, beta=0.5), model)
     batch = _batch(epoch=0)
@@ -77,28 +94,59 @@ def test_great_family_starts_as_plain_training_beside_the_auxiliary(method: str,
         torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize(("method", "alpha", "beta"), [("great", 0.5, 0), ("greace", 0, 0.3), ("great+ce", 0.5, 0.3)])
-def test_great_family_gradients_are_those_of_the_paper_at_full_weight(
-    method: str, alpha: float, beta: float, model: nn.Module
+@pytest.mark.parametrize("greace", GREACE_TERMS)
+@pytest.mark.parametrize("method", [*FAMILY, *REDUCED])
+def test_great_family_gradients_are_those_of_the_paper_in_the_last_epoch(
+    method: str, greace: str, model: nn.Module
 ) -> None:
     torch.manual_seed(4)
-    made = METHODS[method].create(_plan(alpha=0.5, beta=0.3), model)
+    share = 1.0 if method in REDUCED else 1 - 0.2**0.9
+    alpha = share * 0.5 * ("greace" not in method)
+    beta = share * 0.3 * (method not in ("great", "great-reduced"))
+    made = METHODS[method].create(_plan(alpha=0.5, beta=0.3, greace=greace), model)
     h = made.auxiliary["h"]
     batch = _batch(epoch=4)
     main, auxiliary = list(model.parameters()), list(h.parameters())
     actual = torch.autograd.grad(made.loss(model, batch), main + auxiliary, materialize_grads=True)
     logits, g = masked_gradient(model, batch.x, batch.y)
     told_apart = F.cross_entropy(h(g), batch.y)
-    expected_loss = F.cross_entropy(logits, batch.y) - alpha * told_apart + beta * greace_term(logits, h(g), batch.y)
+    expected_loss = (
+        F.cross_entropy(logits, batch.y) - alpha * told_apart + beta * GREACE_TERMS[greace](logits, h(g), batch.y)
+    )
     expected = torch.autograd.grad(expected_loss, main, retain_graph=True, materialize_grads=True)
     expected += torch.autograd.grad(told_apart, auxiliary)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 
 
-def test_schedule_is_zero_first_and_one_last() -> None:
-    assert [schedule(epoch, 5) for epoch in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert schedule(0, 1) == 0.0
+def test_the_papers_weights_rise_as_its_learning_rate_falls() -> None:
+    assert schedule(0, 100) == 0.0
+    assert schedule(50, 100) == pytest.approx(1 - 0.5**0.9)
+    assert schedule(99, 100) == pytest.approx(1 - 0.01**0.9)
+
+
+def test_the_reduced_ramp_is_zero_first_and_one_last() -> None:
+    assert [linear_ramp(epoch, 5) for epoch in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert linear_ramp(0, 1) == 0.0
+
+
+@pytest.mark.parametrize("spec", ["small_cnn(width=4)", "resnet(width=4, blocks=(1, 1))", "small_resnet(width=4)"])
+def test_the_auxiliary_network_is_the_main_one_with_leaky_relu(spec: str) -> None:
+    main, h = build(spec), leaky_copy(spec)
+    assert [tuple(p.shape) for p in h.parameters()] == [tuple(p.shape) for p in main.parameters()]
+    slopes = [module.negative_slope for module in h.modules() if isinstance(module, nn.LeakyReLU)]
+    assert set(slopes) <= {0.2}
+    assert not any(isinstance(module, nn.ReLU) for module in h.modules())
+    for module in h.modules():
+        if isinstance(module, Residual):
+            torch.testing.assert_close(module.activation(torch.tensor([-1.0, 1.0])), torch.tensor([-0.2, 1.0]))
+
+
+def test_the_defaults_are_the_papers() -> None:
+    for method in FAMILY:
+        info = METHODS[method]
+        assert (info.epochs, info.lr, info.schedule, info.augment) == (100, 1e-3, "poly", "crop")
+        assert (info.alpha, info.beta) == (1.0, 2.0)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 5), (7,)])
@@ -128,7 +176,7 @@ def test_distillation_trains_teacher_then_student_on_soft_labels(model: nn.Modul
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_a_model_that_classifies(method: str) -> None:
+def test_every_method_trains_a_model_that_classifies(method: str, tmp_path: Path) -> None:
     info = METHODS[method]
     assert info.title
     assert info.citation
@@ -136,8 +184,14 @@ def test_every_method_trains_a_model_that_classifies(method: str) -> None:
     data = load_data("digits", split="train")
     small = replace(data, x=data.x[:300], y=data.y[:300])
     threat = ThreatModel("Linf", 0.05)
+    teacher = ""
+    if method in ("great-distill", "soft-distill"):
+        taught = TrainConfig(model="small_cnn(width=4)", epochs=4, lr=5e-3)
+        teacher = str(tmp_path / "teacher.safetensors")
+        save_trained(teacher, train(taught), taught)
     config = TrainConfig(
         method,
+        teacher=teacher,
         model="small_cnn(width=8)",
         epochs=8,
         batch_size=16,
@@ -145,6 +199,8 @@ def test_every_method_trains_a_model_that_classifies(method: str) -> None:
         threat=threat,
         attack_steps=2,
         temperature=5.0,
+        alpha=0.1,
+        beta=0.1,
     )
     model = train(config, data=small)
     assert accuracy(model, small.x, small.y) > 0.5

@@ -1,0 +1,74 @@
+"""`svhn`: 99 289 house numbers, cropped to 32×32 pixels, 10 classes, from a copy on this machine.
+
+Netzer, Wang, Coates, Bissacco, Wu, Ng 2011, "Reading Digits in Natural Images with Unsupervised
+Feature Learning". Read are the original `train_32x32.mat` and `test_32x32.mat`, where torchvision
+keeps them too. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.torchvision import ROOT_VARIABLE
+from maskaudit.errors import InputError, MaskauditError, describe_error
+from maskaudit.files import largest_file
+
+SIDE = 32
+CLASSES = 10
+#: Where the files may lie below the root.
+PLACES = ("", "svhn", "SVHN")
+
+
+def load(split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
+    """The images as (N, 3, 32, 32), raw / 255 scaled to the bounds; N is 26 032 (test) or 73 257 (train).
+
+    The file's label 10 is the digit 0. At most the first `limit`: they follow each other in random order.
+
+    Raises:
+        InputError: when no copy is found, or when a file is damaged.
+    """
+    parts = [_part(_file(name)) for name in (("train", "test") if split == "all" else (split,))]
+    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts])[:limit])
+    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])[:limit])
+    names = tuple(str(digit) for digit in range(CLASSES))
+    return Dataset("svhn", scale_to_bounds(pixels, 255, bounds), labels, CLASSES, bounds, names, split)
+
+
+def _file(split: str) -> Path:
+    root = Path(os.environ.get(ROOT_VARIABLE, "data"))
+    for place in PLACES:
+        path = root / place / f"{split}_32x32.mat"
+        if path.is_file():
+            return path
+    raise InputError(
+        f"SVHN is not on this machine: looked for {split}_32x32.mat in {root}. Put the cropped digits' files there, or "
+        f"set {ROOT_VARIABLE}. Nothing is downloaded."
+    )
+
+
+def _part(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 (N, 3, 32, 32) and labels int64 (N,); shapes and types are read before anything is unpacked."""
+    from scipy import io
+
+    try:
+        announced = {name: (shape, kind) for name, shape, kind in io.whosmat(str(path))}
+        (shape, kind), labels_kind = announced.get("X", ((), "")), announced.get("y", ((), ""))
+        fits = len(shape) == 4 and shape[:3] == (SIDE, SIDE, 3) and kind == "uint8"
+        if not fits or labels_kind[0] not in ((shape[3], 1), (1, shape[3])):
+            raise InputError(f"{path} must hold X (32, 32, 3, N) of bytes and y (N, 1); put the original file there.")
+        if 8 * SIDE * SIDE * 3 * shape[3] > largest_file():
+            raise InputError(f"{path} announces {shape[3]} images, more than fit into a quarter of the memory here.")
+        arrays = io.loadmat(str(path), variable_names=["X", "y"])
+        pixels, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64)
+    except MaskauditError:
+        raise
+    except Exception as error:  # scipy's reader raises almost anything on damaged bytes
+        raise InputError(f"{path} cannot be read, it may be damaged: {describe_error(error)}.") from error
+    if pixels.dtype != np.uint8 or pixels.shape != shape or len(labels) != shape[3]:
+        raise InputError(f"{path} holds other arrays than it announces; it is damaged.")
+    return np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels % CLASSES
