@@ -6,6 +6,7 @@ written since 2.9 (opset 18 and later), and imports torchvision, which does not 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import math
@@ -22,7 +23,8 @@ from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, che
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.nodes import check_node, is_steady
-from maskaudit.loading.onnx.ops import OPS
+from maskaudit.loading.onnx.ops import OPS, SEVERAL
+from maskaudit.loading.onnx.spelling import spelt_out
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
 
 CONVERSION_NOTE = (
@@ -51,6 +53,10 @@ def read(file: ModelFile, options: Options) -> Contents:
         graph = model.graph
         check_count(len(graph.node), MAX_NODES, "operators")
         opset = _opset(file.source, model)
+        if not model.functions:
+            model = spelt_out(onnx, model, opset, functools.partial(_tensor, onnx), functools.partial(_attribute, onnx))
+        graph = model.graph
+        check_count(len(graph.node), MAX_NODES, "operators")
         _check_operators(file.source, model)
         outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
         room = MAX_OUTSIDE
@@ -76,6 +82,8 @@ def read(file: ModelFile, options: Options) -> Contents:
 def _package(source: str) -> Any:
     try:
         importlib.import_module("onnx.numpy_helper")
+        importlib.import_module("onnx.inliner")
+        importlib.import_module("onnx.shape_inference")
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
         raise InputError(f"{source} is an ONNX model, which needs the package onnx; {INSTALL_HINT}.") from error
@@ -162,8 +170,8 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | N
         attributes = Attributes(opset, len(node.output), values)
         name = node.name or f"{node.op_type}_{number}"
         outputs = tuple(output or f"unused {number} {place}" for place, output in enumerate(node.output))
-        if node.op_type not in ("Split", "TopK"):
-            outputs = outputs[:1]  # further outputs (masks, statistics) are not computed
+        if node.op_type not in SEVERAL:
+            outputs = outputs[:1]  # further outputs (masks, statistics of training) are not computed
         steps.append(Step(name, _Operator(node.op_type, attributes), tuple(node.input), outputs))
     results = tuple(output.name for output in graph.output)
     module = Program(steps, tensors, inputs[0].name, results, steady=is_steady(graph))
@@ -231,4 +239,6 @@ def _attribute(onnx: Any, stated: Any) -> Any:
     items = list(value) if hasattr(value, "__iter__") else [value]
     if all(isinstance(item, (int, float)) for item in items):
         return items
+    if all(isinstance(item, bytes) and len(item) <= MAX_TEXT for item in items):
+        return [item.decode("utf-8") for item in items]
     raise ValueError(f"the attribute {printable(stated.name, 40)} is of a kind that is not supported")
