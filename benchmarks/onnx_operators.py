@@ -130,19 +130,24 @@ def tried(model: onnx.ModelProto, x: np.ndarray, expected: list[Any]) -> tuple[s
 
 def page(counts: dict[str, Counter[str]], total: Counter[str]) -> str:
     """The answer."""
-    head = "| operator | right | wrong | late | refused | with a derivative: right of |"
-    rows = [row(name, counts[name]) for name in sorted(counts)]
-    share = total["smooth right"] / max(1, total["smooth"])
-    return "\n".join(
-        [
-            "# Operator tests of ONNX", "",
-            f"Made by `python benchmarks/onnx_operators.py` (its docstring says how), onnx {onnx.__version__}; {machine()}.", "",
-            f"Of {sum(total[kind] for kind in KINDS)} tests {total['right']} are right, {total['wrong']} wrong, "
-            f"{total['late']} fail late, {total['refused']} are refused at load. Of the {total['smooth']} with one answer "
-            f"and a derivative almost anywhere {total['smooth right']} are right ({100 * share:.1f} %).", "",
-            head, "|---|---:|---:|---:|---:|---:|", *rows, row("all", total),
-        ]
-    ) + "\n"  # fmt: skip
+    smooth, right = total["smooth"], total["smooth right"]
+    lines = [
+        "# Operator tests of ONNX",
+        "",
+        "Made by `python benchmarks/onnx_operators.py` (its docstring says how), "
+        f"onnx {onnx.__version__}; {machine()}.",
+        "",
+        f"Of {sum(total[kind] for kind in KINDS)} tests {total['right']} are right, {total['wrong']} wrong, "
+        f"{total['late']} fail late, {total['refused']} are refused at load. "
+        f"Of the {smooth} with one answer and a derivative almost anywhere {right} are right "
+        f"({100 * right / max(1, smooth):.1f} %).",
+        "",
+        "| operator | right | wrong | late | refused | with a derivative: right of |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(row(name, counts[name]) for name in sorted(counts)),
+        row("all", total),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def row(name: str, count: Counter[str]) -> str:

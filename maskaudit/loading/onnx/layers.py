@@ -128,7 +128,7 @@ def col2im(a: Attributes, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
     if len(size) != 2:
         raise ValueError("Col2Im of something else than images is not supported")
     whole = [n + given[i] + given[i + 2] for i, n in enumerate(size)]
-    result = F.fold(x, whole, kernel, a.get("dilations", 1), 0, a.get("strides", 1))
+    result = F.fold(x, tuple(whole), tuple(kernel), a.get("dilations", 1), 0, a.get("strides", 1))
     return result[..., given[0] : given[0] + size[0], given[1] : given[1] + size[1]]
 
 
@@ -156,6 +156,47 @@ def space_to_depth(a: Attributes, x: Tensor) -> Tensor:
         return F.pixel_unshuffle(x, block)
     parts = x.view(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return parts.reshape(n, -1, h // block, w // block)
+
+
+def qlinear_conv(
+    a: Attributes, x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
+    y_scale: Tensor, y_zero: Tensor, b: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """QLinearConv: a convolution of what the whole numbers stand for, rounded to whole numbers again."""
+    weights = _real(w, w_scale, w_zero, 0)
+    bias = None if b is None else b.to(w_scale.dtype) * x_scale * w_scale
+    return quantise(a, conv(a, _real(x, x_scale, x_zero, 1), weights, bias), y_scale, y_zero)
+
+
+def qlinear_matmul(
+    a: Attributes, x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
+    y_scale: Tensor, y_zero: Tensor,
+) -> Tensor:  # fmt: skip
+    """QLinearMatMul: a product of what the whole numbers stand for, rounded to whole numbers again."""
+    return quantise(a, _real(x, x_scale, x_zero, -2) @ _real(w, w_scale, w_zero, -1), y_scale, y_zero)
+
+
+def conv_integer(
+    a: Attributes, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
+    """ConvInteger: a convolution of whole numbers."""
+    return conv(a, _shifted(x, x_zero, 1), _shifted(w, w_zero, 0)).to(torch.int32)
+
+
+def matmul_integer(
+    a: Attributes, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
+    """MatMulInteger: a product of whole numbers."""
+    return (_shifted(x, x_zero, -2) @ _shifted(w, w_zero, -1)).to(torch.int32)
+
+
+def _real(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Tensor:
+    return dequantise(Attributes(1, 1, {"axis": axis}), x, scale, zero)
+
+
+def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
+    """Whole numbers less their zero point, in a type whose sums of products are exact."""
+    return x.double() if zero is None else x.double() - _along(zero, x, axis).double()
 
 
 def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:

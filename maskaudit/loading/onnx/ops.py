@@ -327,6 +327,10 @@ OPS: dict[str, Operator] = {
     "SpaceToDepth": layers.space_to_depth,
     "QuantizeLinear": layers.quantise,
     "DequantizeLinear": layers.dequantise,
+    "QLinearConv": layers.qlinear_conv,
+    "QLinearMatMul": layers.qlinear_matmul,
+    "ConvInteger": layers.conv_integer,
+    "MatMulInteger": layers.matmul_integer,
 }
 #: Operators that give every output that their node names.
 SEVERAL = frozenset(("Split", "TopK", "RNN", "GRU", "LSTM", "LayerNormalization", "MaxPool"))

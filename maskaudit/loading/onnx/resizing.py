@@ -95,7 +95,7 @@ def _by_torch(
     if frame == "align_corners" and 1 in target:
         return None
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode)
-    return name and F.interpolate(x, target, mode=name, align_corners=frame == "align_corners")
+    return None if name is None else F.interpolate(x, target, mode=name, align_corners=frame == "align_corners")
 
 
 def _frame(a: Attributes) -> str:

@@ -24,7 +24,7 @@ Tensors = Callable[[Any], Tensor]
 
 
 def spelt_out(onnx: Any, model: Any, opset: int, tensor: Tensors, attribute: Tensors) -> Any:
-    """The model without nodes that only the specification defines, as far as it can be had.
+    """A copy of the model without the nodes that can be replaced; the model itself where there are none.
 
     Args:
         tensor, attribute: read a TensorProto, and the value of an attribute.
@@ -33,10 +33,12 @@ def spelt_out(onnx: Any, model: Any, opset: int, tensor: Tensors, attribute: Ten
         TooLarge: when it has too many nodes in the end.
         ValueError: where a definition does not fit its node.
     """
+    if not any(replaces(onnx, node) for node in model.graph.node):
+        return model
+    given, model = model, onnx.ModelProto()
+    model.CopyFrom(given)
     graph = model.graph
     for number in range(MAX_ROUNDS):
-        if not any(_replaces(onnx, node) for node in graph.node):
-            break
         known = _Known(onnx, model, opset, tensor, attribute)
         nodes = [new for place, node in enumerate(graph.node) for new in _spelt(onnx, node, known, f"{number}_{place}")]
         check_count(len(nodes), MAX_NODES, "operators")
@@ -48,7 +50,8 @@ def spelt_out(onnx: Any, model: Any, opset: int, tensor: Tensors, attribute: Ten
     return model
 
 
-def _replaces(onnx: Any, node: Any) -> bool:
+def replaces(onnx: Any, node: Any) -> bool:
+    """Whether a node may be replaced by others: no operator of the table, but a definition, branch or scan."""
     if node.domain not in ("", "ai.onnx") or node.op_type in OPS:
         return False
     return node.op_type in ("If", "Scan") or _is_defined(onnx, node.op_type)
@@ -122,7 +125,7 @@ def _stated(kind: Any) -> list[int] | None:
 
 def _spelt(onnx: Any, node: Any, known: _Known, number: str) -> Iterable[Any]:
     """What a node is replaced by; itself where nothing is known that says the same."""
-    if not _replaces(onnx, node):
+    if not replaces(onnx, node):
         return [node]
     prefix = f"{node.name or node.op_type}_{number}"
     if node.op_type == "If":
@@ -177,9 +180,9 @@ def _renamed(onnx: Any, node: Any, own: Mapping[str, str], prefix: str) -> Any:
 
 def _unrolled(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]:
     """A Scan over sequences of known length, one copy of its body for each step."""
-    values = {item.name: item.g if item.type == onnx.AttributeProto.GRAPH else known.attribute(item)
-              for item in node.attribute}  # fmt: skip
-    body, count = values["body"], values["num_scan_inputs"]
+    body = next(item.g for item in node.attribute if item.name == "body")
+    values: dict[str, Any] = {item.name: known.attribute(item) for item in node.attribute if item.name != "body"}
+    count = values["num_scan_inputs"]
     states = len(node.input) - count
     outputs = len(node.output) - states
     axes = values.get("scan_input_axes", [0] * count)
