@@ -6,7 +6,7 @@ of the file is turned into Python code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,12 @@ class Program(nn.Module):
             self.rehearse(x.shape, x.dtype)
         held = {name: getattr(owner, attribute) for name, (owner, attribute) in self._held.items()}
         return self._run(x, held, lambda module, *values: module(*values))
+
+    def operations(self) -> Iterator[tuple[Step, nn.Module, dict[str, Tensor]]]:
+        """Every step with its module, and the weights and constants by name, in order."""
+        held = {name: getattr(owner, attribute) for name, (owner, attribute) in self._held.items()}
+        for (owner, attribute), step in self._steps:
+            yield step, getattr(owner, attribute), held
 
     def rehearse(self, shape: torch.Size, dtype: torch.dtype) -> Rehearsal:
         """Run on shapes alone, before anything is computed for inputs of a shape; returns what that would cost.
@@ -188,8 +194,10 @@ class FixedBatch(nn.Module):
         super().__init__()
         self.module, self.size = module, size
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores (N, K) of the model for inputs (N, …)."""
+    def forward(self, x: Tensor) -> Any:
+        """Scores (N, K) of the model for inputs (N, …); of exactly `size` points whatever the model returns."""
+        if len(x) == self.size:
+            return self.module(x)
         spare = -len(x) % self.size
         padded = torch.cat([x, x[-1:].expand(spare, *x.shape[1:])]) if spare else x
         parts = [_scores(self.module(part)) for part in padded.split(self.size)]

@@ -52,6 +52,11 @@ def number(value: Tensor | float | None) -> float | None:
     return float(known(value).item())
 
 
+def some(a: Attributes, *results: Tensor) -> Any:
+    """The outputs that a node names: one tensor, or a tuple of them."""
+    return results[0] if a.outputs == 1 else results[: a.outputs]
+
+
 def place(x: Tensor) -> torch.device:
     """Where numbers about a tensor's shape are put: beside it, or here when it has no data."""
     return torch.device("cpu") if x.is_meta else x.device

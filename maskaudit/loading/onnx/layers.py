@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.loading.onnx.attributes import DTYPES, Attributes, Operator, ints, known
+from maskaudit.loading.onnx.attributes import DTYPES, Attributes, ints, some
 
 
-def _window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+def window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int], list[int], list[tuple[int, int]]]:
     """Strides, dilations and padding (before, after) per spatial axis of a convolution or pooling."""
     axes = len(kernel)
     strides, dilations = list(a.get("strides", [1] * axes)), list(a.get("dilations", [1] * axes))
@@ -30,65 +30,54 @@ def _window(a: Attributes, x: Tensor, kernel: Sequence[int]) -> tuple[list[int],
     return strides, dilations, list(zip(given[:axes], given[axes:], strict=True))
 
 
-def _padded(x: Tensor, pads: list[tuple[int, int]], value: float) -> tuple[Tensor, list[int]]:
+def padded(x: Tensor, pads: list[tuple[int, int]], value: float) -> tuple[Tensor, list[int]]:
     """The input padded where torch cannot (uneven padding), and the padding that torch is to do."""
     if all(before == after for before, after in pads):
         return x, [before for before, _ in pads]
-    return F.pad(x, [size for pair in reversed(pads) for size in pair], value=value), [0] * len(pads)
+    return F.pad(x, flat(pads), value=value), [0] * len(pads)
+
+
+def flat(pads: Sequence[tuple[int, int]]) -> list[int]:
+    """Padding per axis in torch's order: the last axis first."""
+    return [size for pair in reversed(pads) for size in pair]
 
 
 def conv(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    strides, dilations, pads = _window(a, x, w.shape[2:])
-    x, padding = _padded(x, pads, 0.0)
+    strides, dilations, pads = window(a, x, w.shape[2:])
+    x, padding = padded(x, pads, 0.0)
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[w.dim() - 2]
     return function(x, w, b, strides, padding, dilations, a.get("group", 1))
 
 
 def conv_transpose(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    if a.get("output_shape") is not None or a.get("auto_pad", "NOTSET") != "NOTSET":
-        raise ValueError("ConvTranspose with output_shape or auto_pad is not supported")
-    strides, dilations, pads = _window(a, x, w.shape[2:])
-    if any(before != after for before, after in pads):
-        raise ValueError("ConvTranspose with uneven padding is not supported")
-    function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[w.dim() - 2]
-    extra = a.get("output_padding", [0] * len(strides))
-    return function(x, w, b, strides, [p for p, _ in pads], extra, a.get("group", 1), dilations)
+    """ConvTranspose: uneven padding, and that which gives a stated shape, is cut off afterwards."""
+    kernel, axes = w.shape[2:], w.dim() - 2
+    strides, dilations = list(a.get("strides", [1] * axes)), list(a.get("dilations", [1] * axes))
+    extra = list(a.get("output_padding", [0] * axes))
+    full = [s * (n - 1) + d * (k - 1) + 1 + e
+            for n, s, d, k, e in zip(x.shape[2:], strides, dilations, kernel, extra, strict=True)]  # fmt: skip
+    pads = _cut(a, full, [n * s for n, s in zip(x.shape[2:], strides, strict=True)])
+    function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[axes]
+    if all(before == after >= 0 for before, after in pads):
+        return function(x, w, b, strides, [before for before, _ in pads], extra, a.get("group", 1), dilations)
+    result = function(x, w, None, strides, 0, extra, a.get("group", 1), dilations)
+    result = F.pad(result, [-size for size in flat(pads)])
+    return result if b is None else result + b.view(-1, *[1] * axes)
 
 
-def max_pool(a: Attributes, x: Tensor) -> Tensor:
-    kernel = a.get("kernel_shape")
-    strides, dilations, pads = _window(a, x, kernel)
-    if any(2 * before > size for (before, _), size in zip(pads, kernel, strict=True)):
-        x, padding = F.pad(x, [size for pair in reversed(pads) for size in pair], value=-math.inf), [0] * len(pads)
-    else:
-        x, padding = _padded(x, pads, -math.inf)
-    function = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(kernel)]
-    return function(x, kernel, strides, padding, dilations, bool(a.get("ceil_mode", 0)))
-
-
-def average_pool(a: Attributes, x: Tensor) -> Tensor:
-    kernel = a.get("kernel_shape")
-    strides, dilations, pads = _window(a, x, kernel)
-    if any(step != 1 for step in dilations):
-        raise ValueError("AveragePool with dilations is not supported")
-    uneven = any(before != after for before, after in pads)
-    counted = bool(a.get("count_include_pad", 0))
-    function: Operator = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[len(kernel)]
-    ceil = bool(a.get("ceil_mode", 0))
-    if uneven and not counted:  # the mean over real pixels only: sums over shares of real pixels
-        flat = [size for pair in reversed(pads) for size in pair]
-        real = F.pad(torch.ones_like(x), flat)
-        return function(F.pad(x, flat), kernel, strides, 0, ceil) / function(real, kernel, strides, 0, ceil)
-    x, padding = _padded(x, pads, 0.0)
-    return function(x, kernel, strides, padding, ceil, counted)
-
-
-def pooled_by(function: Operator) -> Operator:
-    def run(a: Attributes, x: Tensor) -> Tensor:
-        result: Tensor = function(x, dim=list(range(2, x.dim())), keepdim=True)
-        return result
-
-    return run
+def _cut(a: Attributes, full: Sequence[int], same: Sequence[int]) -> list[tuple[int, int]]:
+    """What is cut off the full result, before and after, per axis."""
+    auto, wanted = a.get("auto_pad", "NOTSET"), a.get("output_shape")
+    if wanted is None and auto in ("SAME_UPPER", "SAME_LOWER"):
+        wanted = same
+    if wanted is None:
+        given = list(a.get("pads", [0] * 2 * len(full)))
+        return list(zip(given[: len(full)], given[len(full) :], strict=True))
+    totals = [n - m for n, m in zip(full, list(wanted)[-len(full) :], strict=True)]
+    halves = [total // 2 for total in totals]
+    if auto == "SAME_UPPER":
+        return [(half, total - half) for half, total in zip(halves, totals, strict=True)]
+    return [(total - half, half) for half, total in zip(halves, totals, strict=True)]
 
 
 def batch_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -99,12 +88,48 @@ def instance_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tens
     return F.instance_norm(x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5))
 
 
-def layer_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+def layer_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Any:
+    """LayerNormalization, with mean and inverse deviation where the node asks for them."""
     axis = a.get("axis", -1) % x.dim()
-    return F.layer_norm(
+    y = F.layer_norm(
         x, x.shape[axis:], scale.expand(x.shape[axis:]), None if bias is None else bias.expand(x.shape[axis:]),
         a.get("epsilon", 1e-5),
     )  # fmt: skip
+    if a.outputs == 1:
+        return y
+    along = list(range(axis, x.dim()))
+    mean = x.mean(along, keepdim=True)
+    return some(a, y, mean, ((x - mean).square().mean(along, keepdim=True) + a.get("epsilon", 1e-5)).rsqrt())
+
+
+def mean_variance_norm(a: Attributes, x: Tensor) -> Tensor:
+    """MeanVarianceNormalization: mean 0 and deviation 1 over the axes."""
+    axes = a.get("axes", [0, 2, 3])
+    x = x - x.mean(axes, keepdim=True)
+    return x / (x.square().mean(axes, keepdim=True).sqrt() + 1e-9)
+
+
+def lp_norm(a: Attributes, x: Tensor) -> Tensor:
+    """LpNormalization: divided by the p-norm along one axis; zeros stay zeros."""
+    norm = x.norm(a.get("p", 2), dim=a.get("axis", -1), keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(x), x / torch.where(norm == 0, torch.ones_like(norm), norm))
+
+
+def grid_sample(a: Attributes, x: Tensor, grid: Tensor) -> Tensor:
+    """GridSample of images and volumes."""
+    mode = {"linear": "bilinear", "cubic": "bicubic"}.get(a.get("mode", "linear"), a.get("mode", "linear"))
+    return F.grid_sample(x, grid, mode, a.get("padding_mode", "zeros"), bool(a.get("align_corners", 0)))
+
+
+def col2im(a: Attributes, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
+    """Col2Im: blocks added up into images, as `fold` does for two axes with even padding."""
+    size, kernel = ints(image) or [], ints(block) or []
+    given = a.get("pads", [0] * 2 * len(size))
+    if len(size) != 2:
+        raise ValueError("Col2Im of something else than images is not supported")
+    whole = [n + given[i] + given[i + 2] for i, n in enumerate(size)]
+    result = F.fold(x, tuple(whole), tuple(kernel), a.get("dilations", 1), 0, a.get("strides", 1))
+    return result[..., given[0] : given[0] + size[0], given[1] : given[1] + size[1]]
 
 
 def group_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -118,32 +143,6 @@ def local_response(a: Attributes, x: Tensor) -> Tensor:
     return F.local_response_norm(x, a.get("size"), a.get("alpha", 1e-4), a.get("beta", 0.75), a.get("bias", 1.0))
 
 
-def resize(
-    a: Attributes, x: Tensor, roi: Any = None, scales: Tensor | None = None, sizes: Tensor | None = None
-) -> Tensor:
-    if a.opset < 11:
-        scales = roi if roi is not None else scales
-    mode, frame = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
-    if a.get("axes") is not None or a.get("antialias", 0) or x.dim() != 4:
-        raise ValueError("Resize of something else than all axes of images, or with antialias, is not supported")
-    factors = [1.0] if scales is None else [float(factor) for factor in known(scales).tolist()]
-    target = (ints(sizes) or [])[2:] or [math.floor(n * f) for n, f in zip(x.shape[2:], factors[2:], strict=True)]
-    if mode == "nearest":
-        rounding = a.get("nearest_mode", "round_prefer_floor") if a.opset >= 11 else "floor"
-        if frame in ("asymmetric", "half_pixel") and all(n % s == 0 for n, s in zip(target, x.shape[2:], strict=True)):
-            return F.interpolate(x, target, mode="nearest")  # whole factors: all conventions agree
-        if frame == "asymmetric" and rounding == "floor":
-            return F.interpolate(x, target, mode="nearest")
-        if frame == "half_pixel" and rounding in ("round_prefer_floor", "round_prefer_ceil"):
-            return F.interpolate(x, target, mode="nearest-exact")
-    elif mode in ("linear", "cubic") and frame in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-        if mode == "cubic" and a.get("cubic_coeff_a", -0.75) != -0.75:
-            raise ValueError("Resize with another cubic coefficient than -0.75 is not supported")
-        name = {"linear": "bilinear", "cubic": "bicubic"}[mode]
-        return F.interpolate(x, target, mode=name, align_corners=frame == "align_corners")
-    raise ValueError(f"Resize with {mode} and {frame} is not supported")
-
-
 def depth_to_space(a: Attributes, x: Tensor) -> Tensor:
     block, (n, c, h, w) = a.get("blocksize"), x.shape
     if a.get("mode", "DCR") == "CRD":
@@ -153,8 +152,51 @@ def depth_to_space(a: Attributes, x: Tensor) -> Tensor:
 
 def space_to_depth(a: Attributes, x: Tensor) -> Tensor:
     block, (n, c, h, w) = a.get("blocksize"), x.shape
+    if a.get("mode", "DCR") == "CRD":
+        return F.pixel_unshuffle(x, block)
     parts = x.view(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return parts.reshape(n, -1, h // block, w // block)
+
+
+def qlinear_conv(
+    a: Attributes, x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
+    y_scale: Tensor, y_zero: Tensor, b: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """QLinearConv: a convolution of what the whole numbers stand for, rounded to whole numbers again."""
+    weights = _real(w, w_scale, w_zero, 0)
+    bias = None if b is None else b.to(w_scale.dtype) * x_scale * w_scale
+    return quantise(a, conv(a, _real(x, x_scale, x_zero, 1), weights, bias), y_scale, y_zero)
+
+
+def qlinear_matmul(
+    a: Attributes, x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor,
+    y_scale: Tensor, y_zero: Tensor,
+) -> Tensor:  # fmt: skip
+    """QLinearMatMul: a product of what the whole numbers stand for, rounded to whole numbers again."""
+    return quantise(a, _real(x, x_scale, x_zero, -2) @ _real(w, w_scale, w_zero, -1), y_scale, y_zero)
+
+
+def conv_integer(
+    a: Attributes, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
+    """ConvInteger: a convolution of whole numbers."""
+    return conv(a, _shifted(x, x_zero, 1), _shifted(w, w_zero, 0)).to(torch.int32)
+
+
+def matmul_integer(
+    a: Attributes, x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None
+) -> Tensor:
+    """MatMulInteger: a product of whole numbers."""
+    return (_shifted(x, x_zero, -2) @ _shifted(w, w_zero, -1)).to(torch.int32)
+
+
+def _real(x: Tensor, scale: Tensor, zero: Tensor | None, axis: int) -> Tensor:
+    return dequantise(Attributes(1, 1, {"axis": axis}), x, scale, zero)
+
+
+def _shifted(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
+    """Whole numbers less their zero point, in a type whose sums of products are exact."""
+    return x.double() if zero is None else x.double() - _along(zero, x, axis).double()
 
 
 def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:

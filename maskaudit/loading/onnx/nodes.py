@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 #: Numbers of attribute types in ONNX (AttributeProto.AttributeType) that are read; graphs and their like are not.
-ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING", 4: "TENSOR", 6: "FLOATS", 7: "INTS"}
+ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING", 4: "TENSOR", 6: "FLOATS", 7: "INTS", 8: "STRINGS"}
 #: Operators that hand on the sizes that are their first input.
 HANDS_ON = frozenset(("Identity", "Gather", "Slice", "Unsqueeze", "Squeeze", "Cast", "Reshape"))
 #: Operators that take sizes as an input other than the first, or make data of them.

@@ -6,14 +6,14 @@ attributes to the inputs, both places are looked at. A further operator is one f
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from maskaudit.loading.onnx import layers as layers
-from maskaudit.loading.onnx import shapes as shapes
+from maskaudit.loading.onnx import layers, pooling, recurrent, resizing, shapes, signals
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes, Operator, ints, number, place
 from maskaudit.loading.op_guards import check_division
 
@@ -49,6 +49,8 @@ def _folded(function: Operator) -> Operator:
 
 def _clip(a: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     lowest, highest = low if low is not None else a.get("min"), high if high is not None else a.get("max")
+    if lowest is None and highest is None:
+        return x
     return torch.clamp(x, number(lowest), number(highest)).to(x.dtype)
 
 
@@ -84,12 +86,21 @@ def _cast(a: Attributes, x: Tensor) -> Tensor:
     return x.to(DTYPES[a.get("to")])
 
 
+#: What the largest and the smallest of no numbers are.
+_EXTREMES: dict[Operator, float] = {torch.amax: -math.inf, torch.amin: math.inf}
+
+
 def _reduce(function: Operator) -> Operator:
     def run(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
         chosen = ints(axes if axes is not None else a.get("axes"))
         if not chosen and a.get("noop_with_empty_axes", 0):
             return x
-        result: Tensor = function(x, tuple(chosen or range(x.dim())), bool(a.get("keepdims", 1)))
+        axes_ = tuple(chosen or range(x.dim()))
+        if function in _EXTREMES and not all(x.shape[axis] for axis in axes_):
+            shape = [1 if axis % x.dim() in {i % x.dim() for i in axes_} else n for axis, n in enumerate(x.shape)]
+            least = torch.full(shape, _EXTREMES[function], dtype=x.dtype, device=x.device)
+            return least if a.get("keepdims", 1) else least.squeeze(axes_)
+        result: Tensor = function(x, axes_, bool(a.get("keepdims", 1)))
         return result
 
     return run
@@ -103,8 +114,11 @@ def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
 
 def _arg(function: Operator) -> Operator:
     def run(a: Attributes, x: Tensor) -> Tensor:
-        result: Tensor = function(x, dim=a.get("axis", 0), keepdim=bool(a.get("keepdims", 1)))
-        return result
+        axis, keep = a.get("axis", 0), bool(a.get("keepdims", 1))
+        if not a.get("select_last_index", 0):
+            result: Tensor = function(x, dim=axis, keepdim=keep)
+            return result
+        return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=keep)
 
     return run
 
@@ -126,10 +140,41 @@ def _top_k(a: Attributes, x: Tensor, k: Tensor | None = None) -> Any:
     return found.values if a.outputs == 1 else (found.values, found.indices)
 
 
-def _cumulative_sum(a: Attributes, x: Tensor, axis: Tensor) -> Tensor:
-    if a.get("exclusive", 0) or a.get("reverse", 0):
-        raise ValueError("CumSum with exclusive or reverse is not supported")
-    return x.cumsum(int(number(axis) or 0))
+def _cumulative(function: Operator, none: float) -> Operator:
+    def run(a: Attributes, x: Tensor, axis: Tensor) -> Tensor:
+        along = int(number(axis) or 0)
+        x = x.flip(along) if a.get("reverse", 0) else x
+        if a.get("exclusive", 0):
+            first = torch.full_like(x.narrow(along, 0, 1), none)
+            x = torch.cat([first, x.narrow(along, 0, x.shape[along] - 1)], dim=along)
+        result: Tensor = function(x, dim=along)
+        return result.flip(along) if a.get("reverse", 0) else result
+
+    return run
+
+
+def _selu(a: Attributes, x: Tensor) -> Tensor:
+    if "alpha" not in a.values and "gamma" not in a.values:
+        return F.selu(x)
+    alpha, gamma = a.get("alpha", 1.67326319217681884765625), a.get("gamma", 1.05070102214813232421875)
+    return gamma * torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0)))
+
+
+def _shrink(a: Attributes, x: Tensor) -> Tensor:
+    bias, least = a.get("bias", 0.0), a.get("lambd", 0.5)
+    return torch.where(x < -least, x + bias, torch.where(x > least, x - bias, torch.zeros_like(x)))
+
+
+def _infinite(a: Attributes, x: Tensor) -> Tensor:
+    above, below = a.get("detect_positive", 1), a.get("detect_negative", 1)
+    return torch.isinf(x) & (((x > 0) & bool(above)) | ((x < 0) & bool(below)))
+
+
+def _mean(a: Attributes, *inputs: Tensor) -> Tensor:
+    total = inputs[0]
+    for one in inputs[1:]:
+        total = total + one
+    return total / len(inputs)
 
 
 def _einsum(a: Attributes, *inputs: Tensor) -> Tensor:
@@ -146,7 +191,7 @@ OPS: dict[str, Operator] = {
     "ThresholdedRelu": lambda a, x: F.threshold(x, a.get("alpha", 1.0), 0.0),
     "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),
     "Celu": lambda a, x: F.celu(x, a.get("alpha", 1.0)),
-    "Selu": _plain(F.selu),
+    "Selu": _selu,
     "Gelu": lambda a, x: F.gelu(x, approximate=a.get("approximate", "none")),
     "Mish": _plain(F.mish),
     "HardSwish": _plain(F.hardswish),
@@ -172,6 +217,21 @@ OPS: dict[str, Operator] = {
     "Erf": _plain(torch.erf),
     "Sin": _plain(torch.sin),
     "Cos": _plain(torch.cos),
+    "Tan": _plain(torch.tan),
+    "Asin": _plain(torch.asin),
+    "Acos": _plain(torch.acos),
+    "Atan": _plain(torch.atan),
+    "Sinh": _plain(torch.sinh),
+    "Cosh": _plain(torch.cosh),
+    "Asinh": _plain(torch.asinh),
+    "Acosh": _plain(torch.acosh),
+    "Atanh": _plain(torch.atanh),
+    "Swish": lambda a, x: x * torch.sigmoid(a.get("alpha", 1.0) * x),
+    "Shrink": _shrink,
+    "Det": _plain(torch.linalg.det),
+    "IsNaN": _plain(torch.isnan),
+    "IsInf": _infinite,
+    "Xor": _plain(torch.logical_xor),
     "Not": _plain(torch.logical_not),
     "And": _plain(torch.logical_and),
     "Or": _plain(torch.logical_or),
@@ -190,19 +250,32 @@ OPS: dict[str, Operator] = {
     "Min": _folded(torch.minimum),
     "Max": _folded(torch.maximum),
     "Sum": _folded(torch.add),
+    "Mean": _mean,
     "MatMul": _plain(torch.matmul),
     "Gemm": _gemm,
     "Einsum": _einsum,
     "Conv": layers.conv,
     "ConvTranspose": layers.conv_transpose,
-    "MaxPool": layers.max_pool,
-    "AveragePool": layers.average_pool,
-    "GlobalAveragePool": layers.pooled_by(torch.mean),
-    "GlobalMaxPool": layers.pooled_by(torch.amax),
+    "MaxPool": pooling.max_pool,
+    "MaxUnpool": pooling.max_unpool,
+    "AveragePool": pooling.average_pool,
+    "LpPool": pooling.lp_pool,
+    "GlobalAveragePool": pooling.pooled_by(torch.mean),
+    "GlobalMaxPool": pooling.pooled_by(torch.amax),
+    "GlobalLpPool": pooling.global_lp_pool,
     "BatchNormalization": layers.batch_norm,
     "InstanceNormalization": layers.instance_norm,
     "LayerNormalization": layers.layer_norm,
     "GroupNormalization": layers.group_norm,
+    "MeanVarianceNormalization": layers.mean_variance_norm,
+    "LpNormalization": layers.lp_norm,
+    "RNN": recurrent.rnn,
+    "GRU": recurrent.gru,
+    "LSTM": recurrent.lstm,
+    "DFT": signals.dft,
+    "STFT": signals.stft,
+    "GridSample": layers.grid_sample,
+    "Col2Im": layers.col2im,
     "LRN": layers.local_response,
     "Flatten": shapes.flatten,
     "Reshape": shapes.reshape,
@@ -212,6 +285,14 @@ OPS: dict[str, Operator] = {
     "Slice": shapes.slices,
     "Gather": shapes.gather,
     "GatherElements": shapes.gather_elements,
+    "GatherND": shapes.gather_nd,
+    "ScatterND": shapes.scatter_nd,
+    "ScatterElements": shapes.scatter_elements,
+    "Scatter": shapes.scatter_elements,
+    "TensorScatter": shapes.tensor_scatter,
+    "Compress": shapes.compress,
+    "ReverseSequence": shapes.reverse_sequence,
+    "Trilu": shapes.trilu,
     "Concat": shapes.concat,
     "Split": shapes.split,
     "Expand": shapes.expand,
@@ -232,15 +313,24 @@ OPS: dict[str, Operator] = {
     "ReduceL1": _reduce(lambda x, axes, keep: x.abs().sum(axes, keep)),
     "ReduceL2": _reduce(lambda x, axes, keep: x.square().sum(axes, keep).sqrt()),
     "ReduceSumSquare": _reduce(lambda x, axes, keep: x.square().sum(axes, keep)),
+    "ReduceLogSum": _reduce(lambda x, axes, keep: x.sum(axes, keep).log()),
     "ReduceLogSumExp": _reduce(torch.logsumexp),
     "ArgMax": _arg(torch.argmax),
     "ArgMin": _arg(torch.argmin),
     "OneHot": _one_hot,
     "TopK": _top_k,
-    "CumSum": _cumulative_sum,
-    "Resize": layers.resize,
+    "CumSum": _cumulative(torch.cumsum, 0.0),
+    "CumProd": _cumulative(torch.cumprod, 1.0),
+    "Resize": resizing.resize,
+    "Upsample": resizing.upsample,
     "DepthToSpace": layers.depth_to_space,
     "SpaceToDepth": layers.space_to_depth,
     "QuantizeLinear": layers.quantise,
     "DequantizeLinear": layers.dequantise,
+    "QLinearConv": layers.qlinear_conv,
+    "QLinearMatMul": layers.qlinear_matmul,
+    "ConvInteger": layers.conv_integer,
+    "MatMulInteger": layers.matmul_integer,
 }
+#: Operators that give every output that their node names.
+SEVERAL = frozenset(("Split", "TopK", "RNN", "GRU", "LSTM", "LayerNormalization", "MaxPool"))

@@ -6,6 +6,7 @@ written since 2.9 (opset 18 and later), and imports torchvision, which does not 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import math
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from maskaudit.errors import InputError, describe_error, printable
 from maskaudit.files import is_file
-from maskaudit.loading.graph import Program, Step, any_batch
+from maskaudit.loading.graph import FixedBatch, Program, Step, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
+from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
-from maskaudit.loading.onnx.ops import OPS
+from maskaudit.loading.onnx.ops import OPS, SEVERAL
+from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
 
 CONVERSION_NOTE = (
@@ -51,13 +54,18 @@ def read(file: ModelFile, options: Options) -> Contents:
         graph = model.graph
         check_count(len(graph.node), MAX_NODES, "operators")
         opset = _opset(file.source, model)
-        _check_operators(file.source, model)
+        _check_operators(onnx, file.source, model)
         outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
         room = MAX_OUTSIDE
         for tensor in outside:
             room -= _bring_in(onnx, file.source, tensor, digest, room)
-        module, shape, dtype = _convert(onnx, graph, opset)
-        module, said = any_batch(module, shape, dtype)
+        spelt = spelt_out(onnx, model, opset, functools.partial(_tensor, onnx), functools.partial(_attribute, onnx))
+        _check_operators(onnx, file.source, spelt, spelt=True)
+        program, shape, dtype = _convert(onnx, spelt.graph, opset)
+        module, notes = any_batch(program, shape, dtype)
+        if shape:
+            batch = module.size if isinstance(module, FixedBatch) else shape[0] or 2
+            notes += compare(onnx, file.source, model, spelt, program, [batch, *shape[1:]])
     except InputError:
         raise
     except TooLarge as error:
@@ -67,7 +75,7 @@ def read(file: ModelFile, options: Options) -> Contents:
             f"{file.source} is an ONNX model that cannot be converted ({describe_error(error)}); export it again, or "
             "give the torch model itself."
         ) from error
-    notes = (CONVERSION_NOTE, *said)
+    notes = (CONVERSION_NOTE, *notes)
     if options.arch is not None:
         notes += ("--arch was not used: an ONNX model brings its own operations.",)
     return Contents(module, "onnx", {}, (), notes, digest.hexdigest() if outside else None)
@@ -76,6 +84,8 @@ def read(file: ModelFile, options: Options) -> Contents:
 def _package(source: str) -> Any:
     try:
         importlib.import_module("onnx.numpy_helper")
+        importlib.import_module("onnx.inliner")
+        importlib.import_module("onnx.shape_inference")
         return importlib.import_module("onnx")
     except ModuleNotFoundError as error:
         raise InputError(f"{source} is an ONNX model, which needs the package onnx; {INSTALL_HINT}.") from error
@@ -93,13 +103,13 @@ def _opset(source: str, model: Any) -> int:
     return version
 
 
-def _check_operators(source: str, model: Any) -> None:
-    """All operators that are not known, in one sentence."""
+def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False) -> None:
+    """All operators that are not known, in one sentence; before the model is spelt out, those that never can be."""
     unknown = sorted(
         {
             f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
             for node in model.graph.node
-            if node.op_type not in OPS or node.domain not in ("", "ai.onnx")
+            if node.domain not in ("", "ai.onnx") or (node.op_type not in OPS and (spelt or not replaces(onnx, node)))
         }
     )
     if unknown:
@@ -140,7 +150,7 @@ def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> in
     return length
 
 
-def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | None] | None, torch.dtype]:
+def _convert(onnx: Any, graph: Any, opset: int) -> tuple[Program, list[int | None] | None, torch.dtype]:
     """The module, the shape of its input (None where it may vary, or as a whole) and its type."""
     _check_names(graph)
     statistics = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]}
@@ -162,8 +172,8 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[nn.Module, list[int | N
         attributes = Attributes(opset, len(node.output), values)
         name = node.name or f"{node.op_type}_{number}"
         outputs = tuple(output or f"unused {number} {place}" for place, output in enumerate(node.output))
-        if node.op_type not in ("Split", "TopK"):
-            outputs = outputs[:1]  # further outputs (masks, statistics) are not computed
+        if node.op_type not in SEVERAL:
+            outputs = outputs[:1]  # further outputs (masks, statistics of training) are not computed
         steps.append(Step(name, _Operator(node.op_type, attributes), tuple(node.input), outputs))
     results = tuple(output.name for output in graph.output)
     module = Program(steps, tensors, inputs[0].name, results, steady=is_steady(graph))
@@ -231,4 +241,6 @@ def _attribute(onnx: Any, stated: Any) -> Any:
     items = list(value) if hasattr(value, "__iter__") else [value]
     if all(isinstance(item, (int, float)) for item in items):
         return items
+    if all(isinstance(item, bytes) and len(item) <= MAX_TEXT for item in items):
+        return [item.decode("utf-8") for item in items]
     raise ValueError(f"the attribute {printable(stated.name, 40)} is of a kind that is not supported")

@@ -82,6 +82,87 @@ def gather_elements(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     return x.gather(axis, torch.where(index < 0, index + x.shape[axis], index))
 
 
+_REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
+
+
+def gather_nd(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
+    """GatherND: the last axis of the index names places, behind `batch_dims` axes that go side by side."""
+    axes = a.get("batch_dims", 0)
+    if axes == 0:
+        return x[tuple(index.unbind(-1))]
+    flat = zip(x.flatten(0, axes - 1), index.flatten(0, axes - 1), strict=True)
+    found = torch.stack([one[tuple(at.unbind(-1))] for one, at in flat])
+    return found.view(*x.shape[:axes], *found.shape[1:])
+
+
+def scatter_nd(a: Attributes, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    """ScatterND: updates at places, or combined with what is there."""
+    reduction, places = a.get("reduction", "none"), tuple(index.unbind(-1))
+    if reduction in ("none", "add"):
+        return x.index_put(places, updates, accumulate=reduction == "add")
+    depth = index.shape[-1]
+    sizes = x.shape[:depth]
+    row = torch.zeros_like(places[0])
+    for place_, size in zip(places, sizes, strict=True):
+        row = row * size + torch.where(place_ < 0, place_ + size, place_)
+    rest = math.prod(x.shape[depth:])
+    flat = x.reshape(math.prod(sizes), rest)
+    at = row.reshape(-1, 1).expand(-1, rest)
+    return flat.scatter_reduce(0, at, updates.reshape(-1, rest), _REDUCTIONS[reduction]).view(x.shape)
+
+
+def scatter_elements(a: Attributes, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+    """ScatterElements, and Scatter as it was called before."""
+    axis, reduction = a.get("axis", 0), a.get("reduction", "none")
+    index = torch.where(index < 0, index + x.shape[axis], index)
+    if reduction == "none":
+        return x.scatter(axis, index, updates)
+    return x.scatter_reduce(axis, index, updates, _REDUCTIONS[reduction])
+
+
+def tensor_scatter(a: Attributes, cache: Tensor, update: Tensor, starts: Tensor | None = None) -> Tensor:
+    """TensorScatter: updates written along one axis from a place per batch entry on, around the end if circular."""
+    axis = a.get("axis", -2) % cache.dim()
+    first = torch.zeros(len(cache), dtype=torch.int64, device=cache.device) if starts is None else starts.long()
+    at = first.view(-1, 1) + torch.arange(update.shape[axis], device=cache.device)
+    if a.get("mode", "linear") == "circular":
+        at = at % cache.shape[axis]
+    shape = [len(cache) if i == 0 else update.shape[axis] if i == axis else 1 for i in range(cache.dim())]
+    return cache.scatter(axis, at.view(shape).expand(update.shape), update)
+
+
+def compress(a: Attributes, x: Tensor, condition: Tensor) -> Tensor:
+    """Compress: what a constant condition keeps."""
+    kept = [place_ for place_, keep in enumerate(ints(condition) or []) if keep]
+    index = torch.tensor(kept, dtype=torch.int64, device=place(x))
+    if a.get("axis") is None:
+        return x.flatten().index_select(0, index)
+    return x.index_select(a.get("axis"), index)
+
+
+def reverse_sequence(a: Attributes, x: Tensor, lengths: Tensor) -> Tensor:
+    """ReverseSequence: the first entries of every sequence backwards."""
+    time, batch = a.get("time_axis", 0), a.get("batch_axis", 1)
+    steps = torch.arange(x.shape[time], device=x.device).view(-1, 1)
+    ends = lengths.view(1, -1)
+    index = torch.where(steps < ends, ends - 1 - steps, steps)
+    index = index if time == 0 else index.T
+    return (
+        x.gather(time, index.view(*index.shape, *[1] * (x.dim() - 2)).expand(x.shape))
+        if {time, batch} == {0, 1}
+        else _unsupported("ReverseSequence of other axes than the first two")
+    )
+
+
+def _unsupported(what: str) -> Tensor:
+    raise ValueError(f"{what} is not supported")
+
+
+def trilu(a: Attributes, x: Tensor, k: Tensor | None = None) -> Tensor:
+    """Trilu: the upper or lower triangle."""
+    return (torch.triu if a.get("upper", 1) else torch.tril)(x, int(number(k) or 0))
+
+
 def concat(a: Attributes, *inputs: Tensor) -> Tensor:
     """Concat: along `axis`."""
     return torch.cat(inputs, dim=a.get("axis"))
