@@ -66,6 +66,7 @@ def finish(status: int) -> NoReturn:
 
 def main(cli: click.Group) -> NoReturn:
     """Run the command line and exit."""
+    streams.make_lasting()
     try:
         status = _Run(cli, sys.argv[1:]).status()
     except KeyboardInterrupt:
@@ -133,7 +134,7 @@ class _Run:
         told = ended.told
         if ended.finished:
             say(ended.shown, streams.out())
-            return int(told["status"]["status"])
+            return ended.status(int(told["status"]["status"]))
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()

@@ -28,10 +28,12 @@ from maskaudit.command.hanging import Watch
 from maskaudit.command.relay import Relay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
 from maskaudit.command.terminal import say
-from maskaudit.errors import without_controls
+from maskaudit.errors import first_line, without_controls
 
 #: Seconds that finished work is given to end, and that interrupted work is given to report.
 ENDING, REPORTING = 10.0, 60.0
+#: Most reads after the end of the child: more than a pipe holds.
+LAST_READS = 32
 #: Seconds between two looks at the calls in progress.
 TICK = 1.0
 
@@ -73,6 +75,10 @@ class Ended:
         plain = broke is None or broke["exit"] or broke["error"] == "MemoryError" or self.reason or self.signum
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
         return "".join(without_controls(line) + "\n" for line in lines)
+
+    def status(self, said: int) -> int:
+        """The exit status of finished work that says its own; an interruption that nobody asked for is the model's."""
+        return MODEL_FAILED_STATUS if said > 128 and not self.signum else said
 
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""
@@ -159,7 +165,7 @@ def described(error: BaseException) -> Message:
     """An exception as data; `exit` tells a request to end the process from a fault."""
     return {
         "error": type(error).__name__,
-        "text": (str(error).strip().splitlines() or [""])[0],
+        "text": first_line(error),
         "exit": not isinstance(error, Exception),
         "trace": "".join(traceback.format_exception(error)),
     }
@@ -191,12 +197,12 @@ class _Supervisor:
                     if not _read(key.fd, readers[key.fd]):
                         selector.unregister(key.fd)
                 self._look()
-            for descriptor in (channel, printed):  # what it wrote last
-                while _read(descriptor, readers[descriptor], once=True):
-                    pass
+            self._end()
+            for descriptor in (channel, printed):  # what it wrote last; whom it left behind may write for ever
+                for _ in range(LAST_READS):
+                    if not _read(descriptor, readers[descriptor], once=True):
+                        break
         self.relay.close()
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         if not self.ended.finished:
             self.ended.reason = self._obituary(*gone)
@@ -226,9 +232,9 @@ class _Supervisor:
     def _signals(self, data: bytes) -> None:
         for signum in data:
             if signum == signal.SIGTSTP:
-                os.killpg(self.pid, signal.SIGSTOP)
+                self._send(signal.SIGSTOP)
                 os.kill(os.getpid(), signal.SIGSTOP)
-                os.killpg(self.pid, signal.SIGCONT)
+                self._send(signal.SIGCONT)
             elif signum != signal.SIGCHLD:
                 self._stop(signum)
 
@@ -256,8 +262,17 @@ class _Supervisor:
 
     def _kill(self, why: str) -> None:
         self.killed = self.killed or why
+        self._end()
+
+    def _end(self) -> None:
+        """End the child, wherever it has moved to, and what it started."""
+        self._send(signal.SIGKILL)
         with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        with contextlib.suppress(OSError):  # foreign code can have left the group
+            os.killpg(self.pid, signum)
 
     def _obituary(self, code: int, status: int) -> str:
         """What ended it from outside; empty where it was an exception."""

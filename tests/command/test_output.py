@@ -117,3 +117,21 @@ def test_evidence_is_written_as_it_is_and_never_invented(tmp_path: Path) -> None
     assert (tmp_path / "e").read_bytes() == b"bytes"
     with pytest.raises(UsageError, match="does not contain the evidence"):
         write_outputs(wanted, {}, None)
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_ours_wherever_descriptor_1_leads(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_file(Path(place), "# a report ε\n".encode())
+    assert capsys.readouterr().out == "# a report ε\n"
+    with pytest.raises(UsageError, match="no text"):
+        parse_outputs((f"evidence={place}",), None)
+    with pytest.raises(UsageError, match="one document"):
+        parse_outputs((f"md={place}",), None, as_json=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="descriptors have no names here")
+def test_an_open_descriptor_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as stream:
+        write_file(Path(f"/dev/fd/{stream.fileno()}"), b"whole")
+        assert stream.read() == b"whole"
+    assert os.listdir(tmp_path) == ["file"]

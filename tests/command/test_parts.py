@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 
 import pytest
 
@@ -29,6 +30,14 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
     found = [message for i in range(len(data)) for message in receiver.feed(data[i : i + 1])]
     assert [message["text"] for message in found] == ["ε\ud800", "second"]
     assert not receiver.disturbed
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"7", b'{"kind": 1}', b"{", b"[" * 100_000, b"\xff"])
+def test_a_message_that_none_of_ours_looks_like_disturbs(body: bytes) -> None:
+    secret = new_secret()
+    receiver = Receiver(secret)
+    assert list(receiver.feed(secret + struct.pack("<Q", len(body)) + body)) == []
+    assert receiver.disturbed
 
 
 def test_a_message_without_the_secret_counts_for_nothing() -> None:

@@ -20,7 +20,7 @@ from maskaudit.auditing.engine.interface import (
     run_counted,
     run_here,
 )
-from maskaudit.errors import UsageError, describe_error
+from maskaudit.errors import UsageError, describe_error, message
 from maskaudit.target import Target
 
 
@@ -87,4 +87,4 @@ def _task(held: tuple[Any, dict[str, Any]], task: Task[Any]) -> tuple[str, Any]:
         with Target(model, **settings) as target:
             return "done", run_counted(task, target)
     except Exception as error:  # judged where the audit runs
-        return type(error).__name__, str(error)
+        return type(error).__name__, message(error)

@@ -9,6 +9,7 @@ from torch import Tensor
 from maskaudit.auditing.adaptive import AdaptiveAttack, planned
 from maskaudit.auditing.inspection import inspection
 from maskaudit.auditing.state import AuditState
+from maskaudit.errors import describe_error
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.repairs.blame import traced
 from maskaudit.repairs.stages import StandIns
@@ -38,7 +39,7 @@ def _traced(state: AuditState, rows: Tensor) -> Trace | None:
         trace = traced(state.target, x, y, eps=per_coordinate(state.threat, x))
         state.trace = inspection(trace)
     except Exception as error:  # foreign code under observation: anything may come up
-        state.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
+        state.notes.append(f"The model could not be traced: {describe_error(error)}.")
     outcome = state.trace.get("sentence", "not possible")
     state.tell(AuditEvent("trace", len(rows), True, outcome, time.perf_counter() - started))
     return trace
