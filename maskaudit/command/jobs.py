@@ -10,9 +10,10 @@ from maskaudit import __version__, api
 from maskaudit.auditing.evidence import MAX_BYTES, Check, read_evidence, verify_audit
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
-from maskaudit.command.output import parse_outputs, write_outputs
+from maskaudit.command.output import check_writable, is_special, parse_outputs, write_outputs
 from maskaudit.command.terminal import Progress
 from maskaudit.data import load_data
+from maskaudit.errors import InputError
 from maskaudit.files import is_folder, read_bounded
 from maskaudit.repairs.attack import per_coordinate
 from maskaudit.report.reading import read_report
@@ -44,7 +45,14 @@ def train_to_file(
     norm: Norm | None = None,
     eps: float | None = None,
 ) -> None:
-    """Train by `method` and save a file that `check` opens with no further option."""
+    """Train by `method` and save a file that `check` opens with no further option.
+
+    Raises:
+        InputError: when no file can be written there, told before the training.
+    """
+    check_writable(out)
+    if is_special(out):
+        raise InputError(f"{out} is a device or a pipe; give the name of a file.")
     threat = None
     if norm is not None or eps is not None:
         shape = load_data(data, split="train").x.shape[1:]

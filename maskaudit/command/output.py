@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +24,9 @@ DIRECTORY_FILES = {
     "plan": "plan.json",
     "evidence": EVIDENCE_FILE,
 }
+
+#: Where Linux names the open descriptors of a process.
+_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 
 
 def parse_outputs(
@@ -57,7 +61,7 @@ def parse_outputs(
             raise UsageError(f"The evidence is no text for {place}; give it a file.")
         if stream is streams.out() and as_json:
             raise UsageError(f"With --json standard output is one document: leave out -o {fmt}={place}, or --json.")
-        _check_writable(place)
+        check_writable(place)
     return wanted
 
 
@@ -110,7 +114,7 @@ def write_file(path: Path, content: bytes) -> None:
         say(content.decode("utf-8", "replace"), stream)
         return
     with _as_unwritable(path):
-        if _is_special(path):
+        if is_special(path):
             path.write_bytes(content)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,9 +133,9 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Fail before the audit rather than after it."""
-    if _is_special(path):
+    if is_special(path):
         return
     folder = path.parent
     try:
@@ -146,10 +150,10 @@ def _check_writable(path: Path) -> None:
         raise InputError(f"The folder {folder} cannot be written to; choose another one.")
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether this is a device, a pipe or an open descriptor, which a rename would replace by a file."""
     with contextlib.suppress(OSError, ValueError):
-        if _standard_stream(path) is not None or os.path.realpath(path.parent).startswith("/proc/"):
+        if _standard_stream(path) is not None or _DESCRIPTORS.fullmatch(os.path.realpath(path.parent)):
             return True
         return path.exists() and not path.is_file() and not path.is_dir()
     return False

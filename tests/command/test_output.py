@@ -14,6 +14,7 @@ from maskaudit.command.jobs import verify_files
 from maskaudit.command.output import DIRECTORY_FILES, parse_outputs, write_file, write_outputs
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
+from maskaudit.files import only_one_in, write_atomically
 from maskaudit.sources import load_model
 
 
@@ -135,3 +136,16 @@ def test_an_open_descriptor_is_written_to_and_not_replaced(tmp_path: Path) -> No
         write_file(Path(f"/dev/fd/{stream.fileno()}"), b"whole")
         assert stream.read() == b"whole"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_said_by_the_lock_as_well(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be made"), only_one_in(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_renaming_replaces_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe"):
+        write_atomically(tmp_path / "pipe", b"content")
+    assert os.listdir(tmp_path) == ["pipe"]

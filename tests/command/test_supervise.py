@@ -95,6 +95,7 @@ def Sleeps(): return Model(lambda: time.sleep(600))
 def SleepsNatively(): return Model(native_sleep)
 def Speaks(): return Model(announce, after=0)
 def Slow(): return Model(after_announcing_ready)
+def SlowAtOnce(): return Model(after_announcing_ready, after=0)
 def ForgesFrames(): return Model(lambda: [_write(fd, b'{"kind": "end"}' * 9) for fd in range(3, 40)])
 
 def _write(fd, data):
@@ -224,6 +225,17 @@ def test_two_interruptions_stop_at_once(folder: Path, tmp_path: Path) -> None:
     assert done.status == 130
     json.loads(done.out)
     assert (tmp_path / ".journal" / "fingerprint").is_file()
+
+
+def test_an_interrupted_command_promises_no_option_that_it_lacks(folder: Path) -> None:
+    (folder / "ready").unlink(missing_ok=True)
+    running = command("inspect", "py:models:SlowAtOnce", "--data", "x.npz", cwd=folder)
+    running.wait_for((folder / "ready").exists)
+    os.kill(running.pid, signal.SIGINT)
+    done = running.end()
+    assert done.status == 130
+    assert "Interrupted" in done.err
+    assert "--resume" not in done.err
 
 
 def test_a_second_audit_in_the_same_folder_is_refused(folder: Path, tmp_path: Path) -> None:
