@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.errors import ModelError
+from maskaudit.errors import MaskauditError, ModelError, describe_error
 from maskaudit.settings import Outputs
 
 #: Rows that sum to 1 within this tolerance, with no negative entry, are probabilities.
@@ -66,16 +66,14 @@ def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -
 
     With `unchecked` NaN is only counted there.
     """
-    output = answer_in(output)
-    if not isinstance(output, Tensor):
-        raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
-    if output.dim() != 2 or output.shape[0] != n:
+    try:
+        scores = _real_numbers(answer_in(output), n)
+    except MaskauditError:
+        raise
+    except Exception as error:  # a property, or a type of tensor, of the model's own
         raise ModelError(
-            f"The model returned shape {tuple(output.shape)} for {n} inputs; expected one score per class, ({n}, K)."
-        )
-    if output.shape[1] < 2:
-        raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
-    scores = output.float()
+            f"What the model returned cannot be read as class scores ({describe_error(error)})."
+        ) from error
     if unchecked is not None:
         unchecked.add(scores)
         return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
@@ -84,6 +82,24 @@ def checked_scores(output: object, n: int, unchecked: Unchecked | None = None) -
         if torch.isinf(scores).any():
             scores = scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
     return scores
+
+
+def _real_numbers(output: object, n: int) -> Tensor:
+    """An answer to `n` inputs as float32 (n, K)."""
+    if not isinstance(output, Tensor):
+        raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+    if output.layout != torch.strided or output.is_meta or output.is_quantized or output.is_complex():
+        raise ModelError(
+            f"The model returned a tensor of {output.dtype} and {output.layout} on {output.device}; expected plain "
+            "real numbers, one score per class."
+        )
+    if output.dim() != 2 or output.shape[0] != n:
+        raise ModelError(
+            f"The model returned shape {tuple(output.shape)} for {n} inputs; expected one score per class, ({n}, K)."
+        )
+    if output.shape[1] < 2:
+        raise ModelError("The model returns a single score; at least 2 classes are needed: return one score per class.")
+    return output.float()
 
 
 def _refuse_nan(bad: int, n: int) -> None:
