@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import os
 import selectors
 import signal
@@ -40,6 +41,12 @@ TICK = 1.0
 _FORWARDED = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGTSTP") if hasattr(signal, name)
 )
+
+#: What is said where something of the machine was used up.
+_LACKED = {
+    "memory": "there was no memory left; try a smaller --batch-size or fewer --workers",
+    "files": "no more files could be opened; does the model leave open what it opens?",
+}
 
 #: Work: sends what it finds, and raises for what ended it.
 Work = Callable[[Sender], None]
@@ -72,7 +79,7 @@ class Ended:
     def trace(self) -> str:
         """The traceback of a fault of ours that ended it, if one did, without control characters."""
         broke = self.told.get("broke")
-        plain = broke is None or broke["exit"] or broke["error"] == "MemoryError" or self.reason or self.signum
+        plain = broke is None or broke["exit"] or broke["lacked"] or self.reason or self.signum
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
         return "".join(without_controls(line) + "\n" for line in lines)
 
@@ -82,14 +89,14 @@ class Ended:
 
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""
-        broke = self.told.get("broke", {"error": "", "text": ""})
+        broke = self.told.get("broke", {"error": "", "text": "", "lacked": ""})
         raised = f"{broke['error']} ({broke['text']})" if broke["text"] else broke["error"]
         if self.signum:
             return f"Interrupted before it was finished: {self.reason or raised}.", 128 + self.signum
         if self.trace:
             return f"{raised}: this is a fault of maskaudit, not of the model; please report it.", BUG_STATUS
-        if broke["error"] == "MemoryError":
-            reason = "there was no memory left; try a smaller --batch-size or fewer --workers"
+        if broke["lacked"]:
+            reason = _LACKED[broke["lacked"]]
         else:
             reason = self.reason or f"the model, or a library that it uses, raised {raised}"
         return f"The run ended before it was finished: {reason}.", MODEL_FAILED_STATUS
@@ -167,8 +174,16 @@ def described(error: BaseException) -> Message:
         "error": type(error).__name__,
         "text": first_line(error),
         "exit": not isinstance(error, Exception),
+        "lacked": _lacked(error),
         "trace": "".join(traceback.format_exception(error)),
     }
+
+
+def _lacked(error: BaseException) -> str:
+    """What of the machine was used up, if that is what an exception says."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "files"
+    return "memory" if isinstance(error, MemoryError) else ""
 
 
 def _printed(descriptor: int) -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -13,6 +14,7 @@ from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
 from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
 from maskaudit.command.relay import Relay
+from maskaudit.command.supervise import Ended, described
 
 
 def sent(secret: bytes, **content: object) -> bytes:
@@ -140,3 +142,16 @@ def test_a_status_is_cleared_before_foreign_words() -> None:
     relay.ours("\r\x1b[Kworking …")
     relay.feed(b"foreign\n")
     assert stream.getvalue() == "\r\x1b[Kworking …\r\x1b[Kforeign\n"
+
+
+LACKS = [(OSError(errno.EMFILE, "too many"), "no more files"), (MemoryError(), "no memory left")]
+
+
+@pytest.mark.parametrize(("error", "says"), LACKS, ids=str)
+def test_what_the_machine_lacks_is_no_fault_of_ours(error: Exception, says: str) -> None:
+    ended = Ended({"broke": described(error)})
+    assert ended.trace == ""
+    sentence, status = ended.why()
+    assert says in sentence
+    assert status == 4
+    assert Ended({"broke": described(OSError(errno.EIO, "damaged"))}).why()[1] == 70
