@@ -79,7 +79,7 @@ def check(model: str, **options: Any) -> None:
 
     if options["resume"] and options["out"] is None:
         raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
-    wanted = parse_outputs(options["outputs_to"], options["out"])
+    wanted = parse_outputs(options["outputs_to"], options["out"], as_json=options["as_json"])
     command = shlex.join(["maskaudit", *sys.argv[1:]])
     request = Request.of(model, take_options(options), AuditSettings(command=command))
 
@@ -102,20 +102,19 @@ def check(model: str, **options: Any) -> None:
 @click.option("--out", metavar="DIR", help="Write inspection.html and inspection.json.")
 def inspect(model: str, as_json: bool, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
     """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
-    from maskaudit.command.output import parse_outputs, write_file
+    from maskaudit.command.output import parse_outputs, write_all
     from maskaudit.command.terminal import say
     from maskaudit.report.inspection import DIRECTORY_FILES, FORMATS
     from maskaudit.settings import Request
 
-    wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES)
+    wanted = parse_outputs(outputs_to, out, formats=tuple(FORMATS), files=DIRECTORY_FILES, as_json=as_json)
     request = Request.of(model, take_options(options))
 
     from maskaudit.command.jobs import inspect_source  # loads torch
 
     inspection = inspect_source(request)
-    for fmt, path in wanted:
-        write_file(path, FORMATS[fmt](inspection).encode("utf-8", "replace"))
     say(FORMATS["json" if as_json else "text"](inspection), streams.out())
+    write_all(wanted, lambda fmt: FORMATS[fmt](inspection).encode("utf-8", "replace"))
     if not as_json:
         for fmt, path in wanted:
             _line(f"{fmt:>9}: {path}")
@@ -217,7 +216,7 @@ def gate(
     from maskaudit.gate.summary import build, markdown, text
 
     folder = Path(out).absolute() if out else None
-    wanted = wanted_files(outputs_to, folder)
+    wanted = wanted_files(outputs_to, folder, as_json=as_json)
     progress = Progress(quiet=quiet)
     try:
         isolate = entry.Session.current().isolates

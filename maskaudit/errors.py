@@ -48,9 +48,21 @@ class GradientError(ModelError):
 
 def describe_error(error: BaseException, limit: int = 200) -> str:
     """Type and first line of an exception, printable and shortened, without a full stop."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")
     return printable(text, limit).rstrip(".")
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an exception's message; empty where there is none."""
+    return (message(error).strip().splitlines() or [""])[0]
+
+
+def message(error: BaseException) -> str:
+    """What an exception says; nothing where its class, which may be foreign, fails to say it."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import secrets
@@ -28,8 +29,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a temporary file in the same folder, then rename it.
 
     Raises:
-        OSError: when the folder cannot be written; nothing is left behind.
+        OSError: when the folder cannot be written, or the name is that of a folder, a device or a pipe, which the
+            renaming would replace; nothing is left behind.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "It is a folder, a device or a pipe", str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as stream:
@@ -97,24 +101,31 @@ def only_one_in(folder: Path | None) -> Iterator[None]:
     Nothing is locked without a folder, nor where the system or the file system cannot lock one.
 
     Raises:
-        InputError: when another process is in there.
+        InputError: when another process is in there, or the folder cannot be made.
     """
     with contextlib.ExitStack() as stack:
         if folder is not None and fcntl is not None:
-            with contextlib.suppress(FileExistsError):
+            try:
                 folder.mkdir(parents=True)
                 stack.callback(_remove_empty, folder)
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"Another audit is at work in {folder}: wait until it has ended, or name another folder with --out."
-                ) from None
-            except OSError:
-                pass  # a file system without locks
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise InputError(f"The folder {folder} cannot be made: {error.strerror or error}.") from error
+            with contextlib.suppress(OSError):  # one that cannot be read, or a file system without locks
+                _lock(folder, stack)
         yield
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"Another audit is at work in {folder}: wait until it has ended, or name another folder with --out."
+        ) from None
 
 
 def _remove_empty(folder: Path) -> None:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.interface import Attempt
-from maskaudit.errors import MaskauditError, ModelError, UsageError
+from maskaudit.errors import MaskauditError, ModelError, UsageError, first_line
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.preserve import preserved
@@ -182,7 +182,7 @@ def _run_batch(
         except Exception as error:  # whatever the package raises is reported under the attack's name
             raise ExternalAttackError(
                 f"torchattacks:{name} failed on this model with {type(error).__name__}: "
-                f"{(str(error).strip().splitlines() or ['no message'])[0]}; leave it out or choose another attack."
+                f"{first_line(error) or 'no message'}; leave it out or choose another attack."
             ) from error
     return found.detach().to(x).reshape(x.shape) * width + low
 

@@ -19,7 +19,7 @@ from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.auditing.ledger import Entry, Ledger
-from maskaudit.errors import ModelError
+from maskaudit.errors import ModelError, first_line
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
@@ -169,7 +169,7 @@ class Attacker:
     def _failed(self, entry: Entry, error: Exception) -> str:
         """Book what went wrong; work that workers lost stays an error, whatever else the attack does."""
         name = error.name if isinstance(error, TaskError) else type(error).__name__
-        reason = f"{name}: {error}".splitlines()[0]
+        reason = f"{name}: {first_line(error)}"
         entry.lost |= isinstance(error, EngineError)
         if entry.lost or not entry.attempted.any():
             entry.status, entry.reason = "error", reason

@@ -60,7 +60,7 @@ class Journal:
         stamp = folder / "fingerprint"
         try:
             if resume and stamp.is_file():
-                self._refuse_another(stamp.read_text(encoding="utf-8"), fingerprint)
+                self._refuse_another(stamp.read_bytes(), fingerprint)
             if folder.is_dir() and not (resume and stamp.is_file()):  # without a stamp, nobody knows whose it is
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Journal:
         except OSError as error:
             raise InputError(f"The folder {folder.parent} cannot be written: {error.strerror or error}.") from error
 
-    def _refuse_another(self, text: str, fingerprint: Mapping[str, str | int | float | None]) -> None:
+    def _refuse_another(self, text: bytes, fingerprint: Mapping[str, str | int | float | None]) -> None:
         try:
             before = json.loads(text)
         except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ class Journal:
                 return None
             spent = PassLedger(int(record["forwards"]), int(record["backwards"]))
             return Kept(tensors, spent, float(record["seconds"]), dict(record["plain"]))
-        except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError):
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError, OverflowError, RecursionError):
             return None
 
     def write(self, key: str, content: str, kept: Kept) -> None:

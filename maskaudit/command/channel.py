@@ -56,9 +56,21 @@ class Receiver:
             (length,) = _LENGTH.unpack_from(self._pending, _SECRET)
             if len(self._pending) < head + length:
                 return
-            body = bytes(self._pending[head : head + length])
+            message = _parsed(self._pending[head : head + length])
             del self._pending[: head + length]
-            yield json.loads(body)
+            if message is None:
+                self.disturbed = True
+                return
+            yield message
+
+
+def _parsed(body: bytearray) -> Message | None:
+    """A message; None for what none of ours looks like: foreign code can have replaced what writes them."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) and isinstance(message.get("kind"), str) else None
 
 
 def new_secret() -> bytes:

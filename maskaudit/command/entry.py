@@ -67,6 +67,7 @@ def finish(status: int) -> NoReturn:
 
 def main(cli: click.Group) -> NoReturn:
     """Run the command line and exit."""
+    streams.make_lasting()
     try:
         status = _Run(cli, sys.argv[1:]).status()
     except KeyboardInterrupt:
@@ -84,14 +85,14 @@ class _Run:
     def __init__(self, cli: click.Group, arguments: list[str]) -> None:
         self.cli, self.arguments = cli, arguments
         self.as_json = "--json" in arguments
+        self.command = next((argument for argument in arguments if not argument.startswith("-")), "")
 
     def status(self) -> int:
         """Run it, here or in a child."""
         from maskaudit.command import supervise
 
-        command = next((argument for argument in self.arguments if not argument.startswith("-")), "")
         asks_help = {"-h", "--help"} & set(self.arguments)
-        if command in SUPERVISED and not asks_help and supervise.possible():
+        if self.command in SUPERVISED and not asks_help and supervise.possible():
             return self._outcome(supervise.supervise(self._work, hold_output=self.as_json))
         try:
             foreign.handle_signals()
@@ -122,7 +123,7 @@ class _Run:
                 raise
             asked = next((e for e in (request, request.__cause__) if isinstance(e, foreign.Interrupted)), None)
             signum = asked.signum if asked is not None else signal.SIGINT
-            return refuse(_interrupted(request), 128 + signum, as_json=self.as_json)
+            return refuse(_interrupted(request, self.command), 128 + signum, as_json=self.as_json)
         if session.status is not None:
             return session.status
         if code is not None and session.tell is not _tell_nobody:  # only a foreign exit leaves a supervised command so
@@ -134,7 +135,7 @@ class _Run:
         told = ended.told
         if ended.finished:
             say(ended.shown, streams.out())
-            return int(told["status"]["status"])
+            return ended.status(int(told["status"]["status"]))
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()
@@ -160,8 +161,10 @@ def refuse(message: str, status: int, *, as_json: bool) -> int:
     return status
 
 
-def _interrupted(error: KeyboardInterrupt) -> str:
+def _interrupted(error: KeyboardInterrupt, command: str) -> str:
     """What an interrupted command says: the error's own advice, if it has any."""
     if str(error) and not isinstance(error, foreign.Interrupted):
         return str(error)
+    if command != "check":
+        return "Interrupted before it was finished."
     return "Interrupted. With --out, what was finished is kept: run the same command with --resume to go on."

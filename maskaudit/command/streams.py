@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from typing import TextIO
+from typing import IO, BinaryIO, TextIO
 
 _ours: dict[str, TextIO] = {}
 _lost: set[int] = set()
@@ -26,7 +27,69 @@ def redirect(*, to_out: TextIO, to_err: TextIO) -> None:
     _ours.update(out=to_out, err=to_err)
 
 
-def give_up(stream: TextIO) -> None:
+class Lasting(io.TextIOBase):
+    """A standard stream that costs no result: what its reader or its disk no longer takes goes nowhere."""
+
+    def __init__(self, real: TextIO) -> None:
+        self._real = real
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of the real stream."""
+        return self._real.encoding
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """Of the real stream."""
+        return self._real.buffer
+
+    def fileno(self) -> int:
+        """Of the real stream."""
+        return self._real.fileno()
+
+    def isatty(self) -> bool:
+        """Whether the real stream is a terminal."""
+        return self._real.isatty()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        try:
+            return self._real.write(text)
+        except OSError:
+            give_up(self)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        try:
+            self._real.flush()
+        except OSError:
+            give_up(self)
+
+
+def make_lasting() -> None:
+    """Let standard output and standard error outlive their readers; what was closed at the start leads nowhere.
+
+    No pipe or file of ours may take the place of a descriptor that was closed.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        closed = getattr(sys, name) is None
+        real = open(descriptor, "w", encoding="utf-8", closefd=False) if closed else getattr(sys, name)  # noqa: SIM115
+        setattr(sys, name, Lasting(real))
+        if closed:
+            give_up(getattr(sys, name))
+
+
+def give_up(stream: IO[str] | Lasting) -> None:
     """Nobody can be reached on a stream any more: what is still written to it goes nowhere."""
     _lost.add(id(stream))
     with contextlib.suppress(OSError, ValueError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import errno
 import os
 import selectors
 import signal
@@ -28,16 +29,24 @@ from maskaudit.command.hanging import Watch
 from maskaudit.command.relay import Relay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
 from maskaudit.command.terminal import say
-from maskaudit.errors import without_controls
+from maskaudit.errors import first_line, without_controls
 
 #: Seconds that finished work is given to end, and that interrupted work is given to report.
 ENDING, REPORTING = 10.0, 60.0
+#: Most reads after the end of the child: more than a pipe holds.
+LAST_READS = 32
 #: Seconds between two looks at the calls in progress.
 TICK = 1.0
 
 _FORWARDED = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGTSTP") if hasattr(signal, name)
 )
+
+#: What is said where something of the machine was used up.
+_LACKED = {
+    "memory": "there was no memory left; try a smaller --batch-size or fewer --workers",
+    "files": "no more files could be opened; does the model leave open what it opens?",
+}
 
 #: Work: sends what it finds, and raises for what ended it.
 Work = Callable[[Sender], None]
@@ -70,20 +79,24 @@ class Ended:
     def trace(self) -> str:
         """The traceback of a fault of ours that ended it, if one did, without control characters."""
         broke = self.told.get("broke")
-        plain = broke is None or broke["exit"] or broke["error"] == "MemoryError" or self.reason or self.signum
+        plain = broke is None or broke["exit"] or broke["lacked"] or self.reason or self.signum
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
         return "".join(without_controls(line) + "\n" for line in lines)
 
+    def status(self, said: int) -> int:
+        """The exit status of finished work that says its own; an interruption that nobody asked for is the model's."""
+        return MODEL_FAILED_STATUS if said > 128 and not self.signum else said
+
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""
-        broke = self.told.get("broke", {"error": "", "text": ""})
+        broke = self.told.get("broke", {"error": "", "text": "", "lacked": ""})
         raised = f"{broke['error']} ({broke['text']})" if broke["text"] else broke["error"]
         if self.signum:
             return f"Interrupted before it was finished: {self.reason or raised}.", 128 + self.signum
         if self.trace:
             return f"{raised}: this is a fault of maskaudit, not of the model; please report it.", BUG_STATUS
-        if broke["error"] == "MemoryError":
-            reason = "there was no memory left; try a smaller --batch-size or fewer --workers"
+        if broke["lacked"]:
+            reason = _LACKED[broke["lacked"]]
         else:
             reason = self.reason or f"the model, or a library that it uses, raised {raised}"
         return f"The run ended before it was finished: {reason}.", MODEL_FAILED_STATUS
@@ -159,10 +172,18 @@ def described(error: BaseException) -> Message:
     """An exception as data; `exit` tells a request to end the process from a fault."""
     return {
         "error": type(error).__name__,
-        "text": (str(error).strip().splitlines() or [""])[0],
+        "text": first_line(error),
         "exit": not isinstance(error, Exception),
+        "lacked": _lacked(error),
         "trace": "".join(traceback.format_exception(error)),
     }
+
+
+def _lacked(error: BaseException) -> str:
+    """What of the machine was used up, if that is what an exception says."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "files"
+    return "memory" if isinstance(error, MemoryError) else ""
 
 
 def _printed(descriptor: int) -> TextIO:
@@ -191,12 +212,12 @@ class _Supervisor:
                     if not _read(key.fd, readers[key.fd]):
                         selector.unregister(key.fd)
                 self._look()
-            for descriptor in (channel, printed):  # what it wrote last
-                while _read(descriptor, readers[descriptor], once=True):
-                    pass
+            self._end()
+            for descriptor in (channel, printed):  # what it wrote last; whom it left behind may write for ever
+                for _ in range(LAST_READS):
+                    if not _read(descriptor, readers[descriptor], once=True):
+                        break
         self.relay.close()
-        with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         if not self.ended.finished:
             self.ended.reason = self._obituary(*gone)
@@ -226,9 +247,9 @@ class _Supervisor:
     def _signals(self, data: bytes) -> None:
         for signum in data:
             if signum == signal.SIGTSTP:
-                os.killpg(self.pid, signal.SIGSTOP)
+                self._send(signal.SIGSTOP)
                 os.kill(os.getpid(), signal.SIGSTOP)
-                os.killpg(self.pid, signal.SIGCONT)
+                self._send(signal.SIGCONT)
             elif signum != signal.SIGCHLD:
                 self._stop(signum)
 
@@ -256,8 +277,17 @@ class _Supervisor:
 
     def _kill(self, why: str) -> None:
         self.killed = self.killed or why
+        self._end()
+
+    def _end(self) -> None:
+        """End the child, wherever it has moved to, and what it started."""
+        self._send(signal.SIGKILL)
         with contextlib.suppress(OSError):
-            os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _send(self, signum: int) -> None:
+        with contextlib.suppress(OSError):  # foreign code can have left the group
+            os.killpg(self.pid, signum)
 
     def _obituary(self, code: int, status: int) -> str:
         """What ended it from outside; empty where it was an exception."""

@@ -34,7 +34,7 @@ FORMATS: dict[str, Callable[[GateResult, dict[str, Any]], str]] = {
 }
 
 
-def wanted_files(outputs: tuple[str, ...], out: Path | None) -> list[tuple[str, Path]]:
+def wanted_files(outputs: tuple[str, ...], out: Path | None, *, as_json: bool = False) -> list[tuple[str, Path]]:
     """(format, absolute path) pairs for `-o FORMAT=PATH` and `--out DIR`, checked before any work is done.
 
     Raises:
@@ -43,7 +43,7 @@ def wanted_files(outputs: tuple[str, ...], out: Path | None) -> list[tuple[str, 
     """
     if any(item.partition("=")[0] == "evidence" for item in outputs):
         raise UsageError("The evidence belongs to a single model: --out DIR keeps it in each model's folder.")
-    wanted = [(fmt, path.absolute()) for fmt, path in parse_outputs(outputs, None)]
+    wanted = [(fmt, path.absolute()) for fmt, path in parse_outputs(outputs, None, as_json=as_json)]
     if out is not None:
         places = tuple(f"{fmt}={out.absolute() / name}" for fmt, name in SUMMARY_FILES.items())
         wanted = [*parse_outputs(places, None), *wanted]

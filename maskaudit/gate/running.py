@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, chdir
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
     told = ended.told
     if ended.finished and "audited" in told:
         audited = Audited(**{key: value for key, value in told["audited"].items() if key != "kind"})
+        audited = replace(audited, status=ended.status(audited.status))
     elif ended.finished:
         raise refusal(told["refused"]["text"], told["refused"]["status"])
     else:
@@ -172,6 +173,8 @@ def _outcome(
         done = _isolated(carried_out, asked) if isolate else carried_out(tell_nobody)
     except MaskauditError as error:
         return Outcome(entry, error.exit_code, error=str(error))
+    if done.status > 128:
+        raise Interrupted(done.status - 128)
     ruling = rule_on(done.document, baselines, model=entry.name, today=today)
     return Outcome(
         entry,

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from maskaudit.errors import InputError, MaskauditError, describe_error, printable
 from maskaudit.loading import onnx, pt2, safetensors_file, torch_file, torchscript
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
 from maskaudit.loading.interface import Contents, LoadedModel, Model, ModelFile, Options, count_parameters, state_digest
@@ -53,7 +54,20 @@ def load_file(source: str, *, arch: str | None = None, trust_pickle: bool = Fals
 
 
 def finished(contents: Contents, source: str, sha256: str | None) -> LoadedModel:
-    """What a reader brought, as a loaded model in evaluation mode; without a digest, that of its weights."""
+    """What a reader brought, as a loaded model in evaluation mode; without a digest, that of its weights.
+
+    Raises:
+        InputError: when the code of the module fails at that.
+    """
+    try:
+        return _finished(contents, source, sha256)
+    except MaskauditError:
+        raise
+    except Exception as error:  # methods that the module's code has overridden
+        raise InputError(f"{printable(source)} cannot be prepared for an audit: {describe_error(error)}.") from error
+
+
+def _finished(contents: Contents, source: str, sha256: str | None) -> LoadedModel:
     module = contents.module
     return LoadedModel(
         module=module,

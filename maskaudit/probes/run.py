@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskaudit.errors import MaskauditError
+from maskaudit.errors import MaskauditError, first_line
 from maskaudit.probes.docs import Explanation, explanation
 from maskaudit.probes.interface import Measurement, NotApplicable, Probe, ProbeContext
 from maskaudit.results import Location, ProbeFinding, ProbeResult, plain
@@ -124,7 +124,6 @@ def _graded(
 
 def _sentence(error: Exception) -> str:
     """An exception as one line for people; our own errors already are."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MaskauditError):
-        return first_line
-    return f"{type(error).__name__}: {first_line}".rstrip(": ")
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}".rstrip(": ")

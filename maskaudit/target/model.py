@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit import foreign
-from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError
+from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError, first_line, message
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.belongings import Belongings
@@ -513,11 +513,10 @@ def out_of_memory(error: BaseException | None) -> bool:
         return False
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    words = str(error).lower() if isinstance(error, (RuntimeError, ModelError)) else ""
+    words = message(error).lower() if isinstance(error, (RuntimeError, ModelError)) else ""
     return any(phrase in words for phrase in _OUT_OF_MEMORY) or out_of_memory(error.__cause__)
 
 
 def _sentence(error: BaseException, where: str) -> str:
     """What the model raised, in one line."""
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    return f"The model raised {type(error).__name__} {where}: {first_line}".removesuffix(": ")
+    return f"The model raised {type(error).__name__} {where}: {first_line(error)}".removesuffix(": ")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.errors import ModelError
+from maskaudit.errors import MaskauditError, ModelError, describe_error
 from maskaudit.settings import Outputs
 from maskaudit.target.form import SINGLE, Form
 from maskaudit.target.kinds import recognise_outputs
@@ -103,9 +103,24 @@ def columns(output: object, n: int, key: str = "") -> Tensor:
     Raises:
         ModelError: when it is something else.
     """
-    output = answer_in(output, key)
+    try:
+        return _table(answer_in(output, key), n)
+    except MaskauditError:
+        raise
+    except Exception as error:  # a property, or a type of tensor, of the model's own
+        raise ModelError(
+            f"What the model returned cannot be read as class scores ({describe_error(error)})."
+        ) from error
+
+
+def _table(output: object, n: int) -> Tensor:
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+    if output.layout != torch.strided or output.is_meta or output.is_quantized or output.is_complex():
+        raise ModelError(
+            f"The model returned a tensor of {output.dtype} and {output.layout} on {output.device}; expected plain "
+            "real numbers, one score per class."
+        )
     if output.dim() == 1 and len(output) == n:
         return output[:, None]
     if n == 1 and output.dim() in (0, 1):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.autograd.graph import Node
 
+from maskaudit.errors import first_line
 from maskaudit.trace.scripted import node_kind
 
 #: Calls that take data out of torch.
@@ -71,7 +72,7 @@ def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
                 raise error from None
         if isinstance(output, Tensor):  # what works in place, or into `out`, answers with the tensor that it was given
             output = originals.get(id(output), output)
-        return output, (str(error).strip().splitlines() or [""])[0]
+        return output, first_line(error)
 
 
 def _detached(value: Any, originals: dict[int, Tensor]) -> Any:

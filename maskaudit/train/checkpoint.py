@@ -84,11 +84,10 @@ def read(path: Path, settings: dict[str, Any]) -> Progress | None:
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}")
         progress = Progress(**{key: value for key, value in content.items() if key != "version"})
+        if not isinstance(progress.settings, dict) or type(progress.epoch) is not int or progress.epoch < 0:
+            raise ValueError("settings or epoch are of the wrong kind")
     except Exception as error:  # torch.load raises many kinds for damaged bytes
-        raise InputError(
-            f"{path} is not a training run that can be resumed ({describe_error(error)}); "
-            "delete it and start without --resume."
-        ) from error
+        raise unusable(path, error) from error
     different = [key for key in settings if progress.settings.get(key) != settings[key]]
     if different:
         was = ", ".join(f"{key}={progress.settings.get(key)!r}" for key in different)
@@ -97,6 +96,14 @@ def read(path: Path, settings: dict[str, Any]) -> Progress | None:
             f"{path} was started with {was}, not {now}; give the same settings, or start without --resume."
         )
     return progress
+
+
+def unusable(path: Path | None, error: Exception) -> InputError:
+    """The sentence for progress that cannot be used."""
+    return InputError(
+        f"{path} is not a training run that can be resumed ({describe_error(error)}); "
+        "delete it and start without --resume."
+    )
 
 
 def remove(path: Path) -> None:

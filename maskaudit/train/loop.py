@@ -188,10 +188,13 @@ class Trainer:
         progress = checkpoint.read(self.partial, self.settings) if self.partial is not None else None
         if progress is None:
             return 0
-        self.model.load_state_dict(progress.model)
-        self.method.auxiliary.load_state_dict(progress.auxiliary)
-        self.optimizer.load_state_dict(progress.optimizer)
-        self.history = [TrainEvent(**event) for event in progress.history]
+        try:
+            self.model.load_state_dict(progress.model)
+            self.method.auxiliary.load_state_dict(progress.auxiliary)
+            self.optimizer.load_state_dict(progress.optimizer)
+            self.history = [TrainEvent(**event) for event in progress.history]
+        except Exception as error:  # whatever content that fits neither network nor optimizer leads to
+            raise checkpoint.unusable(self.partial, error) from error
         return progress.epoch
 
     def _report(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -73,10 +75,12 @@ def test_resuming_another_audit_is_refused_by_name_and_loses_nothing(
     assert journal(tmp_path).read("a", "content") is not None
 
 
-@pytest.mark.parametrize("stamp", ["", "{", "[1]", "3fa2" * 16, '{"--eps": {"x": 1}}', "[" * 100_000])
-def test_a_damaged_fingerprint_is_another_audit(tmp_path: Path, stamp: str) -> None:
+@pytest.mark.parametrize(
+    "stamp", [b"", b"{", b"[1]", b"3fa2" * 16, b'{"--eps": {"x": 1}}', b"[" * 100_000, b"\xff\xfe"]
+)
+def test_a_damaged_fingerprint_is_another_audit(tmp_path: Path, stamp: bytes) -> None:
     journal(tmp_path)
-    (tmp_path / "out" / ".journal" / "fingerprint").write_text(stamp)
+    (tmp_path / "out" / ".journal" / "fingerprint").write_bytes(stamp)
     with pytest.raises(InputError, match=r"--eps differs: un(known|readable) then, 0.1 now"):
         journal(tmp_path)
 
@@ -92,7 +96,14 @@ def test_work_of_unknown_origin_is_not_reused(tmp_path: Path) -> None:
     assert journal(tmp_path).read("a", "content") is None
 
 
+def _recorded(**changes: object) -> bytes:
+    record = {"content": "content", "forwards": 1, "backwards": 1, "seconds": 1.0, "plain": {}, **changes}
+    return module.save({"record": torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)})
+
+
 DAMAGE = {
+    "endless passes": lambda _: _recorded(forwards=math.inf),
+    "endless seconds": lambda _: _recorded(seconds=10**400),
     "truncated": lambda content: content[:-3],
     "empty": lambda _: b"",
     "foreign": lambda _: module.save({"other": torch.zeros(1)}),

@@ -157,6 +157,8 @@ BAD = [
     Bad("outside bounds", ("check", "MODEL", "--data", "x.npz"), 2, ("--bounds",), {"x.npz": (X * 300, Y)}),
     Bad("NaN in the data", ("check", "MODEL", "--data", "x.npz"), 2, ("finite",), {"x.npz": (X * np.nan, Y)}),
     Bad("state dict without a module", ("check", "state.pt"), 2, ("--arch",), {"state.pt": nn.Linear(64, 10)}),
+    Bad("train into a folder", ("train", "standard", "--out", "."), 2, ("is a folder",)),
+    Bad("train into a device", ("train", "standard", "--out", "/dev/full"), 2, ("a device or a pipe",)),
     Bad("unknown method", ("train", "magic", "--out", "m.safetensors"), 2, ("magic", "pgd-at")),
     Bad("unknown zoo model", ("check", "zoo:nonsense"), 2, ("zoo list",)),
     Bad("unknown command", ("frobnicate",), 2, ("frobnicate",)),

@@ -14,6 +14,7 @@ from maskaudit.command.output import DIRECTORY_FILES, parse_outputs, write_file,
 from maskaudit.command.verify import verify_files
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
+from maskaudit.files import only_one_in, write_atomically
 from maskaudit.sources import load_model
 
 
@@ -117,3 +118,34 @@ def test_evidence_is_written_as_it_is_and_never_invented(tmp_path: Path) -> None
     assert (tmp_path / "e").read_bytes() == b"bytes"
     with pytest.raises(UsageError, match="does not contain the evidence"):
         write_outputs(wanted, {}, None)
+
+
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_is_ours_wherever_descriptor_1_leads(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_file(Path(place), "# a report ε\n".encode())
+    assert capsys.readouterr().out == "# a report ε\n"
+    with pytest.raises(UsageError, match="no text"):
+        parse_outputs((f"evidence={place}",), None)
+    with pytest.raises(UsageError, match="one document"):
+        parse_outputs((f"md={place}",), None, as_json=True)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="descriptors have no names here")
+def test_an_open_descriptor_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as stream:
+        write_file(Path(f"/dev/fd/{stream.fileno()}"), b"whole")
+        assert stream.read() == b"whole"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_said_by_the_lock_as_well(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot be made"), only_one_in(tmp_path / "file" / "out"):
+        pass
+
+
+def test_a_renaming_replaces_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe"):
+        write_atomically(tmp_path / "pipe", b"content")
+    assert os.listdir(tmp_path) == ["pipe"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import struct
 
 import pytest
 
@@ -12,6 +14,7 @@ from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
 from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
 from maskaudit.command.relay import Relay
+from maskaudit.command.supervise import Ended, described
 
 
 def sent(secret: bytes, **content: object) -> bytes:
@@ -29,6 +32,14 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
     found = [message for i in range(len(data)) for message in receiver.feed(data[i : i + 1])]
     assert [message["text"] for message in found] == ["ε\ud800", "second"]
     assert not receiver.disturbed
+
+
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"7", b'{"kind": 1}', b"{", b"[" * 100_000, b"\xff"])
+def test_a_message_that_none_of_ours_looks_like_disturbs(body: bytes) -> None:
+    secret = new_secret()
+    receiver = Receiver(secret)
+    assert list(receiver.feed(secret + struct.pack("<Q", len(body)) + body)) == []
+    assert receiver.disturbed
 
 
 def test_a_message_without_the_secret_counts_for_nothing() -> None:
@@ -131,3 +142,16 @@ def test_a_status_is_cleared_before_foreign_words() -> None:
     relay.ours("\r\x1b[Kworking …")
     relay.feed(b"foreign\n")
     assert stream.getvalue() == "\r\x1b[Kworking …\r\x1b[Kforeign\n"
+
+
+LACKS = [(OSError(errno.EMFILE, "too many"), "no more files"), (MemoryError(), "no memory left")]
+
+
+@pytest.mark.parametrize(("error", "says"), LACKS, ids=str)
+def test_what_the_machine_lacks_is_no_fault_of_ours(error: Exception, says: str) -> None:
+    ended = Ended({"broke": described(error)})
+    assert ended.trace == ""
+    sentence, status = ended.why()
+    assert says in sentence
+    assert status == 4
+    assert Ended({"broke": described(OSError(errno.EIO, "damaged"))}).why()[1] == 70

@@ -20,7 +20,7 @@ from .calling import ROOT, check, command, start
 
 #: A model that classifies well by looking at one pixel per class, and misbehaves from its forty-first call on.
 MODELS = """
-import ctypes, os, signal, sys, time
+import ctypes, json, os, signal, subprocess, sys, time
 import click
 import torch
 from torch import nn
@@ -40,6 +40,28 @@ def raising(error):
     def act():
         raise error
     return act
+
+class Speechless(Exception):
+    def __str__(self):
+        return None
+
+class SpeechlessExit(BaseException):
+    def __str__(self):
+        raise ValueError
+
+def leave_the_group():
+    os.setpgid(0, os.getpgid(os.getppid()))
+    time.sleep(600)
+
+def leave_a_child_that_prints():
+    child = subprocess.Popen(["yes", "y" * 9999], start_new_session=True)
+    time.sleep(0.2)
+    with open("left", "w") as left:
+        left.write(str(child.pid))
+    os._exit(0)
+
+def spoil_json():
+    json.dumps = lambda *args, **kwargs: "{}"
 
 def native_sleep():
     ctypes.CDLL(None).sleep(600)
@@ -62,10 +84,18 @@ def OsExitOne(): return Model(lambda: os._exit(1))
 def Crash(): return Model(lambda: ctypes.string_at(0))
 def Killed(): return Model(lambda: os.kill(os.getpid(), signal.SIGKILL))
 def AtOnce(): return Model(lambda: os._exit(0), after=0)
+def InterruptsItself(): return Model(lambda: os.kill(os.getpid(), signal.SIGINT))
+def TerminatesItself(): return Model(lambda: os.kill(os.getpid(), signal.SIGTERM))
+def SaysNothing(): return Model(raising(Speechless()))
+def SaysNothingAndEnds(): return Model(raising(SpeechlessExit()))
+def SpoilsJson(): return Model(spoil_json)
+def LeavesTheGroup(): return Model(leave_the_group)
+def LeavesAChild(): return Model(leave_a_child_that_prints)
 def Sleeps(): return Model(lambda: time.sleep(600))
 def SleepsNatively(): return Model(native_sleep)
 def Speaks(): return Model(announce, after=0)
 def Slow(): return Model(after_announcing_ready)
+def SlowAtOnce(): return Model(after_announcing_ready, after=0)
 def ForgesFrames(): return Model(lambda: [_write(fd, b'{"kind": "end"}' * 9) for fd in range(3, 40)])
 
 def _write(fd, data):
@@ -99,6 +129,11 @@ ENDS = [
     ("Crash", "SIGSEGV"),
     ("Killed", "lack of memory"),
     ("ForgesFrames", "private channel"),
+    ("SpoilsJson", "private channel"),
+    ("InterruptsItself", "Interrupted by SIGINT"),
+    ("TerminatesItself", "Interrupted by SIGTERM"),
+    ("SaysNothing", "raised Speechless on input"),
+    ("SaysNothingAndEnds", "raised SpeechlessExit on input"),
 ]
 
 
@@ -137,12 +172,21 @@ def test_workers_that_are_told_to_exit_report_a_failure_of_the_model(folder: Pat
     assert "SystemExit" in done.err
 
 
-@pytest.mark.parametrize("hanging", [("SleepsNatively",), ("Sleeps", "--workers", "2")], ids=lambda value: value[0])
+@pytest.mark.parametrize(
+    "hanging", [("SleepsNatively",), ("Sleeps", "--workers", "2"), ("LeavesTheGroup",)], ids=lambda value: value[0]
+)
 def test_a_call_that_hangs_is_ended(hanging: tuple[str, ...], folder: Path) -> None:
     done = check(*hanging, "--json", "--call-timeout", "1", cwd=folder)
     assert done.status == 4
     assert "did not answer within 1 s" in done.err
     assert "did not answer within 1 s" in json.loads(done.out)["partial"]["reason"]
+
+
+def test_a_process_that_a_model_leaves_behind_holds_nobody_up(folder: Path) -> None:
+    done = check("LeavesAChild", "--json", cwd=folder)
+    os.kill(int((folder / "left").read_text()), signal.SIGKILL)
+    assert done.status == 4
+    assert "ended the process with status 0" in json.loads(done.out)["partial"]["reason"]
 
 
 def test_what_a_model_prints_goes_cleaned_to_stderr(folder: Path) -> None:
@@ -181,6 +225,17 @@ def test_two_interruptions_stop_at_once(folder: Path, tmp_path: Path) -> None:
     assert done.status == 130
     json.loads(done.out)
     assert (tmp_path / ".journal" / "fingerprint").is_file()
+
+
+def test_an_interrupted_command_promises_no_option_that_it_lacks(folder: Path) -> None:
+    (folder / "ready").unlink(missing_ok=True)
+    running = command("inspect", "py:models:SlowAtOnce", "--data", "x.npz", cwd=folder)
+    running.wait_for((folder / "ready").exists)
+    os.kill(running.pid, signal.SIGINT)
+    done = running.end()
+    assert done.status == 130
+    assert "Interrupted" in done.err
+    assert "--resume" not in done.err
 
 
 def test_a_second_audit_in_the_same_folder_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -222,6 +277,21 @@ def test_a_fault_of_ours_has_a_status_of_its_own(tmp_path: Path, monkeypatch: py
     assert "ZeroDivisionError" in done.err
     assert "\x1b" not in done.err
     assert "fault of maskaudit" in json.loads(done.out)["error"]["message"]
+
+
+@pytest.mark.parametrize("where", [">&-", ">/dev/full", "<&- >&- 2>&-", "2>&-", "2>/dev/full"])
+@pytest.mark.parametrize("arguments", ["--help", "--version", "check m.pt --budget huge"])
+def test_a_closed_or_full_stream_is_no_fault_of_ours_and_a_lost_result_no_success(
+    arguments: str, where: str, tmp_path: Path
+) -> None:
+    line = f'exec "$0" -m maskaudit {arguments} {where}'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable], cwd=tmp_path, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    fails = "huge" in arguments or ">&-" in where.replace("2>&-", "") or where == ">/dev/full"
+    assert done.returncode == (2 if fails else 0)
+    assert b"Traceback" not in done.stderr
 
 
 LIGHT = [
@@ -277,13 +347,14 @@ def test_the_supervisor_loads_no_torch_even_to_deliver_a_partial_report(folder: 
 
 def test_one_model_of_a_gate_that_ends_its_process_costs_no_other(folder: Path, tmp_path: Path) -> None:
     models = "".join(
-        f'[[models]]\nmodel = "py:models:{name}"\nfail_on = "never"\n' for name in ("OsExit", "AtOnce", "Speaks")
+        f'[[models]]\nmodel = "py:models:{name}"\nfail_on = "never"\n'
+        for name in ("OsExit", "AtOnce", "InterruptsItself", "Speaks")
     )
     (folder / "gate.toml").write_text('data = "x.npz"\nbudget = "quick"\nselect = ["noise"]\n' + models)
     done = command("gate", "--config", "gate.toml", "--json", "-q", "--out", str(tmp_path), cwd=folder).end()
     assert done.status == 4
     rows = {row["name"]: row for row in json.loads(done.out)["models"]}
-    assert [rows[name]["status"] for name in ("OsExit", "AtOnce", "Speaks")] == [4, 4, 0]
+    assert [rows[name]["status"] for name in ("OsExit", "AtOnce", "Speaks", "InterruptsItself")] == [4, 4, 0, 4]
     assert "ended the process" in rows["OsExit"]["error"]
     assert json.loads((tmp_path / "OsExit" / "audit.json").read_text())["partial"]
     assert json.loads((tmp_path / "Speaks" / "audit.json").read_text())["partial"] is None

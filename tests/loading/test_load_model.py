@@ -252,3 +252,23 @@ def test_device(net: Net, tmp_path: Path, device: str) -> None:
     torch.save(net.state_dict(), tmp_path / "m.pt")
     with pytest.raises(UsageError, match="--device cpu"):
         load_model(str(tmp_path / "m.pt"), arch=ARCH, device=device)
+
+
+class Awkward(nn.Module):
+    """Cannot be asked for its parts."""
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no parts")
+
+
+class Unmoved(nn.Module):
+    """Cannot change its mode."""
+
+    def train(self, mode: bool = True) -> Any:
+        raise RuntimeError("no modes")
+
+
+@pytest.mark.parametrize(("factory", "says"), [(Awkward, "no parts"), (Unmoved, "no modes")])
+def test_a_module_whose_methods_fail_is_refused_in_one_sentence(factory: type[nn.Module], says: str) -> None:
+    with pytest.raises(InputError, match=f"cannot be prepared for an audit: .*{says}"):
+        load_model(f"py:{__name__}:{factory.__name__}")

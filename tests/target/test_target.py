@@ -290,6 +290,14 @@ def _raises(x: Tensor) -> Tensor:
     raise RuntimeError("mat1 and mat2 shapes cannot be multiplied\nand a second line")
 
 
+class Mute(Tensor):
+    """A type of tensor that answers nothing."""
+
+    @classmethod
+    def __torch_function__(cls, *args: object, **kwargs: object) -> object:
+        raise RuntimeError("no answer")
+
+
 @pytest.mark.parametrize(
     ("model", "says"),
     [
@@ -305,6 +313,11 @@ def _raises(x: Tensor) -> Tensor:
         (lambda x: {"a": linear(x), "b": x}, r"several outputs \(a \(23, 4\), b \(23, 6\)\); say with --output-key"),
         (lambda x: None, "returned NoneType"),
         (lambda x: (), "returned tuple"),
+        (lambda x: linear(x).to_sparse(), "torch.sparse_coo"),
+        (lambda x: linear(x).to("meta"), "on meta"),
+        (lambda x: linear(x).to(torch.complex64), "complex64"),
+        (lambda x: torch.quantize_per_tensor(linear(x).detach(), 1.0, 0, torch.qint8), "qint8"),
+        (lambda x: linear(x).detach().as_subclass(Mute), "cannot be read as class scores"),
         (lambda x: linear(x).numpy(), "returned ndarray"),
     ],
 )

@@ -98,6 +98,22 @@ def test_a_damaged_progress_file_is_refused(content: bytes, digits: Dataset, tmp
         train(TRICKY, data=digits, out=out, resume=True)
 
 
+SPOILT = [
+    {"settings": 1}, {"epoch": "1"}, {"epoch": -1}, {"model": {}}, {"model": 7}, {"auxiliary": {"a": torch.ones(1)}},
+    {"optimizer": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spoilt", SPOILT, ids=str)
+def test_progress_of_another_kind_is_refused(spoilt: dict[str, object], digits: Dataset, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    with pytest.raises(TrainingInterrupted):
+        train(TRICKY, data=digits, out=out, on_event=_InterruptAfter(1))
+    torch.save({**torch.load(partial_path(out)), **spoilt}, partial_path(out))
+    with pytest.raises(InputError, match="without --resume"):
+        train(TRICKY, data=digits, out=out, resume=True)
+
+
 def test_progress_that_cannot_be_kept_is_said_at_once(digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         train(TRICKY, data=digits, out=tmp_path / "missing" / "m")

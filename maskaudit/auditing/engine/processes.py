@@ -32,7 +32,7 @@ from maskaudit.auditing.engine.interface import (
     run_counted,
     run_here,
 )
-from maskaudit.errors import UsageError
+from maskaudit.errors import UsageError, message
 from maskaudit.target import Target
 
 #: Times that a task is tried before it is given up; the last time nothing else runs, in case memory was short.
@@ -179,7 +179,7 @@ def _serve(line: Connection, inherited: Sequence[Connection], tasks: Sequence[Ta
             try:
                 answer = ("done", run_counted(tasks[number], target))
             except Exception as error:  # whatever the attack or the model raised is the parent's to judge
-                answer = ("failed", (type(error).__name__, str(error)))  # type: ignore[assignment]
+                answer = ("failed", (type(error).__name__, message(error)))  # type: ignore[assignment]
             line.send_bytes(pickle.dumps(answer))
 
 

@@ -32,7 +32,7 @@ from maskaudit.auditing.engine.interface import (
     run_counted,
 )
 from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel, unpacked
-from maskaudit.errors import UsageError, describe_error
+from maskaudit.errors import UsageError, describe_error, message
 from maskaudit.target import Target
 from maskaudit.target.memory import limited
 
@@ -347,5 +347,5 @@ def _done(ours: dict[str, str], tasks: list[bytes], shared: list[Any]) -> Answer
         try:
             done.append(job())
         except Exception as error:  # judged where the audit runs
-            return done, ("task", type(error).__name__, str(error))
+            return done, ("task", type(error).__name__, message(error))
     return done, None

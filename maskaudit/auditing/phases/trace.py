@@ -9,6 +9,7 @@ from torch import Tensor
 from maskaudit.auditing.adaptive import AdaptiveAttack, planned
 from maskaudit.auditing.inspection import inspection
 from maskaudit.auditing.state import AuditState
+from maskaudit.errors import describe_error
 from maskaudit.repairs.blame import traced
 from maskaudit.repairs.stages import StandIns
 from maskaudit.settings import AuditEvent
@@ -37,7 +38,7 @@ def _traced(state: AuditState, rows: Tensor) -> Trace | None:
         trace = traced(state.target, x, y, eps=state.threat.per_coordinate(x))
         state.trace = inspection(trace)
     except Exception as error:  # foreign code under observation: anything may come up
-        state.notes.append(f"The model could not be traced: {type(error).__name__}: {error}".splitlines()[0])
+        state.notes.append(f"The model could not be traced: {describe_error(error)}.")
     outcome = state.trace.get("sentence", "not possible")
     state.tell(AuditEvent("trace", len(rows), True, outcome, time.perf_counter() - started))
     return trace
