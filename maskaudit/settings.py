@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -41,7 +42,7 @@ class Budget:
     """How much an audit may spend.
 
     Attributes:
-        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
+        points: most points that it draws.
         steps: gradient steps of one Auto-PGD run.
         targets: wrong classes tried by the targeted attack.
         queries: forward passes per point of the score-based search.
@@ -53,7 +54,7 @@ class Budget:
         curve_points: points of the figure of accuracy against ε.
     """
 
-    looks: tuple[int, ...]
+    points: int
     steps: int
     targets: int
     queries: int
@@ -65,18 +66,32 @@ class Budget:
     curve_points: int
 
 
+#: Points of the first looks: enough to prove that a third is hidden, and to bound the share where nothing is.
+FIRST_LOOKS = (32, 56)
+#: How much larger each further look is, at least.
+LOOK_GROWTH = 1.4
+
+
+def looks_up_to(most: int) -> tuple[int, ...]:
+    """Numbers of points up to `most`, multiples of 8."""
+    looks = list(FIRST_LOOKS)
+    while LOOK_GROWTH * looks[-1] < most:
+        looks.append(8 * math.ceil(LOOK_GROWTH * looks[-1] / 8))
+    return (*looks, most)
+
+
 BUDGETS: dict[BudgetName, Budget] = {
     "quick": Budget(
-        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
-        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
+        points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8,
     ),
     "standard": Budget(
-        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=128, second_opinion=32, curve_points=32,
+        points=800, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16,
     ),
     "thorough": Budget(
-        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
-        surrogate_rounds=4, probe_points=256, second_opinion=96, curve_points=64,
+        points=1600, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        surrogate_rounds=4, probe_points=64, second_opinion=32, curve_points=32,
     ),
 }  # fmt: skip
 
@@ -166,14 +181,11 @@ class AuditSettings:
     def looks(self, available: int) -> tuple[int, ...]:
         """Numbers of points at which the verdict is looked at, given how many the data set has.
 
-        Past the looks of the budget each doubles the one before, so that no audit draws more than twice the points
-        that its verdict needs.
+        Each is larger than the one before by a constant factor, so that no audit draws many more points than its
+        verdict needs; the test of the verdict holds at all looks at once, however many.
         """
-        most = min(available, self.samples or self.effort.looks[-1])
-        looks = list(self.effort.looks)
-        while 2 * looks[-1] < most:
-            looks.append(2 * looks[-1])
-        return (*(n for n in looks if n < most), most)
+        most = min(available, self.samples or self.effort.points)
+        return (*(n for n in looks_up_to(most) if n < most), most)
 
 
 @dataclass(frozen=True)

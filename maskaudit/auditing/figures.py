@@ -60,8 +60,9 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
     """Accuracy of the first `points` points under smaller and larger balls: usual attack, white-box attacks, all.
 
     The ε of the audit takes its figures from the ledger; other radii get a lighter search
-    (PGD-40, Auto-PGD on the margin, Square), and a point once broken stays broken at larger radii
-    for the last two, since its example stays admissible.
+    (PGD-40, Auto-PGD on the margin, Square). A point once broken stays broken at larger radii for the last two, since
+    its example stays admissible; so at smaller radii only what fell at the audit's is attacked, and at larger ones what
+    did not.
     """
     rows = ledger.correct.nonzero().squeeze(1)[:points]
     if not len(rows):
@@ -77,9 +78,10 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
             usual, own, every = audited
         else:
             lighter = _LighterSearch(target, x, y, ball, rng.select(rows).fork(f"eps {fraction}"))
-            usual = lighter.broken(pgd, torch.ones_like(strong))
-            own = usual | lighter.broken(apgd, ~(usual | strong), loss="margin", steps=25)
-            every = own | lighter.broken(square, ~(own | best), queries=EPS_QUERIES)
+            met = [mask if fraction < 1 else torch.ones_like(mask) for mask in audited]
+            usual = lighter.broken(pgd, met[0])
+            own = usual | lighter.broken(apgd, met[1] & ~(usual | strong), loss="margin", steps=25)
+            every = own | lighter.broken(square, met[2] & ~(own | best), queries=EPS_QUERIES)
         strong, best = strong | own, best | every
         masks[ball.eps] = (usual, strong, best)
     curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]

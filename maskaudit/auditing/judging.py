@@ -11,18 +11,30 @@ from maskaudit.auditing.state import AuditState
 from maskaudit.settings import AuditEvent
 from maskaudit.verdict.limits import MIN_KNOWN, SCREEN
 from maskaudit.verdict.mechanisms import located
-from maskaudit.verdict.power import Power, check_power
-from maskaudit.verdict.rules import Judgement, Observations, judge
+from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
+from maskaudit.verdict.rules import Judgement, Observations, bounded, gradient_limit, judge
 
 
 def judged(state: AuditState) -> Judgement:
     """The verdict on what has been seen; the power of the search is checked where the judge asks for it."""
-    seen = observations(state)
+    seen = replace(observations(state), power=state.power if state.power.passed else NOT_CHECKED)
     judgement = judge(seen)
     if judgement.needs != "power":
         return judgement
     state.power = _checked_power(state)
     return judge(replace(seen, power=state.power))
+
+
+def proven(state: AuditState) -> bool:
+    """Whether what was found so far proves masking, so that nothing further can change the verdict."""
+    return judge(observations(state)).verdict.label == "masked"
+
+
+def nothing_left(state: AuditState) -> bool:
+    """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
+    ledger = state.ledger
+    unbroken = int((ledger.correct & ~ledger.strong()).sum())
+    return bounded(unbroken, int(ledger.correct.sum()), gradient_limit(state.probe_results()))
 
 
 def observations(state: AuditState, broken_off: str = "") -> Observations:
@@ -33,6 +45,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
     """
     ledger, settings = state.ledger, state.settings
     strong, challengers, loss = ledger.strong(), ledger.challengers(), ledger.cross_entropy()
+    searched, matched = ledger.correct[: state.searched], ledger.correct[: state.matched]
     rows = [row for row in ledger.rows() if row.role != "sanity"]
     ran = [row for row in rows if row.status == "ran"]
     traced = located(state.trace)
@@ -44,12 +57,14 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
         strong=int(strong.sum()),
         challengers=int(challengers.sum()),
         best=int(ledger.best_known().sum()),
-        hidden_by_gradients=int((challengers & ~strong).sum()),
-        hidden_by_loss=int((strong & ~loss).sum()),
+        hidden_by_gradients=int((searched & (challengers & ~strong)[: state.searched]).sum()),
+        hidden_by_loss=int((matched & (strong & ~loss)[: state.matched]).sum()),
+        searched=int(searched.sum()),
+        matched=int(matched.sum()),
+        unbroken=int((searched & ~strong[: state.searched]).sum()),
         probes=state.probe_results(),
         traced=state.adaptive.confirmed(traced) if state.adaptive else traced,
         repaired=_repaired(state, strong),
-        looks=len(state.looks),
         missing=_missing(state, broken_off),
         unfinished=bool(broken_off),
         attacks_run=len(ran),
@@ -66,14 +81,16 @@ def _repaired(state: AuditState, strong: Tensor) -> int | None:
 
 
 def _missing(state: AuditState, broken_off: str) -> tuple[str, ...]:
-    """Why an essential part of the search did not run."""
+    """Why an essential part of the search did not run, though points were left for it."""
     reasons = [f"The audit is not finished: {broken_off}"] if broken_off else []
     met = [entry for entry in state.ledger.entries.values() if entry.status == "ran" and entry.attempted.any()]
     ran = [entry.spec for entry in met if entry.spec.phase != "near_misses"]
     families = {
         "the reference attack": any(spec.role == "reference" for spec in ran),
-        "white-box attacks on other losses": any(s.role == "strong" and s.family == "other_loss" for s in ran),
-        "gradient-free attacks": any(s.role == "challenger" and s.kind in ("score", "decision") for s in ran),
+        "white-box attacks on other losses": any(s.role == "strong" and s.family == "other_loss" for s in ran)
+        or not bool((state.ledger.correct & ~state.ledger.cross_entropy()).any()),
+        "gradient-free attacks": any(s.role == "challenger" and s.kind in ("score", "decision") for s in ran)
+        or nothing_left(state),
     }
     return (
         *reasons,

@@ -25,9 +25,10 @@ from maskaudit.auditing.document import build_report, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, observations
+from maskaudit.auditing.judging import judged, nothing_left, observations, proven
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.auditing.phases import PHASES
+from maskaudit.auditing.patience import better_drawn
+from maskaudit.auditing.phases import SEARCH, WHITE_BOX, probes
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError
@@ -150,6 +151,7 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                 state.judgement = None
                 _look(state, points)
                 state.judgement = judged(state)
+                state.undecided = state.judgement.undecided
                 if state.judgement.needs == "nothing":
                     break
             draw_figures(state)
@@ -167,7 +169,18 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
 
 
 def _look(state: AuditState, points: int) -> None:
-    """Bring the number of drawn points up to `points` and run every phase on the new ones."""
+    """Bring the number of drawn points up to `points`, and spend on them what can still change the verdict."""
+    rows = _drawn(state, points)
+    if len(rows):
+        for phase in WHITE_BOX:
+            phase(state, rows)
+    if not proven(state):
+        _search(state)
+    probes.compare_attacks(state, rows)
+
+
+def _drawn(state: AuditState, points: int) -> Tensor:
+    """New points up to `points` in all; those that the model classifies correctly, as rows of the ledger."""
     ledger, target = state.ledger, state.target
     before = len(ledger)
     index, x, y = (part[before:] for part in state.data.sample(points, state.settings.seed))
@@ -176,13 +189,30 @@ def _look(state: AuditState, points: int) -> None:
     answers = target.raw(x)
     state.attacker.knows(answers)
     ledger.add_points(index, x, y, correct, answers.argmax(dim=1))
-    probes = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
-    state.tell(AuditEvent("audit", len(x), total=probes + len(state.specs) + 1))
-    state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
-    rows = before + correct.nonzero().squeeze(1)
-    if len(rows):
-        for phase in PHASES:
-            phase(state, rows)
+    first = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
+    state.tell(AuditEvent("audit", len(x), total=first + len(state.specs) + 1))
+    more = f" of {len(x)} more" if before else f" of {len(x)}"
+    state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())}{more} correct"))
+    return before + correct.nonzero().squeeze(1)
+
+
+def _search(state: AuditState) -> None:
+    """What lies beyond white-box attacks, on points that it has not met yet, unless drawing more is the better buy."""
+    if "gradient" not in state.undecided or better_drawn(state):
+        return
+    ledger, before = state.ledger, state.searched
+    rows = before + ledger.correct[before:].nonzero().squeeze(1)
+    state.searched = len(ledger)
+    if nothing_left(state):
+        for spec in (*state.attacks("challengers"), *state.attacks("repaired")):
+            state.attacker.skip(spec, "white-box attacks broke nearly every point: it could reveal nothing")
+        return
+    if not len(rows):
+        return
+    for phase in SEARCH:
+        phase(state, rows)
+        if proven(state):
+            return
 
 
 def _report(state: AuditState, broken_off: str = "") -> AuditReport:

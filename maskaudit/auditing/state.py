@@ -18,7 +18,7 @@ from maskaudit.settings import AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.power import NOT_CHECKED, Power
-from maskaudit.verdict.rules import Judgement, fired_indicators
+from maskaudit.verdict.rules import Judgement, LevelName, fired_indicators
 
 if TYPE_CHECKING:
     from maskaudit.auditing.adaptive import AdaptiveAttack
@@ -40,6 +40,9 @@ class AuditState:
         challenge: how the challengers divide their effort; made by their phase.
         power: the power check; `figures`: data for figures.
         judgement: the verdict on the looks that are finished; None while one is under way.
+        undecided: levels at which attacks are still compared.
+        matched: drawn points on which cross-entropy has had the effort of all losses; `searched`: those on which the
+            challengers have searched wherever they could reveal something. Both count from the first point.
         started: when the audit began, on the clock of `time.perf_counter`.
     """
 
@@ -62,6 +65,9 @@ class AuditState:
     power: Power = NOT_CHECKED
     figures: dict[str, Any] = field(default_factory=dict)
     judgement: Judgement | None = None
+    undecided: frozenset[LevelName] = frozenset({"gradient", "loss"})
+    matched: int = 0
+    searched: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -124,7 +124,7 @@ def test_the_sample_suffices_for_the_power_check() -> None:
     assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
 
 
-@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.SETTLED_POINTS), (16, RECAPTURE_POINTS)])
+@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.FIRST_KNOWN), (16, RECAPTURE_POINTS)])
 def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(found: int, wanted: int) -> None:
     ledger, specs = Ledger(), {spec.name: spec for spec in battery(BUDGETS["quick"])}
     points, every = torch.zeros(200, 2), torch.ones(200, dtype=torch.bool)
@@ -137,7 +137,7 @@ def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(f
     tried = search.tried()
     assert torch.equal(tried.nonzero().squeeze(1), met), "where nothing stood no surrogate was trained: no search less"
     assert search._wanted(tried) == wanted
-    assert search._wanted(tried[:0]) == challenge.SETTLED_POINTS
+    assert search._wanted(tried[:0]) == challenge.FIRST_KNOWN
 
 
 class Rounded(nn.Module):
@@ -282,8 +282,8 @@ def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is
     assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
     assert report.verdict.label == "clear"
     assert report.power["passed"]
-    assert report.power["n"] == challenge.SETTLED_POINTS
-    assert by_name(report)["square"].attempted == challenge.SETTLED_POINTS
+    assert report.power["n"] == challenge.FIRST_KNOWN
+    assert by_name(report)["square"].attempted == challenge.FIRST_KNOWN
     assert by_name(report)["transfer"].status == "skipped"
     assert "white-box attacks broke every point" in by_name(report)["transfer"].reason
 

@@ -1,4 +1,4 @@
-"""The phases of one look at an audit: one file each, `run(state, rows)`, in the order of `PHASES`."""
+"""The phases of one look at an audit: one file each, `run(state, rows)`, first `WHITE_BOX`, then `SEARCH`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from maskaudit.auditing.phases import (
 )
 from maskaudit.auditing.state import AuditState
 
-#: What a look runs, on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
-PHASES: tuple[Callable[[AuditState, Tensor], None], ...] = (
-    probes.run,
-    trace.run,
-    sanity.run,
-    white_box.run,
-    challengers.run,
+Phase = Callable[[AuditState, Tensor], None]
+
+#: What every look runs on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
+WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run)
+#: What runs on the points that it has not met yet, once nothing cheaper can decide: the cheapest evidence first.
+SEARCH: tuple[Phase, ...] = (
     repaired.run,
+    challengers.run,
+    repaired.from_candidates,
     shared.run,
     second_opinion.run,
     near_misses.run,
-    probes.compare_attacks,
 )
