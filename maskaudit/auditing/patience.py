@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from maskaudit.auditing.judging import nothing_left, observations
 from maskaudit.auditing.state import AuditState
-from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, SLACK, TELLING_SHARE
+from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, TELLING_LOSS, TELLING_SHARE
 from maskaudit.verdict.rules import bounded, gradient_limit
 
 
@@ -18,7 +18,7 @@ def better_drawn(state: AuditState) -> bool:
         return False
     seen = observations(state)
     left = seen.correct - seen.strong
-    if left <= TELLING_SHARE * seen.correct or seen.hidden_by_loss > SLACK * seen.correct:
-        return True  # hardly any can be hidden; or the loss may prove masking by itself
+    if left <= TELLING_SHARE * seen.correct or seen.hidden_by_loss > TELLING_LOSS * seen.correct:
+        return True  # hardly any can be hidden; or the loss is about to prove masking by itself
     limit = gradient_limit(state.probe_results())
     return not state.suspected() and (not bounded(0, seen.correct, limit) or seen.strong < MIN_KNOWN)

@@ -176,6 +176,8 @@ def _look(state: AuditState, points: int) -> None:
             phase(state, rows)
     if not proven(state):
         _search(state)
+    if proven(state):
+        _leave_out(state, "masking had been proven before it")
     probes.compare_attacks(state, rows)
 
 
@@ -204,8 +206,7 @@ def _search(state: AuditState) -> None:
     rows = before + ledger.correct[before:].nonzero().squeeze(1)
     state.searched = len(ledger)
     if nothing_left(state):
-        for spec in (*state.attacks("challengers"), *state.attacks("repaired")):
-            state.attacker.skip(spec, "white-box attacks broke nearly every point: it could reveal nothing")
+        _leave_out(state, "white-box attacks broke nearly every point, so that it could reveal nothing")
         return
     if not len(rows):
         return
@@ -213,6 +214,13 @@ def _search(state: AuditState) -> None:
         phase(state, rows)
         if proven(state):
             return
+
+
+def _leave_out(state: AuditState, reason: str) -> None:
+    """Say of every attack that did not run why; of the white-box attacks each has said so itself."""
+    for spec in state.specs:
+        if spec.phase != "white_box" and spec.name not in state.ledger.entries:
+            state.attacker.skip(spec, reason)
 
 
 def _report(state: AuditState, broken_off: str = "") -> AuditReport:

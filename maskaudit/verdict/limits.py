@@ -52,6 +52,9 @@ PATIENCE = 160
 #: gradient level by themselves, for less than a search of those that withstand.
 TELLING_SHARE = 0.03
 
+#: Share hidden at loss level, of which a few further points prove that it is above the slack.
+TELLING_LOSS = 0.2
+
 #: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
 NO_GRADIENT_SHARE = 0.5
 

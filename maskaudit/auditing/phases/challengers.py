@@ -42,7 +42,7 @@ RESERVE = 2
 FLOOR = 0.25
 
 #: Points, as a share of the correctly classified ones, that challengers may break by the way though white-box attacks
-#: did not, and one by accident; beyond that something is hidden, and they get their whole budgets.
+#: did not, besides a single one; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
 
 
@@ -165,7 +165,7 @@ class Challenge:
         """Whether challengers broke more points that withstand white-box attacks than fall by the way."""
         ledger = self.attacker.ledger
         hidden = ledger.correct & ledger.challengers() & ~ledger.strong()
-        return int(hidden.sum()) > max(1, BY_THE_WAY * int(ledger.correct.sum()))
+        return int(hidden.sum()) - 1 > BY_THE_WAY * int(ledger.correct.sum())
 
     def _can_learn(self, spec: AttackSpec) -> bool:
         """Whether the sample can teach a budget: a search that stops at its first success, on an unsuspected model."""
