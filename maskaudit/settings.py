@@ -42,7 +42,7 @@ class Budget:
     """How much an audit may spend.
 
     Attributes:
-        points: most points that it draws.
+        points: most points that it draws for the verdict; `claim_points` those that it draws to judge a claim.
         steps: gradient steps of one Auto-PGD run.
         targets: wrong classes tried by the targeted attack.
         queries: forward passes per point of the score-based search.
@@ -55,6 +55,7 @@ class Budget:
     """
 
     points: int
+    claim_points: int
     steps: int
     targets: int
     queries: int
@@ -82,15 +83,15 @@ def looks_up_to(most: int) -> tuple[int, ...]:
 
 BUDGETS: dict[BudgetName, Budget] = {
     "quick": Budget(
-        points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        points=128, claim_points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
         surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8,
     ),
     "standard": Budget(
-        points=800, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        points=800, claim_points=200, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
         surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16,
     ),
     "thorough": Budget(
-        points=1600, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        points=1600, claim_points=400, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
         surrogate_rounds=4, probe_points=64, second_opinion=32, curve_points=32,
     ),
 }  # fmt: skip
@@ -113,9 +114,14 @@ class AuditSettings:
     budget: BudgetName = option(
         "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
     )
-    samples: int | None = option(
-        None, _COUNT, "Most points to draw; the budget's own number if left out.", metavar="N", resumes=True
-    )
+    samples: int | Literal["all"] | None = option(
+        None, Either(_COUNT, Choice("all")), "Points to draw, or all; as many as the verdict needs if left out.",
+        metavar="N", resumes=True,
+    )  # fmt: skip
+    precision: float | None = option(
+        None, Number(0, 0.5, above=True), "Draw points until the best-known accuracy is known to this much either way.",
+        metavar="HALF-WIDTH", resumes=True,
+    )  # fmt: skip
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
     claim: float | None = option(
         None, _SHARE, "Robust accuracy that is claimed, e.g. 0.53.", metavar="FRACTION", one_model=True
@@ -184,7 +190,7 @@ class AuditSettings:
         Each is larger than the one before by a constant factor, so that no audit draws many more points than its
         verdict needs; the test of the verdict holds at all looks at once, however many.
         """
-        most = min(available, self.samples or self.effort.points)
+        most = available if self.samples == "all" else min(available, self.samples or self.effort.points)
         return (*(n for n in looks_up_to(most) if n < most), most)
 
 

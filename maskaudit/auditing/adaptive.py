@@ -97,22 +97,25 @@ class AdaptiveAttack:
         self.outcomes = [Outcome() for _ in plan.stages]
         self.sampled: set[int] = set()
 
-    def run(self, rows: Tensor, *, late: bool = False) -> None:
+    def run(self, rows: Tensor, *, late: bool = False, useful: bool = False) -> None:
         """The stages on points `rows` of the ledger, in order, each on the points it is for.
 
         Args:
             late: those that start from the challengers' candidates; else all others.
+            useful: only those for the attack, not for its explanation, that have broken something before.
         """
         sample: Tensor | None = None
         for number, stage in enumerate(self.plan.stages):
             if (stage.start == "challenger") is not late:
+                continue
+            if useful and (stage.purpose == "confirm" or not self.outcomes[number].new):
                 continue
             spec = self.specs.get(stage.row)
             if spec is None:
                 self.outcomes[number].status = "skipped"
                 self.outcomes[number].reason = f"{stage.row} was left out"
                 continue
-            if stage.repairs and sample is None and not late:
+            if stage.repairs and sample is None and not (late or useful):
                 sample = rows[~self.attacker.ledger.strong()[rows]][:CONFIRM_POINTS]
                 self.sampled |= set(sample.tolist())
             if stage.opens and stage.purpose == "confirm" and not self._revealed():

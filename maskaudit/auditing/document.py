@@ -44,6 +44,7 @@ def build_report(
             "seed": settings.seed,
             "budget": settings.budget,
             "samples": len(ledger),
+            "precision": settings.precision,
             "looks": list(state.looks),
             "data": data.name,
             "split": data.split,

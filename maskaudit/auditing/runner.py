@@ -28,7 +28,7 @@ from maskaudit.auditing.journal import Journal
 from maskaudit.auditing.judging import judged, nothing_left, observations, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.patience import better_drawn
-from maskaudit.auditing.phases import SEARCH, WHITE_BOX, probes
+from maskaudit.auditing.phases import SEARCH, WHITE_BOX, accuracy, probes
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError
@@ -152,8 +152,10 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                 _look(state, points)
                 state.judgement = judged(state)
                 state.undecided = state.judgement.undecided
-                if state.judgement.needs == "nothing":
+                state.decided = state.judgement.needs == "nothing"
+                if state.decided:
                     break
+            _more_points(state)
             draw_figures(state)
     except (ModelError, foreign.Interrupted) as reason:
         if not len(state.ledger) or (isinstance(reason, foreign.Interrupted) and not takes_partial):
@@ -216,6 +218,17 @@ def _search(state: AuditState) -> None:
             return
 
 
+def _more_points(state: AuditState) -> None:
+    """Draw what the accuracy still asks for; attacks are compared no more."""
+    state.undecided = frozenset()
+    while (points := accuracy.wanted(state)) > len(state.ledger):
+        state.judgement = None
+        rows = _drawn(state, points)
+        if len(rows):
+            accuracy.run(state, rows)
+        state.judgement = judged(state)
+
+
 def _leave_out(state: AuditState, reason: str) -> None:
     """Say of every attack that did not run why; of the white-box attacks each has said so itself."""
     for spec in state.specs:
@@ -228,7 +241,8 @@ def _report(state: AuditState, broken_off: str = "") -> AuditReport:
 
     Nothing asks the model any more here.
     """
-    judgement = state.judgement or judge(dataclasses.replace(observations(state, broken_off), power=state.power))
+    unfinished = "" if state.decided else broken_off
+    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
     seconds = time.perf_counter() - state.started
     return build_report(state, judgement, seconds=seconds, partial=Partial(broken_off) if broken_off else None)
 

@@ -40,6 +40,7 @@ class AuditState:
         challenge: how the challengers divide their effort; made by their phase.
         power: the power check; `figures`: data for figures.
         judgement: the verdict on the looks that are finished; None while one is under way.
+        decided: whether the verdict is, so that further points serve the accuracy alone.
         undecided: levels at which attacks are still compared.
         matched: drawn points on which cross-entropy has had the effort of all losses; `searched`: those on which the
             challengers have searched wherever they could reveal something. Both count from the first point.
@@ -65,6 +66,7 @@ class AuditState:
     power: Power = NOT_CHECKED
     figures: dict[str, Any] = field(default_factory=dict)
     judgement: Judgement | None = None
+    decided: bool = False
     undecided: frozenset[LevelName] = frozenset({"gradient", "loss"})
     matched: int = 0
     searched: int = 0

@@ -213,7 +213,7 @@ SECTIONS: dict[str, Kind[Any]] = {
             **_optional(seed=COUNT, budget=PROSE, samples=COUNT, looks=Items(COUNT, MAX_ROWS), data=PROSE),
             **_optional(split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT),
             **_optional(select=WORDS, ignore=WORDS, extra_attacks=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE),
-            **_optional(defaults=WORDS, command=PROSE),
+            **_optional(defaults=WORDS, command=PROSE, precision=SHARE),
         }
     ),
     "accuracy": Table(RATE, MAX_ROWS),
