@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,9 +16,6 @@ from maskaudit.command import entry, streams
 from maskaudit.command.options import audit_options, check_config, data_options, model_options, shared, take_options
 from maskaudit.command.status import UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
-
-if TYPE_CHECKING:
-    from maskaudit.settings import BudgetName
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -280,7 +277,7 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 @click.argument("names", nargs=-1)
 @shared("budget")
 @shared("seed")
-def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
+def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
     """Audit NAMES or the whole zoo and hold every verdict against the truth; status 1 when one is wrong.
 
     Label, mechanism, location, and best known accuracy (at most one point above the established one, never below a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -27,6 +28,7 @@ FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 MAX_LIST = 10_000
 _LARGEST_INPUT = 1e6
 _LARGEST_COUNT = 2**31 - 1
+_LARGEST_AMOUNT = 1e15
 
 _WORD = Text(shortest=1)
 WORDS = Items(_WORD, MAX_LIST, single=True)
@@ -81,7 +83,7 @@ def looks_up_to(most: int) -> tuple[int, ...]:
     return (*looks, most)
 
 
-BUDGETS: dict[BudgetName, Budget] = {
+BUDGETS: dict[str, Budget] = {
     "quick": Budget(
         points=128, claim_points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
         surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8,
@@ -98,6 +100,35 @@ BUDGETS: dict[BudgetName, Budget] = {
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """A limit in the user's unit: seconds, or passes (forwards and backwards, in points); `text` as it was given."""
+
+    text: str
+    seconds: float | None = None
+    passes: float | None = None
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_AMOUNT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?(?:e\d{1,2})?)([smh]?)")
+
+
+def allowance(budget: str) -> Allowance | None:
+    """The limit that a budget such as `90s`, `2m`, `1.5h` or `1e6` names; None for a text that is none."""
+    found = _AMOUNT.fullmatch(budget.strip())
+    amount = float(found[1]) if found else 0.0
+    if not found or not 0 < amount <= _LARGEST_AMOUNT:
+        return None
+    unit = _UNITS.get(found[2])
+    return Allowance(budget, passes=amount) if unit is None else Allowance(budget, seconds=unit * amount)
+
+
+_BUDGET = Checked(
+    _WORD, f"one of {', '.join(BUDGETS)}, a time such as 90s or 2m, or a number of passes such as 1e6",
+    lambda budget: budget in BUDGETS or allowance(budget) is not None,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class AuditSettings:
     """Settings of one audit; see the options for what each means.
 
@@ -111,9 +142,10 @@ class AuditSettings:
         UsageError: for a value that is not what its option takes.
     """
 
-    budget: BudgetName = option(
-        "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
-    )
+    budget: str = option(
+        "standard", _BUDGET, "Effort (quick, standard, thorough), or the most to spend: a time (2m) or passes (1e6).",
+        metavar="EFFORT|TIME|PASSES", resumes=True,
+    )  # fmt: skip
     samples: int | Literal["all"] | None = option(
         None, Either(_COUNT, Choice("all")), "Points to draw, or all; as many as the verdict needs if left out.",
         metavar="N", resumes=True,
@@ -181,8 +213,8 @@ class AuditSettings:
 
     @property
     def effort(self) -> Budget:
-        """The figures behind the budget's name."""
-        return BUDGETS[self.budget]
+        """The figures behind the budget's name; those of the standard one for a budget in time or passes."""
+        return BUDGETS.get(self.budget, BUDGETS["standard"])
 
     def looks(self, available: int) -> tuple[int, ...]:
         """Numbers of points at which the verdict is looked at, given how many the data set has.

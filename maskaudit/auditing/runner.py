@@ -29,12 +29,13 @@ from maskaudit.auditing.judging import judged, nothing_left, observations, prove
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.patience import better_drawn
 from maskaudit.auditing.phases import SEARCH, WHITE_BOX, accuracy, probes
+from maskaudit.auditing.spending import BudgetSpent, Spending, prices
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
-from maskaudit.errors import ModelError
+from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial
-from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
+from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings, Listener, allowance, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.recognise import recognise
 from maskaudit.target.rescore import clean_correct
@@ -114,7 +115,19 @@ def run_audit(
             target, loaded, data, threat, settings, attacker, known, _chosen(known, settings),
             settings.looks(len(data)), keeper.tell, [*loaded.notes, *data.notes, *known.notes],
         )  # fmt: skip
+        _limit(state)
         return _audit(state, takes_partial=keep is not None)
+
+
+def _limit(state: AuditState) -> None:
+    """Have a budget in time or passes end the audit: within an attack where it runs here, else before the next one."""
+    allowed = allowance(state.settings.budget) if state.settings.budget not in BUDGETS else None
+    if allowed is None:
+        return
+    spending = Spending(allowed, state.target.ledger)
+    state.attacker.afford = spending.check
+    if state.settings.workers is None and not state.settings.ray:
+        state.target.before_pass = spending.check
 
 
 @contextlib.contextmanager
@@ -144,6 +157,7 @@ def _chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
     """Look until the verdict is decided, and report; what ends the audit early leaves a partial report."""
     ended: ModelError | foreign.Interrupted | None = None
+    spent = ""
     try:
         with foreign.breaking_off_between_calls():
             state.notes += recognise(state.target, state.data, state.settings)
@@ -157,11 +171,16 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                     break
             _more_points(state)
             draw_figures(state)
+    except BudgetSpent as reason:
+        spent = str(reason)
     except (ModelError, foreign.Interrupted) as reason:
         if not len(state.ledger) or (isinstance(reason, foreign.Interrupted) and not takes_partial):
             raise
         ended = reason
-    report = _report(state, "" if ended is None else str(ended))
+    state.target.before_pass = None
+    if spent and not len(state.ledger):
+        raise UsageError(f"{spent} Nothing had been measured yet: give more than --budget {state.settings.budget}.")
+    report = _report(state, spent if ended is None else str(ended), partial=ended is not None)
     evidence = pack_evidence(state.ledger, report.to_dict(), scoring(state))
     return Audit(
         report.with_evidence(EVIDENCE_FILE, evidence), evidence,
@@ -190,11 +209,15 @@ def _drawn(state: AuditState, points: int) -> Tensor:
     index, x, y = (part[before:] for part in state.data.sample(points, state.settings.seed))
     state.attacker.settle("clean accuracy")
     correct = clean_correct(target.raw, x, y, random=target.random, reject_class=target.reject_class)
+    started = time.perf_counter()
     answers = target.raw(x)
+    seconds = (time.perf_counter() - started) / max(1, len(x))
     state.attacker.knows(answers)
     ledger.add_points(index, x, y, correct, answers.argmax(dim=1))
     first = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
     state.tell(AuditEvent("audit", len(x), total=first + len(state.specs) + 1))
+    if not before:
+        state.tell(AuditEvent("passes", len(x), True, prices(seconds)))
     more = f" of {len(x)} more" if before else f" of {len(x)}"
     state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())}{more} correct"))
     return before + correct.nonzero().squeeze(1)
@@ -236,15 +259,20 @@ def _leave_out(state: AuditState, reason: str) -> None:
             state.attacker.skip(spec, reason)
 
 
-def _report(state: AuditState, broken_off: str = "") -> AuditReport:
+def _report(state: AuditState, broken_off: str = "", *, partial: bool = True) -> AuditReport:
     """The report of what was found so far; with the reason why there is no more, if that is not all.
 
     Nothing asks the model any more here.
+
+    Args:
+        partial: whether it is a partial report for that; not where no more was asked for.
     """
     unfinished = "" if state.decided else broken_off
     judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
     seconds = time.perf_counter() - state.started
-    return build_report(state, judgement, seconds=seconds, partial=Partial(broken_off) if broken_off else None)
+    return build_report(
+        state, judgement, seconds=seconds, partial=Partial(broken_off) if broken_off and partial else None
+    )
 
 
 class _Keeper:

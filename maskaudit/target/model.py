@@ -105,6 +105,7 @@ class Target:
         seed: seeds the global generators while the target is open, for models that draw from them.
 
     Attributes:
+        before_pass: called before every batch; may raise to end the work.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
@@ -138,6 +139,7 @@ class Target:
         self.device = torch.device(device)
         self.seed = seed
         self.ledger = PassLedger()
+        self.before_pass: Callable[[], None] | None = None
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
         self._flags = TorchFlags.read()
@@ -382,6 +384,8 @@ class Target:
 
     def _batches(self, n: int) -> Iterator[slice]:
         for start in range(0, n, self.batch_size):
+            if self.before_pass is not None:
+                self.before_pass()
             yield slice(start, min(start + self.batch_size, n))
 
 
