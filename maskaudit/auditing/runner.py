@@ -28,7 +28,7 @@ from maskaudit.auditing.journal import Journal
 from maskaudit.auditing.judging import judged, nothing_left, observations, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.patience import better_drawn
-from maskaudit.auditing.phases import SEARCH, WHITE_BOX, accuracy, probes
+from maskaudit.auditing.phases import SEARCH, WHITE_BOX, accuracy, probes, repaired
 from maskaudit.auditing.spending import BudgetSpent, Spending, prices
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
@@ -220,25 +220,38 @@ def _drawn(state: AuditState, points: int) -> Tensor:
         state.tell(AuditEvent("passes", len(x), True, prices(seconds)))
     more = f" of {len(x)} more" if before else f" of {len(x)}"
     state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())}{more} correct"))
-    return before + correct.nonzero().squeeze(1)
+    return _correct_since(state, before)
 
 
 def _search(state: AuditState) -> None:
-    """What lies beyond white-box attacks, on points that it has not met yet, unless drawing more is the better buy."""
-    if "gradient" not in state.undecided or better_drawn(state):
+    """What lies beyond white-box attacks, on points that it has not met yet: repaired gradients, then all else.
+
+    The repaired gradient costs little and often proves masking; the rest waits where drawing more is the better buy.
+    """
+    waits = better_drawn(state)
+    if "gradient" not in state.undecided or (waits and not state.suspected()):
         return
-    ledger, before = state.ledger, state.searched
-    rows = before + ledger.correct[before:].nonzero().squeeze(1)
-    state.searched = len(ledger)
+    before, state.searched = state.searched, len(state.ledger)
     if nothing_left(state):
         _leave_out(state, "white-box attacks broke nearly every point, so that it could reveal nothing")
         return
-    if not len(rows):
+    repaired.run(state, _correct_since(state, state.repaired))
+    state.repaired = len(state.ledger)
+    if proven(state):
         return
+    if waits:
+        state.searched = before
+        return
+    rows = _correct_since(state, before)
     for phase in SEARCH:
         phase(state, rows)
         if proven(state):
             return
+
+
+def _correct_since(state: AuditState, first: int) -> Tensor:
+    """Correctly classified points from `first` on, as rows of the ledger."""
+    return first + state.ledger.correct[first:].nonzero().squeeze(1)
 
 
 def _more_points(state: AuditState) -> None:

@@ -43,7 +43,8 @@ class AuditState:
         decided: whether the verdict is, so that further points serve the accuracy alone.
         undecided: levels at which attacks are still compared.
         matched: drawn points on which cross-entropy has had the effort of all losses; `searched`: those on which the
-            challengers have searched wherever they could reveal something. Both count from the first point.
+            challengers have searched wherever they could reveal something; `repaired`: those that met the repaired
+            gradient. All count from the first point.
         started: when the audit began, on the clock of `time.perf_counter`.
     """
 
@@ -70,6 +71,7 @@ class AuditState:
     undecided: frozenset[LevelName] = frozenset({"gradient", "loss"})
     matched: int = 0
     searched: int = 0
+    repaired: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property

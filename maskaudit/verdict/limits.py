@@ -53,7 +53,7 @@ PATIENCE = 160
 TELLING_SHARE = 0.03
 
 #: Share hidden at loss level, of which a few further points prove that it is above the slack.
-TELLING_LOSS = 0.2
+TELLING_LOSS = 0.1
 
 #: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
 NO_GRADIENT_SHARE = 0.5

@@ -40,8 +40,8 @@ def test_what_is_no_budget_is_refused_in_a_sentence(wrong: str) -> None:
 
 def test_what_is_not_decided_when_the_passes_are_spent_is_inconclusive() -> None:
     report = audited("2000")
-    spent = report.timing["forwards"] + report.timing["backwards"]
-    assert 2000 <= spent <= 2000 + 2 * 256, "it ends within a batch"
+    assert 0 < report.timing["forwards"] + report.timing["backwards"] <= 2000, "unfinished work is not counted"
+    assert audited("standard").timing["forwards"] > 2000
     assert report.verdict.label == "inconclusive"
     assert "The budget of 2000 was spent." in report.verdict.reasons[0]
     assert report.partial is None

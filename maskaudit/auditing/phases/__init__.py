@@ -1,4 +1,4 @@
-"""The phases of one look at an audit: one file each, `run(state, rows)`, first `WHITE_BOX`, then `SEARCH`."""
+"""The phases of a look: one file each, `run(state, rows)`; `WHITE_BOX`, then repaired gradients, then `SEARCH`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ Phase = Callable[[AuditState, Tensor], None]
 
 #: What every look runs on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
 WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run)
-#: What runs on the points that it has not met yet, once nothing cheaper can decide: the cheapest evidence first.
+#: What runs, after the repaired gradient, on the points that it has not met yet, once nothing cheaper can decide.
 SEARCH: tuple[Phase, ...] = (
-    repaired.run,
     challengers.run,
     repaired.from_candidates,
     shared.run,
