@@ -123,6 +123,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "seed": "seed of everything random",
         "budget": "name of the budget",
         "samples": "points drawn",
+        "precision": "half-width of the interval of best-known accuracy that was asked for, or null",
         "looks": "numbers of points at which the verdict could be looked at",
         "data": "data source",
         "split": "part of it",

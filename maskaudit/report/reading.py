@@ -152,7 +152,7 @@ _SCREEN = Open(
 _LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE))
 _RULE = Open(
     {
-        **_optional(alpha=SHARE, looks=COUNT, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
+        **_optional(alpha=SHARE, looks=COUNT, test=PROSE, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
         "limits": Table(_LEVEL, MAX_ROWS),
     }
 )

@@ -96,6 +96,8 @@ class Observations:
         return self.correct if self.matched is None else self.matched
 
 
+#: What the report calls the test of this rule.
+ANY_LOOK = "any look"
 #: Error level of one comparison, at all looks together: the two levels share `ALPHA`.
 LEVEL_ALPHA = ALPHA / 2
 
@@ -147,7 +149,7 @@ def judge(seen: Observations) -> Judgement:
             "loss_level": _hidden_rate(levels["loss"]),
             "screen": screen,
             "rule": {
-                "alpha": ALPHA, "test": "any look", "slack": SLACK, "gross_slack": GROSS_SLACK,
+                "alpha": ALPHA, "test": ANY_LOOK, "slack": SLACK, "gross_slack": GROSS_SLACK,
                 "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
                 "limits": {
                     f"{name}_level": {"slack": level.slack, "clear_limit": level.clear_limit}
