@@ -53,8 +53,8 @@ def render(found: Sequence[Pair], command: Sequence[str]) -> str:
     lines = [
         "# What a verdict costs",
         "",
-        f"`{shlex.join(command)}`: {len(found)} audits of models of the zoo, which has {len(ZOO)}. In {same} of them the "
-        "weights are the same before and after, in the others the network was trained anew by the same recipe. CPU "
+        f"`{shlex.join(command)}`: {len(found)} audits of models of the zoo, which has {len(ZOO)}. The weights are the "
+        f"same before and after in {same} of them, in the others the network was trained anew by the same recipe. CPU "
         f"seconds depend on machine and load ({found[0][0]['machine']}; {found[0][1]['machine']}), passes do not.",
         "",
         "| models | number | right before | right after | passes before, median | after | share |",
