@@ -152,7 +152,8 @@ class AuditSettings:
     )  # fmt: skip
     precision: float | None = option(
         None, Number(0, 0.5, above=True, quotient=True),
-        "Draw points until the best-known accuracy is known to this much either way.", metavar="HALF-WIDTH", resumes=True,
+        "Draw points until the best-known accuracy is known to this much either way.", metavar="HALF-WIDTH",
+        resumes=True,
     )  # fmt: skip
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
     claim: float | None = option(
