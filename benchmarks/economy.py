@@ -83,12 +83,13 @@ def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[
 
 
 def pair_of(audit: Record, other: Record) -> Pair:
-    """An audit and a run of AutoAttack on points of its first look."""
+    """An audit and a run of AutoAttack, on the points that both met."""
     points, own = audit["document"]["points"], audit["own"]
     rows = {index: row for row, index in enumerate(points["index"])}
-    common = [(rows[index], stands) for index, stands in zip(other["index"], other["standing"], strict=True)]
-    share = len(common) / len(rows)
-    passes, seconds = other["forwards"] + other["backwards"], other["cpu_seconds"]
+    met = [(rows.get(index), stands) for index, stands in zip(other["index"], other["standing"], strict=True)]
+    common = [(row, stands) for row, stands in met if row is not None]
+    share, theirs = len(common) / len(rows), len(common) / len(met)
+    passes, seconds = theirs * (other["forwards"] + other["backwards"]), theirs * other["cpu_seconds"]
     return Pair(
         model=audit["model"],
         own=sum(own["standing"][row] for row, _ in common),

@@ -23,11 +23,13 @@ from benchmarks.records import Record, RecordFile, key_of, latest, sources_diges
 from benchmarks.running import Job, run_all
 from benchmarks.table import Knowledge, render
 from maskaudit import zoo
-from maskaudit.settings import AuditSettings
 from maskaudit.zoo import ZOO
 from maskaudit.zoo.truth import read_truths
 
 HERE = Path(__file__).resolve().parent
+
+#: Points that a peer is given: about as many as its authors use to say anything.
+PEER_POINTS = 200
 
 #: What an audit, and what a peer, depends on.
 AUDIT_SOURCES = ("maskaudit",)
@@ -44,7 +46,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--part", choices=("tune", "check"), help="only this part of the zoo")
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), metavar="PEER", help="run peers, all if none named")
     parser.add_argument("--peer-seeds", type=int, default=1, help="runs of each peer per model")
-    parser.add_argument("--peer-points", type=int, help="most points a peer gets; the audit's first look if not given")
+    parser.add_argument("--peer-points", type=int, help=f"points a peer gets, {PEER_POINTS} if not given")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once, each on one core")
     parser.add_argument("--limit", type=float, default=1800, help="seconds an audit may take")
     parser.add_argument("--peer-limit", type=float, default=600, help="seconds a peer may take on a model")
@@ -87,8 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 def planned_jobs(asked: argparse.Namespace, models: list[str]) -> list[Job]:
     """Everything that the command asks for, audits of a model first; networks are trained here if need be."""
     audit_code, peer_code = sources_digest(*AUDIT_SOURCES), sources_digest(*PEER_SOURCES)
-    first_look = AuditSettings(budget=asked.budget).effort.looks[0]
-    points = min(first_look, asked.peer_points or first_look)
+    points = asked.peer_points or PEER_POINTS
     peers = [] if asked.peers is None else asked.peers or list(PEERS)
     jobs = []
     print(f"loading {len(models)} models; a network that is not in the cache is trained first", flush=True)

@@ -128,6 +128,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "seed": "seed of everything random",
         "budget": "name of the budget",
         "samples": "points drawn",
+        "precision": "half-width of the interval of best-known accuracy that was asked for, or null",
         "looks": "numbers of points at which the verdict could be looked at",
         "data": "data source",
         "split": "part of it",
@@ -157,6 +158,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
         "rule": "the constants of the verdict as used; `limits` says per level why its points prove nothing, if so",
+        "searched": "drawn points, from the first on, that challengers searched wherever they could reveal something",
+        "matched": "drawn points, from the first on, on which cross-entropy had the effort of all losses",
+        "unfinished": "why the search ended before the verdict was decided, if it did",
         "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was told",
     },
     "power": {

@@ -17,7 +17,7 @@ from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes import PROBES
 from maskaudit.probes.docs import explanation
 from maskaudit.probes.interface import Probe
-from maskaudit.settings import BUDGETS, Budget
+from maskaudit.settings import BUDGETS, Budget, looks_up_to
 from maskaudit.verdict.limits import INFORMATIVE, LIMITS
 
 NOTE = "<!-- Written by docs/generate.py; edit the source instead. -->\n\n"
@@ -161,7 +161,10 @@ def attacks_page() -> str:
         "budget the white-box attacks are matched: cross-entropy gets as many gradient steps as all other "
         "losses together. An attack only proposes examples. Code that did not make them scores each one afresh.\n\n",
         "| budget | points at which the verdict is looked at |\n| --- | --- |\n",
-        *(f"| `{name}` | {', '.join(str(n) for n in budget.looks)} |\n" for name, budget in BUDGETS.items()),
+        *(
+            f"| `{name}` | {', '.join(str(n) for n in looks_up_to(budget.points))} |\n"
+            for name, budget in BUDGETS.items()
+        ),
         "\n| attack | family | what it is |\n| --- | --- | --- |\n",
     ]
     for spec in all_attacks():

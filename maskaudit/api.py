@@ -104,8 +104,7 @@ def _boxed(prepared: Prepared) -> Prepared:
         if settings.queries is not None or settings.rate is not None:
             raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
         return prepared
-    ask = loaded.module.eval() if isinstance(loaded.module, nn.Module) else blackbox.answering(loaded.module)
-    box = blackbox.BlackBox(ask, limit=settings.queries, rate=settings.rate)
+    box = blackbox.boxed(loaded.module, limit=settings.queries, rate=settings.rate)
     said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(
         prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
@@ -176,9 +175,17 @@ def _points(
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
         return data, data.some(_pool_points(data)).x
     source = settler.choose("data", said, DEFAULT_DATA)
-    draw = Draw(max(settings.samples or settings.effort.looks[-1], LEAST_DRAWN), settings.seed)
+    draw = _draw(settings)
     data = load_data(source, split="test", bounds=bounds, draw=draw)
     return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
+
+
+def _draw(settings: AuditSettings) -> Draw | None:
+    """The points that the audit may come to need; None for all."""
+    if settings.samples == "all" or settings.precision is not None:
+        return None
+    asked = settings.samples or max(settings.effort.points, settings.effort.claim_points)
+    return Draw(max(int(asked), LEAST_DRAWN), settings.seed)
 
 
 def _pool_points(data: Dataset) -> int:

@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +24,6 @@ from maskaudit.command.options import (
 )
 from maskaudit.command.status import UNWRITTEN_STATUS
 from maskaudit.errors import UsageError
-
-if TYPE_CHECKING:
-    from maskaudit.settings import BudgetName
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -157,7 +154,9 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 @click.argument("audit", metavar="DIR|AUDIT.JSON|EVIDENCE")
 @model_options
 @click.option("--sha256", metavar="DIGEST", help="Digest of audit.json that was published elsewhere.")
-def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device: str, sha256: str | None) -> None:
+def verify(
+    audit: str, model: str, arch: str | None, trust_pickle: bool, device: str, black_box: bool, sha256: str | None
+) -> None:  # fmt: skip
     """Prove an audit: score its examples anew against MODEL, and judge its recorded points anew.
 
     Status 1 when an example does not hold, or when accuracy, levels, claim or verdict do not follow from the points.
@@ -166,7 +165,7 @@ def verify(audit: str, model: str, arch: str | None, trust_pickle: bool, device:
     from maskaudit.command.verify import verify_files
 
     checks, closing = verify_files(
-        Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device, sha256=sha256
+        Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device, black_box=black_box, sha256=sha256
     )
     for one in checks:
         _line(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
@@ -300,7 +299,7 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 @click.argument("names", nargs=-1)
 @shared("budget")
 @shared("seed")
-def zoo_check(names: tuple[str, ...], budget: BudgetName, seed: int) -> None:
+def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
     """Audit NAMES or the whole zoo and hold every verdict against the truth; status 1 when one is wrong.
 
     Label, mechanism, location, and best known accuracy (at most one point above the established one, never below a

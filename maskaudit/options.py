@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maskaudit.declared import Checked, Flag, Items, Kind, Refused, Whole
+from maskaudit.declared import Checked, Either, Flag, Items, Kind, Refused, Whole
 from maskaudit.errors import UsageError
 
 #: Where options lie together: what opens the model, what it is shown and how its answers are read, and all else.
@@ -84,7 +84,7 @@ class Option:
         inner = kind.of if isinstance(kind, Checked) else kind
         if isinstance(word, str) and isinstance(inner, Items):
             word = word.split(",")
-        elif isinstance(word, str) and isinstance(inner, Whole):
+        elif isinstance(word, str) and isinstance(inner.first if isinstance(inner, Either) else inner, Whole):
             digits = word.strip().removeprefix("-")
             word = int(word) if digits.isdecimal() and len(digits) < 20 else word
         return self._read(kind, word, self.flag)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -32,6 +34,7 @@ FAIL_ON: tuple[FailOn, ...] = get_args(FailOn)
 MAX_LIST = 10_000
 _LARGEST_INPUT = 1e6
 _LARGEST_COUNT = 2**31 - 1
+_LARGEST_AMOUNT = 1e15
 
 _WORD = Text(shortest=1)
 WORDS = Items(_WORD, MAX_LIST, single=True)
@@ -53,7 +56,7 @@ class Budget:
     """How much an audit may spend.
 
     Attributes:
-        looks: numbers of drawn points at which the verdict is looked at; the last is the most it draws.
+        points: most points that it draws for the verdict; `claim_points` those that it draws to judge a claim.
         steps: gradient steps of one Auto-PGD run.
         targets: wrong classes tried by the targeted attack.
         queries: forward passes per point of the score-based search.
@@ -65,7 +68,8 @@ class Budget:
         curve_points: points of the figure of accuracy against ε.
     """
 
-    looks: tuple[int, ...]
+    points: int
+    claim_points: int
     steps: int
     targets: int
     queries: int
@@ -77,20 +81,63 @@ class Budget:
     curve_points: int
 
 
-BUDGETS: dict[BudgetName, Budget] = {
+#: Points of the first looks: enough to prove that a third is hidden, and to bound the share where nothing is.
+FIRST_LOOKS = (32, 56)
+#: How much larger each further look is, at least.
+LOOK_GROWTH = 1.4
+
+
+def looks_up_to(most: int) -> tuple[int, ...]:
+    """Numbers of points up to `most`, multiples of 8."""
+    looks = list(FIRST_LOOKS)
+    while LOOK_GROWTH * looks[-1] < most:
+        looks.append(8 * math.ceil(LOOK_GROWTH * looks[-1] / 8))
+    return (*looks, most)
+
+
+BUDGETS: dict[str, Budget] = {
     "quick": Budget(
-        looks=(64, 128), steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
-        surrogate_rounds=2, probe_points=64, second_opinion=16, curve_points=16,
+        points=128, claim_points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
+        surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8,
     ),
     "standard": Budget(
-        looks=(200, 400, 800), steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=128, second_opinion=32, curve_points=32,
+        points=800, claim_points=200, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
+        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16,
     ),
     "thorough": Budget(
-        looks=(400, 800, 1600), steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
-        surrogate_rounds=4, probe_points=256, second_opinion=96, curve_points=64,
+        points=1600, claim_points=400, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
+        surrogate_rounds=4, probe_points=64, second_opinion=32, curve_points=32,
     ),
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """A limit in the user's unit: seconds, or passes (forwards and backwards, in points); `text` as it was given."""
+
+    text: str
+    seconds: float | None = None
+    passes: float | None = None
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+_AMOUNT = re.compile(r"(\d{1,12}(?:\.\d{1,6})?(?:e\d{1,2})?)([smh]?)")
+
+
+def allowance(budget: str) -> Allowance | None:
+    """The limit that a budget such as `90s`, `2m`, `1.5h` or `1e6` names; None for a text that is none."""
+    found = _AMOUNT.fullmatch(budget.strip())
+    amount = float(found[1]) if found else 0.0
+    if not found or not 0 < amount <= _LARGEST_AMOUNT:
+        return None
+    unit = _UNITS.get(found[2])
+    return Allowance(budget, passes=amount) if unit is None else Allowance(budget, seconds=unit * amount)
+
+
+_BUDGET = Checked(
+    _WORD, f"one of {', '.join(BUDGETS)}, a time such as 90s or 2m, or a number of passes such as 1e6",
+    lambda budget: budget in BUDGETS or allowance(budget) is not None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,12 +154,19 @@ class AuditSettings:
         UsageError: for a value that is not what its option takes.
     """
 
-    budget: BudgetName = option(
-        "standard", Choice(*get_args(BudgetName)), "Effort: points, steps and queries.", resumes=True
-    )
-    samples: int | None = option(
-        None, _COUNT, "Most points to draw; the budget's own number if left out.", metavar="N", resumes=True
-    )
+    budget: str = option(
+        "standard", _BUDGET, "Effort (quick, standard, thorough), or the most to spend: a time (2m) or passes (1e6).",
+        metavar="EFFORT|TIME|PASSES", resumes=True,
+    )  # fmt: skip
+    samples: int | Literal["all"] | None = option(
+        None, Either(_COUNT, Choice("all")), "Points to draw, or all; as many as the verdict needs if left out.",
+        metavar="N", resumes=True,
+    )  # fmt: skip
+    precision: float | None = option(
+        None, Number(0, 0.5, above=True, quotient=True),
+        "Draw points until the best-known accuracy is known to this much either way.", metavar="HALF-WIDTH",
+        resumes=True,
+    )  # fmt: skip
     seed: int = option(0, Whole(0, 2**63 - 1), "Seed of everything random.", metavar="N", resumes=True)
     claim: float | None = option(
         None, _SHARE, "Robust accuracy that is claimed, e.g. 0.53.", metavar="FRACTION", one_model=True
@@ -206,28 +260,30 @@ class AuditSettings:
 
     @property
     def effort(self) -> Budget:
-        """The figures behind the budget's name; those of a black box with limited queries fit into them."""
-        whole = BUDGETS[self.budget]
+        """The figures behind the budget's name, those of the standard one for a budget in time or passes.
+
+        Those of a black box with limited queries fit into them.
+        """
+        whole = BUDGETS.get(self.budget, BUDGETS["standard"])
         if not self.black_box or self.queries is None:
             return whole
-        points = max(1, min(whole.looks[0], self.queries // QUERIES_PER_POINT))
+        points = max(1, min(whole.points, self.queries // QUERIES_PER_POINT))
         each = max(1, (self.queries - QUERIES_TO_BEGIN * points) // (QUERY_SHARES * points))
         return dataclasses.replace(
-            whole, looks=(points,), queries=min(whole.queries, each),
+            whole, points=points, claim_points=points, queries=min(whole.queries, each),
             decision_queries=min(whole.decision_queries, each), noise_draws=min(whole.noise_draws, each),
         )  # fmt: skip
 
     def looks(self, available: int) -> tuple[int, ...]:
         """Numbers of points at which the verdict is looked at, given how many the data set has.
 
-        Past the looks of the budget each doubles the one before, so that no audit draws more than twice the points
-        that its verdict needs.
+        Each is larger than the one before by a constant factor, so that no audit draws many more points than its
+        verdict needs; the test of the verdict holds at all looks at once, however many.
         """
-        most = min(available, self.samples or self.effort.looks[-1])
-        looks = list(self.effort.looks)
-        while 2 * looks[-1] < most:
-            looks.append(2 * looks[-1])
-        return (*(n for n in looks if n < most), most)
+        most = available if self.samples == "all" else min(available, self.samples or self.effort.points)
+        if self.black_box:  # no comparison of attacks could be decided sooner
+            return (most,)
+        return (*(n for n in looks_up_to(most) if n < most), most)
 
 
 @dataclass(frozen=True)

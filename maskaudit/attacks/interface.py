@@ -62,7 +62,7 @@ class AttackSpec:
         effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
         sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
-        phase: when an audit runs it, see `maskaudit.auditing.phases.PHASES`.
+        phase: when an audit runs it, see `maskaudit.auditing.phases`.
         part: the essential part of the search that it belongs to, if any.
         decisive: whether an error of it leaves the verdict open, since nobody knows what it would have found.
         whole: it must meet all its points at once; else it runs on some of them at a time, wherever there is a worker.

@@ -97,16 +97,25 @@ class AdaptiveAttack:
         self.outcomes = [Outcome() for _ in plan.stages]
         self.sampled: set[int] = set()
 
-    def run(self, rows: Tensor) -> None:
-        """All stages on points `rows` of the ledger, in order, each on the points it is for."""
+    def run(self, rows: Tensor, *, late: bool = False, useful: bool = False) -> None:
+        """The stages on points `rows` of the ledger, in order, each on the points it is for.
+
+        Args:
+            late: those that start from the challengers' candidates; else all others.
+            useful: only those for the attack, not for its explanation, that have broken something before.
+        """
         sample: Tensor | None = None
         for number, stage in enumerate(self.plan.stages):
+            if (stage.start == "challenger") is not late:
+                continue
+            if useful and (stage.purpose == "confirm" or not self.outcomes[number].new):
+                continue
             spec = self.specs.get(stage.row)
             if spec is None:
                 self.outcomes[number].status = "skipped"
                 self.outcomes[number].reason = f"{stage.row} was left out"
                 continue
-            if stage.repairs and sample is None:
+            if stage.repairs and sample is None and not (late or useful):
                 sample = rows[~self.attacker.ledger.strong()[rows]][:CONFIRM_POINTS]
                 self.sampled |= set(sample.tolist())
             if stage.opens and stage.purpose == "confirm" and not self._revealed():
@@ -116,7 +125,7 @@ class AdaptiveAttack:
             if chosen is not None and len(chosen):
                 self._stage(number, stage, spec, chosen)
         for name, spec in self.specs.items():
-            if name == "repaired" and not any(stage.row == name for stage in self.plan.stages):
+            if name == "repaired" and not late and not any(stage.row == name for stage in self.plan.stages):
                 self.attacker.skip(spec, "the trace of the model found nothing to repair")
         self._tell(rows)
 
@@ -146,13 +155,9 @@ class AdaptiveAttack:
     # --- one stage --------------------------------------------------------------------------------
 
     def _unbroken(self, stage: Stage, spec: AttackSpec, rows: Tensor) -> Tensor:
-        """Points not yet broken: by this row, or by any own gradient; from candidates only where nothing broke any."""
+        """Points broken neither by white-box attacks nor by this row; from candidates only what nothing broke."""
         ledger = self.attacker.ledger
-        done = ledger.entry(spec).broken if stage.repairs else ledger.strong()
-        if stage.start == "challenger":
-            done = done | ledger.best_known()
-        elif stage.opens:
-            done = done | ledger.strong()
+        done = ledger.best_known() if stage.start == "challenger" else ledger.strong() | ledger.entry(spec).broken
         return rows[~done[rows]]
 
     def _stage(self, number: int, stage: Stage, spec: AttackSpec, rows: Tensor) -> None:

@@ -51,6 +51,9 @@ class Attacker:
         pool: inputs (M, …) for training the surrogate and as starts of decision-based search.
         surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, if given.
+
+    Attributes:
+        afford: called before every attack; raises where the audit may spend no more.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Attacker:
         self.journal, self.tell = journal, on_event
         self._candidates: dict[int, tuple[float, Tensor]] = {}
         self._answers = ""
+        self.afford: Callable[[], None] = lambda: None
 
     def rng(self, stream: str, rows: Tensor) -> PointRNG:
         """Random numbers of a stream for points `rows` of the ledger, tied to their place in the data set."""
@@ -134,6 +138,7 @@ class Attacker:
             What was booked, or the reason why nothing was.
         """
         target, ledger = self.target, self.ledger
+        self.afford()
         entry = ledger.entry(spec)
         try:
             self.settle(f"settings of {stream}")

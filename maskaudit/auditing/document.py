@@ -22,9 +22,13 @@ from maskaudit.verdict.rules import Judgement
 
 
 def build_report(
-    state: AuditState, judgement: Judgement, *, seconds: float, partial: Partial | None = None
+    state: AuditState, judgement: Judgement, *, seconds: float, unfinished: str = "", partial: Partial | None = None
 ) -> AuditReport:
-    """The report of one audit, without its evidence section (see `AuditReport.with_evidence`)."""
+    """The report of one audit, without its evidence section (see `AuditReport.with_evidence`).
+
+    Args:
+        unfinished: why the audit ended before the judgement was decided, if it did.
+    """
     loaded, data, threat, settings = state.loaded, state.data, state.threat, state.settings
     target, ledger = state.target, state.ledger
     return AuditReport(
@@ -51,6 +55,7 @@ def build_report(
             "seed": settings.seed,
             "budget": settings.budget,
             "samples": len(ledger),
+            "precision": settings.precision,
             "looks": list(state.looks),
             "data": data.name,
             "split": data.split,
@@ -71,7 +76,13 @@ def build_report(
         verdict=judgement.verdict,
         claim=judgement.claim,
         accuracy=judgement.accuracy,
-        masking={**judgement.masking, "traced": [dataclasses.asdict(one) for one in traced(state)]},
+        masking={
+            **judgement.masking,
+            "traced": [dataclasses.asdict(one) for one in traced(state)],
+            "searched": state.searched,
+            "matched": state.matched,
+            "unfinished": unfinished,
+        },
         power=state.power.to_dict(),
         probes=state.probe_results(),
         attacks=ledger.rows(),

@@ -60,8 +60,9 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
     """Accuracy of the first `points` points under smaller and larger balls: usual attack, white-box attacks, all.
 
     The ε of the audit takes its figures from the ledger and from nothing else; other radii get a lighter search
-    (PGD-40, and where the audit ran their like, Auto-PGD on the margin and Square), and a point once broken stays
-    broken at larger radii for the last two, since its example stays admissible.
+    (PGD-40, and where the audit ran their like, Auto-PGD on the margin and Square). A point once broken stays broken at
+    larger radii for the last two, since its example stays admissible; so at smaller radii only what fell at the audit's
+    is attacked, and at larger ones what did not.
     """
     rows = ledger.correct.nonzero().squeeze(1)[:points]
     if not len(rows):
@@ -78,10 +79,12 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
             usual, own, every = audited
         else:
             lighter = _LighterSearch(target, x, y, ball, rng.select(rows).fork(f"eps {fraction}"))
-            usual = lighter.broken(pgd, torch.ones_like(strong))
-            further = ~(usual | strong) & ("other_loss" in parts)
+            met = [mask if fraction < 1 else torch.ones_like(mask) for mask in audited]
+            usual = lighter.broken(pgd, met[0])
+            further = met[1] & ~(usual | strong) & ("other_loss" in parts)
             own = usual | lighter.broken(apgd, further, loss="margin", steps=25)
-            every = own | lighter.broken(square, ~(own | best) & ("gradient_free" in parts), queries=EPS_QUERIES)
+            beyond = met[2] & ~(own | best) & ("gradient_free" in parts)
+            every = own | lighter.broken(square, beyond, queries=EPS_QUERIES)
         strong, best = strong | own, best | every
         masks[ball.eps] = audited if fraction == 1.0 else (usual, strong, best)
     curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]

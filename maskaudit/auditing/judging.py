@@ -11,20 +11,32 @@ from maskaudit.results import Mechanism
 from maskaudit.settings import AuditEvent
 from maskaudit.verdict.limits import MIN_KNOWN
 from maskaudit.verdict.mechanisms import located
-from maskaudit.verdict.power import Power, check_power
+from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
 from maskaudit.verdict.recorded import Recorded
 from maskaudit.verdict.recorded import observations as observed
-from maskaudit.verdict.rules import Judgement, Observations, judge
+from maskaudit.verdict.rules import Judgement, Observations, bounded, gradient_limit, judge
 
 
 def judged(state: AuditState) -> Judgement:
     """The verdict on what has been seen; the power of the search is checked where the judge asks for it."""
-    seen = observations(state)
+    seen = replace(observations(state), power=state.power if state.power.passed else NOT_CHECKED)
     judgement = judge(seen)
     if judgement.needs != "power":
         return judgement
     state.power = _checked_power(state)
     return judge(replace(seen, power=state.power))
+
+
+def proven(state: AuditState) -> bool:
+    """Whether what was found so far proves masking, so that nothing further can change the verdict."""
+    return judge(observations(state)).verdict.label == "masked"
+
+
+def nothing_left(state: AuditState) -> bool:
+    """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
+    ledger = state.ledger
+    unbroken = int((ledger.correct & ~ledger.strong()).sum())
+    return bounded(unbroken, int(ledger.correct.sum()), gradient_limit(state.probe_results()))
 
 
 def observations(state: AuditState, broken_off: str = "") -> Observations:
@@ -41,7 +53,8 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
             attacks=ledger.rows(),
             probes=state.probe_results(),
             traced=traced(state),
-            looks=len(state.looks),
+            searched=state.searched,
+            matched=state.matched,
             left_out=state.left_out(),
             claimed=settings.claim,
             certified=settings.certified,

@@ -25,20 +25,23 @@ from maskaudit.auditing.document import build_report, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, observations
+from maskaudit.auditing.judging import judged, nothing_left, observations, proven
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.auditing.phases import BLACK_BOX_PHASES, PHASES
+from maskaudit.auditing.patience import better_drawn
+from maskaudit.auditing.phases import BLACK_BOX_PHASES, SEARCH, WHITE_BOX, accuracy, probes, repaired
+from maskaudit.auditing.spending import BudgetSpent, Spending, prices
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
-from maskaudit.errors import ModelError
+from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial
-from maskaudit.settings import AuditEvent, AuditSettings, Listener, ignore_events
+from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings, Listener, allowance, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.recognise import recognise
 from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.recorded import SPARED
 from maskaudit.verdict.rules import judge
 
 #: Fewer queries of a black box than this are not spent on training a surrogate.
@@ -116,8 +119,20 @@ def run_audit(
             target, loaded, data, threat, settings, attacker, known, _chosen(known, settings),
             settings.looks(len(data)), keeper.tell, [*loaded.notes, *data.notes, *known.notes],
         )  # fmt: skip
+        _limit(state)
         with contextlib.closing(attacker.engine):
             return _audit(state, takes_partial=keep is not None)
+
+
+def _limit(state: AuditState) -> None:
+    """Have a budget in time or passes end the audit: within an attack where it runs here, else before the next one."""
+    allowed = allowance(state.settings.budget) if state.settings.budget not in BUDGETS else None
+    if allowed is None:
+        return
+    spending = Spending(allowed, state.target.ledger)
+    state.attacker.afford = spending.check
+    if state.settings.workers is None and not state.settings.ray:
+        state.target.before_pass = spending.check
 
 
 @contextlib.contextmanager
@@ -155,7 +170,7 @@ def _chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
     """Look until the verdict is decided, and report; what ends the audit early leaves a partial report."""
     ended: ModelError | foreign.Interrupted | None = None
-    spent = ""
+    spent, partial = "", False
     try:
         with foreign.breaking_off_between_calls():
             state.recognised = recognise(state.target, state.data, state.settings)
@@ -166,10 +181,16 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                 state.judgement = None
                 _look(state, points)
                 state.judgement = judged(state)
-                if state.judgement.needs == "nothing":
+                state.undecided = state.judgement.undecided
+                state.decided = state.judgement.needs == "nothing"
+                if state.decided:
                     break
+            if not state.recognised.hopeless:
+                _more_points(state)
             if not (state.recognised.hopeless or state.settings.black_box):
                 draw_figures(state)
+    except BudgetSpent as reason:
+        spent = str(reason)
     except (ModelError, foreign.Interrupted) as reason:
         if not len(state.ledger) or (isinstance(reason, foreign.Interrupted) and not takes_partial):
             raise
@@ -177,8 +198,11 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
     except QueriesSpentError as reason:
         if not len(state.ledger):
             raise
-        spent, state.judgement = str(reason), None
-    report = _report(state, spent if ended is None else str(ended))
+        spent, partial, state.judgement = str(reason), True, None
+    state.target.before_pass = None
+    if spent and not len(state.ledger):
+        raise UsageError(f"{spent} Nothing had been measured yet: give more than --budget {state.settings.budget}.")
+    report = _report(state, spent if ended is None else str(ended), partial=partial or ended is not None)
     evidence = pack_evidence(state.ledger, report.to_dict(), scoring(state))
     return Audit(
         report.with_evidence(EVIDENCE_FILE, evidence), evidence,
@@ -188,34 +212,116 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
 
 
 def _look(state: AuditState, points: int) -> None:
-    """Bring the number of drawn points up to `points` and run every phase on the new ones."""
+    """Bring the number of drawn points up to `points`, and spend on them what can still change the verdict."""
+    rows = _drawn(state, points)
+    if state.recognised.hopeless:
+        return
+    if state.settings.black_box:
+        _ask(state, rows)
+        return
+    if len(rows):
+        for phase in WHITE_BOX:
+            phase(state, rows)
+    if not proven(state):
+        _search(state)
+    if proven(state):
+        _leave_out(state, SPARED)
+    probes.compare_attacks(state, rows)
+
+
+def _ask(state: AuditState, rows: Tensor) -> None:
+    """What can be found by queries and transfer alone."""
+    if len(rows):
+        for phase in BLACK_BOX_PHASES:
+            phase(state, rows)
+    state.searched = len(state.ledger)
+
+
+def _drawn(state: AuditState, points: int) -> Tensor:
+    """New points up to `points` in all; those that the model classifies correctly, as rows of the ledger."""
     ledger, target = state.ledger, state.target
     before = len(ledger)
     index, x, y = (part[before:] for part in state.data.sample(points, state.settings.seed))
     state.attacker.settle("clean accuracy")
     correct = clean_correct(target.raw, x, y, random=target.random, reject_class=target.reject_class)
+    started = time.perf_counter()
     answers = target.raw(x)
+    seconds = (time.perf_counter() - started) / max(1, len(x))
     state.attacker.knows(answers)
     ledger.add_points(index, x, y, correct, answers.argmax(dim=1))
-    probes = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
-    state.tell(AuditEvent("audit", len(x), total=probes + len(state.specs) + 1))
-    state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())} of {len(x)} correct"))
-    rows = before + correct.nonzero().squeeze(1)
-    if len(rows) and not state.recognised.hopeless:
-        for phase in BLACK_BOX_PHASES if state.settings.black_box else PHASES:
-            phase(state, rows)
+    first = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
+    state.tell(AuditEvent("audit", len(x), total=first + len(state.specs) + 1))
+    if not before:
+        state.tell(AuditEvent("passes", len(x), True, prices(seconds)))
+    more = f" of {len(x)} more" if before else f" of {len(x)}"
+    state.tell(AuditEvent("clean accuracy", len(x), True, f"{int(correct.sum())}{more} correct"))
+    return _correct_since(state, before)
 
 
-def _report(state: AuditState, broken_off: str = "") -> AuditReport:
+def _search(state: AuditState) -> None:
+    """What lies beyond white-box attacks, on points that it has not met yet: repaired gradients, then all else.
+
+    The repaired gradient costs little and often proves masking; the rest waits where drawing more is the better buy.
+    """
+    waits = better_drawn(state)
+    if "gradient" not in state.undecided or (waits and not state.suspected()):
+        return
+    before, state.searched = state.searched, len(state.ledger)
+    if nothing_left(state):
+        _leave_out(state, "white-box attacks broke nearly every point, so that it could reveal nothing")
+        return
+    repaired.run(state, _correct_since(state, state.repaired))
+    state.repaired = len(state.ledger)
+    if proven(state):
+        return
+    if waits:
+        state.searched = before
+        return
+    rows = _correct_since(state, before)
+    for phase in SEARCH:
+        phase(state, rows)
+        if proven(state):
+            return
+
+
+def _correct_since(state: AuditState, first: int) -> Tensor:
+    """Correctly classified points from `first` on, as rows of the ledger."""
+    return first + state.ledger.correct[first:].nonzero().squeeze(1)
+
+
+def _more_points(state: AuditState) -> None:
+    """Draw what the accuracy still asks for; attacks are compared no more."""
+    state.undecided = frozenset()
+    while (points := accuracy.wanted(state)) > len(state.ledger):
+        state.judgement = None
+        rows = _drawn(state, points)
+        if len(rows):
+            (_ask if state.settings.black_box else accuracy.run)(state, rows)
+        state.judgement = judged(state)
+
+
+def _leave_out(state: AuditState, reason: str) -> None:
+    """Say of every attack that did not run why; of the white-box attacks each has said so itself."""
+    for spec in state.specs:
+        if spec.phase != "white_box" and spec.name not in state.ledger.entries:
+            state.attacker.skip(spec, reason)
+
+
+def _report(state: AuditState, broken_off: str = "", *, partial: bool = True) -> AuditReport:
     """The report of what was found so far; with the reason why there is no more, if that is not all.
 
     Nothing asks the model any more here.
+
+    Args:
+        partial: whether it is a partial report for that; not where no more was asked for.
     """
-    judged_before = state.judgement is not None
-    partial = Partial(broken_off, judged=judged_before) if broken_off else None
-    judgement = state.judgement or judge(dataclasses.replace(observations(state, broken_off), power=state.power))
+    unfinished = "" if state.decided or state.judgement is not None else broken_off
+    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
     seconds = time.perf_counter() - state.started
-    return build_report(state, judgement, seconds=seconds, partial=partial)
+    return build_report(
+        state, judgement, seconds=seconds, unfinished=unfinished,
+        partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,
+    )  # fmt: skip
 
 
 class _Keeper:

@@ -19,7 +19,7 @@ from maskaudit.target import Target
 from maskaudit.target.recognise import Recognised
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.power import NOT_CHECKED, Power
-from maskaudit.verdict.rules import Judgement, fired_indicators
+from maskaudit.verdict.rules import Judgement, LevelName, fired_indicators
 
 if TYPE_CHECKING:
     from maskaudit.auditing.adaptive import AdaptiveAttack
@@ -42,6 +42,11 @@ class AuditState:
         challenge: how the challengers divide their effort; made by their phase.
         power: the power check; `figures`: data for figures.
         judgement: the verdict on the looks that are finished; None while one is under way.
+        decided: whether the verdict is, so that further points serve the accuracy alone.
+        undecided: levels at which attacks are still compared.
+        matched: drawn points on which cross-entropy has had the effort of all losses; `searched`: those on which the
+            challengers have searched wherever they could reveal something; `repaired`: those that met the repaired
+            gradient. All count from the first point.
         started: when the audit began, on the clock of `time.perf_counter`.
     """
 
@@ -65,6 +70,11 @@ class AuditState:
     power: Power = NOT_CHECKED
     figures: dict[str, Any] = field(default_factory=dict)
     judgement: Judgement | None = None
+    decided: bool = False
+    undecided: frozenset[LevelName] = frozenset({"gradient", "loss"})
+    matched: int = 0
+    searched: int = 0
+    repaired: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     @property

@@ -11,6 +11,7 @@ from maskaudit.auditing.evidence_file import MAX_BYTES as MAX_EVIDENCE
 from maskaudit.declared.kinds import shown
 from maskaudit.errors import UsageError
 from maskaudit.files import is_folder, read_bounded
+from maskaudit.loading.blackbox import boxed
 from maskaudit.report.reading import MAX_BYTES, parse_report
 from maskaudit.results import EVIDENCE_FILE
 from maskaudit.sources import load_model
@@ -23,6 +24,7 @@ def verify_files(
     arch: str | None = None,
     trust_pickle: bool = False,
     device: str = "cpu",
+    black_box: bool = False,
     sha256: str | None = None,
 ) -> tuple[list[Check], str]:
     """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
@@ -47,7 +49,9 @@ def verify_files(
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it beside the report")
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
-    checks = verify_audit(document, read_evidence(evidence, str(beside)), loaded.module, loaded.sha256)
+    asked_only = black_box or bool(document and document["settings"].get("black_box"))
+    module = boxed(loaded.module) if asked_only else loaded.module
+    checks = verify_audit(document, read_evidence(evidence, str(beside)), module, loaded.sha256)
     if published is not None:
         checks.insert(0, _published(evidence if alone else content, published))
     return checks, conclusion(checks, document, published=published is not None)

@@ -10,7 +10,7 @@ from typing import Any
 from maskaudit import api
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, UsageError
-from maskaudit.settings import AuditSettings, BudgetName
+from maskaudit.settings import AuditSettings
 from maskaudit.zoo import ZOO, ZooEntry
 from maskaudit.zoo.establish import establish, subject
 from maskaudit.zoo.grade import Grade, grade
@@ -88,7 +88,7 @@ def train_zoo(names: tuple[str, ...]) -> Iterator[str]:
         yield f"{number} of {len(networks)}  {key} {done}"
 
 
-def check_zoo(names: tuple[str, ...], *, budget: BudgetName, seed: int) -> Iterator[tuple[str, bool]]:
+def check_zoo(names: tuple[str, ...], *, budget: str, seed: int) -> Iterator[tuple[str, bool]]:
     """Audit zoo models; yields a line and whether label, mechanism, location and best known fit the truth."""
     for name in chosen(names):
         document = audit_entry(ZOO[name], AuditSettings(budget=budget, seed=seed))

@@ -4,7 +4,8 @@ At a random base point near every audited point (inside ball and bounds, with ro
 step), the change of the logit margin along 12 random directions is measured by central
 differences with steps of ε/4, ε/16, ε/64 and ε/256, and compared with what the gradient
 predicts: per point and scale, the cosine between the two over the directions, then
-the mean over points. 1 is agreement, 0 no relation. The margin is that between the true
+the mean over points. 1 is agreement, 0 no relation. Scales finer than the first that agrees are
+not measured, nor further points once the mean is far enough from the limit. The margin is that between the true
 class and the runner-up at the base point. The headline is the worst scale, where a scale finer
 than one that agrees is passed over: a model whose gradient is right at
 coarse steps and not at fine ones has a smooth backward over small stairs (a straight-through
@@ -35,9 +36,11 @@ Source
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from maskaudit.attacks.losses import targeted_margin, wrong_class
@@ -62,6 +65,10 @@ SIGNAL = 20.0
 SCORE_ULPS = 2
 #: Fewer usable points than this give no figure at a scale.
 MIN_POINTS = 10
+#: Points that a scale begins with and is extended by …
+POINTS = 16
+#: … until the mean cosine lies further from the limit than Student's interval at this one-sided level is wide.
+DOUBT = 0.0005
 #: A step never takes more than this share of the width of the bounds.
 LARGEST_STEP = 1 / 8
 
@@ -127,13 +134,12 @@ def margin_differences(
     Returns:
         Both (K, N) in float64.
     """
-    measured, predicted = [], []
-    for move in moves:
-        ahead, behind = context.threat.clamp(base + move), context.threat.clamp(base - move)
-        there = _margin(context.target.scores(ahead), context.y, rival)
-        measured.append(there - _margin(context.target.scores(behind), context.y, rival))
-        predicted.append((ahead.double() - behind.double()).mul_(gradient).flatten(1).sum(dim=1))
-    return torch.stack(measured), torch.stack(predicted)
+    count = len(moves)
+    ahead, behind = context.threat.clamp(base + moves), context.threat.clamp(base - moves)
+    scores = context.target.scores(torch.cat([ahead, behind]).flatten(0, 1)).unflatten(0, (2 * count, len(base)))
+    margins = torch.stack([_margin(part, context.y, rival) for part in scores])
+    predicted = (ahead.double() - behind.double()).mul_(gradient).flatten(2).sum(dim=2)
+    return margins[:count] - margins[count:], predicted
 
 
 def rounding_noise(context: ProbeContext, base: Tensor, rival: Tensor, scores: Tensor) -> Tensor:
@@ -191,34 +197,86 @@ def headline(scales: list[ScaleAgreement]) -> ScaleAgreement | None:
     return worst
 
 
-def _compare(context: ProbeContext, steps: list[float], exact: Target | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Measured and predicted changes (S, K, N), what rounding can do (N,), and whose gradient is finite (N,).
+class _Portion:
+    """Some of the points: their bases, gradients and noise, which all scales share.
 
     Changes are measured through `exact` where it is given; the gradient is always the target's own.
     """
-    target, y = context.target, context.y
-    directions = unit_directions(context)
-    base = base_points(context, directions, max(steps))
-    scores = target.scores(base)
-    rival = wrong_class(scores, y, 0, target.reject_class)
-    gradient = target.value_and_grad(base, lambda s, rows: targeted_margin(s, y[rows], rival[rows])).grad.double()
-    finite = torch.isfinite(gradient).flatten(1).all(dim=1)
-    usable = gradient.nan_to_num(0.0, 0.0, 0.0)
-    if exact is not None:
-        context = replace(context, target=exact)
-        scores = exact.scores(base)
-    noise = rounding_noise(context, base, rival, scores)
-    changes = [margin_differences(context, base, rival, directions * step, usable) for step in steps]
-    measured, predicted = (torch.stack(parts) for parts in zip(*changes, strict=True))
-    return measured, predicted, noise, finite
+
+    def __init__(self, context: ProbeContext, largest: float, exact: Target | None) -> None:
+        target, y = context.target, context.y
+        self.directions = unit_directions(context)
+        self.base = base_points(context, self.directions, largest)
+        scores = target.scores(self.base)
+        self.rival = rival = wrong_class(scores, y, 0, target.reject_class)
+        found = target.value_and_grad(self.base, lambda s, rows: targeted_margin(s, y[rows], rival[rows])).grad.double()
+        self.finite = torch.isfinite(found).flatten(1).all(dim=1)
+        self.gradient = found.nan_to_num(0.0, 0.0, 0.0)
+        if exact is not None:
+            context = replace(context, target=exact)
+            scores = exact.scores(self.base)
+        self.context, self.noise = context, rounding_noise(context, self.base, rival, scores)
+
+    def compare(self, step: float) -> tuple[Tensor, Tensor]:
+        """Cosine (N,), NaN where changes drown in rounding, and whether nothing was predicted (N,)."""
+        moves = self.directions * step
+        measured, predicted = margin_differences(self.context, self.base, self.rival, moves, self.gradient)
+        cosine, usable = agreement(measured, predicted, self.noise)
+        cosine = torch.where(self.finite, cosine, torch.zeros_like(cosine))
+        flat = (predicted == 0).all(dim=0) & usable
+        return torch.where(usable, cosine, torch.full_like(cosine, torch.nan)), flat
+
+
+@dataclass
+class _Points:
+    """All points, in portions that are prepared when the first scale wants them."""
+
+    context: ProbeContext
+    largest: float
+    exact: Target | None = None
+    ready: list[_Portion] = field(default_factory=list)
+
+    def portions(self) -> Iterator[_Portion]:
+        """Portions that fit into memory at once, in order; each multiple of `POINTS` points ends one."""
+        yield from list(self.ready)
+        done, total = sum(len(portion.base) for portion in self.ready), len(self.context.y)
+        while done < total:
+            room = min(POINTS - done % POINTS, total - done)
+            size = next(chunks(room, 4 * DIRECTIONS * self.context.x[0].numel())).stop
+            self.ready.append(_Portion(self.context.part(slice(done, done + size)), self.largest, self.exact))
+            done += size
+            yield self.ready[-1]
+
+
+def _scale(points: _Points, divisor: int, step: float) -> tuple[ScaleAgreement, Tensor]:
+    """The agreement at one scale, on as many points as it takes to tell, with the cosine of each (≤ N,)."""
+    total = len(points.context.y)
+    cosines, flat = torch.empty(0, dtype=torch.float64), 0
+    for portion in points.portions():
+        found, none = portion.compare(step)
+        cosines, flat = torch.cat([cosines, found.cpu()]), flat + int(none.sum())
+        if len(cosines) % POINTS == 0 and beyond_doubt(cosines[~cosines.isnan()]):
+            break
+    usable = cosines[~cosines.isnan()]
+    mean = float(usable.mean()) if len(usable) >= min(MIN_POINTS, total) else None
+    return ScaleAgreement(divisor, step, mean, len(usable), flat), cosines
+
+
+def beyond_doubt(cosines: Tensor) -> bool:
+    """Whether the mean of these cosines (n,) is on one side of the limit beyond doubt."""
+    n = len(cosines)
+    if n < MIN_POINTS:
+        return False
+    width = float(stdtrit(n - 1, 1 - DOUBT)) * float(cosines.std()) / n**0.5
+    return abs(float(cosines.mean()) - AGREEMENT) > width
 
 
 @dataclass(frozen=True)
 class _Figures:
-    """Agreement at every scale; per scale and point the cosine (S, N); rounding and finiteness per point (N,)."""
+    """Agreement at the scales looked at, cosines per point by scale; rounding and finiteness per point (N,)."""
 
     scales: list[ScaleAgreement]
-    cosines: Tensor
+    cosines: dict[int, Tensor]
     noise: Tensor
     finite: Tensor
 
@@ -230,20 +288,17 @@ class _Figures:
 
 
 def _figures(context: ProbeContext, exact: Target | None = None) -> _Figures:
-    """Compare at every scale, differences measured through `exact` where it is given."""
-    y, steps = context.y, [_step(context.threat, divisor) for divisor in DIVISORS]
-    parts = [_compare(context.part(rows), steps, exact) for rows in chunks(len(y), DIRECTIONS * context.x[0].numel())]
-    every_measured, every_predicted, noise, finite = (torch.cat(part, dim=-1) for part in zip(*parts, strict=True))
-    scales, cosines = [], torch.full((len(DIVISORS), len(y)), torch.nan, dtype=torch.float64)
-    for row, (divisor, step) in enumerate(zip(DIVISORS, steps, strict=True)):
-        measured, predicted = every_measured[row], every_predicted[row]
-        cosine, usable = agreement(measured, predicted, noise)
-        cosine = torch.where(finite, cosine, torch.zeros_like(cosine))
-        cosines[row] = torch.where(usable, cosine, torch.full_like(cosine, torch.nan)).cpu()
-        n = int(usable.sum())
-        flat = int(((predicted == 0).all(dim=0) & usable).sum())
-        mean = float(cosine[usable].mean()) if n >= min(MIN_POINTS, len(y)) else None
-        scales.append(ScaleAgreement(divisor, step, mean, n, flat))
+    """Compare at one scale after the other until one agrees, differences measured through `exact` where it is given."""
+    steps = [_step(context.threat, divisor) for divisor in DIVISORS]
+    points = _Points(context, max(steps), exact)
+    scales, cosines = [], {}
+    for divisor, step in zip(DIVISORS, steps, strict=True):
+        scale, cosines[divisor] = _scale(points, divisor, step)
+        scales.append(scale)
+        if scale.agreement is not None and scale.agreement >= AGREEMENT:
+            break
+    noise = torch.cat([portion.noise for portion in points.ready])
+    finite = torch.cat([portion.finite for portion in points.ready])
     return _Figures(scales, cosines, noise, finite)
 
 
@@ -287,7 +342,7 @@ def measure(context: ProbeContext) -> Measurement:
             "rounding_median": float(noise.quantile(0.5)),
             "points_with_unusable_gradient": int((~finite).sum()),
         },
-        per_point=tuple(cosines[DIVISORS.index(chosen.divisor)].tolist()),
+        per_point=tuple(cosines[chosen.divisor].tolist()),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from maskaudit.report import bibliography, coerce, words
 from maskaudit.report.records import AttackView, View
 from maskaudit.results import Rate
+from maskaudit.verdict.rules import ANY_LOOK
 
 
 @dataclass(frozen=True)
@@ -149,15 +150,20 @@ class _Paragraph:
         alpha, looks = coerce.number(self.rule.get("alpha")), coerce.count(self.rule.get("looks"))
         screen = {"fired": self.view.screen_fired}
         slacks = [coerce.slack(self.rule, screen, level) for level in ("gradient_level", "loss_level")]
-        if alpha is None or None in slacks or not looks:
+        at_any_look = self.rule.get("test") == ANY_LOOK
+        if alpha is None or None in slacks or not (looks or at_any_look):
             return ""
         shares = [words.percent(slack) for slack in slacks if slack is not None]
         limit = shares[0] if shares[0] == shares[1] else f"{shares[0]} at gradient level or {shares[1]} at loss level"
         power = f" {self.view.power}" if self.view.power else ""
+        if at_any_look:
+            how = "the mixture likelihood ratio, valid at every look, is evidence that a hidden share exceeds"
+            shared = "both levels"
+        else:
+            how = "the exact one-sided lower bound of a hidden share exceeds"
+            shared = f"{words.plural(looks, 'look')} and both levels"
         return self._say(
-            f"Masking is called proven when the exact one-sided lower bound of a hidden share exceeds "
-            f"{limit}, at an error level of {alpha:g} shared among {words.plural(looks, 'look')} and "
-            f"both levels.{power}"
+            f"Masking is called proven when {how} {limit}, at an error level of {alpha:g} shared among {shared}.{power}"
         )
 
     def _verdict(self) -> str:

@@ -1,14 +1,16 @@
 """The distribution that the verdict was tested against, one figure per level of masking.
 
-The judge calls masking proven when the one-sided lower bound (Clopper & Pearson
-1934) of the hidden share lies above the slack that healthy models show. That is
-the exact binomial test: had a model of exactly that slack been audited, the number
-of hidden points would follow the binomial distribution drawn here.
+The judge calls masking proven when the counts are evidence enough, at whatever look, that the
+hidden share lies above the slack that healthy models show (`maskaudit.verdict.statistics`);
+in older reports the exact one-sided lower bound decided at each of a few looks. Had a model of
+exactly that slack been audited, the number of hidden points would follow the binomial
+distribution drawn here.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +23,8 @@ from scipy.special import bdtr, bdtrc, gammaln, logsumexp, xlog1py, xlogy  # sci
 from maskaudit.report import coerce, words
 from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
 from maskaudit.results import Rate
+from maskaudit.verdict.rules import ANY_LOOK
+from maskaudit.verdict.statistics import evidence_above, evidence_below
 
 #: Most points for which the distribution is drawn.
 _LARGEST_N = 100_000
@@ -86,9 +90,10 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
     masking = coerce.mapping(document["masking"])
     rule, screen = coerce.mapping(masking.get("rule")), coerce.mapping(masking.get("screen"))
     alpha, looks = coerce.number(rule.get("alpha")), coerce.count(rule.get("looks"))
-    if alpha is None or not (0 < alpha < 1 and 1 <= looks <= _LARGEST_N):
+    at_any_look = rule.get("test") == ANY_LOOK
+    if alpha is None or not (0 < alpha < 1 and (at_any_look or 1 <= looks <= _LARGEST_N)):
         return ()
-    each = alpha / (2 * looks)
+    bounds = _AtAnyLook(alpha / 2) if at_any_look else _AtOneLook(alpha / (2 * looks))
     tests = []
     for level, title in _LEVELS:
         share, slack = coerce.rate(masking.get(level)), coerce.slack(rule, screen, level)
@@ -96,21 +101,49 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
             own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
             limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
             fired = slack != coerce.number(rule.get("gross_slack"))
-            test = _test(level, title, share, slack, each, fired, limit)
+            test = _test(level, title, share, slack, bounds, fired, limit)
             tests.append(replace(test, unproven=coerce.text(own.get("unproven"))))
     return tuple(tests)
 
 
+@dataclass(frozen=True)
+class _AtOneLook:
+    """Counts that the exact binomial test at this level asks for."""
+
+    alpha: float
+
+    def critical(self, n: int, slack: float) -> int:
+        return _upper_quantile(n, slack, self.alpha) + 1
+
+    def clear_at(self, n: int, limit: float) -> int:
+        return _lower_quantile(n, limit, self.alpha) - 1
+
+
+@dataclass(frozen=True)
+class _AtAnyLook(_AtOneLook):
+    """Counts that are evidence enough at this level, at whatever look."""
+
+    def critical(self, n: int, slack: float) -> int:
+        needed = -math.log(self.alpha)
+        return bisect_left(range(n + 1), True, key=lambda count: evidence_above(count, n, slack) >= needed)
+
+    def clear_at(self, n: int, limit: float) -> int:
+        needed = -math.log(self.alpha)
+        return bisect_left(range(n + 1), True, key=lambda count: evidence_below(count, n, limit) < needed) - 1
+
+
 def _test(
-    level: str, title: str, share: Rate, slack: float, alpha: float, fired: bool, limit: float | None
+    level: str, title: str, share: Rate, slack: float, bounds: _AtOneLook, fired: bool, limit: float | None
 ) -> NullTest:
     n, hidden = share.n, round(share.value * share.n)
-    critical = _upper_quantile(n, slack, alpha) + 1
+    critical = bounds.critical(n, slack)
     exponent = float(logsumexp(_log_chances(np.arange(hidden, n + 1), n, slack))) / math.log(10)
     clear_at = -1
     if limit is not None and 0 < limit < 1:
-        clear_at = _lower_quantile(n, limit, alpha) - 1
-    return NullTest(level, title, n, hidden, slack, alpha, critical, max(exponent, -9999.0), fired, limit, clear_at)
+        clear_at = bounds.clear_at(n, limit)
+    return NullTest(
+        level, title, n, hidden, slack, bounds.alpha, critical, max(exponent, -9999.0), fired, limit, clear_at
+    )
 
 
 def _log_chances(counts: NDArray[np.int64], n: int, share: float) -> NDArray[np.float64]:

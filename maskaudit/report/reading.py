@@ -152,7 +152,7 @@ _SCREEN = Open(
 _LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE, unproven=PROSE))
 _RULE = Open(
     {
-        **_optional(alpha=SHARE, looks=COUNT, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
+        **_optional(alpha=SHARE, looks=COUNT, test=PROSE, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
         "limits": Table(_LEVEL, MAX_ROWS),
     }
 )
@@ -216,7 +216,7 @@ SECTIONS: dict[str, Kind[Any]] = {
                 split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT, memory=COUNT
             ),
             **_optional(select=WORDS, ignore=WORDS, extra_attacks=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE),
-            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS)),
+            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE),
         }
     ),
     "accuracy": Table(RATE, MAX_ROWS),
@@ -227,6 +227,7 @@ SECTIONS: dict[str, Kind[Any]] = {
             "screen": _SCREEN,
             "rule": _RULE,
             "traced": Items(_kind(Mechanism), MAX_ROWS),
+            **_optional(searched=COUNT, matched=COUNT, unfinished=PROSE),
         }
     ),
     "power": Open(

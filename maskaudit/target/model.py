@@ -113,6 +113,7 @@ class Target:
 
     Attributes:
         points_per_pass: the batch size, halved whenever memory did not suffice.
+        before_pass: called before every batch; may raise to end the work.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
@@ -147,6 +148,7 @@ class Target:
         self.device = torch.device(device)
         self.seed = seed
         self.ledger = PassLedger()
+        self.before_pass: Callable[[], None] | None = None
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
         self._flags = TorchFlags.read()
@@ -461,6 +463,8 @@ class Target:
         while start < n:
             rows = slice(start, min(start + self.points_per_pass, n))
             before, seen = self.ledger.copy(), RandomState()
+            if self.before_pass is not None:
+                self.before_pass()
             try:
                 parts.append(do(rows))
                 start = rows.stop

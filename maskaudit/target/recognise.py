@@ -66,7 +66,7 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
         ModelError: when the model fails.
     """
     few = settings.black_box and settings.queries is not None
-    _, x, _ = data.sample(min(settings.effort.looks[0] if few else ASKED_POINTS, len(data)), settings.seed)
+    _, x, _ = data.sample(min(settings.effort.points if few else ASKED_POINTS, len(data)), settings.seed)
     target.remember()
     notes = meet(target, x, settings)
     answers = target.answers(x)
@@ -89,7 +89,7 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
 def _diagnosed(target: Target, data: Dataset, settings: AuditSettings) -> Diagnosis:
     """Clean accuracy on a few points; what is no better than guessing and has a remedy is refused."""
     few = settings.black_box and settings.queries is not None
-    _, x, y = data.sample(min(settings.effort.looks[0] if few else TRIED_POINTS, len(data)), settings.seed)
+    _, x, y = data.sample(min(settings.effort.points if few else TRIED_POINTS, len(data)), settings.seed)
     diagnosis = diagnose(target, x, y, settings, labels_only=settings.black_box)
     if diagnosis.hopeless and diagnosis.remedy is not None:
         raise InputError(diagnosis.sentence)

@@ -43,6 +43,18 @@ SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
 #: whatever their losses are worth.
 SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 
+# --- when a search is worth its passes (`maskaudit.auditing.patience`)
+
+#: Points drawn from which on a search is not put off any longer.
+PATIENCE = 160
+
+#: Share of the correctly classified points: where fewer withstand white-box attacks, some further points bound the
+#: gradient level by themselves, for less than a search of those that withstand.
+TELLING_SHARE = 0.03
+
+#: Share hidden at loss level, of which a few further points prove that it is above the slack.
+TELLING_LOSS = 0.1
+
 #: Share of points with no margin gradient above which gradients are called uninformative (`suspect`).
 NO_GRADIENT_SHARE = 0.5
 

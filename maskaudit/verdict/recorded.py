@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from maskaudit.results import AttackRow, Mechanism, Partial, ProbeResult, revived
+from maskaudit.results import AttackRow, Mechanism, ProbeResult, revived
 from maskaudit.verdict.limits import SCREEN
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
-from maskaudit.verdict.rules import Observations
+from maskaudit.verdict.rules import Observations, bounded, gradient_limit
 
 #: What no verdict can do without, by the name in `AttackRow.part`.
 PARTS: Mapping[str, str] = {
@@ -22,6 +22,9 @@ PARTS: Mapping[str, str] = {
     "other_loss": "white-box attacks on other losses",
     "gradient_free": "gradient-free attacks",
 }
+
+#: Why an attack did not run that could have changed nothing any more.
+SPARED = "masking had been proven before it"
 
 #: The parts without which points that withstand seem hidden at a level for want of attacks only.
 PROOF: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +41,8 @@ class Recorded:
         correct: per drawn point whether the clean answer is right.
         broken_by: per drawn point the names of the attacks that broke it; those of the role `sanity` are not named.
         attacks, probes, traced, power: as in the report.
-        looks: sequential looks that the error level is shared among.
+        searched, matched: drawn points, counted from the first, on which challengers searched wherever they could
+            reveal something, and on which cross-entropy had the effort of all losses.
         left_out: attacks and probes that the user left out, with the essential part that each belongs to.
         claimed, certified: robust accuracies that were given.
         broken_off: why the audit ended before its verdict was decided, if it did.
@@ -52,7 +56,8 @@ class Recorded:
     probes: tuple[ProbeResult, ...] = ()
     traced: tuple[Mechanism, ...] = ()
     power: Power = NOT_CHECKED
-    looks: int = 1
+    searched: int = 0
+    matched: int = 0
     left_out: Mapping[str, str] = field(default_factory=dict)
     claimed: float | None = None
     certified: float | None = None
@@ -107,6 +112,9 @@ def observations(recorded: Recorded) -> Observations:
     ran = [row for row in rows if row.status == "ran"]
     met = [row for row in ran if row.attempted and row.name in families.strong]
     missing, without = _missing(recorded)
+    hidden = [c and not s for c, s in zip(challengers, strong, strict=True)]
+    by_loss = [s and not c for s, c in zip(strong, loss, strict=True)]
+    searched, matched = recorded.correct[: recorded.searched], recorded.correct[: recorded.matched]
     return Observations(
         drawn=len(recorded.correct),
         correct=sum(recorded.correct),
@@ -115,15 +123,18 @@ def observations(recorded: Recorded) -> Observations:
         strong=sum(strong),
         challengers=sum(challengers),
         best=sum(best),
-        hidden_by_gradients=sum(c and not s for c, s in zip(challengers, strong, strict=True)),
-        hidden_by_loss=sum(s and not c for s, c in zip(strong, loss, strict=True)),
+        hidden_by_gradients=sum(hidden[: recorded.searched]),
+        hidden_by_loss=sum(by_loss[: recorded.matched]),
+        searched=sum(searched),
+        matched=sum(matched),
+        unbroken=sum(right and not s for right, s in zip(searched, strong, strict=False)),
         probes=recorded.probes,
         power=recorded.power,
         traced=recorded.traced,
         repaired=_repaired(recorded, strong),
-        looks=recorded.looks,
         missing=missing,
         without=without,
+        spared=_spared(recorded),
         unproven=_unproven(recorded),
         attacks_run=len(ran),
         attacks_left_out=len(rows) - len(ran),
@@ -157,6 +168,28 @@ def _failed(recorded: Recorded) -> list[tuple[str, str]]:
     return [(row.name, row.reason) for row in attacks] + [(probe.rule, probe.reason) for probe in screen]
 
 
+def _needed(recorded: Recorded) -> set[str]:
+    """The essential parts that had points left which they could break."""
+    families, correct = Families.of(recorded.attacks), recorded.correct
+
+    def left(names: Collection[str]) -> int:
+        return sum(right and not fell for right, fell in zip(correct, recorded.broken(names), strict=True))
+
+    searched = not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
+    return {
+        "reference",
+        *(["cross_entropy"] if left(families.reference) else []),
+        *(["other_loss"] if left(families.cross_entropy) else []),
+        *(["gradient_free"] if searched else []),
+    }
+
+
+def _spared(recorded: Recorded) -> tuple[str, ...]:
+    """The essential parts that did not run because masking had been proven without them."""
+    spared = {row.part for row in recorded.attacks if row.reason == SPARED}
+    return tuple(name for part, name in PARTS.items() if part in spared)
+
+
 def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Why essential parts of the search did not run, as sentences, and the names of these parts."""
     if recorded.hopeless:
@@ -164,7 +197,8 @@ def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if recorded.black_box:
         return ((f"The audit is not finished: {recorded.broken_off}",) if recorded.broken_off else ()), ()
     present, failed = _present(recorded), _failed(recorded)
-    absent = [name for part, name in PARTS.items() if part not in present]
+    needed = _needed(recorded)
+    absent = [name for part, name in PARTS.items() if part in needed and part not in present]
     absent += [rule for rule in SCREEN if rule in recorded.left_out]
     unfinished = [f"The audit is not finished: {recorded.broken_off}"] if recorded.broken_off else []
     sentences = (
@@ -182,7 +216,8 @@ def _unproven(recorded: Recorded) -> dict[str, str]:
     """
     if recorded.broken_off or recorded.hopeless:
         return dict.fromkeys(PROOF, "the audit is not finished")
-    present, families = _present(recorded), Families.of(recorded.attacks)
+    present = _present(recorded) | (set(PARTS) - _needed(recorded))
+    families = Families.of(recorded.attacks)
     failed = {row.name for row in recorded.attacks if row.decisive and row.status == "error"}
     found: dict[str, str] = {}
     for level, parts in PROOF.items():
@@ -202,20 +237,21 @@ def recorded_in(document: Mapping[str, Any]) -> Recorded:
         KeyError, TypeError, ValueError: when what is needed is not there.
     """
     points, settings = document["points"], document["settings"]
-    partial = revived(Partial, document.get("partial"))
+    masking = document["masking"]
     certified = document["accuracy"].get("certified")
     return Recorded(
         correct=[bool(right) for right in points["correct"]],
         broken_by=[tuple(by) for by in points["broken_by"]],
         attacks=revived(tuple[AttackRow, ...], document["attacks"]),
         probes=revived(tuple[ProbeResult, ...], document["probes"]),
-        traced=revived(tuple[Mechanism, ...], document["masking"].get("traced", ())),
+        traced=revived(tuple[Mechanism, ...], masking.get("traced", ())),
         power=power_in(document["power"]),
-        looks=len(settings["looks"]),
+        searched=int(masking["searched"]),
+        matched=int(masking["matched"]),
         left_out=settings.get("left_out") or {},
         claimed=document["claim"]["claimed"],
         certified=certified["value"] if certified else None,
-        broken_off=partial.reason if partial is not None and not partial.judged else "",
+        broken_off=masking.get("unfinished", ""),
         hopeless=document["target"].get("hopeless", ""),
         caveats=tuple(document["target"].get("caveats", ())),
         black_box=bool(settings.get("black_box")),

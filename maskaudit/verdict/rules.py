@@ -5,8 +5,9 @@ The rule is in this module, its constants are in `maskaudit.verdict.limits`; `do
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -24,10 +25,12 @@ from maskaudit.verdict.limits import (
 )
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED, Power
-from maskaudit.verdict.statistics import lower_bound, rate, spend, upper_bound
+from maskaudit.verdict.statistics import evidence_above, evidence_below, rate, upper_bound_at_any_look
 
 #: What could still change a verdict.
 Need = Literal["nothing", "points", "power"]
+#: The two levels at which attacks are compared.
+LevelName = Literal["gradient", "loss"]
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,18 @@ class Observations:
     Attributes:
         drawn: points drawn; `correct`: of these, classified correctly.
         reference, cross_entropy, strong, challengers, best: correct points broken by R₀, CE*, G*, C and anything.
-        hidden_by_gradients: broken by C, not by G*.
-        hidden_by_loss: broken by G*, not by CE*.
+        hidden_by_gradients: broken by C, not by G*, of `searched` points.
+        hidden_by_loss: broken by G*, not by CE*, of `matched` points.
+        searched: correct points on which C searched wherever it could reveal something; None for all.
+        matched: correct points on which CE* had the effort of G*; None for all.
+        unbroken: of the `searched` points those that withstand G*, which is all that C could reveal; None if not known.
         probes: graded probe results.
         power: the power check.
-        looks: sequential looks that the error level is shared among.
         traced: mechanisms that the trace of the model located.
         repaired: points broken through the repaired gradient of those that withstand white-box attacks; None if nothing
             was repaired.
         missing: reasons why an essential part did not run; empty when all did.
-        without: the names of these parts, for the wording.
+        without: the names of these parts, for the wording; `spared`: of those that were not needed for a proof.
         unproven: per level, "gradient" or "loss", why points hidden at it prove nothing: attacks that might have broken
             them did not run. A level that is not named is proven by its examples, whatever else is missing.
         attacks_run, attacks_left_out: numbers of attacks, for the wording; `white_box_run` and `cross_entropy_run`: of
@@ -69,11 +74,14 @@ class Observations:
     hidden_by_loss: int
     probes: tuple[ProbeResult, ...] = ()
     power: Power = NOT_CHECKED
-    looks: int = 1
+    searched: int | None = None
+    matched: int | None = None
+    unbroken: int | None = None
     traced: tuple[Mechanism, ...] = ()
     repaired: int | None = None
     missing: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    spared: tuple[str, ...] = ()
     unproven: Mapping[str, str] = field(default_factory=dict)
     attacks_run: int = 0
     attacks_left_out: int = 0
@@ -86,14 +94,35 @@ class Observations:
     black_box: bool = False
 
     @property
-    def alpha(self) -> float:
-        """One-sided error level of one comparison at one look."""
-        return error_level(self.looks)
+    def gradient_points(self) -> int:
+        """Correct points that are compared at gradient level."""
+        return self.correct if self.searched is None else self.searched
+
+    @property
+    def left(self) -> int:
+        """Points that withstand G*, of those compared at gradient level where that is known."""
+        return self.correct - self.strong if self.unbroken is None else self.unbroken
+
+    @property
+    def loss_points(self) -> int:
+        """Correct points that are compared at loss level."""
+        return self.correct if self.matched is None else self.matched
 
 
-def error_level(looks: int) -> float:
-    """One-sided error level of one comparison at one of so many looks: two levels share each look's part of `ALPHA`."""
-    return spend(ALPHA, 2 * looks)[0]
+#: What the report calls the test of this rule.
+ANY_LOOK = "any look"
+#: Error level of one comparison, at all looks together: the two levels share `ALPHA`.
+LEVEL_ALPHA = ALPHA / 2
+
+
+def bounded(hidden: int, n: int, limit: float) -> bool:
+    """Whether a hidden share is below `limit` by the counts so far, at an error of `LEVEL_ALPHA` over all looks."""
+    return evidence_below(hidden, n, limit) >= -math.log(LEVEL_ALPHA)
+
+
+def exceeds(hidden: int, n: int, limit: float) -> bool:
+    """Whether it is above `limit`, likewise."""
+    return evidence_above(hidden, n, limit) >= -math.log(LEVEL_ALPHA)
 
 
 @dataclass(frozen=True)
@@ -103,6 +132,7 @@ class Judgement:
     Attributes:
         needs: what could still change the verdict: more points, or the power check, which is made only where `clear`
             depends on it; "nothing" once it is decided.
+        undecided: levels whose hidden share is neither bounded nor proven.
     """
 
     verdict: Verdict
@@ -110,6 +140,7 @@ class Judgement:
     accuracy: dict[str, Rate | None]
     masking: dict[str, Any]
     needs: Need
+    undecided: frozenset[LevelName] = frozenset()
 
 
 def judge(seen: Observations) -> Judgement:
@@ -117,7 +148,7 @@ def judge(seen: Observations) -> Judgement:
     screen = _screen(seen.probes)
     levels = _levels(seen, screen["reasons"])
     label, needs, reasons = _label(seen, levels)
-    mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=_proven(seen, levels["loss"]))
+    mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=levels["loss"].proven)
     shown = mechanisms if label in ("masked", "suspect") else ()
     if not shown and seen.traced and seen.traced[0].confidence != "low":
         reasons = [*reasons, _unconfirmed(seen.traced[0], seen)]
@@ -127,11 +158,11 @@ def judge(seen: Observations) -> Judgement:
         claim=Claim(seen.claimed, _claim_status(seen)),
         accuracy=accuracy,
         masking={
-            "gradient_level": _hidden_rate(seen, seen.hidden_by_gradients),
-            "loss_level": _hidden_rate(seen, seen.hidden_by_loss),
+            "gradient_level": _hidden_rate(levels["gradient"]),
+            "loss_level": _hidden_rate(levels["loss"]),
             "screen": screen,
             "rule": {
-                "alpha": ALPHA, "looks": seen.looks, "slack": SLACK, "gross_slack": GROSS_SLACK,
+                "alpha": ALPHA, "test": ANY_LOOK, "slack": SLACK, "gross_slack": GROSS_SLACK,
                 "clear_limit": CLEAR_LIMIT if screen["fired"] else CLEAR_LIMIT_UNSCREENED,
                 "limits": {
                     f"{name}_level": {
@@ -142,16 +173,23 @@ def judge(seen: Observations) -> Judgement:
             },
         },
         needs=needs,
+        undecided=frozenset(name for name, level in levels.items() if not (level.bounded or level.proven)),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Level:
-    """Points hidden at a level, whether the screen fired for it, the limits that apply therefore, and why the examples
-    prove nothing at it, if they do not."""
+    """Points hidden at a level of so many, whether the screen fired for it, and the limits that apply therefore.
+
+    Attributes:
+        most: points that could be hidden, whatever the search has missed; None if not known.
+        unproven: why the examples prove nothing at it, if they do not.
+    """
 
     hidden: int
+    n: int
     fired: bool
+    most: int | None = None
     unproven: str = ""
 
     @property
@@ -162,16 +200,40 @@ class _Level:
     def clear_limit(self) -> float:
         return CLEAR_LIMIT if self.fired else CLEAR_LIMIT_UNSCREENED
 
+    @property
+    def proven(self) -> bool:
+        return not self.unproven and self.exceeds
 
-def _levels(seen: Observations, fired: Sequence[str]) -> dict[str, _Level]:
+    @property
+    def exceeds(self) -> bool:
+        return exceeds(self.hidden, self.n, self.slack)
+
+    @property
+    def bounded(self) -> bool:
+        return bounded(self.hidden, self.n, self.clear_limit)
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is bounded even if everything is hidden that could be."""
+        return self.most is not None and bounded(self.most, self.n, self.clear_limit)
+
+
+def gradient_limit(probes: Iterable[ProbeResult]) -> float:
+    """The share at gradient level that `clear` excludes, by what the screen found."""
+    return CLEAR_LIMIT if fired_indicators(probes) else CLEAR_LIMIT_UNSCREENED
+
+
+def _levels(seen: Observations, fired: Sequence[str]) -> dict[LevelName, _Level]:
     """The two levels, given which rules of the screen fired."""
+    why = {"gradient": "", "loss": "", **seen.unproven}
+    by_loss = not set(fired).isdisjoint(SCREEN_OF_LOSS)
     return {
-        "gradient": _Level(seen.hidden_by_gradients, bool(fired), seen.unproven.get("gradient", "")),
-        "loss": _Level(seen.hidden_by_loss, not set(fired).isdisjoint(SCREEN_OF_LOSS), seen.unproven.get("loss", "")),
+        "gradient": _Level(seen.hidden_by_gradients, seen.gradient_points, bool(fired), seen.unbroken, why["gradient"]),
+        "loss": _Level(seen.hidden_by_loss, seen.loss_points, by_loss, None, why["loss"]),
     }
 
 
-def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Need, list[str]]:
+def _label(seen: Observations, levels: Mapping[LevelName, _Level]) -> tuple[Label, Need, list[str]]:
     """Label, what could still change it, and the reasons."""
     if seen.black_box:
         return "inconclusive", "nothing", [
@@ -179,7 +241,7 @@ def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Nee
         ]  # fmt: skip
     proofs = _proofs(seen, levels)
     if proofs:
-        return "masked", "nothing", [*proofs, *seen.missing]
+        return "masked", "nothing", [*proofs, *(reason for reason in seen.missing if not _names(seen.spared, reason))]
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
             f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed.",
@@ -189,39 +251,55 @@ def _label(seen: Observations, levels: Mapping[str, _Level]) -> tuple[Label, Nee
         return "inconclusive", "points", lacking
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", "points", [f"Most points have no usable gradient under any loss; {_unproven(seen)}."]
-    bounds = {name: upper_bound(level.hidden, seen.correct, seen.alpha) for name, level in levels.items()}
-    wide = {name: level.clear_limit for name, level in levels.items() if bounds[name] >= level.clear_limit}
+    wide = {name: level for name, level in levels.items() if not level.bounded}
     if wide:
-        limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(wide.values()))
-        shares = ", ".join(f"{name} level up to {bounds[name]:.1%}" for name in wide)
+        limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(level.clear_limit for level in wide.values()))
+        shares = ", ".join(f"{name} level up to {_most(level):.1%}" for name, level in wide.items())
         return "inconclusive", "points", [
             f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
         ]  # fmt: skip
-    if not seen.power.passed:
+    certain = levels["gradient"].certain
+    if not (certain or seen.power.passed):
         return "inconclusive", "power" if seen.power == NOT_CHECKED else "points", [seen.power.sentence]
+    most = max(_most(level) for level in levels.values())
     return "clear", "nothing", [
-        f"At most {max(bounds.values()):.1%} of the correctly classified points can be hidden by gradients or loss.",
-        seen.power.sentence,
+        f"At most {most:.1%} of the correctly classified points can be hidden by gradients or loss.",
+        _nothing_left(seen) if certain else seen.power.sentence,
     ]  # fmt: skip
 
 
-def _proofs(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
+def _most(level: _Level) -> float:
+    """Upper bound of the hidden share at a level, of what could be hidden where that is bounded."""
+    count = level.most if level.certain and level.most is not None else level.hidden
+    return upper_bound_at_any_look(count, level.n, LEVEL_ALPHA) if level.n else 1.0
+
+
+def _nothing_left(seen: Observations) -> str:
+    """Why no gradient-free search was needed."""
+    broken = seen.gradient_points - (seen.unbroken or 0)
+    return (
+        f"White-box attacks break {broken} of {seen.gradient_points} points, so that hardly any is left that a "
+        "gradient-free search could reveal."
+    )
+
+
+def _proofs(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]:
     """One sentence per level at which masking is proven."""
     said = []
-    if _proven(seen, levels["gradient"]):
+    if levels["gradient"].proven:
         said.append(
-            f"Gradient level: {seen.hidden_by_gradients} of {seen.correct} points survive {_all(seen.white_box_run)} "
-            "white-box attacks that ran and fall to attacks that do not trust the gradient."
+            f"Gradient level: {seen.hidden_by_gradients} of {seen.gradient_points} points survive "
+            f"{_all(seen.white_box_run)} white-box attacks that ran and fall to attacks that do not trust the gradient."
         )
-    if _proven(seen, levels["loss"]):
+    if levels["loss"].proven:
         said.append(
-            f"Loss level: {seen.hidden_by_loss} of {seen.correct} points survive {_all(seen.cross_entropy_run)} "
+            f"Loss level: {seen.hidden_by_loss} of {seen.loss_points} points survive {_all(seen.cross_entropy_run)} "
             "attacks on cross-entropy that ran and fall to white-box attacks on another loss."
         )
     if said and seen.repaired:
         said.append(
             f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
-            f"{seen.correct - seen.strong} points that withstand white-box attacks fall."
+            f"{seen.left} points that withstand white-box attacks fall."
         )
     return said
 
@@ -230,12 +308,16 @@ def _all(number: int) -> str:
     return f"all {number}" if number > 1 else "the"
 
 
-def _open(seen: Observations, levels: Mapping[str, _Level]) -> list[str]:
+def _names(parts: Iterable[str], reason: str) -> bool:
+    return any(part in reason for part in parts)
+
+
+def _open(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]:
     """Where examples would prove masking, had more attacks run: how many points are concerned, and what is missing."""
     return [
-        f"{level.hidden} of {seen.correct} points seem hidden at {name} level, which proves nothing: {level.unproven}."
+        f"{level.hidden} of {level.n} points seem hidden at {name} level, which proves nothing: {level.unproven}."
         for name, level in levels.items()
-        if level.unproven and _exceeds(seen, level)
+        if level.unproven and level.exceeds
     ]
 
 
@@ -245,24 +327,16 @@ def _unconfirmed(suspect: Mechanism, seen: Observations) -> str:
         return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
     return (
         f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
-        f"{seen.correct - seen.strong} points that withstand white-box attacks fall, too few to prove masking."
+        f"{seen.left} points that withstand white-box attacks fall, too few to prove masking."
     )
 
 
 def _unproven(seen: Observations) -> str:
     """What became of the points that withstand white-box attacks, where that proves nothing."""
-    left = f"of the {seen.correct - seen.strong} points that withstand white-box attacks, "
+    left = f"of the {seen.left} points that withstand white-box attacks, "
     if not seen.hidden_by_gradients:
         return f"{left}no attack that does without them broke any"
     return f"{left}attacks that do without them broke {seen.hidden_by_gradients}, too few to prove masking"
-
-
-def _proven(seen: Observations, level: _Level) -> bool:
-    return not level.unproven and _exceeds(seen, level)
-
-
-def _exceeds(seen: Observations, level: _Level) -> bool:
-    return seen.correct > 0 and lower_bound(level.hidden, seen.correct, seen.alpha) > level.slack
 
 
 def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:
@@ -290,8 +364,12 @@ def _uninformative(probes: tuple[ProbeResult, ...]) -> bool:
     return False
 
 
-def _hidden_rate(seen: Observations, hidden: int) -> Rate:
-    return rate(hidden, seen.correct) if seen.correct else Rate(0.0, 0.0, 1.0, 0)
+def _hidden_rate(level: _Level) -> Rate:
+    """The hidden share; up to what could be hidden, where the search was spared for want of points."""
+    if not level.n:
+        return Rate(0.0, 0.0, 1.0, 0)
+    share = rate(level.hidden, level.n)
+    return replace(share, high=rate(level.most, level.n).high) if level.certain and level.most else share
 
 
 def _accuracy(seen: Observations) -> dict[str, Rate | None]:
@@ -327,7 +405,7 @@ def _claim_status(seen: Observations) -> ClaimStatus:
     if seen.drawn == 0:
         return "not_refuted"
     unbroken = seen.correct - seen.best
-    return "refuted" if upper_bound(unbroken, seen.drawn, ALPHA / seen.looks) < seen.claimed else "not_refuted"
+    return "refuted" if upper_bound_at_any_look(unbroken, seen.drawn, ALPHA) < seen.claimed else "not_refuted"
 
 
 def _several(number: int, what: str) -> str:
@@ -336,9 +414,10 @@ def _several(number: int, what: str) -> str:
 
 def _although(seen: Observations) -> str:
     """Which essential parts a proof did without."""
-    if not seen.without:
+    without = [part for part in seen.without if part not in seen.spared]
+    if not without:
         return ""
-    return f" The examples prove it, although this did not run or failed: {', '.join(seen.without)}."
+    return f" The examples prove it, although this did not run or failed: {', '.join(without)}."
 
 
 def _sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]) -> str:

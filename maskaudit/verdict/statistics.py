@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from scipy.special import bdtrc, betaincinv  # scipy.stats has the same by name, and takes half a second to import
+from scipy.special import bdtrc, betainc, betaincinv, betaln  # scipy.stats takes half a second to import
 
 from maskaudit.results import Rate
 
 #: Two-sided confidence of every interval that a report shows.
 CONFIDENCE = 0.99
+
+#: Both parameters of Jeffreys' Beta distribution of a binomial rate.
+_JEFFREYS = 0.5
+#: Steps of a bisection that end within 2⁻⁴⁰ of a bound.
+_HALVINGS = 40
 
 
 def lower_bound(count: int, n: int, alpha: float) -> float:
@@ -62,11 +68,48 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def spend(alpha: float, looks: int) -> list[float]:
-    """Error level for each of `looks` sequential looks, adding up to alpha (Bonferroni: valid for any dependence)."""
-    if looks < 1:
-        raise ValueError(f"expected looks >= 1, got {looks}")
-    return [alpha / looks] * looks
+def evidence_above(count: int, n: int, limit: float) -> float:
+    """Natural logarithm of the evidence against a binomial rate of at most `limit`, after `count` successes in `n`.
+
+    The likelihood of the counts, averaged over rates above the limit by Jeffreys' distribution, over their likelihood
+    at the limit. Where the rate is at most the limit that is a nonnegative supermartingale that begins at 1: the
+    probability that it ever reaches 1/α, at whatever numbers of points one looks and whyever one stops, is at most α.
+
+    Source: Ville 1939, Étude critique de la notion de collectif; Robbins 1970, Statistical methods related to the law
+    of the iterated logarithm; Howard, Ramdas, McAuliffe & Sekhon 2021, Time-uniform, nonparametric, nonasymptotic
+    confidence sequences, section 3.
+    """
+    return evidence_below(n - count, n, 1 - limit)
+
+
+def evidence_below(count: int, n: int, limit: float) -> float:
+    """The same against a rate of at least `limit`, in favour of a smaller one; 0 where nothing was counted."""
+    if n == 0:
+        return 0.0
+    _check(count, n)
+    first, second = count + _JEFFREYS, n - count + _JEFFREYS
+    inside = float(betainc(first, second, limit))
+    if inside == 0.0:
+        return -math.inf
+    average = float(betaln(first, second) - betaln(_JEFFREYS, _JEFFREYS))
+    average += math.log(inside / float(betainc(_JEFFREYS, _JEFFREYS, limit)))
+    return average - count * math.log(limit) - (n - count) * math.log1p(-limit)
+
+
+def upper_bound_at_any_look(count: int, n: int, alpha: float) -> float:
+    """Upper bound of a binomial rate that holds at all looks at once at level 1 − alpha: 1 where there is no smaller.
+
+    It is below every limit that `evidence_below` excludes at this level.
+    """
+    _check(count, n)
+    if count == n:
+        return 1.0
+    wanted = -math.log(alpha)
+    low, high = count / n, 1.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if evidence_below(count, n, middle) >= wanted else (middle, high)
+    return high
 
 
 def _check(count: int, n: int) -> None:

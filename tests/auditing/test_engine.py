@@ -199,11 +199,11 @@ def test_an_audit_whose_search_was_lost_cannot_be_clear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
     settings = AuditSettings(budget="quick", workers=2, select=("pgd", "apgd-margin", "square"))
-    label = api.audit(net, points, eps=0.2, settings=settings).report.verdict.label
+    label = api.audit(net, points, eps=0.05, settings=settings).report.verdict.label
     square = dataclasses.replace(SPECS["square"], run=killed(tmp_path, 99))
     quick = tuple(square if spec.name == "square" else spec for spec in battery(BUDGETS["quick"]))
     monkeypatch.setattr("maskaudit.auditing.catalogue.battery", lambda _effort: quick)
-    verdict = api.audit(net, points, eps=0.2, settings=settings).report.verdict
+    verdict = api.audit(net, points, eps=0.05, settings=settings).report.verdict
     assert (label, verdict.label) == ("clear", "inconclusive")
     assert any("square" in reason and "signal 9" in reason for reason in verdict.reasons)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -31,9 +32,9 @@ NEAR = ("apgd-ce-near", "apgd-near", "square-near")
 CHALLENGERS = ("noise", "square", "finite-differences", "decision")
 
 
-def audited(recapture: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
-    """A linear model of which about half of the points break, audited with a sample of the given size."""
-    monkeypatch.setattr(challenge, "RECAPTURE_POINTS", recapture)
+def audited(known: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
+    """A linear model of which about half of the points break, its search shown so many of those."""
+    monkeypatch.setattr(challenge, "FIRST_KNOWN", known)
     monkeypatch.setattr(challenge, "FLOOR", 1.0)
     return linear(eps=0.1)
 
@@ -50,25 +51,33 @@ def linear(eps: float, front: nn.Module | None = None, **settings: object) -> Au
 
 
 def test_challengers_attack_what_stands_and_a_sample_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, spared = audited(10**9, monkeypatch), audited(24, monkeypatch)
-    n = whole.settings["samples"]
-    rows = [{row.name: row for row in report.attacks} for report in (whole, spared)]
-    broken = round(n * (1 - whole.accuracy["strong_reference"].value))  # type: ignore[union-attr]
-    assert 24 < broken < n
+    whole, spared = audited(10**9, monkeypatch), audited(16, monkeypatch)
+    rows = [by_name(report) for report in (whole, spared)]
+    assert whole.settings["samples"] == spared.settings["samples"]
+    more = whole.power["n"] - 16
+    assert more > 0
+    assert spared.power["n"] == 16
     for name in CHALLENGERS:
-        assert rows[0][name].attempted == n
-        assert rows[1][name].attempted == n - broken + 24
+        assert rows[0][name].attempted - rows[1][name].attempted == more
         assert rows[1][name].forwards < rows[0][name].forwards
         assert rows[1][name].robust_accuracy is None, "measured only where an attack met every correct point"
-    assert spared.power["n"] == 24
-    assert spared.power["passed"] is whole.power["passed"]
-    assert spared.verdict.label == whole.verdict.label
+    assert spared.power["passed"] is whole.power["passed"] is True
+    assert spared.verdict.label == whole.verdict.label == "clear"
     for figure in ("clean", "reference", "strong_reference", "best_known"):
         assert spared.accuracy[figure] == whole.accuracy[figure]
     assert spared.masking["gradient_level"] == whole.masking["gradient_level"]
-    probes = [{p.rule: (p.status, p.value, p.n) for p in report.probes} for report in (whole, spared)]
-    for rule in ("gradient-free-gap", "random-beats-gradient"):
-        assert probes[0][rule] == probes[1][rule]
+
+
+def test_white_box_attacks_meet_only_points_whose_fate_they_can_change() -> None:
+    report = linear(eps=0.1)
+    rows, points = by_name(report), report.points
+    n = sum(points["correct"])
+    assert rows["pgd"].attempted == rows["fgsm"].attempted == n
+    assert rows["pgd"].robust_accuracy is not None
+    met = [rows[name] for name in ("pgd-coarse", "apgd-ce", "apgd-margin", "apgd-dlr", "apgd-rescaled")]
+    assert all(later.attempted <= earlier.attempted for earlier, later in itertools.pairwise(met))
+    assert 0 < met[0].attempted == n - sum("pgd" in names or "fgsm" in names for names in points["broken_by"])
+    assert {row.robust_accuracy for row in met} == {None}
 
 
 def outcome(broken: list[int], attempted: list[int] | None) -> AttackOutcome:
@@ -124,20 +133,19 @@ def test_the_sample_suffices_for_the_power_check() -> None:
     assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
 
 
-@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.SETTLED_POINTS), (16, RECAPTURE_POINTS)])
+@pytest.mark.parametrize(("found", "wanted"), [(32, challenge.FIRST_KNOWN), (16, RECAPTURE_POINTS)])
 def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(found: int, wanted: int) -> None:
     ledger, specs = Ledger(), {spec.name: spec for spec in battery(BUDGETS["quick"])}
     points, every = torch.zeros(200, 2), torch.ones(200, dtype=torch.bool)
     ledger.add_points(torch.arange(200), points, torch.zeros(200).long(), every, torch.zeros(200).long())
-    met = torch.arange(32)
     ledger.record(specs["pgd"], torch.arange(200), points, every, torch.ones(200).long())
+    search = challenge.Challenge(SimpleNamespace(ledger=ledger), lambda: False)  # type: ignore[arg-type]
+    met = search._sample(torch.arange(200))
+    assert torch.equal(met, torch.arange(challenge.FIRST_KNOWN))
     ledger.record(specs["square"], met, points[met], met < found, torch.ones(32).long())
-    ledger.record(specs["transfer"], torch.tensor([150]), points[:1], every[:1] & False, torch.ones(1).long())
-    search = challenge.Challenge(SimpleNamespace(ledger=ledger), lambda: False, 0.001)  # type: ignore[arg-type]
-    tried = search.tried()
-    assert torch.equal(tried.nonzero().squeeze(1), met), "where nothing stood no surrogate was trained: no search less"
-    assert search._wanted(tried) == wanted
-    assert search._wanted(tried[:0]) == challenge.SETTLED_POINTS
+    assert torch.equal(search.tried().nonzero().squeeze(1), met)
+    assert search._wanted() == wanted
+    assert len(search._sample(torch.arange(32, 200))) == wanted - challenge.FIRST_KNOWN
 
 
 class Rounded(nn.Module):
@@ -173,7 +181,7 @@ def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
 
 
 def test_where_something_is_hidden_unbroken_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(challenge, "BY_THE_WAY", -1.0)  # whatever falls, falls not by the way
+    monkeypatch.setattr(challenge, "BY_THE_WAY", -2.0)  # whatever falls, falls not by the way
     report = linear(eps=0.1)
     for name in ("noise", "square"):
         row = by_name(report)[name]
@@ -273,19 +281,31 @@ def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
         if unbroken:
             assert 0 < row.attempted <= unbroken
         else:
-            assert (row.status, row.reason) == ("skipped", "every point had been broken")
+            assert (row.status, row.attempted) == ("skipped", 0)
+            assert "broke" in row.reason
     assert (unbroken == 0) == (eps == 0.9)
 
 
-def test_where_nothing_stands_a_small_sample_shows_the_power_and_no_surrogate_is_trained() -> None:
-    report = linear(eps=0.9, ignore=("torchattacks-pgd", "torchattacks-square"))
+def test_where_nothing_stands_no_search_is_made() -> None:
+    report = linear(eps=0.9)
     assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
     assert report.verdict.label == "clear"
-    assert report.power["passed"]
-    assert report.power["n"] == challenge.SETTLED_POINTS
-    assert by_name(report)["square"].attempted == challenge.SETTLED_POINTS
-    assert by_name(report)["transfer"].status == "skipped"
-    assert "white-box attacks broke every point" in by_name(report)["transfer"].reason
+    assert "hardly any is left" in report.verdict.reasons[1]
+    assert report.power["method"] == "none"
+    rows = [row for row in report.attacks if row.kind != "gradient"]
+    assert rows
+    assert {(row.status, row.attempted) for row in rows} == {("skipped", 0)}
+    assert all("broke" in row.reason for row in rows)
+
+
+def test_what_is_proven_by_repair_needs_no_search() -> None:
+    report = linear(eps=0.1, front=Rounded())
+    rows = by_name(report)
+    assert report.verdict.label == "masked"
+    assert rows["repaired"].broken > 0
+    assert {rows[name].reason for name in CHALLENGERS} == {"masking had been proven before it"}
+    assert report.settings["samples"] == 32
+    assert report.masking["gradient_level"].n == sum(report.points["correct"])
 
 
 def test_cross_entropy_gets_its_restarts_where_only_another_loss_got_through() -> None:

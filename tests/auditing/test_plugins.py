@@ -96,7 +96,9 @@ def test_an_audit_runs_them_and_believes_nothing(install: Install, net: nn.Modul
     settings = AuditSettings(budget="quick", samples=20, select=("boasts", "crashes", "brightness", "square"))
     report = audit(net, settings=settings).report
     rows = {row.name: row for row in report.attacks}
-    assert (rows["boasts"].status, rows["boasts"].attempted, rows["boasts"].broken) == ("ran", 20, 0)
+    unbroken = sum(not names for names in report.points["broken_by"])
+    assert (rows["boasts"].status, rows["boasts"].attempted, rows["boasts"].broken) == ("ran", unbroken, 0)
+    assert unbroken > 0
     assert rows["square"].broken > 0
     assert (rows["crashes"].status, rows["crashes"].reason) == ("error", "ZeroDivisionError: foreign")
     assert {probe.rule: probe.status for probe in report.probes}["brightness"] == "pass"

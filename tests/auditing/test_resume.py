@@ -79,7 +79,7 @@ def killed_after(writes: int, out: Path, **settings: Any) -> int:
 
 #: Jitter of the model, what runs, and after how many entries of the journal it is killed, again and again.
 KILLED: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
-    "certain": (0.0, SELECT, (2, 5, 6)),
+    "certain": (0.0, SELECT, (2, 3, 2)),
     "random": (0.01, ("output-kind", "pgd", "noise"), (1, 2)),
 }
 
@@ -93,9 +93,8 @@ def test_kills_and_workers_leave_no_mark(name: str, tmp_path: Path) -> None:
     assert killed_after(999, tmp_path, jitter=jitter, select=select, workers=2) == 0
     resumed = findings(json.loads((tmp_path / "report.json").read_text()))
     assert list(differences(resumed, whole)) == []
-    assert {row["name"] for row in whole["attacks"] if row["status"] == "ran"} >= {"pgd", "noise"} | {"repaired"} & {
-        *select
-    }
+    ran = {row["name"] for row in whole["attacks"] if row["status"] == "ran"}
+    assert ran >= {"pgd", "repaired" if "repaired" in select else "noise"}
     assert whole["target"]["random"] is (jitter > 0)
     assert whole["timing"]["backwards"] > 0
 

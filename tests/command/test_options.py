@@ -45,6 +45,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "certified": (["0.2"], 0.2),
     "budget": (["quick"], "quick"),
     "samples": (["40"], 40),
+    "precision": (["0.03"], 0.03),
     "seed": (["7"], 7),
     "batch_size": (["9"], 9),
     "call_timeout": (["2.5"], 2.5),

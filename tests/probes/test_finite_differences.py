@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from maskaudit.probes import get
 from maskaudit.probes.finite_differences import (
     DIVISORS,
+    POINTS,
     ScaleAgreement,
     agreement,
     base_points,
+    beyond_doubt,
     headline,
     margin_differences,
     unit_directions,
@@ -101,12 +103,36 @@ def test_hidden_gradients_disagree(name: str, norm: Norm) -> None:
 
 
 @both_norms
-def test_linear_model_agrees_exactly_at_all_scales(norm: Norm) -> None:
+def test_linear_model_agrees_exactly_and_is_asked_no_further(norm: Norm) -> None:
     result = run(Linear(64), points(24, 64), norm_threat(norm))
-    coarse = result.details["scales"][0]
+    (coarse,) = result.details["scales"]
+    assert coarse["scale"] == f"ε/{DIVISORS[0]}"
     assert coarse["agreement"] == pytest.approx(1, abs=1e-6)
-    assert coarse["points"] == 24
+    assert coarse["points"] == POINTS < 24
+
+
+def test_where_nothing_agrees_every_scale_is_asked_on_as_few_points() -> None:
+    result = run(Through(relu_net(64), random_backward), points(24, 64), norm_threat("Linf"))
     assert [scale["scale"] for scale in result.details["scales"]] == [f"ε/{divisor}" for divisor in DIVISORS]
+    assert {scale["points"] for scale in result.details["scales"]} == {POINTS}
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "n", "told"),
+    [(0.97, 0.02, 16, True), (0.2, 0.3, 16, True), (0.86, 0.05, 16, False), (0.97, 0.2, 16, False),
+     (0.97, 0.2, 160, True), (0.97, 0.0, 9, False)],
+)  # fmt: skip
+def test_points_are_asked_until_the_mean_is_beyond_doubt(mean: float, spread: float, n: int, told: bool) -> None:
+    cosines = mean + spread * torch.tensor([1.0, -1.0]).repeat(n // 2 + 1)[:n].double()
+    assert beyond_doubt(cosines) is told
+
+
+def test_a_healthy_gradient_is_seen_for_the_price_of_thirty_passes_a_point() -> None:
+    with context(relu_net(64), points(64, 64), threat=norm_threat("Linf")) as ctx:
+        before = ctx.target.ledger.copy()
+        assert run_probe(get("finite-difference-agreement"), ctx).status == "pass"
+        spent = ctx.target.ledger.since(before)
+    assert spent.forwards + spent.backwards <= 30 * POINTS
 
 
 def test_central_differences_of_a_quadratic_are_exact() -> None:

@@ -13,6 +13,7 @@ from scipy import stats
 from maskaudit.attacks.registry import battery
 from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
 from maskaudit.settings import BUDGETS
+from maskaudit.verdict.rules import ANY_LOOK, bounded, exceeds
 from maskaudit.verdict.statistics import lower_bound, upper_bound
 
 from . import sample
@@ -92,6 +93,22 @@ def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> 
         assert upper_bound(test.clear_at, test.n, test.alpha) < 0.1
         assert upper_bound(test.clear_at + 1, test.n, test.alpha) >= 0.1
         assert test.slack == (0.05 if fired else 0.12)
+
+
+def test_in_reports_of_a_test_for_any_look_the_counts_are_those_of_the_evidence(document: dict[str, Any]) -> None:
+    rule = document["masking"]["rule"]
+    del rule["looks"]
+    assert nulls.read(document) == ()
+    rule["test"] = ANY_LOOK
+    tests = nulls.read(document)
+    assert len(tests) == 2
+    for test in tests:
+        assert test.alpha == rule["alpha"] / 2
+        assert exceeds(test.critical, test.n, test.slack)
+        assert not exceeds(test.critical - 1, test.n, test.slack)
+        assert bounded(test.clear_at, test.n, 0.1)
+        assert not bounded(test.clear_at + 1, test.n, 0.1)
+    assert "valid at every look" in render(document, "html")
 
 
 def test_each_level_is_tested_against_its_own_limits(document: dict[str, Any]) -> None:

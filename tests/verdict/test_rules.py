@@ -12,13 +12,14 @@ import pytest
 from scipy import stats
 
 from maskaudit.results import Label, Location, Mechanism, ProbeResult, ProbeStatus
+from maskaudit.settings import looks_up_to
 from maskaudit.verdict.limits import ALPHA, CLEAR_LIMIT, CLEAR_LIMIT_UNSCREENED, GROSS_SLACK, MIN_POINTS, SCREEN, SLACK
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import NOT_CHECKED, check_power
 from maskaudit.verdict.rules import Judgement, Observations, judge
-from maskaudit.verdict.statistics import lower_bound, upper_bound
+from maskaudit.verdict.statistics import evidence_above, evidence_below, upper_bound_at_any_look
 
-LOOKS = (200, 400, 800)
+LOOKS = looks_up_to(800)
 POWERFUL = check_power("recapture", 100, 100)
 
 
@@ -41,14 +42,18 @@ def seen(
         "drawn": drawn, "correct": correct, "reference": base, "cross_entropy": base, "strong": base + hidden_loss,
         "challengers": base + hidden_gradients, "best": base + hidden_loss + hidden_gradients,
         "hidden_by_gradients": hidden_gradients, "hidden_by_loss": hidden_loss, "probes": QUIET, "power": POWERFUL,
-        "looks": 3, "attacks_run": 9,
+        "attacks_run": 9,
     }  # fmt: skip
     return Observations(**{**values, **changes})
 
 
-def least_proof(n: int, slack: float, alpha: float) -> int:
-    """The smallest hidden count whose lower bound exceeds the slack."""
-    return next(k for k in range(n + 1) if lower_bound(k, n, alpha) > slack)
+#: Evidence, as a logarithm, that a comparison needs: half the error level for each of two levels.
+NEEDED = -np.log(ALPHA / 2)
+
+
+def least_proof(n: int, slack: float) -> int:
+    """The smallest hidden count that proves a share above the slack."""
+    return next(k for k in range(n + 1) if evidence_above(k, n, slack) >= NEEDED)
 
 
 _FAMILIES = ("reference", "cross_entropy", "strong", "challengers")
@@ -120,23 +125,22 @@ def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirme
     assert "30 of the 180 points that withstand white-box attacks fall, too few to prove" in verdict.reasons[-1]
 
 
-@pytest.mark.parametrize("looks", [1, 3])
 @pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
 @pytest.mark.parametrize("level", ["gradients", "loss"])
-@pytest.mark.parametrize("n", [60, 200, 800])
-def test_the_boundary_of_masked(n: int, level: str, probes: tuple[ProbeResult, ...], slack: float, looks: int) -> None:
-    """One point less than the least proof is not masked; half the level goes to each comparison, shared by looks."""
-    least = least_proof(n, slack, ALPHA / (2 * looks))
+@pytest.mark.parametrize("n", [30, 60, 200, 800])
+def test_the_boundary_of_masked(n: int, level: str, probes: tuple[ProbeResult, ...], slack: float) -> None:
+    """One point less than the least proof is not masked; half the error level goes to each comparison."""
+    least = least_proof(n, slack)
     for count, proven in ((least, True), (least - 1, False)):
         counts = (count, 0) if level == "gradients" else (0, count)
-        assert (judge(seen(n, *counts, probes=probes, looks=looks)).verdict.label == "masked") is proven
+        assert (judge(seen(n, *counts, probes=probes)).verdict.label == "masked") is proven
 
 
 @pytest.mark.parametrize("level", ["gradients", "loss"])
 @pytest.mark.parametrize("n", [100, 200, 800])
 def test_the_boundary_of_clear(n: int, level: str) -> None:
     for probes, limit in ((FIRED, CLEAR_LIMIT), ((), CLEAR_LIMIT_UNSCREENED)):
-        most = max(k for k in range(n) if upper_bound(k, n, ALPHA / 6) < limit)
+        most = max(k for k in range(n) if evidence_below(k, n, limit) >= NEEDED)
         for count, label in ((most, "clear"), (most + 1, "inconclusive")):
             counts = (count, 0) if level == "gradients" else (0, count)
             assert judge(seen(n, *counts, probes=probes)).verdict.label == label
@@ -186,7 +190,7 @@ def test_screen_indicators() -> None:
 @functools.cache
 def outcome(n: int, by_gradients: int, by_loss: int, fired: bool) -> Label:
     """The verdict at a look; cached, since simulated audits repeat the same few counts."""
-    judgement = judge(seen(n, by_gradients, by_loss, probes=FIRED if fired else QUIET, looks=len(LOOKS)))
+    judgement = judge(seen(n, by_gradients, by_loss, probes=FIRED if fired else QUIET))
     return judgement.verdict.label
 
 
@@ -225,6 +229,20 @@ def test_honest_models_are_almost_never_accused_and_mostly_clear() -> None:
     assert share_of("clear", (0.035, 0.02), True, 1000) > 0.95
 
 
+def test_what_is_masked_by_half_is_decided_on_the_first_points() -> None:
+    for rates in ((0.5, 0.0), (0.0, 0.5)):
+        generator, decided = np.random.default_rng(0), 0
+        for _ in range(500):
+            hidden = generator.binomial(LOOKS[0], rates)
+            decided += outcome(LOOKS[0], int(hidden[0]), int(hidden[1]), True) == "masked"
+        assert decided / 500 > 0.97
+
+
+def test_where_nothing_is_hidden_the_second_look_is_clear() -> None:
+    assert outcome(LOOKS[0], 0, 0, False) == "inconclusive"
+    assert outcome(LOOKS[1] - 3, 0, 0, False) == "clear"  # a few points are always misclassified
+
+
 @pytest.mark.parametrize("rates", [(0.2, 0.0), (0.0, 0.2)], ids=["gradient level", "loss level"])
 def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> None:
     assert share_of("masked", rates, True, 500) > 0.99
@@ -232,6 +250,36 @@ def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> Non
 
 def test_clear_is_seldom_said_where_the_limit_is_hidden() -> None:
     assert share_of("clear", (CLEAR_LIMIT_UNSCREENED, 0.0), False, 2000) <= 0.02
+
+
+# --- levels that are compared on different points ------------------------------------------------
+
+
+def test_a_level_that_is_decided_stays_so_while_the_other_goes_on() -> None:
+    judgement = judge(seen(200, 0, 18, searched=60, matched=200, unbroken=30))
+    assert judgement.verdict.label == "inconclusive"
+    assert judgement.undecided == {"loss"}
+    assert [judgement.masking[f"{name}_level"].n for name in ("gradient", "loss")] == [60, 200]
+    assert judge(seen(200, searched=60, matched=20)).undecided == {"loss"}
+    assert judge(seen(30)).undecided == {"gradient", "loss"}
+
+
+def test_nothing_is_said_of_a_level_that_was_not_compared() -> None:
+    judgement = judge(seen(30, 0, 25, searched=0, probes=FIRED))
+    assert judgement.verdict.label == "masked"
+    rate = judgement.masking["gradient_level"]
+    assert (rate.value, rate.low, rate.high, rate.n) == (0.0, 0.0, 1.0, 0)
+
+
+@pytest.mark.parametrize(("unbroken", "label"), [(0, "clear"), (1, "clear"), (2, "inconclusive"), (60, "inconclusive")])
+def test_where_hardly_a_point_withstands_no_search_need_show_its_power(unbroken: int, label: Label) -> None:
+    judgement = judge(seen(80, power=NOT_CHECKED, unbroken=unbroken))
+    assert judgement.verdict.label == label
+    assert judgement.needs == ("nothing" if label == "clear" else "power")
+    if label == "clear":
+        assert f"White-box attacks break {80 - unbroken} of 80 points" in judgement.verdict.reasons[1]
+        low = judge(seen(80, power=NOT_CHECKED)).masking["gradient_level"].high
+        assert (judgement.masking["gradient_level"].high > low) is (unbroken > 0)
 
 
 # --- figures, claim, wording ----------------------------------------------------------------------
@@ -255,10 +303,9 @@ def test_masking_rates_are_over_correct_points() -> None:
     assert judge(seen(0, drawn=10)).masking["gradient_level"].n == 0
 
 
-@pytest.mark.parametrize("looks", [1, 3])
-def test_the_claim_is_judged_by_the_upper_bound_of_what_stands(looks: int) -> None:
-    observed = seen(200, looks=looks)  # 180 of 200 stand
-    bound = upper_bound(180, 200, ALPHA / looks)
+def test_the_claim_is_judged_by_the_upper_bound_of_what_stands() -> None:
+    observed = seen(200)  # 180 of 200 stand
+    bound = upper_bound_at_any_look(180, 200, ALPHA)
     for claimed, status in (
         (None, "no_claim"),
         (bound - 1e-9, "not_refuted"),
@@ -283,7 +330,7 @@ def test_a_false_claim_is_refuted_and_a_true_one_seldom() -> None:
     unbroken = [{n: generator.binomial(n, 0.5) for n in LOOKS} for _ in range(audits)]
     for audit in unbroken:
         refuted += any(claim_status(n, k, 0.5) == "refuted" for n, k in audit.items())
-    assert refuted / audits <= 0.017
+    assert refuted / audits <= 0.015
     assert claim_status(800, 400, 0.6) == "refuted"
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from maskaudit.verdict.statistics import (
     clopper_pearson,
+    evidence_above,
+    evidence_below,
     holm,
     lower_bound,
     mcnemar,
     rate,
-    spend,
     upper_bound,
+    upper_bound_at_any_look,
 )
 
 COUNTS = [(0, 1), (1, 1), (0, 20), (20, 20), (1, 20), (19, 20), (37, 200), (400, 800), (3, 1600)]
@@ -95,9 +100,46 @@ def test_holm_by_hand(p_values: list[float], expected: list[float]) -> None:
     assert holm(p_values) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 3, 7])
-def test_the_error_level_is_spent_once(looks: int) -> None:
-    assert len(spend(0.01, looks)) == looks
-    assert sum(spend(0.01, looks)) == pytest.approx(0.01)
-    with pytest.raises(ValueError, match="looks >= 1"):
-        spend(0.01, 0)
+@pytest.mark.parametrize("limit", [0.02, 0.05, 0.12, 0.5])
+@pytest.mark.parametrize("n", [1, 30, 300])
+def test_the_evidence_is_a_martingale(limit: float, n: int) -> None:
+    """Its mean at the limit is 1 after any number of points, and smaller inside the null hypothesis."""
+    counts = range(n + 1)
+    for evidence, inside in ((evidence_above, 0.9 * limit), (evidence_below, 1.1 * limit)):
+        values = [evidence(k, n, limit) for k in counts]
+        for p, mean in ((limit, 1.0), (inside, None)):
+            expected = float(np.exp(stats.binom.logpmf(counts, n, p) + values).sum())
+            assert expected == pytest.approx(1.0) if mean else expected < 1.0
+    assert evidence_above(0, 0, limit) == evidence_below(0, 0, limit) == 0.0
+
+
+@pytest.mark.parametrize(("k", "n", "limit"), [(3, 30, 0.05), (0, 50, 0.12), (20, 40, 0.12)])
+def test_the_evidence_is_the_average_likelihood_over_that_at_the_limit(k: int, n: int, limit: float) -> None:
+    def prior(p: float) -> float:
+        return float(stats.beta.pdf(p, 0.5, 0.5))
+
+    def likelihood(p: float) -> float:
+        return float(p**k * (1 - p) ** (n - k))
+
+    above = integrate.quad(lambda p: prior(p) * likelihood(p), limit, 1)[0] / stats.beta.sf(limit, 0.5, 0.5)
+    below = integrate.quad(lambda p: prior(p) * likelihood(p), 0, limit)[0] / stats.beta.cdf(limit, 0.5, 0.5)
+    assert math.exp(evidence_above(k, n, limit)) == pytest.approx(above / likelihood(limit), rel=1e-5)
+    assert math.exp(evidence_below(k, n, limit)) == pytest.approx(below / likelihood(limit), rel=1e-5)
+
+
+def test_an_error_is_as_rare_as_declared_however_often_one_looks() -> None:
+    """Looking after every single one of 400 points, at a rate that is just the limit."""
+    generator, alpha, crossed = np.random.default_rng(0), 0.05, 0
+    for _ in range(400):
+        counts = np.cumsum(generator.random(400) < 0.1)
+        crossed += any(evidence_above(int(k), n, 0.1) >= -math.log(alpha) for n, k in enumerate(counts, 1))
+    assert crossed / 400 <= stats.binom.ppf(0.999, 400, alpha) / 400
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 60), (5, 60), (30, 60), (60, 60)])
+def test_the_bound_for_any_look_is_where_the_evidence_ends(k: int, n: int) -> None:
+    bound = upper_bound_at_any_look(k, n, 0.01)
+    assert upper_bound(k, n, 0.01) <= bound + 1e-9 <= 1 + 1e-9
+    if bound < 1 - 1e-6:
+        assert evidence_below(k, n, bound + 1e-6) >= -math.log(0.01)
+        assert evidence_below(k, n, bound - 1e-6) < -math.log(0.01)

@@ -1,4 +1,4 @@
-"""The phases of one look at an audit: one file each, `run(state, rows)`, in the order of `PHASES`."""
+"""The phases of a look: one file each, `run(state, rows)`; `WHITE_BOX`, then repaired gradients, then `SEARCH`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from maskaudit.auditing.phases import (
 )
 from maskaudit.auditing.state import AuditState
 
-#: What a look runs, on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
-PHASES: tuple[Callable[[AuditState, Tensor], None], ...] = (
-    probes.run,
-    trace.run,
-    sanity.run,
-    white_box.run,
+Phase = Callable[[AuditState, Tensor], None]
+
+#: What every look runs on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
+WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run)
+#: What runs, after the repaired gradient, on the points that it has not met yet, once nothing cheaper can decide.
+SEARCH: tuple[Phase, ...] = (
     challengers.run,
-    repaired.run,
+    repaired.from_candidates,
     shared.run,
     second_opinion.run,
     near_misses.run,
-    probes.compare_attacks,
 )
 #: The same for a model that has no gradient to follow and nothing to look into.
 BLACK_BOX_PHASES = (probes.run, challengers.run, shared.run, probes.compare_attacks)

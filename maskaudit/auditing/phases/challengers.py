@@ -1,11 +1,14 @@
 """Which points every challenger attacks, and how much it may spend on each.
 
-Challengers carry the claim that nothing is hidden, and on a robust model they cost most of an audit. Three facts spare
+Challengers carry the claim that nothing is hidden, and on a robust model they cost most of an audit. Four facts spare
 passes without weakening the claim:
 
+* A point that anything has broken is hidden or it is not: no further challenger can change that. So each searches only
+  what the ones before it left, and once their finds prove masking none goes on.
 * On points that white-box attacks broke they can hide nothing; a sample of those shows whether the search finds what is
   there to be found (the power check), and how many queries it takes.
-* Where white-box attacks broke nearly every point, no challenger can change the verdict.
+* Where white-box attacks broke nearly every point, no challenger can change the verdict, and none runs
+  (`maskaudit.auditing.runner`).
 * Where neither probes nor trace suspect anything, the search as a whole is worth on the unbroken points what it was
   worth on the sample. There every challenger begins with a quarter of its budget. If half of that sufficed, together,
   for nearly all of the sample, the quarter is enough; if not, what they missed teaches on whole budgets how much more
@@ -22,14 +25,13 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.auditing.attacker import Attacker, Booked
+from maskaudit.auditing.judging import proven
 from maskaudit.auditing.state import AuditState
-from maskaudit.verdict.limits import CLEAR_LIMIT, MIN_KNOWN, RECAPTURE_POINTS
+from maskaudit.verdict.limits import MIN_KNOWN, RECAPTURE_POINTS
 from maskaudit.verdict.power import Power, check_power
-from maskaudit.verdict.rules import error_level
-from maskaudit.verdict.statistics import upper_bound
 
-#: Known-broken points that suffice where challengers cannot change the verdict; a share of 0.69 passes the power check.
-SETTLED_POINTS = 32
+#: Known-broken points that the search meets first; a share of 0.69 passes the power check.
+FIRST_KNOWN = 32
 
 #: The share of the known points that challengers can break which together they must have broken within some queries …
 QUANTILE = 0.95
@@ -40,18 +42,21 @@ RESERVE = 2
 FLOOR = 0.25
 
 #: Points, as a share of the correctly classified ones, that challengers may break by the way though white-box attacks
-#: did not; beyond that something is hidden, and they get their whole budgets.
+#: did not, besides a single one; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
 
 
 def run(state: AuditState, rows: Tensor) -> None:
-    """The challengers on points `rows` of the ledger: budgets are learnt first, then each searches."""
+    """The challengers on points `rows` of the ledger until masking is proven; then those that show their power."""
     if state.challenge is None:
-        state.challenge = Challenge(state.attacker, state.suspected, error_level(len(state.looks)))
-    specs = state.attacks("challengers")
-    state.challenge.learn(specs, rows)
+        state.challenge = Challenge(state.attacker, state.suspected)
+    specs, challenge = state.attacks("challengers"), state.challenge
+    challenge.learn(specs, rows)
     for spec in specs:
-        state.challenge.run(spec, rows)
+        challenge.search(spec, rows)
+        if proven(state):
+            return
+    challenge.recapture(specs, rows)
 
 
 class Challenge:
@@ -59,14 +64,14 @@ class Challenge:
 
     Args:
         attacker: runs and books attacks.
-        suspected: whether probes or trace found a fault so far; nothing is spared on such a model.
-        alpha: one-sided error level of one comparison at one look, as the judge uses it.
+        suspected: whether probes or trace found a fault so far; no budget is shortened on such a model.
     """
 
-    def __init__(self, attacker: Attacker, suspected: Callable[[], bool], alpha: float) -> None:
-        self.attacker, self.suspected, self.alpha = attacker, suspected, alpha
+    def __init__(self, attacker: Attacker, suspected: Callable[[], bool]) -> None:
+        self.attacker, self.suspected = attacker, suspected
         self._lessons: dict[str, list[Booked | str]] = {}
         self._budgets: dict[str, int] = {}
+        self._known: list[int] = []
 
     def learn(self, specs: Sequence[AttackSpec], rows: Tensor) -> None:
         """Before the first challenger of a look: budgets for its points `rows`, where the known ones can teach them."""
@@ -74,10 +79,13 @@ class Challenge:
         taught = [spec for spec in specs if self._can_learn(spec) and (unbroken or spec.kind != "transfer")]
         whole = {spec.name: int(spec.settings[spec.effort]) for spec in taught}
         self._budgets, self._lessons = whole, {spec.name: [] for spec in taught}
-        sample = self._sample(rows)
-        if not taught or not len(sample):
+        if not taught:
             return
-        teaches = int(self._tried_before(rows).sum()) + len(sample) >= MIN_KNOWN
+        sample = self._sample(rows)
+        teaches = len(self._known) >= MIN_KNOWN
+        if not len(sample):
+            self._budgets = whole | (learnt_budgets(list(self._took(taught).values()), whole) if teaches else {})
+            return
         self._study(taught, sample, {name: math.ceil(FLOOR * whole[name]) for name in whole} if teaches else whole, "")
         if not teaches:
             return
@@ -89,27 +97,38 @@ class Challenge:
             took = self._took(taught)
         self._budgets = whole | learnt_budgets(list(took.values()), whole)
 
-    def run(self, spec: AttackSpec, rows: Tensor) -> None:
-        """Run one challenger on the points it is for among `rows` of the ledger, those of this look."""
-        ledger = self.attacker.ledger
-        unbroken = rows[~ledger.strong()[rows]]
-        if spec.kind == "transfer" and not len(unbroken):
-            self.attacker.skip(spec, "white-box attacks broke every point, so no surrogate was trained")
+    def search(self, spec: AttackSpec, rows: Tensor) -> None:
+        """Run one challenger on what is unbroken among `rows` of the ledger, the points that it has not met before."""
+        unbroken = rows[~self.attacker.ledger.best_known()[rows]]
+        results = self._lessons.get(spec.name, [])
+        if not len(unbroken) and not results:
+            self.attacker.skip(spec, "every point had been broken")
             return
-        due = torch.cat([unbroken, self._sample(rows)]).sort().values
-        if not len(due):
-            return
-        if spec.name not in self._lessons:
-            self.attacker.run(spec, due)
-            return
-        results = self._lessons[spec.name]
         if len(unbroken):
-            results += self._on_unbroken(spec, unbroken)
+            results = [*results, *self._on_unbroken(spec, unbroken)]
+        known = [row for row in self._known if spec.name in self._lessons and row >= int(rows[0])]
+        due = torch.cat([unbroken, torch.tensor(known, dtype=torch.int64)])
         self.attacker.say_outcome(spec, due, results)
+
+    def recapture(self, specs: Sequence[AttackSpec], rows: Tensor) -> None:
+        """Show on points that white-box attacks broke whether the search finds them, where it has not learnt on them.
+
+        Each challenger meets those that the ones before it missed.
+        """
+        if any(self._can_learn(spec) for spec in specs):
+            return
+        sample = self._sample(rows)
+        for spec in specs:
+            missed = sample[~self.attacker.ledger.challengers()[sample]]
+            if len(missed) and (spec.kind != "transfer" or self.attacker.surrogates):
+                result = self.attacker.carry_out(spec, missed, f"{spec.name} on known points")
+                self.attacker.say_outcome(spec, missed, [result])
 
     def _on_unbroken(self, spec: AttackSpec, unbroken: Tensor) -> list[Booked | str]:
         """The search on what is unbroken: on its learnt budget, and where something is hidden on the whole."""
         attacker, entry = self.attacker, self.attacker.ledger.entry(spec)
+        if spec.name not in self._budgets:
+            return [attacker.carry_out(spec, unbroken, spec.name)]
         whole = int(spec.settings[spec.effort])
         budget = whole if self._something_hidden() else self._budgets[spec.name]
         results = [attacker.carry_out(spec, unbroken, f"{spec.name} standing", changes={spec.effort: budget})]
@@ -121,50 +140,32 @@ class Challenge:
         return results
 
     def tried(self) -> Tensor:
-        """The points that white-box attacks broke and every search has attacked, bool (P,).
-
-        What lives on other attacks' work, or is left out of looks in which no point withstands, may have met fewer.
-        """
-        ledger = self.attacker.ledger
-        tried = ledger.strong()
-        for entry in ledger.entries.values():
-            spec = entry.spec
-            searches = spec.phase == "challengers" and spec.kind != "transfer"
-            if searches and entry.status == "ran":
-                tried &= entry.attempted
-        return tried
-
-    def _tried_before(self, rows: Tensor) -> Tensor:
-        """`tried` for the points of the looks before that of `rows`."""
-        return self.tried()[: int(rows[0])]
+        """The points that white-box attacks broke and that the whole search was shown, bool (P,)."""
+        known = torch.zeros(len(self.attacker.ledger), dtype=torch.bool)
+        known[self._known] = True
+        return known
 
     def recaptured(self, known: Tensor) -> Power:
-        """The power that the search shows on known points, a mask of the first points of the ledger, bool (≤ P,)."""
-        found = known & self.attacker.ledger.challengers()[: len(known)]
+        """The power that the search shows on known points, a mask of all points of the ledger, bool (P,)."""
+        found = known & self.attacker.ledger.challengers()
         return check_power("recapture", int(found.sum()), int(known.sum()))
 
-    def _wanted(self, earlier: Tensor) -> int:
-        """How many known points the search should meet, given those (bool) that it met in earlier looks."""
-        missed = bool(earlier.any()) and not self.recaptured(earlier).passed
-        return SETTLED_POINTS if self._settled() and not missed else RECAPTURE_POINTS
-
-    def _settled(self) -> bool:
-        """Whether the gradient level is bounded even if every unbroken point were a hidden one."""
-        ledger = self.attacker.ledger
-        correct = int(ledger.correct.sum())
-        unbroken = int((ledger.correct & ~ledger.strong()).sum())
-        return upper_bound(unbroken, correct, self.alpha) < CLEAR_LIMIT
+    def _wanted(self) -> int:
+        """How many known points the search should meet: more than at first where it missed too many of these."""
+        return FIRST_KNOWN if not self._known or self.recaptured(self.tried()).passed else RECAPTURE_POINTS
 
     def _sample(self, rows: Tensor) -> Tensor:
-        """The points of this look, broken by white-box attacks, that the search is tried on."""
-        earlier = self._tried_before(rows)
-        return rows[self.attacker.ledger.strong()[rows]][: max(0, self._wanted(earlier) - int(earlier.sum()))]
+        """The points among `rows`, broken by white-box attacks, that the search is shown next."""
+        known = rows[self.attacker.ledger.strong()[rows]]
+        chosen = known[: max(0, self._wanted() - len(self._known))]
+        self._known += chosen.tolist()
+        return chosen
 
     def _something_hidden(self) -> bool:
         """Whether challengers broke more points that withstand white-box attacks than fall by the way."""
         ledger = self.attacker.ledger
         hidden = ledger.correct & ledger.challengers() & ~ledger.strong()
-        return int(hidden.sum()) > BY_THE_WAY * int(ledger.correct.sum())
+        return int(hidden.sum()) - 1 > BY_THE_WAY * int(ledger.correct.sum())
 
     def _can_learn(self, spec: AttackSpec) -> bool:
         """Whether the sample can teach a budget: a search that stops at its first success, on an unsuspected model."""
@@ -182,14 +183,7 @@ class Challenge:
         """For each known point, a row of the ledger, the queries at the first success of every search that ran."""
         ledger = self.attacker.ledger
         ran = [ledger.entry(spec) for spec in specs if ledger.entry(spec).status == "ran"]
-        known = ledger.strong()
-        for entry in ran:
-            if entry.spec.kind != "transfer":  # it has no surrogate in looks where no point withstands
-                known &= entry.attempted
-        return {
-            row: {entry.spec.name: entry.first_success.get(row, math.inf) for entry in ran}
-            for row in known.nonzero().squeeze(1).tolist()
-        }
+        return {row: {entry.spec.name: entry.first_success.get(row, math.inf) for entry in ran} for row in self._known}
 
 
 def learnt_budgets(took: Sequence[Mapping[str, float]], whole: Mapping[str, int]) -> dict[str, int]:

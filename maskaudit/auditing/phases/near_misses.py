@@ -12,7 +12,7 @@ from torch import Tensor
 from maskaudit.auditing.state import AuditState
 
 #: Share of the points that nothing broke, and how many at least, that count as near misses.
-NEAR_SHARE, NEAR_LEAST = 0.1, 4
+NEAR_SHARE, NEAR_LEAST = 0.1, 2
 
 
 def run(state: AuditState, rows: Tensor) -> None:

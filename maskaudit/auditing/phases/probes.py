@@ -43,11 +43,11 @@ def compare_attacks(state: AuditState, rows: Tensor) -> None:
     """Compare the attacks on all correct points so far, by what is booked; no pass through the model."""
     ledger = state.ledger
     rows = ledger.correct.nonzero().squeeze(1)
-    strong = ledger.strong()[rows]
+    strong, known = ledger.strong()[rows], ledger.best_known()[rows]
     outcomes = {}
     for row in ledger.rows():
         attempted = ledger.entries[row.name].attempted[rows]
-        if row.status == "ran" and bool((attempted | (strong & (row.role == "challenger"))).all()):
+        if row.status == "ran" and bool((attempted | (known & (row.role == "challenger"))).all()):
             outcomes[row.name] = AttackOutcome(row, ledger.entries[row.name].broken[rows], attempted)
     context = ProbeContext(
         state.target, ledger.x[rows], ledger.y[rows], state.threat, state.attacker.rng("attack probes", rows),

@@ -8,6 +8,12 @@ from maskaudit.auditing.state import AuditState
 
 
 def run(state: AuditState, rows: Tensor) -> None:
-    """The stages of the plan, each on the points that are still open to it."""
-    if state.adaptive is not None and state.attacks("repaired"):
+    """The stages of the plan that need nobody's examples, each on the points that are still open to it."""
+    if len(rows) and state.adaptive is not None and state.attacks("repaired"):
         state.adaptive.run(rows)
+
+
+def from_candidates(state: AuditState, rows: Tensor) -> None:
+    """The stages that start from what the challengers came nearest with."""
+    if len(rows) and state.adaptive is not None and state.attacks("repaired"):
+        state.adaptive.run(rows, late=True)

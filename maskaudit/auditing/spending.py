@@ -1,0 +1,76 @@
+"""A budget in time or in passes: when it is spent, and what the named budgets will take on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from maskaudit.attacks.registry import battery
+from maskaudit.auditing.phases.challengers import FLOOR
+from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget
+from maskaudit.target import PassLedger
+
+#: A forward pass with the backward pass that follows it takes about three times as long as the forward pass alone.
+PRICE_OF_BOTH = 3.0
+#: Beyond this many seconds a duration is told in minutes, beyond as many minutes in hours.
+_TOLD_APART = 100
+
+
+class BudgetSpent(BaseException):
+    """The budget is spent; the message says so. No handler for errors of attacks, probes or models catches it."""
+
+
+@dataclass
+class Spending:
+    """What an audit may still spend.
+
+    Args:
+        allowance: the limit; passes are forwards and backwards, in points.
+        passes: the account of the audited model.
+    """
+
+    allowance: Allowance
+    passes: PassLedger
+    started: float = field(default_factory=time.perf_counter)
+
+    def check(self) -> None:
+        """Raise `BudgetSpent` where nothing is left."""
+        limit, spent = self.allowance, self.passes.forwards + self.passes.backwards
+        over_time = limit.seconds is not None and time.perf_counter() - self.started >= limit.seconds
+        if over_time or (limit.passes is not None and spent >= limit.passes):
+            raise BudgetSpent(f"The budget of {limit.text} was spent.")
+
+
+def expected_passes(effort: Budget) -> int:
+    """About the passes of an audit of a robust network, the dearest kind, which is decided at the second look.
+
+    Each of its points meets every white-box attack and a search on the smallest budgets.
+    """
+    specs = battery(effort)
+    steps = sum(
+        2 * int(spec.settings.get("steps", 1)) * int(spec.settings.get("targets", 1))
+        for spec in specs
+        if spec.phase == "white_box" and not spec.second_chance
+    )
+    queries = FLOOR * sum(int(spec.settings[spec.effort]) for spec in specs if spec.effort)
+    return round(FIRST_LOOKS[1] * (steps + queries))
+
+
+def prices(seconds: float) -> str:
+    """What each named budget takes where a point's forward pass takes so many seconds."""
+    of_a_pass = seconds * PRICE_OF_BOTH / 2
+    expected: Mapping[str, str] = {
+        name: duration(expected_passes(effort) * of_a_pass) for name, effort in BUDGETS.items()
+    }
+    told = ", ".join(f"{name} about {time_of}" for name, time_of in expected.items())
+    return f"{1000 * of_a_pass:.2g} ms each; {told} for a robust model, a fraction of it for others"
+
+
+def duration(seconds: float) -> str:
+    """In words of two digits: `40 s`, `12 min`, `3.5 h`."""
+    for unit in ("s", "min"):
+        if seconds < _TOLD_APART:
+            return f"{seconds:.2g} {unit}" if seconds < 10 else f"{seconds:.0f} {unit}"
+        seconds /= 60
+    return f"{seconds:.3g} h"
