@@ -209,14 +209,14 @@ def gate(
     settings = read_config(Path(config) if config is not None else find_config(Path.cwd()), fail_on=fail_on)
 
     from maskaudit.command.delivery import announce  # from here on torch is loaded
-    from maskaudit.command.terminal import Progress, say, use_colour
+    from maskaudit.command.terminal import ProgressLine, say, use_colour
     from maskaudit.gate.output import audited, dump, wanted_files, write_summaries
     from maskaudit.gate.running import run_gate
     from maskaudit.gate.summary import build, markdown, text
 
     folder = Path(out).absolute() if out else None
     wanted = wanted_files(outputs_to, folder, as_json=as_json)
-    progress = Progress(quiet=quiet)
+    progress = ProgressLine(quiet=quiet)
     try:
         isolate = entry.Session.current().isolates
         result = run_gate(settings, out=folder, on_event=progress, isolate=isolate, ray=ray or "")
@@ -287,10 +287,10 @@ def zoo_list(as_json: bool) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
     """Train (and cache) the networks behind NAMES, or behind the whole zoo; resumes where it stopped."""
-    from maskaudit.command.terminal import Progress
+    from maskaudit.command.terminal import ProgressLine
     from maskaudit.command.zoo import train_zoo
 
-    progress = Progress(quiet=quiet)
+    progress = ProgressLine(quiet=quiet)
     for line in train_zoo(names):
         progress.line(line)
 

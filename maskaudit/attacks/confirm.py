@@ -22,7 +22,7 @@ SHARE = 0.9
 
 
 @dataclass(frozen=True)
-class Confirmation:
+class Recheck:
     """Looks at candidates for points with labels `y` (N,) and inputs of `shape`."""
 
     target: Target
@@ -39,9 +39,9 @@ class Confirmation:
         return won >= SHARE * MAJORITY_DRAWS
 
 
-def confirmation(target: Target, x: Tensor, y: Tensor) -> Confirmation | None:
+def confirmation(target: Target, x: Tensor, y: Tensor) -> Recheck | None:
     """The look at points (N, …) with labels (N,) that a random model needs; None for all others."""
-    return Confirmation(target, y, x.shape[1:]) if target.random else None
+    return Recheck(target, y, x.shape[1:]) if target.random else None
 
 
 def look_after(limit: int) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import Confirmation, look_after
+from maskaudit.attacks.confirm import Recheck, look_after
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.target import accelerator
 
@@ -93,7 +93,7 @@ class ResidentBatch(Generic[State]):
         batch_size: int,
         stop_early: bool,
         enter: Callable[[Tensor], State],
-        confirm: Confirmation | None = None,
+        confirm: Recheck | None = None,
         candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         n, here = len(best.margin), best.margin.device

@@ -28,7 +28,7 @@ CONFIRM_POINTS = 64
 
 
 @dataclass
-class Outcome:
+class StageOutcome:
     """What one stage did so far; `met` and `fell` are rows of the ledger."""
 
     met: set[int] = field(default_factory=set)
@@ -94,7 +94,7 @@ class AdaptiveAttack:
     def __init__(self, attacker: Attacker, plan: Plan, specs: Sequence[AttackSpec], stand_ins: StandIns) -> None:
         self.attacker, self.plan, self.stand_ins = attacker, plan, stand_ins
         self.specs = {spec.name: spec for spec in specs}
-        self.outcomes = [Outcome() for _ in plan.stages]
+        self.outcomes = [StageOutcome() for _ in plan.stages]
         self.sampled: set[int] = set()
 
     def run(self, rows: Tensor, *, late: bool = False, useful: bool = False) -> None:

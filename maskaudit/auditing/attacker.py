@@ -18,7 +18,7 @@ from maskaudit.auditing.digest import TARGET_SETTINGS, IndescribableError, conte
 from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
 from maskaudit.auditing.journal import Journal, Kept
-from maskaudit.auditing.ledger import Entry, Ledger
+from maskaudit.auditing.ledger import AttackEntry, Ledger
 from maskaudit.errors import ModelError, first_line
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
@@ -171,7 +171,7 @@ class Attacker:
             self._keep(rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
 
-    def _failed(self, entry: Entry, error: Exception) -> str:
+    def _failed(self, entry: AttackEntry, error: Exception) -> str:
         """Book what went wrong; work that workers lost stays an error, whatever else the attack does."""
         name = error.name if isinstance(error, TaskError) else type(error).__name__
         reason = f"{name}: {first_line(error)}"

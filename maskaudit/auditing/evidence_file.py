@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from maskaudit.auditing.ledger import Entry, Ledger
+from maskaudit.auditing.ledger import AttackEntry, Ledger
 from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, Record, Text, Whole, read
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
@@ -136,7 +136,7 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
 def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
     """(row, attack name) pairs that prove every family's union, row by row."""
     entries = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
-    families: tuple[list[Entry], ...] = (
+    families: tuple[list[AttackEntry], ...] = (
         [e for e in entries if e.spec.role == "reference"],
         [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.family == "cross_entropy"],
         [e for e in entries if e.spec.role in ("reference", "strong")],
@@ -154,7 +154,7 @@ def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
     return kept
 
 
-def _breaks(family: list[Entry], row: int) -> bool:
+def _breaks(family: list[AttackEntry], row: int) -> bool:
     return any(row in entry.examples for entry in family)
 
 

@@ -20,7 +20,7 @@ from maskaudit.verdict.statistics import rate
 
 
 @dataclass
-class Entry:
+class AttackEntry:
     """What one attack did; masks over all drawn points (P,), tensors over the points broken."""
 
     spec: AttackSpec
@@ -49,7 +49,7 @@ class Ledger:
         self.y = torch.empty(0, dtype=torch.int64)
         self.correct = torch.empty(0, dtype=torch.bool)
         self.predicted = torch.empty(0, dtype=torch.int64)
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, AttackEntry] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -66,11 +66,11 @@ class Ledger:
             entry.attempted = torch.cat([entry.attempted, pad])
             entry.broken = torch.cat([entry.broken, pad])
 
-    def entry(self, spec: AttackSpec) -> Entry:
+    def entry(self, spec: AttackSpec) -> AttackEntry:
         """The attack's entry, opened on first use."""
         if spec.name not in self.entries:
             blank = torch.zeros(len(self), dtype=torch.bool)
-            self.entries[spec.name] = Entry(spec, blank.clone(), blank.clone())
+            self.entries[spec.name] = AttackEntry(spec, blank.clone(), blank.clone())
         return self.entries[spec.name]
 
     def record(
@@ -138,7 +138,7 @@ class Ledger:
         """One row per attack, in the order they first ran."""
         return tuple(self._row(entry) for entry in self.entries.values())
 
-    def _row(self, entry: Entry) -> AttackRow:
+    def _row(self, entry: AttackEntry) -> AttackRow:
         spec, n = entry.spec, len(self)
         idle = entry.status == "ran" and not bool(entry.attempted.any())
         status, reason = ("skipped", "no point was left for it") if idle else (entry.status, entry.reason)

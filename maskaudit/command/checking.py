@@ -8,7 +8,7 @@ from pathlib import Path
 from maskaudit import api
 from maskaudit.command.auditing import Tell, carry_out
 from maskaudit.command.delivery import Asked, show
-from maskaudit.command.terminal import Progress
+from maskaudit.command.terminal import ProgressLine
 from maskaudit.settings import Request
 
 
@@ -33,7 +33,7 @@ def check_and_show(
         request.model, tuple((fmt, str(path)) for fmt, path in wanted), as_json, request.settings.fail_on,
         request.settings.call_timeout,
     )  # fmt: skip
-    folder, progress = Path(out) if out else None, Progress(quiet=quiet)
+    folder, progress = Path(out) if out else None, ProgressLine(quiet=quiet)
     audited = carry_out(
         lambda keep: api.run(api.prepare(request), out=folder, resume=resume, on_event=progress, keep=keep),
         asked, out=folder, tell=tell,

@@ -78,12 +78,12 @@ def show(asked: Asked, document: dict[str, Any], status: int, *, failure: str = 
         say(f"maskaudit: {without_controls(problem)}\n", err)
     if unwritten and status == 0:
         status = UNWRITTEN_STATUS
-    seen = [github.Audited(asked.model, status, document, failure)]
+    seen = [github.Annotated(asked.model, status, document, failure)]
     announce(seen, render(document, "md"), err if asked.as_json else out)
     return status
 
 
-def announce(audits: Sequence[github.Audited], markdown: str, stream: TextIO) -> None:
+def announce(audits: Sequence[github.Annotated], markdown: str, stream: TextIO) -> None:
     """Annotations on `stream` and the step summary, where this is a step of GitHub Actions."""
     if github.in_actions():
         workspace = os.environ.get("GITHUB_WORKSPACE")

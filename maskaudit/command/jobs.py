@@ -10,7 +10,7 @@ from maskaudit import __version__, api
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import parse_outputs, write_outputs
-from maskaudit.command.terminal import Progress
+from maskaudit.command.terminal import ProgressLine
 from maskaudit.data import load_data
 from maskaudit.results import SCHEMA_VERSION
 from maskaudit.settings import AuditSettings
@@ -49,7 +49,7 @@ def train_to_file(
         threat = ThreatModel(chosen, eps if eps is not None else customary_eps(chosen, shape, (0.0, 1.0)))
     given = {key: value for key, value in options.items() if value is not None}
     config = TrainConfig(method=method, data=data, threat=threat, **given)
-    progress = Progress(quiet=quiet)
+    progress = ProgressLine(quiet=quiet)
 
     def show(event: TrainEvent) -> None:
         tenth = max(1, event.epochs // 10)
@@ -84,7 +84,7 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False) -> Iterator[tuple
 
 def audit_source(source: str, settings: AuditSettings, *, quiet: bool = True) -> Audit:
     """Audit a model source with everything else at its default."""
-    progress = Progress(quiet=quiet)
+    progress = ProgressLine(quiet=quiet)
     audit = api.run(api.prepare(api.Request(source, settings=settings)), on_event=progress)
     progress.close()
     return audit

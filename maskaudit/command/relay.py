@@ -14,7 +14,7 @@ LONGEST = 1 << 16
 _CLEAR = "\r\x1b[K"
 
 
-class Relay:
+class OutputRelay:
     """Passes on the words of foreign code and our own, one after the other.
 
     Args:

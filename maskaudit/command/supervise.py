@@ -26,7 +26,7 @@ from maskaudit import foreign
 from maskaudit.command import streams
 from maskaudit.command.channel import Message, Receiver, Sender, Stream, new_secret
 from maskaudit.command.hanging import Watch
-from maskaudit.command.relay import Relay
+from maskaudit.command.relay import OutputRelay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
 from maskaudit.command.terminal import say
 from maskaudit.errors import first_line, without_controls
@@ -196,7 +196,7 @@ class _Supervisor:
     def __init__(self, pid: int, board: foreign.Board, receiver: Receiver, hold_output: bool) -> None:
         self.pid, self.receiver, self.hold_output = pid, receiver, hold_output
         self.ended = Ended()
-        self.relay = Relay(streams.err())
+        self.relay = OutputRelay(streams.err())
         self.watch = Watch(board)
         self.deadline: float | None = None
         self.killed = ""

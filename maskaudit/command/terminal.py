@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maskaudit.settings import AuditEvent
 
 
-class Progress:
+class ProgressLine:
     """Listener for audits and trainings; never writes to stdout.
 
     Args:

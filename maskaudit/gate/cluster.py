@@ -24,7 +24,7 @@ from maskaudit.command.channel import Sender
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
 from maskaudit.command.supervise import supervise
 from maskaudit.errors import MaskauditError, UsageError, describe_error
-from maskaudit.gate.config import Entry, checked_request
+from maskaudit.gate.config import GateEntry, checked_request
 from maskaudit.settings import Listener
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class AuditJob:
 
 
 @contextmanager
-def audits_on_ray(entries: Sequence[Entry], address: str, *, isolate: bool) -> Iterator[Auditor]:
+def audits_on_ray(entries: Sequence[GateEntry], address: str, *, isolate: bool) -> Iterator[Auditor]:
     """Start the audits of all entries on a cluster; what it gives waits for that of one entry.
 
     Args:
@@ -68,7 +68,7 @@ def audits_on_ray(entries: Sequence[Entry], address: str, *, isolate: bool) -> I
             for name, file in ready.items()
         }
 
-        def audit(entry: Entry, _folder: Path | None, _on_event: Listener, _keep: Keeper) -> Audit:
+        def audit(entry: GateEntry, _folder: Path | None, _on_event: Listener, _keep: Keeper) -> Audit:
             found = under_way[entry.name]
             if isinstance(found, MaskauditError):
                 raise found
@@ -95,7 +95,7 @@ def _audited(engine: Ray, file: Path) -> Audit:
     return audit
 
 
-def _prepared(entry: Entry, file: Path, isolate: bool) -> Path | MaskauditError:
+def _prepared(entry: GateEntry, file: Path, isolate: bool) -> Path | MaskauditError:
     """The file with what a node needs for an entry, or why there is none."""
 
     def work(sender: Sender) -> None:
@@ -117,7 +117,7 @@ def _prepared(entry: Entry, file: Path, isolate: bool) -> Path | MaskauditError:
     return refusal(told["text"], told["status"]) if told else file
 
 
-def _pack(entry: Entry, file: Path) -> None:
+def _pack(entry: GateEntry, file: Path) -> None:
     request = checked_request(entry)
     here = replace(request.settings, ray="", workers=None)
     prepared = api.prepare(replace(request, settings=here))

@@ -67,7 +67,7 @@ _EXAMPLE = '[[models]] with model = "model.safetensors" and claim = 0.53'
 
 
 @dataclass(frozen=True)
-class Entry:
+class GateEntry:
     """One model of the configuration.
 
     Attributes:
@@ -92,7 +92,7 @@ class GateConfig:
     """A checked configuration; paths in it are relative to `file`'s folder."""
 
     file: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[GateEntry, ...]
     baselines: tuple[Baseline, ...]
 
 
@@ -156,13 +156,13 @@ def read_config(file: Path, *, fail_on: str | None = None) -> GateConfig:
     return GateConfig(file, entries, baselines)
 
 
-def check_command(entry: Entry) -> str:
+def check_command(entry: GateEntry) -> str:
     """The `maskaudit check` command that repeats one entry, run in the configuration's folder."""
     words = [word for key, one in OPTIONS.items() if key in entry.options for word in one.words(entry.options[key])]
     return shlex.join(["maskaudit", "check", entry.request.model, *words])
 
 
-def checked_request(entry: Entry) -> Request:
+def checked_request(entry: GateEntry) -> Request:
     """What is audited for an entry, with the command that repeats it."""
     return replace(entry.request, settings=replace(entry.request.settings, command=check_command(entry)))
 
@@ -171,7 +171,7 @@ def _prefix(file: Path) -> str:
     return "tool.maskaudit." if file.name == PYPROJECT else ""
 
 
-def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, folder: Path) -> Entry:
+def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, folder: Path) -> GateEntry:
     own: dict[str, Any] = read(Record(MODEL, required=("model",)), item, place, error=UsageError)
     model, name = own.pop("model"), own.pop("name", "")
     options = {**common, **own} if fail_on is None else {**common, **own, "fail_on": fail_on}
@@ -183,7 +183,7 @@ def _entry(item: Any, common: dict[str, Any], place: str, fail_on: str | None, f
         _check_rules(request.settings, request.norm or "Linf")
     except MaskauditError as error:
         raise UsageError(f"In {place}: {error}") from error
-    return Entry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request, options)
+    return GateEntry(name, re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model", request, options)
 
 
 def _default_name(model: str) -> str:
@@ -210,7 +210,7 @@ def _check_plan(request: Request) -> None:
         read_plan(Path(request.plan))
 
 
-def _check_names(entries: tuple[Entry, ...], where: str) -> None:
+def _check_names(entries: tuple[GateEntry, ...], where: str) -> None:
     """Names and folders tell models apart; summary files of the gate itself have the rest of the folder."""
     seen: dict[str, str] = {}
     for entry in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maskaudit.gate.baselines import Kind, visible
-from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import coerce, junit, sarif
 
 #: What a baseline can only accept explicitly, with its rule in SARIF.
@@ -21,7 +21,7 @@ def merged_sarif(result: GateResult) -> str:
     return sarif.log([_run(outcome) for outcome in result.outcomes])
 
 
-def _run(outcome: Outcome) -> dict[str, Any]:
+def _run(outcome: GateOutcome) -> dict[str, Any]:
     if outcome.document is None or outcome.ruling is None:
         note = {"level": "error", "message": {"text": coerce.text(outcome.error, "not audited")}}
         run: dict[str, Any] = {
@@ -40,7 +40,7 @@ def merged_junit(result: GateResult) -> str:
     return junit.written([_suite(outcome) for outcome in result.outcomes], "maskaudit gate")
 
 
-def _suite(outcome: Outcome) -> junit.Suite:
+def _suite(outcome: GateOutcome) -> junit.Suite:
     name = coerce.text(outcome.entry.name)
     prefix = f"{name}.maskaudit"
     if outcome.document is None or outcome.ruling is None:

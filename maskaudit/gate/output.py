@@ -12,7 +12,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.gate import page, summary
 from maskaudit.gate.baselines import visible
 from maskaudit.gate.merge import merged_junit, merged_sarif
-from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import github
 
 #: Files that `--out DIR` writes beside the sub-folders of the models, by format.
@@ -70,15 +70,15 @@ def dump(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def audited(result: GateResult) -> list[github.Audited]:
+def audited(result: GateResult) -> list[github.Annotated]:
     """The outcomes for annotations: an accepted verdict or claim is none, and suppressed findings are left out."""
     return [_audited(outcome, str(result.config.file.absolute())) for outcome in result.outcomes]
 
 
-def _audited(outcome: Outcome, file: str) -> github.Audited:
+def _audited(outcome: GateOutcome, file: str) -> github.Annotated:
     if outcome.document is None or outcome.ruling is None:
-        return github.Audited(outcome.entry.name, outcome.status, None, outcome.error, file)
+        return github.Annotated(outcome.entry.name, outcome.status, None, outcome.error, file)
     document = visible(outcome.document, outcome.ruling)
     document["verdict"]["label"] = outcome.ruling.label
     document["claim"]["status"] = outcome.ruling.claim
-    return github.Audited(outcome.entry.name, outcome.status, document, outcome.error, file)
+    return github.Annotated(outcome.entry.name, outcome.status, document, outcome.error, file)

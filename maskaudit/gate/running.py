@@ -26,18 +26,18 @@ from maskaudit.errors import MaskauditError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
 from maskaudit.gate.cluster import audits_on_ray, refusal
-from maskaudit.gate.config import Entry, GateConfig, checked_request
+from maskaudit.gate.config import GateConfig, GateEntry, checked_request
 from maskaudit.settings import AuditEvent, Listener, ignore_events
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
 WORST_FIRST = (BUG_STATUS, 4, 2, 1, 3, 0)
 
 #: Audits one entry; with a folder, its journal and reports are kept there.
-Auditor = Callable[[Entry, Path | None, Listener, Keeper], Audit]
+Auditor = Callable[[GateEntry, Path | None, Listener, Keeper], Audit]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GateOutcome:
     """What became of one entry.
 
     Attributes:
@@ -49,7 +49,7 @@ class Outcome:
         folder: name of the sub-folder that holds its files, if they were kept.
     """
 
-    entry: Entry
+    entry: GateEntry
     status: int
     document: dict[str, Any] | None = None
     ruling: Ruling | None = None
@@ -62,7 +62,7 @@ class GateResult:
     """All outcomes in the order of the configuration, and what is to be said about its baselines."""
 
     config: GateConfig
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[GateOutcome, ...]
     notes: tuple[str, ...]
 
     @property
@@ -114,7 +114,7 @@ def run_gate(
     return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
 
 
-def audit_entry(entry: Entry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
+def audit_entry(entry: GateEntry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
     """Audit one entry for real."""
     return api.run(api.prepare(checked_request(entry)), out=folder, on_event=on_event, keep=keep)
 
@@ -155,14 +155,14 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
 
 
 def _outcome(
-    entry: Entry,
+    entry: GateEntry,
     baselines: tuple[Baseline, ...],
     out: Path | None,
     today: date,
     audit: Auditor,
     on_event: Listener,
     isolate: bool,
-) -> Outcome:
+) -> GateOutcome:
     folder = out / entry.folder if out is not None else None
     asked = _asked(entry, folder)
 
@@ -172,11 +172,11 @@ def _outcome(
     try:
         done = _isolated(carried_out, asked) if isolate else carried_out(tell_nobody)
     except MaskauditError as error:
-        return Outcome(entry, error.exit_code, error=str(error))
+        return GateOutcome(entry, error.exit_code, error=str(error))
     if done.status > 128:
         raise Interrupted(done.status - 128)
     ruling = rule_on(done.document, baselines, model=entry.name, today=today)
-    return Outcome(
+    return GateOutcome(
         entry,
         _status(ruling, entry.fail_on, done),
         done.document,
@@ -186,7 +186,7 @@ def _outcome(
     )
 
 
-def _asked(entry: Entry, folder: Path | None) -> Asked:
+def _asked(entry: GateEntry, folder: Path | None) -> Asked:
     wanted = () if folder is None else tuple((fmt, str(folder / name)) for fmt, name in DIRECTORY_FILES.items())
     return Asked(entry.name, wanted, False, entry.fail_on, entry.request.settings.call_timeout)
 
@@ -198,7 +198,7 @@ def _status(ruling: Ruling, fail_on: str, done: Audited) -> int:
     return exit_status(judged, fail_on) or (UNWRITTEN_STATUS if done.unwritten else 0)
 
 
-def _notes(baselines: tuple[Baseline, ...], outcomes: list[Outcome], today: date) -> tuple[str, ...]:
+def _notes(baselines: tuple[Baseline, ...], outcomes: list[GateOutcome], today: date) -> tuple[str, ...]:
     """What the user should change about the baselines."""
     rulings = [outcome.ruling for outcome in outcomes if outcome.ruling is not None]
     notes = [f"{outcome.entry.name}: {note}" for outcome in outcomes if outcome.ruling for note in outcome.ruling.notes]

@@ -7,7 +7,7 @@ from typing import Any
 
 from maskaudit import __version__
 from maskaudit.command.status import BUG_STATUS
-from maskaudit.gate.running import GateResult, Outcome
+from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import coerce, view, words
 from maskaudit.report.markdown import code, escape
 from maskaudit.results import plain
@@ -52,7 +52,7 @@ def build(result: GateResult) -> dict[str, Any]:
     return dict(plain(document))
 
 
-def _model(outcome: Outcome) -> dict[str, Any]:
+def _model(outcome: GateOutcome) -> dict[str, Any]:
     entry, document = outcome.entry, outcome.document
     head = {
         "name": entry.name,

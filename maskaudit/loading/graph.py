@@ -34,7 +34,7 @@ BATCHES = (5, 1, 2, 3, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
-class Step:
+class GraphStep:
     """One operation.
 
     Attributes:
@@ -64,8 +64,8 @@ class Program(nn.Module):
     """
 
     def __init__(
-        self, steps: Iterable[Step], tensors: Mapping[str, tuple[str, Tensor]], source: str, results: tuple[str, ...],
-        *, steady: bool = False,
+        self, steps: Iterable[GraphStep], tensors: Mapping[str, tuple[str, Tensor]], source: str,
+        results: tuple[str, ...], *, steady: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self._source, self._results, self._steady = source, results, steady
@@ -73,7 +73,7 @@ class Program(nn.Module):
         self._taken: dict[tuple[int, str], int] = {}
         placed = {path: self._place(path, tensor) for path, tensor in dict(tensors.values()).items()}
         self._held = {name: placed[path] for name, (path, _) in tensors.items()}
-        self._steps: list[tuple[tuple[nn.Module, str], Step]] = [
+        self._steps: list[tuple[tuple[nn.Module, str], GraphStep]] = [
             (self._place(step.path, step.module), step) for step in steps
         ]
         self._last_use = self._check()
@@ -85,7 +85,7 @@ class Program(nn.Module):
         held = {name: getattr(owner, attribute) for name, (owner, attribute) in self._held.items()}
         return self._run(x, held, lambda module, *values: module(*values))
 
-    def operations(self) -> Iterator[tuple[Step, nn.Module, dict[str, Tensor]]]:
+    def operations(self) -> Iterator[tuple[GraphStep, nn.Module, dict[str, Tensor]]]:
         """Every step with its module, and the weights and constants by name, in order."""
         held = {name: getattr(owner, attribute) for name, (owner, attribute) in self._held.items()}
         for (owner, attribute), step in self._steps:

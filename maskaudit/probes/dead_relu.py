@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
-from maskaudit.probes.observe import Call, Site, describe, observe, opaque
+from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe, opaque
 from maskaudit.results import ProbeFinding
 
 #: Layers named in a finding, worst first.
@@ -42,7 +42,7 @@ NAMED_LAYERS = 5
 _OPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "threshold"})
 
 
-def _is_relu(call: Call) -> bool:
+def _is_relu(call: ActivationCall) -> bool:
     """Whether the call cuts its argument off at exactly 0 from below."""
     if call.op in ("relu", "relu6"):
         return True
@@ -69,10 +69,10 @@ class _Layers:
     """All layers, filled while the model runs."""
 
     points: int
-    layers: dict[Site, _Layer] = field(default_factory=dict)
+    layers: dict[ActivationSite, _Layer] = field(default_factory=dict)
     skipped: int = 0
 
-    def add(self, site: Site, call: Call) -> None:
+    def add(self, site: ActivationSite, call: ActivationCall) -> None:
         if not _is_relu(call):
             return
         active = (call.x > 0).cpu()

@@ -34,7 +34,7 @@ _CALLER = Target._call.__code__
 
 
 @dataclass(frozen=True)
-class Site:
+class ActivationSite:
     """One place where an activation is computed: the `ordinal`-th call there within a forward pass."""
 
     location: Location
@@ -42,7 +42,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Call:
+class ActivationCall:
     """One activation about to be computed on `x`, with its arguments by position and name."""
 
     op: str
@@ -57,7 +57,7 @@ class Call:
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
 
-Handler = Callable[[Site, Call], None]
+Handler = Callable[[ActivationSite, ActivationCall], None]
 
 
 def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> None:
@@ -134,10 +134,10 @@ class _ActivationMode(TorchFunctionMode):
     def _tell(self, op: str, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if x.is_floating_point() and x.dim() >= 2 and x.shape[0] % self.batch == 0:
             location = self._locate(op)
-            site = Site(location, self.seen[location])
+            site = ActivationSite(location, self.seen[location])
             self.seen[location] += 1
             with below():
-                self.handler(site, Call(op, x.detach(), args, kwargs))
+                self.handler(site, ActivationCall(op, x.detach(), args, kwargs))
 
     def _locate(self, op: str) -> Location:
         """Module path, and the nearest line that is neither torch's nor ours."""

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
-from maskaudit.probes.observe import Call, Site, describe, observe, opaque
+from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe, opaque
 from maskaudit.results import ProbeFinding
 
 #: A unit is flat where its slope is below this share of the activation's largest slope.
@@ -48,20 +48,20 @@ FLAT_SLOPE = 1e-3
 NAMED_LAYERS = 5
 
 
-def _tanh(call: Call) -> Tensor:
+def _tanh(call: ActivationCall) -> Tensor:
     return 1 - call.x.double().tanh().square() < FLAT_SLOPE
 
 
-def _sigmoid(call: Call) -> Tensor:
+def _sigmoid(call: ActivationCall) -> Tensor:
     p = call.x.double().sigmoid()
     return p * (1 - p) < FLAT_SLOPE * 0.25
 
 
-def _softsign(call: Call) -> Tensor:
+def _softsign(call: ActivationCall) -> Tensor:
     return (1 + call.x.double().abs()).square().reciprocal() < FLAT_SLOPE
 
 
-def _hardtanh(call: Call) -> Tensor:
+def _hardtanh(call: ActivationCall) -> Tensor:
     low = call.argument(0, "min_val", default=-1.0)
     high = call.argument(1, "max_val", default=1.0)
     if low == 0:  # relu6 and its kind: the lower side is that of a ReLU
@@ -69,15 +69,15 @@ def _hardtanh(call: Call) -> Tensor:
     return torch.lt(call.x, low) | torch.gt(call.x, high)
 
 
-def _relu6(call: Call) -> Tensor:
+def _relu6(call: ActivationCall) -> Tensor:
     return call.x > 6
 
 
-def _hardsigmoid(call: Call) -> Tensor:
+def _hardsigmoid(call: ActivationCall) -> Tensor:
     return call.x.abs() > 3
 
 
-def _clamp(call: Call) -> Tensor | None:
+def _clamp(call: ActivationCall) -> Tensor | None:
     """Outside the limits; a clamp without upper limit is a ReLU or a guard against log 0, not a bounded activation."""
     low, high = call.argument(0, "min"), call.argument(1, "max")
     if high is None:
@@ -86,7 +86,7 @@ def _clamp(call: Call) -> Tensor | None:
     return above if low is None else above | torch.lt(call.x, low)
 
 
-_FLAT: dict[str, Callable[[Call], Tensor | None]] = {
+_FLAT: dict[str, Callable[[ActivationCall], Tensor | None]] = {
     "tanh": _tanh, "sigmoid": _sigmoid, "softsign": _softsign, "hardtanh": _hardtanh, "relu6": _relu6,
     "hardsigmoid": _hardsigmoid, "clamp": _clamp,
 }  # fmt: skip
@@ -96,16 +96,16 @@ _FLAT: dict[str, Callable[[Call], Tensor | None]] = {
 class _Counts:
     """Flat and all activations seen at each place."""
 
-    flat: dict[Site, int] = field(default_factory=dict)
-    total: dict[Site, int] = field(default_factory=dict)
+    flat: dict[ActivationSite, int] = field(default_factory=dict)
+    total: dict[ActivationSite, int] = field(default_factory=dict)
 
-    def add(self, site: Site, call: Call) -> None:
+    def add(self, site: ActivationSite, call: ActivationCall) -> None:
         mask = _FLAT[call.op](call)
         if mask is not None:
             self.flat[site] = self.flat.get(site, 0) + int(mask.sum())
             self.total[site] = self.total.get(site, 0) + mask.numel()
 
-    def shares(self) -> list[tuple[Site, float]]:
+    def shares(self) -> list[tuple[ActivationSite, float]]:
         """Places with their flat share, worst first."""
         found = [(site, self.flat[site] / total) for site, total in self.total.items() if total]
         return sorted(found, key=lambda item: -item[1])

@@ -32,7 +32,7 @@ MAX_NUMEL = 50_000
 
 
 @dataclass(frozen=True)
-class Seen:
+class BlockExamples:
     """What a block was given and what it returned, one row per example."""
 
     inputs: Tensor
@@ -73,7 +73,7 @@ def _perturbed(x: Tensor, threat: ThreatModel, seed: int) -> Tensor:
     return torch.cat(copies)
 
 
-def _observe(target: Target, x: Tensor, path: str) -> Seen | None:
+def _observe(target: Target, x: Tensor, path: str) -> BlockExamples | None:
     pairs: list[tuple[Tensor, Tensor]] = []
     pending: list[Tensor | None] = []
     scope: ModuleScope
@@ -96,13 +96,13 @@ def _observe(target: Target, x: Tensor, path: str) -> Seen | None:
     rows = [(a.float(), b.float()) for a, b in pairs if len(a) == len(b) and a.is_floating_point()]
     if not rows or any(a.shape[1:] != rows[0][0].shape[1:] or b.shape[1:] != rows[0][1].shape[1:] for a, b in rows):
         return None
-    return Seen(torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
+    return BlockExamples(torch.cat([a for a, _ in rows]), torch.cat([b for _, b in rows]))
 
 
 class _StandIn(nn.Module):
     """Standardised input → small network → output of the block's shape and scale."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: BlockExamples) -> None:
         super().__init__()
         self.shape = seen.outputs.shape[1:]
         before, after = seen.inputs[0], seen.outputs[0]
@@ -129,7 +129,7 @@ class _StandIn(nn.Module):
         return result
 
 
-def _train(network: nn.Module, seen: Seen) -> None:
+def _train(network: nn.Module, seen: BlockExamples) -> None:
     optimiser = torch.optim.Adam(network.parameters(), LEARNING_RATE)
     scale = seen.outputs.std().clamp_min(1e-12)
     for _ in range(EPOCHS):

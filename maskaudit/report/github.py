@@ -26,7 +26,7 @@ _LEVELS = ("error", "warning", "notice")
 
 
 @dataclass(frozen=True)
-class Audited:
+class Annotated:
     """One audit for the annotations: its name, exit status, report (None if there is none), and why it failed."""
 
     name: str
@@ -71,7 +71,7 @@ def in_actions(environment: Mapping[str, str] | None = None) -> bool:
     return (os.environ if environment is None else environment).get("GITHUB_ACTIONS") == "true"
 
 
-def collect(audits: Sequence[Audited], *, root: Path | None = None) -> list[Annotation]:
+def collect(audits: Sequence[Annotated], *, root: Path | None = None) -> list[Annotation]:
     """What deserves an annotation, worst first, at most `MAX_ANNOTATIONS`.
 
     Args:
@@ -108,7 +108,7 @@ def append_summary(markdown: str, environment: Mapping[str, str] | None = None) 
     return True
 
 
-def _annotations(audit: Audited, root: Path | None) -> Iterable[Annotation]:
+def _annotations(audit: Annotated, root: Path | None) -> Iterable[Annotation]:
     whole = records.Place(file=audit.file)
     name = coerce.text(audit.name, "model")
     if audit.document is None or audit.error:

@@ -18,7 +18,7 @@ from maskaudit.results import Location
 from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, Remedy
-from maskaudit.trace.seen import Seen
+from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.stops import Stops, gap_scale
 from maskaudit.trace.vocabulary import (
     ALONE,
@@ -35,7 +35,7 @@ from maskaudit.trace.vocabulary import (
     STRUCTURAL,
     ZERO_SHARE,
 )
-from maskaudit.trace.walk import Evidence
+from maskaudit.trace.walk import Pass
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Suspects:
     dead_way: frozenset[int]
 
 
-def find_culprits(evidence: Evidence) -> Suspects:
+def find_culprits(evidence: Pass) -> Suspects:
     """Suspects, the most certain first; empty for a healthy gradient."""
     search = _Search(evidence)
     search.walk()
@@ -86,7 +86,7 @@ def ranked(culprits: list[Culprit]) -> list[Culprit]:
     )
 
 
-def behind_cuts(evidence: Evidence, found: list[Culprit]) -> list[Culprit]:
+def behind_cuts(evidence: Pass, found: list[Culprit]) -> list[Culprit]:
     """Suspects on the way from a cut to the output, from a pass in which the cut tensors were made leaves."""
     search = _Search(evidence)
     search.walk()
@@ -118,7 +118,7 @@ class _Search(Stops):
         sums = [one.total.location for one in self.estimators if one.honest]
         return list(dict.fromkeys([*sums, *(op.location for op in whole if not self._shut(op))]))
 
-    def _shut(self, op: Seen) -> bool:
+    def _shut(self, op: RecordedOp) -> bool:
         """Whether a custom Function lets next to nothing through at most of its units."""
         flow = self.flows.get(op.index)
         return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > ALONE

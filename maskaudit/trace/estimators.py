@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.trace.records import FunctionCheck
-from maskaudit.trace.seen import Seen, has_memory
+from maskaudit.trace.seen import RecordedOp, has_memory
 from maskaudit.trace.vocabulary import (
     ADDING,
     CHOICES,
@@ -26,7 +26,7 @@ from maskaudit.trace.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from maskaudit.trace.walk import Walk
+    from maskaudit.trace.walk import GradientWalk
 
 #: A gradient is that of the staircase's trend where its term correlates at least this well with it, and of something
 #: else where it correlates less than `FOREIGN`. Between lie gates, whose few open units say little of their scores.
@@ -47,7 +47,7 @@ class Estimator:
             where one of them stays.
     """
 
-    total: Seen
+    total: RecordedOp
     trend: float | None
 
     @property
@@ -61,7 +61,7 @@ class Estimator:
         return self.trend is not None and self.trend < FOREIGN
 
 
-def rejoined(walk: Walk, back: Seen) -> list[Estimator]:
+def rejoined(walk: GradientWalk, back: RecordedOp) -> list[Estimator]:
     """The sums in which a staircase takes the gradient of what it is added to, if all data cut at `back` end in such.
 
     Whatever the formula, `a + (q − a).detach()` or `q.detach() + a − a.detach()`, the sum has the value of `q`, and
@@ -71,13 +71,13 @@ def rejoined(walk: Walk, back: Seen) -> list[Estimator]:
     return [one for one in found if one is not None] if None not in found else []
 
 
-def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[Seen]) -> list[Seen]:
+def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[RecordedOp]) -> list[RecordedOp]:
     """Ops of torch and custom Functions that are estimators by themselves."""
     steps = {name for name, check in checks.items() if check.kind == "honest" and not check.smooth}
     return [op for op in ops if op.name in (steps if op.kind == "function" else FAKE_QUANTISERS)]
 
 
-def _joins(walk: Walk, back: Seen) -> Iterator[Seen]:
+def _joins(walk: GradientWalk, back: RecordedOp) -> Iterator[RecordedOp]:
     """Where data that a cut took off the graph meet data through which a gradient comes."""
     reached = {back.index}
     for op in walk.ops[back.index + 1 :]:
@@ -88,14 +88,14 @@ def _joins(walk: Walk, back: Seen) -> Iterator[Seen]:
                 reached.add(op.index)
 
 
-def _on_the_way(walk: Walk, op: Seen) -> bool:
+def _on_the_way(walk: GradientWalk, op: RecordedOp) -> bool:
     flow = walk.e.flows.get(op.index)
     return flow is not None and flow.points > 0
 
 
-def _estimator(walk: Walk, join: Seen) -> Estimator | None:
+def _estimator(walk: GradientWalk, join: RecordedOp) -> Estimator | None:
     """The first sum from `join` on that has the value of a staircase, if only sums lead to it."""
-    current: Seen | None = join
+    current: RecordedOp | None = join
     while current is not None and current.name in ADDING:
         before = walk.ancestors_of(current.index) & walk.stairs
         if any(_equal(walk.ops[index], current) for index in before):
@@ -105,7 +105,7 @@ def _estimator(walk: Walk, join: Seen) -> Estimator | None:
     return None
 
 
-def _trend(walk: Walk, join: Seen, total: Seen) -> float | None:
+def _trend(walk: GradientWalk, join: RecordedOp, total: RecordedOp) -> float | None:
     """How the value of the sum goes along with the live term of `join`, where its gradient comes from."""
     value, sign, op = _spread(total.data[0]), 1, join
     while True:
@@ -130,7 +130,7 @@ def _spread(tensor: Tensor) -> Tensor:
     return values - values.mean(dim=0)
 
 
-def _equal(op: Seen, total: Seen) -> bool:
+def _equal(op: RecordedOp, total: RecordedOp) -> bool:
     """Whether what `op` made has the value of the sum, up to the rounding of its terms."""
     if not op.data or not total.data:
         return False
@@ -145,7 +145,7 @@ def _plain(tensor: Tensor) -> bool:
     return has_memory(tensor) and tensor.is_floating_point() and bool(tensor.numel())
 
 
-def stairs(walk: Walk) -> frozenset[int]:
+def stairs(walk: GradientWalk) -> frozenset[int]:
     """Ops whose data come from the input through a staircase only, on every way that torch saw.
 
     A scale that is shared by many entries is no way, though it may be taken from the data as well.
@@ -160,5 +160,5 @@ def stairs(walk: Walk) -> frozenset[int]:
     return frozenset(found)
 
 
-def _entries(op: Seen) -> int:
+def _entries(op: RecordedOp) -> int:
     return max((data.numel() for data in op.data), default=0)

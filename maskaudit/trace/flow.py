@@ -15,7 +15,7 @@ from maskaudit.errors import GradientError
 from maskaudit.target import differentiate
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.records import Flow
-from maskaudit.trace.seen import Seen
+from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.vocabulary import BLOCKING
 
 #: A unit is blocked when its arriving gradient shrinks by more than this factor; the slope of tanh
@@ -144,7 +144,7 @@ def _noting(hook: _NodeHook, failures: list[Exception]) -> _NodeHook:
 
 
 def _hook(
-    observer: Observer, tallies: dict[int, _Tally], op: Seen, node: Node, norms: _Norms, *, exit_node: bool
+    observer: Observer, tallies: dict[int, _Tally], op: RecordedOp, node: Node, norms: _Norms, *, exit_node: bool
 ) -> _NodeHook:
     leaving = [
         position

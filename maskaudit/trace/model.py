@@ -43,8 +43,8 @@ from maskaudit.trace.passes import (
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
 from maskaudit.trace.refused import refused
 from maskaudit.trace.scope import graph_visible
-from maskaudit.trace.seen import Seen
-from maskaudit.trace.walk import Evidence
+from maskaudit.trace.seen import RecordedOp
+from maskaudit.trace.walk import Pass
 
 #: Points that a trace looks at; more cost memory and change nothing.
 MAX_POINTS = 16
@@ -172,7 +172,7 @@ def _explained(
         seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
-    evidence = Evidence(observer, look.raw, look.scores, look.y, look.movement, health, checks, look.flows, flat)
+    evidence = Pass(observer, look.raw, look.scores, look.y, look.movement, health, checks, look.flows, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:
@@ -196,7 +196,7 @@ def _explained(
     )
 
 
-def _behind_cuts(target: Target, evidence: Evidence, suspects: Suspects) -> list[Culprit]:
+def _behind_cuts(target: Target, evidence: Pass, suspects: Suspects) -> list[Culprit]:
     """Suspects behind what cuts the gradient, seen in a pass that starts a new graph there."""
     x = evidence.observer.leaf.detach()
     revived, scores = observe(target, x, revive=suspects.dead_way)
@@ -220,7 +220,7 @@ def _stochastic(randomness: Randomness | None) -> list[Culprit]:
     return [Culprit("stochastic", randomness.location, confidence, sentence)]
 
 
-def _placed(check: FunctionCheck, ops: list[Seen]) -> FunctionCheck:
+def _placed(check: FunctionCheck, ops: list[RecordedOp]) -> FunctionCheck:
     """The check with the module in which the Function was met."""
     for op in ops:
         if op.kind == "function" and op.name == check.name:
@@ -228,7 +228,7 @@ def _placed(check: FunctionCheck, ops: list[Seen]) -> FunctionCheck:
     return check
 
 
-def _frozen(op: Seen, flow: Flow | None) -> Op:
+def _frozen(op: RecordedOp, flow: Flow | None) -> Op:
     return Op(
         index=op.index,
         location=op.location,

@@ -36,9 +36,9 @@ from maskaudit.trace.calls import (
 )
 from maskaudit.trace.functorch import bare_tensors, below
 from maskaudit.trace.graph import new_nodes
-from maskaudit.trace.scope import ModuleScope, Site, user_site
+from maskaudit.trace.scope import Frame, ModuleScope, user_site
 from maskaudit.trace.scripted import ScriptedGraph
-from maskaudit.trace.seen import FunctionCall, Kind, Seen, function_location, has_memory
+from maskaudit.trace.seen import FunctionCall, Kind, RecordedOp, function_location, has_memory
 
 
 class SeenEnough(EndOfPass):
@@ -68,7 +68,7 @@ class Observer(TorchFunctionMode):
         self.until = until
         self.leaves = [leaf]
         self.keep_tensors = keep_tensors
-        self.ops: list[Seen] = []
+        self.ops: list[RecordedOp] = []
         self.functions: dict[type[torch.autograd.Function], FunctionCall] = {}
         self.owner: dict[Node, int] = {}
         self.reaches: dict[Node, bool] = {}
@@ -82,7 +82,7 @@ class Observer(TorchFunctionMode):
         self.modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.scope = ModuleScope(model, before=self._before_module, after=self._after_module)
         self._known: dict[int, tuple[Tensor, int]] = {id(leaf): (leaf, -1)}
-        self._living: dict[int, list[Seen]] = {}  # whose data live in which memory
+        self._living: dict[int, list[RecordedOp]] = {}  # whose data live in which memory
         self._state: list[Tensor] = []
         self._constants: set[int] = set()
         if isinstance(model, nn.Module):
@@ -159,7 +159,7 @@ class Observer(TorchFunctionMode):
         return output
 
     def _inside_function(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Site
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], site: Frame
     ) -> Any:
         """An op in the forward of a custom Function: below autograd, so only the Function as a whole is noted."""
         function = site.function
@@ -171,7 +171,7 @@ class Observer(TorchFunctionMode):
             )
         return func(*args, **kwargs)
 
-    def adopt(self, tensors: tuple[Tensor, ...], site: Site) -> None:
+    def adopt(self, tensors: tuple[Tensor, ...], site: Frame) -> None:
         """Meet tensors: nodes and data that no recorded op made become ops of their own."""
         for tensor in tensors:
             if not self._strange(tensor):
@@ -187,7 +187,7 @@ class Observer(TorchFunctionMode):
             return True
         return not (id(tensor) in self._known or id(tensor) in self._constants or tensor.requires_grad)
 
-    def _adopt_nodes(self, tensor: Tensor, site: Site, script: ScriptedGraph | None = None) -> None:
+    def _adopt_nodes(self, tensor: Tensor, site: Frame, script: ScriptedGraph | None = None) -> None:
         assert tensor.grad_fn is not None
         fresh = new_nodes(tensor.grad_fn, self.reaches, self.leaves)
         places = {} if script is None else script.locate(fresh)
@@ -231,7 +231,7 @@ class Observer(TorchFunctionMode):
             outputs = bare_tensors(output)
             if isinstance(module, torch.jit.ScriptModule):
                 self._adopt_scripted(module, outputs)
-            self.adopt(outputs, Site(None, None))
+            self.adopt(outputs, Frame(None, None))
             before = self._entered.pop() if self._entered else ()
             if isinstance(output, Tensor):
                 self.modules[self.scope.path] = (before, tuple(output.shape))
@@ -243,7 +243,7 @@ class Observer(TorchFunctionMode):
         script = self._scripted[id(module)]
         for tensor in outputs:
             if tensor.grad_fn is not None and tensor.grad_fn not in self.reaches:
-                self._adopt_nodes(tensor, Site(None, None), script)
+                self._adopt_nodes(tensor, Frame(None, None), script)
         if self.script_cut is None and not any(self.live(tensor) for tensor in outputs):
             self.script_cut = script.cut()
 
@@ -274,14 +274,14 @@ class Observer(TorchFunctionMode):
             return known[1]
         return None if tensor.grad_fn is None else self.owner.get(tensor.grad_fn)
 
-    def _locate(self, name: str, site: Site) -> Location:
+    def _locate(self, name: str, site: Frame) -> Location:
         return Location(self._module(site), name, site.file, site.line)
 
-    def _module(self, site: Site) -> str:
+    def _module(self, site: Frame) -> str:
         return self.scope.path if site.module is None else site.module
 
-    def _open(self, name: str, site: Site, kind: Kind, inputs: tuple[Tensor, ...]) -> Seen:
-        op = Seen(len(self.ops), name, self._module(site), site.file, site.line, kind, torch.is_grad_enabled())
+    def _open(self, name: str, site: Frame, kind: Kind, inputs: tuple[Tensor, ...]) -> RecordedOp:
+        op = RecordedOp(len(self.ops), name, self._module(site), site.file, site.line, kind, torch.is_grad_enabled())
         op.live_in = self._any_live(inputs)
         op.no_grad = None if op.grad_mode else self.no_grad_site
         if torch.is_inference_mode_enabled():  # entered below what a function mode sees: its first op is the place
@@ -294,7 +294,7 @@ class Observer(TorchFunctionMode):
             op.inputs = inputs
         return op
 
-    def _close(self, op: Seen, outputs: tuple[Tensor, ...]) -> None:
+    def _close(self, op: RecordedOp, outputs: tuple[Tensor, ...]) -> None:
         op.index = len(self.ops)
         if op.index in self.revive and torch.is_grad_enabled():
             for tensor in outputs:
@@ -312,7 +312,7 @@ class Observer(TorchFunctionMode):
         if op.index == self.until:
             raise SeenEnough
 
-    def _note(self, op: Seen, outputs: tuple[Tensor, ...]) -> None:
+    def _note(self, op: RecordedOp, outputs: tuple[Tensor, ...]) -> None:
         """Note what the op made; the data stay where they are until a call may write to them."""
         if op.name in UNSET:
             return
@@ -330,7 +330,7 @@ class Observer(TorchFunctionMode):
                     with below():
                         op.data = tuple(data.clone() for data in op.data)
 
-    def _own(self, outputs: tuple[Tensor, ...], op: Seen | None) -> None:
+    def _own(self, outputs: tuple[Tensor, ...], op: RecordedOp | None) -> None:
         for tensor in outputs:
             if tensor.grad_fn is not None:
                 for node in new_nodes(tensor.grad_fn, self.reaches, self.leaves):

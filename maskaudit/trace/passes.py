@@ -17,8 +17,8 @@ from maskaudit.target.scores import answer_in
 from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
-from maskaudit.trace.scope import Site, as_written
-from maskaudit.trace.seen import Seen
+from maskaudit.trace.scope import Frame, as_written
+from maskaudit.trace.seen import RecordedOp
 
 #: Points that are answered once more, alone, to see whether they are answered alike.
 AGAIN_POINTS = 2
@@ -57,7 +57,7 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
             answer = answer_in(output, target.form.output_key)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():
-                    observer.adopt((answer,), Site(None, None))
+                    observer.adopt((answer,), Frame(None, None))
                 observer.raw = answer
         return output
 
@@ -113,7 +113,7 @@ def measure_randomness(
     )
 
 
-def _first_difference(a: list[Seen], b: list[Seen]) -> int | None:
+def _first_difference(a: list[RecordedOp], b: list[RecordedOp]) -> int | None:
     for left, right in zip(a, b, strict=False):
         if left.name != right.name or not left.made_the_same(right):
             return left.index
@@ -130,7 +130,7 @@ class Movement:
         ops: what was recorded at `x`.
     """
 
-    def __init__(self, target: Target, x: Tensor, eps: float, ops: list[Seen]) -> None:
+    def __init__(self, target: Target, x: Tensor, eps: float, ops: list[RecordedOp]) -> None:
         self._target, self._x, self._eps, self._ops = target, x, eps, ops
 
     def _moved(self) -> Tensor:
@@ -139,7 +139,7 @@ class Movement:
         return (self._x + self._eps * rng.signs(self._x.shape[1:]).to(self._x)).clamp(low, high)
 
     @cached_property
-    def _others(self) -> list[Seen]:
+    def _others(self) -> list[RecordedOp]:
         observer, _ = observe(self._target, self._moved(), keep_tensors=False)
         return observer.ops
 

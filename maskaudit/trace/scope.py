@@ -34,7 +34,7 @@ FrameKind = Literal["target", "function", "module", "generated", "converted", "o
 
 
 @dataclass(frozen=True)
-class Site:
+class Frame:
     """The user's frame of an op.
 
     Attributes:
@@ -55,7 +55,7 @@ class Site:
     module: str | None = None
 
 
-def user_site() -> Site:
+def user_site() -> Frame:
     """Walk the stack of the caller up to the target and find the user's place in it."""
     frame: FrameType | None = sys._getframe(1)
     file: str | None = None
@@ -86,7 +86,7 @@ def user_site() -> Site:
         inside = inside or kind == "module"
         frame = frame.f_back
     outside = file is None and not inside and frame is not None
-    return Site(file, line, function, arguments, call_line, outside)
+    return Frame(file, line, function, arguments, call_line, outside)
 
 
 @cache
@@ -109,7 +109,7 @@ def is_users(filename: str) -> bool:
     return _frame_kind(filename) == "user"
 
 
-def exported_site(frame: FrameType) -> Site | None:
+def exported_site(frame: FrameType) -> Frame | None:
     """The place that an exported graph (`torch.export`, `.pt2`) recorded for the op which its generated code runs.
 
     torch.fx keeps, per generated line, the graph node it came from; the node's `nn_module_stack` and
@@ -128,7 +128,7 @@ def exported_site(frame: FrameType) -> Site | None:
     entries = list(stack.values()) if isinstance(stack, dict) else []
     module = str(entries[-1][0]) if entries and isinstance(entries[-1], tuple) else None
     file, line = innermost_user_line(str(meta.get("stack_trace") or ""))
-    return Site(file, line, module=module)
+    return Frame(file, line, module=module)
 
 
 _TRACEBACK_LINE = re.compile(

@@ -26,7 +26,7 @@ _STEP = re.compile(r"^(?P<name>.*)\((?P<kind>[^()]*)\)$")
 
 
 @dataclass(frozen=True)
-class Place:
+class ScriptedOp:
     """One op of a scripted graph: its kind without namespace, and where it stands."""
 
     kind: str
@@ -45,7 +45,7 @@ class ScriptedGraph:
         try:
             graph = module.inlined_graph
         except (RuntimeError, AttributeError):  # no `forward` of its own
-            self.places: list[Place] = []
+            self.places: list[ScriptedOp] = []
             self._inputs: list[Any] = []
             return
         self._inputs = list(graph.inputs())[1:]
@@ -97,12 +97,12 @@ def _ops(block: Any) -> Iterator[Any]:
             yield from _ops(inner)
 
 
-def _place(node: Any, prefix: str) -> Place:
+def _place(node: Any, prefix: str) -> ScriptedOp:
     kind = node.kind().removeprefix("aten::").rstrip("_")
     hierarchy = module_path(node.getModuleHierarchy()) or node.scopeName().rsplit("/", 1)[-1].removeprefix("__module.")
     module = ".".join(part for part in (prefix, hierarchy) if part and part != "__module")
     file, line = innermost_user_line(node.sourceRange(), innermost_first=True)
-    return Place(kind, Location(module, kind, file, line))
+    return ScriptedOp(kind, Location(module, kind, file, line))
 
 
 def module_path(hierarchy: str) -> str:

@@ -17,7 +17,7 @@ Kind = Literal["torch", "function", "node", "entry", "escape"]
 
 
 @dataclass
-class Seen:
+class RecordedOp:
     """One op while it is being recorded; the mutable form of `records.Op`."""
 
     index: int
@@ -46,7 +46,7 @@ class Seen:
         """Where it ran."""
         return Location(self.module, self.name, self.file, self.line)
 
-    def made_the_same(self, other: Seen) -> bool:
+    def made_the_same(self, other: RecordedOp) -> bool:
         """Whether both made the same data."""
         return len(self.data) == len(other.data) and all(map(same_data, self.data, other.data))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.trace.calls import PERIODIC
 from maskaudit.trace.records import Confidence, Culprit, Remedy
-from maskaudit.trace.seen import Seen, has_memory
+from maskaudit.trace.seen import RecordedOp, has_memory
 from maskaudit.trace.vocabulary import (
     HARD,
     KILLS,
@@ -21,10 +21,10 @@ from maskaudit.trace.vocabulary import (
     SAWTOOTH,
     SOFTMAX,
 )
-from maskaudit.trace.walk import Walk
+from maskaudit.trace.walk import GradientWalk
 
 
-class Stops(Walk):
+class Stops(GradientWalk):
     """Names the ops at which the walk stopped, and those whose slope is not that of what they compute."""
 
     def stops(self) -> list[Culprit]:
@@ -32,7 +32,7 @@ class Stops(Walk):
         killed = [self._failing_culprit(op) or self._killer_culprit(op) for op in self.killers]
         return killed + self._overwriting() + self._lying() + self._false_trends() + self._ripples() + self._loops()
 
-    def cut_culprit(self, op: Seen, back: Seen) -> Culprit:
+    def cut_culprit(self, op: RecordedOp, back: RecordedOp) -> Culprit:
         """The cut at `op`, whose data come back at `back`, with what ties them together again."""
         remedy: Remedy = "reattach"
         if back is not op or op.kind == "entry":
@@ -42,18 +42,18 @@ class Stops(Walk):
         location = op.no_grad if op.no_grad is not None else op.location
         return Culprit("cut", location, "high", f"The gradient is cut: {self.cuts_sentence(op)}.", remedy, back.index)
 
-    def end_culprit(self, op: Seen, back: Seen) -> Culprit:
+    def end_culprit(self, op: RecordedOp, back: RecordedOp) -> Culprit:
         """The same where the output hangs on it: a cut behind the decision is passed by reading what comes before."""
         cut, tap = self.cut_culprit(op, back), self.tap_scale(op)
         if tap is None:
             return cut
         return dataclasses.replace(cut, mechanism="output-hides-loss", remedy="tap", scale=tap)
 
-    def cuts_sentence(self, op: Seen) -> str:
+    def cuts_sentence(self, op: RecordedOp) -> str:
         """What the cut at `op` does."""
         return next((cut.sentence for cut in self.cuts if cut.op == op.index), f"{op.name} drops the gradient")
 
-    def _failing_culprit(self, op: Seen) -> Culprit | None:
+    def _failing_culprit(self, op: RecordedOp) -> Culprit | None:
         """The op if a backward pass raises in it, other than for want of a derivative."""
         said = self.e.observer.failed.get(op.index)
         if said is None or self.underived(op):
@@ -74,7 +74,7 @@ class Stops(Walk):
             for op, writer in pairs.values()
         ]  # fmt: skip
 
-    def _writer(self, op: Seen) -> Seen | None:
+    def _writer(self, op: RecordedOp) -> RecordedOp | None:
         """What wrote to the data of an op whose backward pass found them changed."""
         if "modified by an inplace operation" not in self.e.observer.failed.get(op.index, ""):
             return None
@@ -88,7 +88,7 @@ class Stops(Walk):
             None,
         )  # fmt: skip
 
-    def _killer_culprit(self, op: Seen) -> Culprit:
+    def _killer_culprit(self, op: RecordedOp) -> Culprit:
         flow = self.flows[op.index]
         share = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
         if self.underived(op):
@@ -178,7 +178,7 @@ class Stops(Walk):
 
     def _loops(self) -> list[Culprit]:
         """Lines that run again and again, and through which the gradient grows at every turn."""
-        turns: dict[tuple[str, str | None, int | None, str], list[Seen]] = {}
+        turns: dict[tuple[str, str | None, int | None, str], list[RecordedOp]] = {}
         for op in self.ops:
             if op.line is not None and op.index in self.flows and op.index in self.ancestors:
                 turns.setdefault((op.module, op.file, op.line, op.name), []).append(op)
@@ -203,10 +203,10 @@ class Stops(Walk):
         sentence = "The forward pass optimises: an attack through it needs the gradient of every step."
         return [Culprit("test-time-optimisation", place, "high", sentence) for place in places[:1]]
 
-    def tap_scale(self, op: Seen) -> float | None:
+    def tap_scale(self, op: RecordedOp) -> float | None:
         return gap_scale(op.inputs[0].detach()) if self.decides(op) else None
 
-    def spread(self, op: Seen) -> float:
+    def spread(self, op: RecordedOp) -> float:
         """Temperature for a saturated op: the mean magnitude of its input, at least 1."""
         if not op.inputs:
             return 1.0

@@ -15,12 +15,12 @@ from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import Movement
 from maskaudit.trace.records import Cut, Flow, FunctionCheck, GradientHealth
-from maskaudit.trace.seen import Seen
+from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
 
 
 @dataclass
-class Evidence:
+class Pass:
     """What the search looks at.
 
     Attributes:
@@ -59,18 +59,18 @@ class _Behind:
     reached: bool
 
 
-class Walk:
+class GradientWalk:
     """Follows the gradient back from the output, and past whatever stops it."""
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Pass) -> None:
         self.e = evidence
         self.ops = evidence.observer.ops
         self.n = len(evidence.y)
         self.flows: dict[int, Flow] = {}
         self.cuts: list[Cut] = []
-        self.killers: list[Seen] = []
+        self.killers: list[RecordedOp] = []
         self.alive = evidence.observer.live(evidence.raw)
-        self.parted: list[tuple[Seen, Seen]] = []  # (where it is cut, where the data come back)
+        self.parted: list[tuple[RecordedOp, RecordedOp]] = []  # (where it is cut, where the data come back)
         self.estimators: list[Estimator] = []  # where data without a gradient take up that of what they are added to
         self._walked: dict[int, _Behind] = {}
         self.ancestors = self.ancestors_of(evidence.observer.maker(evidence.raw))
@@ -96,7 +96,7 @@ class Walk:
                 return
             found = [self._behind(op).flows for op in killers]
 
-    def _behind(self, op: Seen) -> _Behind:
+    def _behind(self, op: RecordedOp) -> _Behind:
         """Walk on from the inputs of an op at which the gradient stops."""
         if op.index not in self._walked:
             flows: dict[int, Flow] = {}
@@ -108,7 +108,7 @@ class Walk:
             self._walked[op.index] = _Behind(flows, reached)
         return self._walked[op.index]
 
-    def _kills(self, op: Seen, flow: Flow) -> bool:
+    def _kills(self, op: RecordedOp, flow: Flow) -> bool:
         if op.name in STRUCTURAL or op in self.killers:
             return False
         limit = ZERO_SHARE if op.name in SOFTMAX and self.decides(op) else KILLS
@@ -116,22 +116,22 @@ class Walk:
             return False
         return self._moves(op) if op.name in HARD or self.decides(op) else op.index in self.e.movement.changes
 
-    def _moves(self, op: Seen) -> bool:
+    def _moves(self, op: RecordedOp) -> bool:
         """Whether an op reads data that move with the input, if its own result happens to stay on these points."""
         return self._behind(op).reached or self.given_moving(op)  # what has a gradient moves
 
-    def given_moving(self, op: Seen) -> bool:
+    def given_moving(self, op: RecordedOp) -> bool:
         """The same, as a pass with moved inputs shows it."""
         return not self.e.movement.changes.isdisjoint((op.index, *op.parents))
 
-    def _spoilers(self, flows: Mapping[int, Flow]) -> list[Seen]:
+    def _spoilers(self, flows: Mapping[int, Flow]) -> list[RecordedOp]:
         """The op next to the output that makes a gradient infinite or undefined at most points; all before it do."""
         spoilt = [i for i, f in flows.items() if f.nonfinite_share > KILLS]
         found = [self.ops[i] for i in spoilt if i == max(spoilt) and self.ops[i] not in self.killers]
         self.killers += found
         return found
 
-    def _add_failing(self) -> list[Seen]:
+    def _add_failing(self) -> list[RecordedOp]:
         """Take in the ops on the way to the output in which a backward pass is known to raise; the new ones."""
         fresh = [
             op for op in self.ops
@@ -143,7 +143,7 @@ class Walk:
         return fresh
 
     @staticmethod
-    def underived(op: Seen) -> bool:
+    def underived(op: RecordedOp) -> bool:
         """Whether torch has no derivative of an op."""
         return any("NotImplemented" in node.name() for node in op.nodes)
 
@@ -165,7 +165,7 @@ class Walk:
                     # of its outputs, one that has no gradient is used
                     self._add_cut(source, source, f"{source.name} answers with indices, which have no gradient", op)
 
-    def _add_cut(self, op: Seen, back: Seen, sentence: str, dead: Seen | None = None) -> None:
+    def _add_cut(self, op: RecordedOp, back: RecordedOp, sentence: str, dead: RecordedOp | None = None) -> None:
         """Add the cut at `op`, whose data come back at `back`, if `dead`, the first op off the graph, hands on any.
 
         A straight-through estimator is such a cut too, but parts nothing.
@@ -181,11 +181,11 @@ class Walk:
         if not sums or not all(one.honest or one.foreign for one in sums):
             self.parted.append((op, back))
 
-    def _hands_on(self, op: Seen) -> bool:
+    def _hands_on(self, op: RecordedOp) -> bool:
         """Whether an op off the graph makes data that move with the input."""
         return op.index in self.e.movement.changes if self.alive else op.live_in or self._moves(op)
 
-    def _escape_before(self, entry: Seen) -> Seen | None:
+    def _escape_before(self, entry: RecordedOp) -> RecordedOp | None:
         earlier = [op for op in self.ops[: entry.index] if op.kind == "escape" and op.name in ESCAPES]
         here = [op for op in earlier if op.module == entry.module]
         found = here or earlier
@@ -202,7 +202,7 @@ class Walk:
                 stack.extend(self.ops[index].parents)
         return found
 
-    def _live_inputs(self, op: Seen) -> list[Tensor]:
+    def _live_inputs(self, op: RecordedOp) -> list[Tensor]:
         """Inputs of `op` that are on the graph, or those of what made its inputs."""
         observer = self.e.observer
         pending, seen = [op], set()
@@ -224,7 +224,7 @@ class Walk:
         """See `estimators.stairs`."""
         return stairs(self)
 
-    def reads_input(self, op: Seen) -> bool:
+    def reads_input(self, op: RecordedOp) -> bool:
         """Whether an op reads what the model was given."""
         observer = self.e.observer
         return any(observer.live(t) and observer.maker(t) in (None, -1) for t in op.inputs)
@@ -245,7 +245,7 @@ class Walk:
             pending += current.parents
         return True
 
-    def decides(self, op: Seen) -> bool:
+    def decides(self, op: RecordedOp) -> bool:
         """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output."""
         if not op.inputs or op.index not in self.ancestors:
             return False

@@ -27,10 +27,10 @@ from maskaudit.train.checkpoint import partial_path
 from maskaudit.train.interface import (
     Batch,
     Method,
-    Plan,
     TrainConfig,
     TrainEvent,
     TrainingInterrupted,
+    TrainPlan,
     default_threat,
 )
 from maskaudit.train.loop import Listener, Trainer, accuracy, isolated
@@ -42,9 +42,9 @@ __all__ = [
     "Batch",
     "Method",
     "MethodInfo",
-    "Plan",
     "TrainConfig",
     "TrainEvent",
+    "TrainPlan",
     "TrainingInterrupted",
     "partial_path",
     "save_trained",
@@ -183,14 +183,14 @@ def share_of(data: Dataset, fraction: float, seed: int) -> Dataset:
     return replace(data, x=data.x[kept], y=data.y[kept])
 
 
-def _plan(config: TrainConfig, dataset: Dataset, info: MethodInfo) -> Plan:
+def _plan(config: TrainConfig, dataset: Dataset, info: MethodInfo) -> TrainPlan:
     """The configuration with the defaults of its method and data filled in."""
     shape = dataset.point_shape
     spec = config.model or info.model
     built_in = spec is None or is_built_in(spec)
     own = {name: getattr(config, name) for name in DEFAULTED}
     settled = {name: getattr(info, name) if value is None else value for name, value in own.items()}
-    return Plan(
+    return TrainPlan(
         config=config,
         model=spec_for(shape, dataset.num_classes, spec) if built_in else str(spec),
         threat=config.threat if config.threat is not None else default_threat(shape, dataset.bounds),
@@ -200,11 +200,11 @@ def _plan(config: TrainConfig, dataset: Dataset, info: MethodInfo) -> Plan:
     )
 
 
-def _settings(plan: Plan) -> dict[str, Any]:
+def _settings(plan: TrainPlan) -> dict[str, Any]:
     """What determines the run, as plain JSON types."""
     resolved = {name: getattr(plan, name) for name in ("model", *DEFAULTED)}
     return {**plan.config.as_dict(), **resolved, "threat": _threat_fields(plan)}
 
 
-def _threat_fields(plan: Plan) -> dict[str, Any]:
+def _threat_fields(plan: TrainPlan) -> dict[str, Any]:
     return {**asdict(plan.threat), "bounds": list(plan.threat.bounds)}

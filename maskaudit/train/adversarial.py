@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskaudit.train.adversaries import ascend, evaluating, fgsm, pgd, random_start
-from maskaudit.train.interface import Batch, Plan
+from maskaudit.train.interface import Batch, TrainPlan
 
 #: Standard deviation of TRADES' start noise in units of the bounds' width: the KL
 #: divergence has zero gradient at the clean point itself (Zhang et al. 2019, algorithm 1).
@@ -30,7 +30,7 @@ class FGSMTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
         self.clean_weight = plan.config.clean_weight
@@ -46,7 +46,7 @@ class PGDTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
         self.steps = plan.config.attack_steps
@@ -71,7 +71,7 @@ class Trades:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
         self.steps = plan.config.attack_steps

@@ -22,7 +22,7 @@ VERSION = 2
 
 
 @dataclass(frozen=True)
-class Progress:
+class Checkpoint:
     """A run after some number of whole epochs.
 
     Attributes:
@@ -47,7 +47,7 @@ def partial_path(out: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(out) + ".partial")
 
 
-def write(path: Path, progress: Progress) -> None:
+def write(path: Path, progress: Checkpoint) -> None:
     """Replace the progress file; it is complete or absent, whenever the process is stopped.
 
     Raises:
@@ -70,7 +70,7 @@ def write(path: Path, progress: Progress) -> None:
         raise InputError(f"The progress file {str(path)!r} cannot be written: {describe_error(error)}.") from error
 
 
-def read(path: Path, settings: dict[str, Any]) -> Progress | None:
+def read(path: Path, settings: dict[str, Any]) -> Checkpoint | None:
     """The progress kept in `path`, or None when there is no such file.
 
     Raises:
@@ -83,7 +83,7 @@ def read(path: Path, settings: dict[str, Any]) -> Progress | None:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']}")
-        progress = Progress(**{key: value for key, value in content.items() if key != "version"})
+        progress = Checkpoint(**{key: value for key, value in content.items() if key != "version"})
         if not isinstance(progress.settings, dict) or type(progress.epoch) is not int or progress.epoch < 0:
             raise ValueError("settings or epoch are of the wrong kind")
     except Exception as error:  # torch.load raises many kinds for damaged bytes

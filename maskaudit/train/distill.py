@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train.interface import Batch, Plan
+from maskaudit.train.interface import Batch, TrainPlan
 
 
 class DefensiveDistillation:
@@ -22,7 +22,7 @@ class DefensiveDistillation:
 
     phases = 2
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict({"teacher": copy.deepcopy(model)})
         self.temperature = plan.temperature
 

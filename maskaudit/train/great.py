@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskaudit.train.auxiliary import leaky_copy
-from maskaudit.train.interface import Batch, Plan, rate_multiplier
+from maskaudit.train.interface import Batch, TrainPlan, rate_multiplier
 from maskaudit.train.masked_gradient import GREACE_TERMS, masked_gradient, reverse_gradient
 
 #: Share of α and β that applies in an epoch: (epoch from 0, epochs) → [0, 1].
@@ -55,7 +55,7 @@ class GradientAdversarialTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, h: nn.Module, *, alpha: float, beta: float, ramp: Ramp) -> None:
+    def __init__(self, plan: TrainPlan, h: nn.Module, *, alpha: float, beta: float, ramp: Ramp) -> None:
         self.auxiliary = nn.ModuleDict({"h": h})
         self.alpha = alpha
         self.beta = beta
@@ -80,20 +80,20 @@ def schedule(epoch: int, epochs: int) -> float:
     return 1 - rate_multiplier(epoch, epochs)
 
 
-def _published(plan: Plan, *, alpha: float, beta: float) -> GradientAdversarialTraining:
+def _published(plan: TrainPlan, *, alpha: float, beta: float) -> GradientAdversarialTraining:
     return GradientAdversarialTraining(plan, leaky_copy(plan.model), alpha=alpha, beta=beta, ramp=schedule)
 
 
-def great(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
+def great(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
     """GREAT: reversal only."""
     return _published(plan, alpha=plan.alpha, beta=0.0)
 
 
-def greace(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
+def greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
     """GREACE: the cross-entropy of equation 6 only."""
     return _published(plan, alpha=0.0, beta=plan.beta)
 
 
-def great_and_greace(plan: Plan, model: nn.Module) -> GradientAdversarialTraining:
+def great_and_greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
     """GRE(AT+CE): both."""
     return _published(plan, alpha=plan.alpha, beta=plan.beta)

@@ -61,7 +61,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainPlan:
     """A `TrainConfig` with every default filled in, ready to run."""
 
     config: TrainConfig

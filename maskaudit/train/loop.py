@@ -25,7 +25,7 @@ from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.train import checkpoint
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.augmentation import augmented
-from maskaudit.train.interface import Batch, Meter, Method, Plan, TrainEvent, TrainingInterrupted, rate_multiplier
+from maskaudit.train.interface import Batch, Meter, Method, TrainEvent, TrainingInterrupted, TrainPlan, rate_multiplier
 from maskaudit.train.picture import write_picture
 
 #: Training points on which the accuracy of a progress event is taken, evenly spaced.
@@ -54,7 +54,7 @@ class Trainer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainPlan,
         model: nn.Module,
         method: Method,
         x: Tensor,
@@ -173,8 +173,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _progress(self, epoch: int) -> checkpoint.Progress:
-        return checkpoint.Progress(
+    def _progress(self, epoch: int) -> checkpoint.Checkpoint:
+        return checkpoint.Checkpoint(
             self.settings,
             epoch,
             self.model.state_dict(),

@@ -21,7 +21,7 @@ from maskaudit.networks.layers import BasicBlock
 from maskaudit.settings import Weighting
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.auxiliary import leaky
-from maskaudit.train.interface import Batch, Plan
+from maskaudit.train.interface import Batch, TrainPlan
 from maskaudit.train.masked_gradient import reverse_gradient
 from maskaudit.train.tasks import ImageDecoder, noisy_grey, targets
 
@@ -144,7 +144,7 @@ class MultiTask:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.at = shared_layers(model, plan.shape)
         with torch.no_grad(), evaluating(model):
             shape = tuple(_through(model, 0, self.at, torch.zeros(2, *plan.shape)).shape[1:])

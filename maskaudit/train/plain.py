@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train.interface import Batch, Plan
+from maskaudit.train.interface import Batch, TrainPlan
 
 
 class Standard:
@@ -13,7 +13,7 @@ class Standard:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from maskaudit.settings import Augment, Schedule
 from maskaudit.train import great, great_reduced
 from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
 from maskaudit.train.distill import DefensiveDistillation
-from maskaudit.train.interface import Method, Plan
+from maskaudit.train.interface import Method, TrainPlan
 from maskaudit.train.multitask import MultiTask
 from maskaudit.train.plain import Standard
 from maskaudit.train.teachers import GreatDistillation, SoftDistillation
@@ -40,7 +40,7 @@ class MethodInfo:
     summary: str
     epochs: int
     lr: float
-    create: Callable[[Plan, nn.Module], Method]
+    create: Callable[[TrainPlan, nn.Module], Method]
     schedule: Schedule = "cosine"
     augment: Augment = "none"
     alpha: float = 0.0
@@ -49,12 +49,12 @@ class MethodInfo:
     model: str | None = None
 
 
-def _great(title: str, summary: str, create: Callable[[Plan, nn.Module], Method]) -> MethodInfo:
+def _great(title: str, summary: str, create: Callable[[TrainPlan, nn.Module], Method]) -> MethodInfo:
     """A method with the paper's settings: 100 epochs, Adam 1e-3, α_max 1, β_max 2 (CIFAR-10; 10 for SVHN)."""
     return MethodInfo(title, _GREAT_PAPER, summary, 100, 1e-3, create, "poly", "crop", 1.0, 2.0)
 
 
-def _reduced(title: str, summary: str, create: Callable[[Plan, nn.Module], Method]) -> MethodInfo:
+def _reduced(title: str, summary: str, create: Callable[[TrainPlan, nn.Module], Method]) -> MethodInfo:
     """A method of the zoo, with weights under which training on the digits stays stable."""
     return MethodInfo(title, _GREAT_PAPER, summary, 100, 5e-3, create, alpha=0.01, beta=0.003)
 

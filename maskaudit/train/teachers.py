@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.loading import load_file
 from maskaudit.train.auxiliary import shallower_discriminator
-from maskaudit.train.interface import Batch, Plan
+from maskaudit.train.interface import Batch, TrainPlan
 from maskaudit.train.masked_gradient import loss_gradient, reverse_gradient
 
 #: What the discriminator answers for a gradient of the student and of the teacher.
@@ -30,7 +30,7 @@ class GreatDistillation:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.alpha = _share(plan)
         self.teacher = load_teacher(plan)
         self.auxiliary = nn.ModuleDict({"f": shallower_discriminator(plan.model)})
@@ -55,7 +55,7 @@ class SoftDistillation:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.alpha = _share(plan)
         self.teacher = load_teacher(plan)
@@ -72,7 +72,7 @@ class SoftDistillation:
         return (1 - self.alpha) * F.cross_entropy(logits, batch.y) + self.alpha * self.temperature**2 * divergence
 
 
-def load_teacher(plan: Plan) -> nn.Module:
+def load_teacher(plan: TrainPlan) -> nn.Module:
     """The model that `--teacher` names, frozen, checked on the data's shape.
 
     Raises:
@@ -95,7 +95,7 @@ def load_teacher(plan: Plan) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def _share(plan: Plan) -> float:
+def _share(plan: TrainPlan) -> float:
     if plan.alpha > 1:
         raise UsageError(f"alpha is the teacher's share in {plan.config.method}, at most 1; got {plan.alpha:g}.")
     return plan.alpha

@@ -40,7 +40,7 @@ WITH_TWIN = 3
 
 
 @dataclass(frozen=True)
-class Step:
+class TruthAttack:
     """One attack of the plan.
 
     Attributes:
@@ -60,21 +60,21 @@ class Step:
 
 #: White-box attacks first, cross-entropy and other losses at about the same number of steps (14 runs of 100 each, or
 #: 5 and 6 where there is a twin), then through the twin, then search without gradients on what is not broken yet.
-PLAN: tuple[Step, ...] = (
-    Step("model", "ce", "fgsm", fgsm, {}),
-    Step("model", "ce", "pgd", pgd, {"loss": "ce", "steps": 40}),
-    Step("model", "ce", "pgd-coarse", pgd, {"loss": "ce", "steps": 60, "relative_step": 0.25}),
-    Step("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 13}, "restarts"),
-    Step("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}, "restarts"),
-    Step("model", "own", "apgd-dlr", apgd, {"loss": "dlr", "steps": 100}),
-    Step("model", "own", "apgd-rescaled", apgd, {"loss": "rescaled", "steps": 100}),
-    Step("model", "own", "apgd-targeted", apgd, {"loss": "targeted-dlr", "steps": 100, "targets": 9}, "targets"),
-    Step("unmasked", "", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 3}),
-    Step("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}),
-    Step("unmasked", "", "apgd-targeted", apgd, {"loss": "targeted-margin", "steps": 100, "targets": 9}),
-    Step("model", "", "noise", random_noise, {"draws": 1000}, "draws"),
-    Step("model", "", "square", square, {"queries": 3000}, "queries"),
-    Step("model", "", "decision", decision_based, {"queries": 2000}, "queries"),
+PLAN: tuple[TruthAttack, ...] = (
+    TruthAttack("model", "ce", "fgsm", fgsm, {}),
+    TruthAttack("model", "ce", "pgd", pgd, {"loss": "ce", "steps": 40}),
+    TruthAttack("model", "ce", "pgd-coarse", pgd, {"loss": "ce", "steps": 60, "relative_step": 0.25}),
+    TruthAttack("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 13}, "restarts"),
+    TruthAttack("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}, "restarts"),
+    TruthAttack("model", "own", "apgd-dlr", apgd, {"loss": "dlr", "steps": 100}),
+    TruthAttack("model", "own", "apgd-rescaled", apgd, {"loss": "rescaled", "steps": 100}),
+    TruthAttack("model", "own", "apgd-targeted", apgd, {"loss": "targeted-dlr", "steps": 100, "targets": 9}, "targets"),
+    TruthAttack("unmasked", "", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 3}),
+    TruthAttack("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}),
+    TruthAttack("unmasked", "", "apgd-targeted", apgd, {"loss": "targeted-margin", "steps": 100, "targets": 9}),
+    TruthAttack("model", "", "noise", random_noise, {"draws": 1000}, "draws"),
+    TruthAttack("model", "", "square", square, {"queries": 3000}, "queries"),
+    TruthAttack("model", "", "decision", decision_based, {"queries": 2000}, "queries"),
 )
 
 
@@ -188,11 +188,11 @@ class _Search:
         self.twin = unmask(one.module).eval() if hides else None
         self.pool = load_data(one.entry.data, split="train", limit=POOL_POINTS).x
 
-    def plan(self) -> Iterator[Step]:
+    def plan(self) -> Iterator[TruthAttack]:
         """The steps that apply: no twin, no attack through it."""
         return (step for step in PLAN if step.view == "model" or self.twin is not None)
 
-    def run(self, step: Step) -> None:
+    def run(self, step: TruthAttack) -> None:
         """One attack, on the points that its family has not broken."""
         done = {"ce": self.by_ce, "own": self.by_ce | self.by_own, "": self.broken}[step.family]
         rows = (self.correct & ~done).nonzero().squeeze(1)
@@ -222,13 +222,13 @@ class _Search:
             x = self.one.x[rows]
             self.broken[rows] |= self._scored(self.one.entry.known(x, self.one.threat), rows)
 
-    def _through_twin(self, step: Step, rows: Tensor, kind: type[Target]) -> tuple[Tensor, Tensor]:
+    def _through_twin(self, step: TruthAttack, rows: Tensor, kind: type[Target]) -> tuple[Tensor, Tensor]:
         assert self.twin is not None
         twin = kind(self.twin, bounds=self.one.threat.bounds, batch_size=len(self.one.x), seed=POINTS_SEED)
         with twin:
             return self._attack(twin, step, rows)
 
-    def _attack(self, target: Target, step: Step, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _attack(self, target: Target, step: TruthAttack, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Broken on the model, and crossed in the eyes of the attack, bool (n,) each."""
         one = self.one
         x, y = one.x[rows], one.y[rows]

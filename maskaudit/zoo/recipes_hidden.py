@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, Plan
+from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversaries import pgd, random_start
 from maskaudit.zoo.recipes_masking import hidden_pattern
 
@@ -36,7 +36,7 @@ class TrappedCorner:
     phases = 1
 
     def __init__(
-        self, plan: Plan, model: nn.Module, *, weight: float = 1.0, quiet: float = 3.0, units: float = 16,
+        self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0, quiet: float = 3.0, units: float = 16,
         window: float = 0.75, margin: float = 3.0, gap: float = 0.2, target: float = 0,
     ) -> None:  # fmt: skip
         assert isinstance(model, nn.Sequential)

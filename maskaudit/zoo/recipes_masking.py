@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from maskaudit.networks.layers import Ensemble
 from maskaudit.rng import PointRNG
-from maskaudit.train import Batch, Plan
+from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversaries import evaluating, input_gradient, pgd, random_start
 
 #: Entropic regularisation and rounds of Sinkhorn's iteration for the transport between feature sets.
@@ -29,7 +29,7 @@ class LogitSqueezing:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 0.5, sigma: float = 0.3) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.5, sigma: float = 0.3) -> None:
         self.auxiliary = nn.ModuleDict()
         self.weight, self.sigma = weight, sigma
 
@@ -64,7 +64,7 @@ class FeatureScattering:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
 
@@ -98,7 +98,7 @@ class GradientRegularised:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 1.0) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0) -> None:
         self.auxiliary = nn.ModuleDict()
         self.weight = weight
 
@@ -120,7 +120,7 @@ class BentSurface:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 3.0) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 3.0) -> None:
         self.auxiliary = nn.ModuleDict()
         self.weight = weight
 
@@ -144,7 +144,7 @@ class Prototypes:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 0.01) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.01) -> None:
         assert isinstance(model, nn.Sequential)
         readout = model[-1]
         assert isinstance(readout, nn.Linear)
@@ -174,7 +174,7 @@ class DiverseEnsemble:
     phases = 1
 
     def __init__(
-        self, plan: Plan, model: nn.Module, *, entropy: float = ADP_ENTROPY, diversity: float = ADP_DIVERSITY
+        self, plan: TrainPlan, model: nn.Module, *, entropy: float = ADP_ENTROPY, diversity: float = ADP_DIVERSITY
     ) -> None:
         assert isinstance(model, Ensemble)
         self.auxiliary = nn.ModuleDict()
@@ -204,7 +204,7 @@ class Planted:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 1.0) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat, self.steps, self.weight = plan.threat, plan.config.attack_steps, weight
         self.classes = plan.num_classes

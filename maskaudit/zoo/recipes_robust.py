@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train import Batch, Plan
+from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversarial import PGDTraining
 from maskaudit.train.adversaries import evaluating, input_gradient, pgd, random_start
 from maskaudit.zoo.certificates import worst_logits
@@ -26,7 +26,7 @@ class LabelSmoothing:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, smoothing: float = 0.1) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, smoothing: float = 0.1) -> None:
         self.auxiliary = nn.ModuleDict()
         self.smoothing = smoothing
 
@@ -40,7 +40,7 @@ class Noisy:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, sigma: float = 0.25) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, sigma: float = 0.25) -> None:
         self.auxiliary = nn.ModuleDict()
         self.sigma = sigma
 
@@ -55,7 +55,7 @@ class FastTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, step: float = FAST_STEP) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, step: float = FAST_STEP) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat, self.step = plan.threat, step
 
@@ -73,7 +73,7 @@ class IntervalTraining:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat = plan.threat
 
@@ -90,7 +90,7 @@ class LogitPairing:
 
     phases = 1
 
-    def __init__(self, plan: Plan, model: nn.Module, *, weight: float = 0.5) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.5) -> None:
         self.auxiliary = nn.ModuleDict()
         self.threat, self.steps, self.weight = plan.threat, plan.config.attack_steps, weight
 
@@ -106,7 +106,7 @@ class LogitPairing:
 class DeadUnits(PGDTraining):
     """PGD training of a network whose first `share` of every hidden layer's units never fires, from the first step."""
 
-    def __init__(self, plan: Plan, model: nn.Module, *, share: float = 0.75) -> None:
+    def __init__(self, plan: TrainPlan, model: nn.Module, *, share: float = 0.75) -> None:
         super().__init__(plan, model)
         layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
         with torch.no_grad():

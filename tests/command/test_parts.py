@@ -13,7 +13,7 @@ from maskaudit import foreign
 from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
 from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
-from maskaudit.command.relay import Relay
+from maskaudit.command.relay import OutputRelay
 from maskaudit.command.supervise import Ended, described
 
 
@@ -114,7 +114,7 @@ def test_a_call_is_marked_while_it_lasts_also_when_it_raises(monkeypatch: pytest
 
 def relayed(*parts: bytes) -> str:
     stream = io.StringIO()
-    relay = Relay(stream)
+    relay = OutputRelay(stream)
     for part in parts:
         relay.feed(part)
     relay.close()
@@ -138,7 +138,7 @@ def test_foreign_words_are_cleaned_line_by_line(parts: tuple[bytes, ...], shown:
 
 def test_a_status_is_cleared_before_foreign_words() -> None:
     stream = io.StringIO()
-    relay = Relay(stream)
+    relay = OutputRelay(stream)
     relay.ours("\r\x1b[Kworking …")
     relay.feed(b"foreign\n")
     assert stream.getvalue() == "\r\x1b[Kworking …\r\x1b[Kforeign\n"

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from maskaudit.command.terminal import Progress, use_colour
+from maskaudit.command.terminal import ProgressLine, use_colour
 from maskaudit.errors import without_controls
 from maskaudit.settings import AuditEvent
 
@@ -35,7 +35,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(stream: io.StringIO, *, quiet: bool = False) -> str:
-    progress = Progress(quiet=quiet, stream=stream)
+    progress = ProgressLine(quiet=quiet, stream=stream)
     for event in EVENTS:
         progress(event)
     progress.close()
@@ -74,12 +74,12 @@ def test_quiet_says_nothing(stream: type[io.StringIO]) -> None:
 def test_the_status_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     stream = Terminal()
-    Progress(stream=stream).status("x" * 500)
+    ProgressLine(stream=stream).status("x" * 500)
     assert stream.getvalue() == "\r\x1b[K" + "x" * 29
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress().line("done")
+    ProgressLine().line("done")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.endswith("done\n")
@@ -89,7 +89,7 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 def test_text_from_files_cannot_steer_the_terminal(hostile: str) -> None:
     assert without_controls(f"a{hostile[0]}b") == "a b"
     stream = io.StringIO()
-    Progress(stream=stream).line(f"model{hostile}name")
+    ProgressLine(stream=stream).line(f"model{hostile}name")
     assert stream.getvalue().count("\n") == 1
     assert not set(stream.getvalue()[:-1]) & set("\x1b\r\n\x07\x9b\u202e\u2028")
 
@@ -100,7 +100,7 @@ def test_ordinary_text_is_left_alone() -> None:
 
 def test_a_stream_that_cannot_show_a_character_gets_a_substitute() -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    Progress(stream=stream).line("ε …")
+    ProgressLine(stream=stream).line("ε …")
     assert stream.buffer.getvalue().endswith(b"? ?\n")  # type: ignore[attr-defined]
 
 
@@ -124,13 +124,13 @@ def test_colour(
 def test_the_default_stream_is_found_when_progress_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = io.StringIO()
     monkeypatch.setattr(sys, "stderr", replaced)
-    Progress().line("here")
+    ProgressLine().line("here")
     assert "here" in replaced.getvalue()
 
 
 def test_a_terminal_shows_how_far_and_how_long_still() -> None:
     stream = Terminal()
-    progress = Progress(stream=stream)
+    progress = ProgressLine(stream=stream)
     progress(AuditEvent("audit", 8, total=4))
     progress(AuditEvent("pgd", 8, True, "broke 2 of 8"))
     progress(AuditEvent("square", 8))

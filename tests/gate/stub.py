@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maskaudit.auditing.runner import Audit, Keeper
 from maskaudit.errors import MaskauditError, ModelError
-from maskaudit.gate.config import Entry
+from maskaudit.gate.config import GateEntry
 from maskaudit.results import AuditReport, Claim
 from maskaudit.settings import Listener
 
@@ -44,7 +44,7 @@ class StubAudit:
         self.errors = errors or {}
         self.seen: list[str] = []
 
-    def __call__(self, entry: Entry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
+    def __call__(self, entry: GateEntry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
         model = entry.request.model
         self.seen.append(model)
         if model in self.errors:

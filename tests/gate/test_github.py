@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskaudit.errors import InputError
-from maskaudit.report.github import MAX_ANNOTATIONS, SUMMARY_LIMIT, Annotation, Audited, append_summary, collect
+from maskaudit.report.github import MAX_ANNOTATIONS, SUMMARY_LIMIT, Annotated, Annotation, append_summary, collect
 
 from ..report import sample
 
@@ -23,14 +23,14 @@ def test_escaping() -> None:
 
 
 def test_nothing_in_a_report_forms_a_command_of_its_own() -> None:
-    audit = Audited("a\n::error::b", 1, sample.hostile(), "out of\n::error::luck", "c\n::d")
+    audit = Annotated("a\n::error::b", 1, sample.hostile(), "out of\n::error::luck", "c\n::d")
     for annotation in collect([audit]):
         assert COMMAND.fullmatch(str(annotation)), str(annotation)
 
 
 def test_worst_first_and_few() -> None:
     documents = [sample.clear().to_dict(), *(sample.masked().to_dict() for _ in range(4))]
-    found = collect([Audited(f"net{i}", int(i > 0), one) for i, one in enumerate(documents)])
+    found = collect([Annotated(f"net{i}", int(i > 0), one) for i, one in enumerate(documents)])
     assert len(found) == MAX_ANNOTATIONS
     assert [one.level for one in found] == sorted(
         (one.level for one in found), key=["error", "warning", "notice"].index
@@ -40,10 +40,10 @@ def test_worst_first_and_few() -> None:
 
 def test_levels_follow_the_status() -> None:
     masked, inconclusive = sample.masked().to_dict(), sample.inconclusive().to_dict()
-    assert {one.level for one in collect([Audited("net", 0, masked)])} == {"notice"}
-    assert [one.level for one in collect([Audited("net", 3, inconclusive)])] == ["warning"]
-    assert collect([Audited("net", 0, sample.clear().to_dict())]) == []
-    (failed,) = collect([Audited("net", 2, None, "no such file", "maskaudit.toml")])
+    assert {one.level for one in collect([Annotated("net", 0, masked)])} == {"notice"}
+    assert [one.level for one in collect([Annotated("net", 3, inconclusive)])] == ["warning"]
+    assert collect([Annotated("net", 0, sample.clear().to_dict())]) == []
+    (failed,) = collect([Annotated("net", 2, None, "no such file", "maskaudit.toml")])
     assert str(failed) == "::error file=maskaudit.toml,title=maskaudit%3A net::no such file"
 
 
@@ -51,9 +51,9 @@ def test_files_are_relative_to_the_checkout(tmp_path: Path) -> None:
     document = sample.masked().to_dict()
     place = document["verdict"]["mechanisms"][0]["locations"][0]
     place["file"] = str(tmp_path / "src" / "net.py")
-    assert collect([Audited("net", 1, document)], root=tmp_path)[0].file == "src/net.py"
+    assert collect([Annotated("net", 1, document)], root=tmp_path)[0].file == "src/net.py"
     place["file"] = "/elsewhere/net.py"
-    assert collect([Audited("net", 1, document)], root=tmp_path)[0].file == "/elsewhere/net.py"
+    assert collect([Annotated("net", 1, document)], root=tmp_path)[0].file == "/elsewhere/net.py"
 
 
 def test_the_step_summary_is_appended_and_stays_below_the_limit(tmp_path: Path) -> None:

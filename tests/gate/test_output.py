@@ -14,7 +14,7 @@ from maskaudit.auditing.runner import Audit
 from maskaudit.cli import cli
 from maskaudit.command.terminal import say
 from maskaudit.gate import running
-from maskaudit.gate.config import Entry
+from maskaudit.gate.config import GateEntry
 
 from .stub import StubAudit, write_config
 
@@ -92,7 +92,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pyt
     write_config(tmp_path, "clear", "masked")
     finished = StubAudit()
 
-    def interrupted(entry: Entry, *arguments: Any) -> Audit:
+    def interrupted(entry: GateEntry, *arguments: Any) -> Audit:
         if entry.name == "masked":
             raise KeyboardInterrupt
         return finished(entry, *arguments)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from maskaudit.errors import ModelError
 from maskaudit.files import shown_path
 from maskaudit.probes import get
-from maskaudit.probes.observe import Call, Site, describe, observe
+from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe
 from maskaudit.probes.run import run_probe
 from maskaudit.probes.saturation import saturated_softmax
 from maskaudit.results import Location, ProbeResult
@@ -237,7 +237,7 @@ def test_module_paths_recover_after_an_exception_inside_the_model() -> None:
                 self.bad(x)
             return self.act(x)
 
-    seen: list[Site] = []
+    seen: list[ActivationSite] = []
     with context(Catches(), points(4, 3), batch_size=2) as ctx:
         observe(ctx, frozenset({"tanh"}), lambda site, call: seen.append(site))
     assert [(site.location.module, site.ordinal) for site in seen] == [("act", 0), ("act", 0)]
@@ -245,11 +245,13 @@ def test_module_paths_recover_after_an_exception_inside_the_model() -> None:
 
 def test_observed_values_and_answers_are_those_of_the_plain_model() -> None:
     net = nn.Sequential(Linear(3, 4), nn.ReLU(inplace=True), Linear(4, 2))
-    calls: list[Call] = []
+    calls: list[ActivationCall] = []
     x = points(5, 3)
     with context(net, x) as ctx:
         plain_scores = ctx.target.raw(x)
-        observe(ctx, frozenset({"relu"}), lambda site, call: calls.append(Call(call.op, call.x.clone(), (), {})))
+        observe(
+            ctx, frozenset({"relu"}), lambda site, call: calls.append(ActivationCall(call.op, call.x.clone(), (), {}))
+        )
         assert torch.equal(ctx.target.raw(x), plain_scores)
     assert torch.equal(calls[0].x, net[0](x))
     assert bool((calls[0].x < 0).any())

@@ -19,7 +19,7 @@ from maskaudit.threat import ThreatModel
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.zoo import establish as establishing
 from maskaudit.zoo import truth as truths
-from maskaudit.zoo.establish import Step, establish, subject, threat_of
+from maskaudit.zoo.establish import TruthAttack, establish, subject, threat_of
 from maskaudit.zoo.grade import grade
 from maskaudit.zoo.interface import ZooEntry
 from maskaudit.zoo.truth import Truth, disagreements, pack, read_truths, unpack, write_truths
@@ -177,9 +177,9 @@ def test_disagreements_are_named(changes: dict[str, Any], said: str) -> None:
 # --- how a record comes about ---------------------------------------------------------------------
 
 SHORT_PLAN = (
-    Step("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 10}),
-    Step("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 10}),
-    Step("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 30}),
+    TruthAttack("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 10}),
+    TruthAttack("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 10}),
+    TruthAttack("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 30}),
 )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.decision.boundary_search import Search, Starts, Terrain, Walk
+from maskaudit.attacks.decision.boundary_search import Proposals, Search, Starts, Terrain
 from maskaudit.attacks.decision.boundary_walk import BoundaryWalk
 from maskaudit.attacks.decision.sign_flips import BLOCK as SIGN_FLIPS_BLOCK
 from maskaudit.attacks.decision.sign_flips import SignFlips
@@ -49,7 +49,7 @@ def decision_based(
     starts: int = 8,
     method: Method = "auto",
 ) -> Attempt:
-    """Walk along the decision boundary from points of other classes into the ball.
+    """Proposals along the decision boundary from points of other classes into the ball.
 
     Args:
         x: clean points (N, …) in bounds; y: labels (N,).
@@ -77,7 +77,7 @@ def decision_based(
 
     def enter(points: Tensor) -> Search:
         clean = x[points]
-        walk: Walk
+        walk: Proposals
         if method == "rays":
             walk = SignFlips.begin(terrain, points.clone(), clean)
         else:

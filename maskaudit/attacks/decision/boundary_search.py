@@ -64,7 +64,7 @@ class Terrain:
         return per_point.view(-1, *[1] * len(self.shape))
 
 
-class Walk(SlotState, abc.ABC):
+class Proposals(SlotState, abc.ABC):
     """How new places on the boundary are proposed, for b slots."""
 
     @abc.abstractmethod
@@ -104,7 +104,7 @@ class Search(SlotState):
     """
 
     terrain: Terrain
-    walk: Walk
+    walk: Proposals
     ids: Tensor
     clean: Tensor
     anchor: Tensor
@@ -115,7 +115,7 @@ class Search(SlotState):
     tried: Tensor
 
     @classmethod
-    def begin(cls, terrain: Terrain, ids: Tensor, clean: Tensor, members: Tensor, walk: Walk) -> Search:
+    def begin(cls, terrain: Terrain, ids: Tensor, clean: Tensor, members: Tensor, walk: Proposals) -> Search:
         """Points (b,) that have asked nothing yet."""
         none = torch.zeros(len(ids), dtype=torch.int64, device=clean.device)
         radius = torch.full((len(ids),), torch.inf, device=clean.device)

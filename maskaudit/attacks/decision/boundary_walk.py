@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.decision.boundary_search import Search, Terrain, Walk
+from maskaudit.attacks.decision.boundary_search import Proposals, Search, Terrain
 from maskaudit.rng import PointRNG
 from maskaudit.target import accelerator
 from maskaudit.threat import per_point_norm
@@ -27,7 +27,7 @@ HALVINGS = 8
 
 
 @dataclass
-class BoundaryWalk(Walk):
+class BoundaryWalk(Proposals):
     """Per slot: the estimate of the normal so far.
 
     Attributes:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.decision.boundary_search import Search, Terrain, Walk
+from maskaudit.attacks.decision.boundary_search import Proposals, Search, Terrain
 from maskaudit.attacks.resident import keep
 from maskaudit.rng import PointRNG
 from maskaudit.target import accelerator
@@ -28,7 +28,7 @@ BLOCK = 64
 
 
 @dataclass
-class SignFlips(Walk):
+class SignFlips(Proposals):
     """Per slot: how many proposals were made, and what the next ones are.
 
     Attributes:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import InputError, describe_error, printable
 from maskaudit.files import is_file
-from maskaudit.loading.graph import FixedBatch, Program, Step, any_batch
+from maskaudit.loading.graph import FixedBatch, GraphStep, Program, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
@@ -174,7 +174,7 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[Program, list[int | Non
         outputs = tuple(output or f"unused {number} {place}" for place, output in enumerate(node.output))
         if node.op_type not in SEVERAL:
             outputs = outputs[:1]  # further outputs (masks, statistics of training) are not computed
-        steps.append(Step(name, _Operator(node.op_type, attributes), tuple(node.input), outputs))
+        steps.append(GraphStep(name, _Operator(node.op_type, attributes), tuple(node.input), outputs))
     results = tuple(output.name for output in graph.output)
     module = Program(steps, tensors, inputs[0].name, results, steady=is_steady(graph))
     stated = inputs[0].type.tensor_type

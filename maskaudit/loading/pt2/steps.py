@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.errors import printable
-from maskaudit.loading.graph import Step, rehearsed
+from maskaudit.loading.graph import GraphStep, rehearsed
 from maskaudit.loading.graph_limits import MAX_NODES, check_count, check_name
 from maskaudit.loading.op_guards import DIVISIONS, FINITE, GATES, check_arguments, check_values, is_guarded
 from maskaudit.loading.pt2 import ops as pt2_ops
@@ -47,7 +47,7 @@ class _Ref:
         self.position = position
 
 
-def read_steps(graph: dict[str, Any]) -> list[Step]:
+def read_steps(graph: dict[str, Any]) -> list[GraphStep]:
     """The steps of a program, those of its parts inside them.
 
     Raises:
@@ -57,7 +57,7 @@ def read_steps(graph: dict[str, Any]) -> list[Step]:
     return _steps(graph, itertools.count(1), 0)
 
 
-def is_steady(steps: list[Step]) -> bool:
+def is_steady(steps: list[GraphStep]) -> bool:
     """Whether no size shrinks as the batch grows: sizes are only added, multiplied, or divided by plain numbers."""
     for step in steps:
         operation = step.module
@@ -79,13 +79,13 @@ def only(union: dict[str, Any]) -> Any:
     return content
 
 
-def _steps(graph: dict[str, Any], numbers: Iterator[int], depth: int) -> list[Step]:
+def _steps(graph: dict[str, Any], numbers: Iterator[int], depth: int) -> list[GraphStep]:
     check_count(len(graph["nodes"]), MAX_NODES, "operations")
     check_count(depth, MAX_DEPTH, "parts inside each other")
     return [_step(node, numbers, depth) for node in graph["nodes"]]
 
 
-def _step(node: dict[str, Any], numbers: Iterator[int], depth: int) -> Step:
+def _step(node: dict[str, Any], numbers: Iterator[int], depth: int) -> GraphStep:
     check_count(next(numbers), MAX_NODES, "operations")
     outputs = tuple(check_name(name) for name in _output_names(node["outputs"]))
     names: list[str] = []
@@ -107,7 +107,7 @@ def _step(node: dict[str, Any], numbers: Iterator[int], depth: int) -> Step:
     scope = stack[1] if len(stack) > 1 and re.fullmatch(r"\w+(\.\w+)*", stack[1]) else ""
     name = re.sub(r"\W", "_", node.get("name") or (outputs[0] if outputs else "")) or "op"
     path = check_name(f"{scope}.{name}" if scope and not scope.startswith("_") else name)
-    return Step(path, operation, tuple(names), outputs)
+    return GraphStep(path, operation, tuple(names), outputs)
 
 
 def _function(target: str) -> Callable[..., Any]:
@@ -291,7 +291,7 @@ def _recurrent_shapes(a: dict[str, Any]) -> tuple[Tensor, ...]:
 class _GradMode(nn.Module):
     """A part of the program that runs with gradients switched on or off."""
 
-    def __init__(self, enabled: bool, graph: dict[str, Any], steps: list[Step]) -> None:
+    def __init__(self, enabled: bool, graph: dict[str, Any], steps: list[GraphStep]) -> None:
         super().__init__()
         self.enabled, self.steps = enabled, steps
         self.sources = [only(item)["name"] for item in graph["inputs"]]
