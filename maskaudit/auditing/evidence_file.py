@@ -174,6 +174,8 @@ def read_evidence(data: bytes, source: str) -> Evidence:
         raise InputError(f"{source} is not a maskaudit evidence file, or it is damaged.") from error
     if any(name not in tensors for name in _TENSORS):
         raise InputError(f"{source} lacks some of the tensors {', '.join(_TENSORS)}.")
+    if not all(tensors[name].dim() for name in _TENSORS):
+        raise InputError(f"{source} is damaged: its tensors do not fit together.")
     if not any(name in tensors for name in _REST):
         tensors |= {"rest": tensors["clean"][:0], **dict.fromkeys(_REST[1:], tensors["label"][:0])}
     if any(name not in tensors for name in _REST):

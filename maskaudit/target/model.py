@@ -29,7 +29,7 @@ from maskaudit.target.belongings import Belongings
 from maskaudit.target.form import Form
 from maskaudit.target.memory import give_back
 from maskaudit.target.preserve import open_checkpoints, preserved
-from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns
+from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns, refuse_nan
 from maskaudit.target.world import Modes, RandomState, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -379,7 +379,9 @@ class Target:
     def answers(self, x: Tensor) -> Tensor:
         """What the model returned for points (N, …) in one pass, (N, K) with K ≥ 1: no kind is presumed."""
         with torch.no_grad():
-            return torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
+            found = torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
+        refuse_nan(int(found.isnan().any(dim=1).sum()), len(x))
+        return found
 
     def _columns(self, x: Tensor) -> Tensor:
         """What the model returned for one batch, float32 (n, K)."""

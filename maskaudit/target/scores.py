@@ -43,7 +43,7 @@ class Unchecked:
         Raises:
             ModelError: when there was a NaN.
         """
-        _refuse_nan(int(self.bad), self.asked)
+        refuse_nan(int(self.bad), self.asked)
 
 
 def breaking_margin(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Tensor:
@@ -153,13 +153,14 @@ def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, f
         unchecked.add(scores)
         return scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
     if not torch.isfinite(scores.detach().sum()):  # or merely too large a sum
-        _refuse_nan(int(torch.isnan(scores).any(dim=1).sum()), n)
+        refuse_nan(int(torch.isnan(scores).any(dim=1).sum()), n)
         if torch.isinf(scores).any():
             scores = scores.clamp(-LARGEST_SCORE, LARGEST_SCORE)
     return scores
 
 
-def _refuse_nan(bad: int, n: int) -> None:
+def refuse_nan(bad: int, n: int) -> None:
+    """Raise a ModelError where `bad` of `n` answers hold NaN."""
     if bad:
         raise ModelError(f"The model returned NaN for {bad} of {n} inputs inside the bounds; repair the model first.")
 

@@ -60,7 +60,7 @@ class TestCheck:
         out, result = audited
         document = json.loads(result.out)
         assert document == json.loads((out / "audit.json").read_text())
-        assert "square" in result.err
+        assert "fgsm" in result.err
 
     def test_the_file_alone_brings_data_threat_and_architecture(self, audited: tuple[Path, Result]) -> None:
         document = json.loads(audited[1].out)
@@ -233,7 +233,7 @@ class Late(nn.Module):
     [
         ("Nan", 4, "NaN"),
         ("Raises", 4, "KeyError"),
-        ("Single", 4, "2 classes"),
+        ("Single", 2, "model's 2 classes"),
         ("Constant", 3, "classified correctly"),
         ("Late", 4, "out of luck"),
     ],

@@ -56,6 +56,14 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "ignore": (["noise"], ["noise"]),
     "attacks": (["torchattacks:PGD"], ["torchattacks:PGD"]),
     "plan": (["PLAN"], "PLAN"),
+    "threshold": (["0.25"], 0.25),
+    "output_key": (["logits"], "logits"),
+    "layout": (["channels-last"], "channels-last"),
+    "swap_channels": ([], True),
+    "first_label": (["1"], 1),
+    "black_box": ([], True),
+    "queries": (["500"], 500),
+    "rate": (["20"], 20),
     "fail_on": (["suspect"], "suspect"),
 }
 EACH = pytest.mark.parametrize("key", OPTIONS)

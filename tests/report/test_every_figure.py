@@ -490,6 +490,7 @@ def unexplained(audited: Counted, shown: str) -> set[str]:
         ],
         document["claim"],
         document["accuracy"]["certified"],
+        f"{document['timing']['peak_memory'] / 2**20:.0f} MiB",
     ]
     known = {number for one in written(json.loads(json.dumps(parts))) for number in NUMBER.findall(one)}
     return set(NUMBER.findall(shown)) - known - recounted(audited)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from maskaudit.loading.onnx.attributes import Attributes, ints, known
 
-#: Most weights along one axis: outputs times inputs.
-MAX_WEIGHTS = 2**24
+#: Longest axis of a result, and most weights along one axis: outputs times inputs.
+MAX_LENGTH, MAX_WEIGHTS = 16_384, 2**22
 _Weights = Callable[[float], list[float]]
 
 
@@ -109,7 +109,7 @@ def _rounding(a: Attributes) -> str:
 def _along(a: Attributes, x: Tensor, axis: int, factor: float, target: int, span: tuple[float, float]) -> Tensor:
     """Resampled along one axis by a matrix of weights (target, length)."""
     length = x.shape[axis]
-    if target * length > MAX_WEIGHTS:
+    if target > MAX_LENGTH or target * length > MAX_WEIGHTS:
         raise ValueError(f"Resize from {length} to {target} along one axis is larger than what is read")
     weights, taps = torch.zeros(target, length, dtype=torch.float64), _taps(a, factor)
     outside = []

@@ -172,6 +172,8 @@ def split(a: Attributes, x: Tensor, sizes: Tensor | None = None) -> Any:
     """Split: into parts of given or of equal size."""
     axis = a.get("axis", 0)
     wanted = ints(sizes if sizes is not None else a.get("split"))
+    if a.get("num_outputs", a.outputs) != a.outputs:
+        raise ValueError(f"Split into {a.get('num_outputs')} parts names {a.outputs} of them")
     if wanted is None:
         each = math.ceil(x.shape[axis] / (a.get("num_outputs") or a.outputs))
         parts = x.split(each, dim=axis)
