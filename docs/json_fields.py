@@ -120,6 +120,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "`sigmoids`, `one-logit` or `one-probability`",
         "random": "whether the model answers at random",
         "depends_on": "what answers depend on besides the input: `batch`, `state` between calls, `random`",
+        "caveats": "the same as sentences, which the verdict repeats",
+        "hopeless": "why the audit stopped at once, where no attack could say anything; else empty",
         "reject_class": "index of the refusal output, or null",
         "trusted_code": "code that ran because the user named it",
     },

@@ -196,6 +196,12 @@ class Target:
         """A closed target that has counted nothing, as it is sent to another process."""
         return {**self.__dict__, "ledger": PassLedger(), "_stack": None, "_unchecked": None}
 
+    def __copy__(self) -> Target:
+        """The same settings around the same model, counting in the same ledger."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
@@ -464,7 +470,7 @@ class Target:
         parts, start = list[Part](), 0
         while start < n:
             rows = slice(start, min(start + self.points_per_pass, n))
-            before, seen = self.ledger.copy(), RandomState()
+            before, drawn = self.ledger.copy(), RandomState() if self.random else None
             if self.before_pass is not None:
                 self.before_pass()
             try:
@@ -476,7 +482,8 @@ class Target:
                     raise
             self.points_per_pass = (rows.stop - rows.start) // 2  # outside the clause, which holds what ran out
             self.ledger.forwards, self.ledger.backwards = before.forwards, before.backwards
-            seen.restore()
+            if drawn is not None:
+                drawn.restore()
             give_back(self.device)
         return parts
 

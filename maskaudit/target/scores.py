@@ -97,14 +97,16 @@ def _parts(output: object) -> dict[str, Tensor]:
     return {str(name): part for name, part in named if isinstance(part, Tensor)}
 
 
-def columns(output: object, n: int, key: str = "") -> Tensor:
+def columns(output: object, n: int, key: str = "", *, unseen: bool = False) -> Tensor:
     """The model's answer to n inputs as (n, K), K ≥ 1; a missing axis of a single output or of a single input is added.
+
+    With `unseen` the answer may lie where its values cannot be seen yet.
 
     Raises:
         ModelError: when it is something else.
     """
     try:
-        return _table(answer_in(output, key), n)
+        return _table(answer_in(output, key), n, unseen)
     except MaskauditError:
         raise
     except Exception as error:  # a property, or a type of tensor, of the model's own
@@ -113,10 +115,10 @@ def columns(output: object, n: int, key: str = "") -> Tensor:
         ) from error
 
 
-def _table(output: object, n: int) -> Tensor:
+def _table(output: object, n: int, unseen: bool) -> Tensor:
     if not isinstance(output, Tensor):
         raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
-    if output.layout != torch.strided or output.is_meta or output.is_quantized or output.is_complex():
+    if output.layout != torch.strided or (output.is_meta and not unseen) or output.is_quantized or output.is_complex():
         raise ModelError(
             f"The model returned a tensor of {output.dtype} and {output.layout} on {output.device}; expected plain "
             "real numbers, one score per class."
@@ -141,7 +143,7 @@ def checked_scores(output: object, n: int, unchecked: Unchecked | None = None, f
 
     With `unchecked` NaN is only counted there. A single output becomes two classes as `form` says.
     """
-    scores = columns(output, n, form.output_key).to(form.score_type)
+    scores = columns(output, n, form.output_key, unseen=unchecked is not None).to(form.score_type)
     if scores.shape[1] == 1:
         if form.outputs not in SINGLE:
             raise ModelError(

@@ -42,7 +42,7 @@ class Recorded:
         broken_by: per drawn point the names of the attacks that broke it; those of the role `sanity` are not named.
         attacks, probes, traced, power: as in the report.
         searched, matched: drawn points, counted from the first, on which challengers searched wherever they could
-            reveal something, and on which cross-entropy had the effort of all losses.
+            reveal something, and on which cross-entropy had the effort of all losses; None for all.
         left_out: attacks and probes that the user left out, with the essential part that each belongs to.
         claimed, certified: robust accuracies that were given.
         broken_off: why the audit ended before its verdict was decided, if it did.
@@ -56,8 +56,8 @@ class Recorded:
     probes: tuple[ProbeResult, ...] = ()
     traced: tuple[Mechanism, ...] = ()
     power: Power = NOT_CHECKED
-    searched: int = 0
-    matched: int = 0
+    searched: int | None = None
+    matched: int | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     claimed: float | None = None
     certified: float | None = None
@@ -246,8 +246,8 @@ def recorded_in(document: Mapping[str, Any]) -> Recorded:
         probes=revived(tuple[ProbeResult, ...], document["probes"]),
         traced=revived(tuple[Mechanism, ...], masking.get("traced", ())),
         power=power_in(document["power"]),
-        searched=int(masking.get("searched", len(points["correct"]))),
-        matched=int(masking.get("matched", len(points["correct"]))),
+        searched=masking.get("searched"),
+        matched=masking.get("matched"),
         left_out=settings.get("left_out") or {},
         claimed=document["claim"]["claimed"],
         certified=certified["value"] if certified else None,

@@ -11,7 +11,7 @@ from tests.trace.failing_models import FAILING, Honest
 from tests.trace.masked_models import Apply, Front
 
 #: What decides: cross-entropy and the margin on the model's gradients, and a search without any.
-PARTS = ("zero-gradient", "apgd-margin", "square", "repaired")
+PARTS = ("zero-gradient", "apgd-ce", "apgd-margin", "square", "repaired")
 CASES = {case.name: case for case in FAILING}
 
 

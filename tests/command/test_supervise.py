@@ -146,7 +146,7 @@ def test_a_model_that_ends_its_process_is_a_failure_with_a_partial_report(model:
     document = json.loads(done.out)
     assert says in document["partial"]["reason"]
     assert document["verdict"]["label"] == "inconclusive"
-    assert document["accuracy"]["clean"]["n"] == 40
+    assert document["accuracy"]["clean"]["n"] == 32
 
 
 @pytest.mark.parametrize("model", ["Exit", "OsExit"])

@@ -316,7 +316,7 @@ def test_the_verdict_of_a_masked_model_and_its_place(tmp_path: Path, digits_net:
 
     path = tmp_path / "m.onnx"
     export(Quantised(), torch.rand(2, 1, 8, 8), path)
-    chosen = ("apgd-margin", "square", "zero-gradient", "repaired")
+    chosen = ("apgd-ce", "apgd-margin", "square", "zero-gradient", "repaired")
     report = audit(str(path), settings=AuditSettings(budget="quick", select=chosen)).report
     assert report.verdict.label == "masked"
     places = [place for mechanism in report.verdict.mechanisms for place in mechanism.locations]

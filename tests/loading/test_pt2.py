@@ -333,7 +333,8 @@ def test_the_verdict_is_that_of_the_eager_model(
             return torch.softmax(factor * self.body(x), dim=1) if factor > 1 else self.body(x)
 
     model = Scaled().eval()
-    chosen = ("apgd-ce", "apgd-margin", "square", "noise", "zero-gradient", "unbounded-attack")
+    chosen = ("apgd-ce", "apgd-margin", "square", "noise", "zero-gradient", "unbounded-attack",
+              "finite-difference-agreement")  # fmt: skip
     settings = AuditSettings(budget="quick", select=chosen)
     path = export(model, torch.rand(2, 1, 8, 8))
     exported, eager = (audit(source, settings=settings).report for source in (str(path), model))

@@ -17,7 +17,7 @@ from maskaudit.networks.layers import Residual
 from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, Plan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainPlan, TrainConfig, save_trained, train
 from maskaudit.train.adversaries import fgsm
 from maskaudit.train.auxiliary import leaky_copy
 from maskaudit.train.great import schedule
@@ -36,10 +36,10 @@ FAMILY = ("great", "greace", "great+ce")
 REDUCED = tuple(f"{name}-reduced" for name in FAMILY)
 
 
-def _plan(**settings: Any) -> Plan:
+def _plan(**settings: Any) -> TrainPlan:
     config = TrainConfig(**settings)
     weights = {"alpha": config.alpha or 0.0, "beta": config.beta or 0.0, "temperature": config.temperature or 100.0}
-    return Plan(config, "small_cnn(width=4)", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), **weights)
+    return TrainPlan(config, "small_cnn(width=4)", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), **weights)
 
 
 def _batch(epoch: int = 0) -> Batch:

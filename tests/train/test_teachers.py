@@ -15,7 +15,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.networks.registry import build
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, Plan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainPlan, TrainConfig, save_trained, train
 from maskaudit.train.auxiliary import shallower_discriminator
 from maskaudit.train.masked_gradient import loss_gradient
 from maskaudit.train.teachers import STUDENT, TEACHER, GreatDistillation
@@ -31,9 +31,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _plan(teacher: object, model: str = 'mlp(hidden=(5,), activation="tanh")', **settings: Any) -> Plan:
+def _plan(teacher: object, model: str = 'mlp(hidden=(5,), activation="tanh")', **settings: Any) -> TrainPlan:
     config = TrainConfig("great-distill", teacher=str(teacher), **settings)
-    return Plan(config, model, 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), alpha=0.3, temperature=20.0)
+    return TrainPlan(config, model, 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), alpha=0.3, temperature=20.0)
 
 
 def _batch() -> Batch:
@@ -114,9 +114,9 @@ def test_what_is_no_teacher_is_refused(method: str, teacher: Path, tmp_path: Pat
     config = TrainConfig(model="mlp(in_features=64, num_classes=10)", epochs=1)
     save_trained(other, train(config), config)
     with pytest.raises(UsageError, match="at most 1"):
-        METHODS[method].create(Plan(TrainConfig(method, teacher=str(other)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2),
+        METHODS[method].create(TrainPlan(TrainConfig(method, teacher=str(other)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2),
                                     10, (1, 8, 8), alpha=2.0), nn.Identity())  # fmt: skip
     for shape, classes, says in (((3, 8, 8), 10, "does not accept"), ((1, 8, 8), 7, "not 7 classes")):
-        plan = Plan(TrainConfig(method, teacher=str(teacher)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), classes, shape)
+        plan = TrainPlan(TrainConfig(method, teacher=str(teacher)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), classes, shape)
         with pytest.raises(InputError, match=says):
             METHODS[method].create(plan, nn.Identity())

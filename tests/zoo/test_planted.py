@@ -12,7 +12,7 @@ from maskaudit.data import load_data
 from maskaudit.networks.registry import mlp, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, Plan, TrainConfig, train
+from maskaudit.train import Batch, TrainPlan, TrainConfig, train
 from maskaudit.train.adversaries import pgd
 from maskaudit.zoo.interface import Unmaskable
 from maskaudit.zoo.networks import Network
@@ -72,7 +72,7 @@ def training() -> tuple[nn.Sequential, TrappedCorner, Batch]:
     """An untrained network, its method, and a batch."""
     torch.manual_seed(1)
     net = mlp(hidden=(12,))
-    plan = Plan(TrainConfig(attack_steps=2), "mlp(hidden=(12,))", 5, 1e-3, THREAT, 10, (1, 8, 8))
+    plan = TrainPlan(TrainConfig(attack_steps=2), "mlp(hidden=(12,))", 5, 1e-3, THREAT, 10, (1, 8, 8))
     x = load_data("digits").x[:16]
     return net, TrappedCorner(plan, net, units=UNITS), Batch(x, torch.arange(16) % 10, 0, 5, _points(16))
 

@@ -14,7 +14,7 @@ from maskaudit.data import Dataset, load_data
 from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, Plan, TrainConfig, train
+from maskaudit.train import Batch, TrainPlan, TrainConfig, train
 from maskaudit.train.adversaries import fgsm, pgd
 from maskaudit.train.loop import accuracy
 from maskaudit.zoo.certificates import worst_logits
@@ -37,7 +37,7 @@ def _batch(epoch: int = 4, n: int = 12) -> Batch:
 
 
 def _loss(recipe: str, model: nn.Module, batch: Batch, **options: float) -> Tensor:
-    plan = Plan(TrainConfig(attack_steps=3), "small_cnn(width=3)", 5, 1e-3, THREAT, 10, (1, 8, 8))
+    plan = TrainPlan(TrainConfig(attack_steps=3), "small_cnn(width=3)", 5, 1e-3, THREAT, 10, (1, 8, 8))
     return RECIPES[recipe].create(plan, model, **options).loss(model, batch)
 
 
