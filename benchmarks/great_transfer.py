@@ -14,7 +14,7 @@ from torch import nn
 
 from maskaudit.data import load_data
 from maskaudit.rng import PointRNG
-from maskaudit.train import METHODS, Batch, TrainPlan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainConfig, TrainPlan, save_trained, train
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.loop import accuracy
 from maskaudit.train.multitask import MultiTask

@@ -173,7 +173,9 @@ class Record(Kind[dict[str, Any]]):
         return {name: _within(name, kind, value[name]) for name, kind in self.fields.items() if name in value}
 
     def _unknown(self, name: object) -> NoReturn:
-        near = difflib.get_close_matches(str(name)[:MAX_TEXT], self.fields, 1)
+        given = str(name)[:MAX_TEXT]
+        begun = [field for field in self.fields if len(field) > 2 and given.startswith(field)]
+        near = begun[:1] or difflib.get_close_matches(given, self.fields, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(self.fields)}"
         raise Refused(f"is not a known field ({hint})", str(name))
 

@@ -144,7 +144,7 @@ def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differ
         return differences
     again = Differences(differences.eps)
     again.extend(exact, found.x, found.pair, grad, directions, again.scales, together=True)
-    return again if again.worst() > differences.worst() else differences
+    return differences if again.poor() else again
 
 
 @dataclass
@@ -201,10 +201,6 @@ class Differences:
         self.scales = [_Scale(eps * step) for step in DIFFERENCE_STEPS]
         self.answered: Tensor | None = None
         self._again = again
-
-    def worst(self) -> float:
-        """The lowest correlation."""
-        return min(scale.correlation for scale in self.scales)
 
     def poor(self) -> bool:
         """Whether a correlation, as it is now, says that the gradient does not predict the model."""

@@ -60,7 +60,9 @@ def sound(kind: Kind[Any], number: int = 0) -> Any:
     """A value that a declaration takes, with every field and one member in each list."""
     if isinstance(kind, Record):
         return {name: sound(inner) for name, inner in kind.fields.items()}
-    if isinstance(kind, (Optional, Checked)):
+    if isinstance(kind, Checked):
+        return next(value for value in (sound(kind.of), "quick") if kind.holds(value))
+    if isinstance(kind, Optional):
         return sound(kind.of)
     if isinstance(kind, Items):
         return [sound(kind.of, n) for n in range(max(1, kind.least))]

@@ -17,7 +17,7 @@ from maskaudit.networks.layers import Residual
 from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, TrainPlan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainConfig, TrainPlan, save_trained, train
 from maskaudit.train.adversaries import fgsm
 from maskaudit.train.auxiliary import leaky_copy
 from maskaudit.train.great import schedule

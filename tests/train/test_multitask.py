@@ -14,7 +14,7 @@ from maskaudit.networks.registry import build
 from maskaudit.rng import PointRNG
 from maskaudit.settings import Weighting
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, TrainPlan, TrainConfig
+from maskaudit.train import Batch, TrainConfig, TrainPlan
 from maskaudit.train.multitask import GRADNORM_ALPHA, AlignmentLayers, GradNorm, MultiTask, Uncertainty, shared_layers
 from maskaudit.train.tasks import canny, noisy_grey, targets
 
@@ -114,7 +114,9 @@ def test_the_weights_of_uncertainty_agree_with_differences() -> None:
 def test_losses_are_divided_by_their_first_values(weighting: Weighting) -> None:
     torch.manual_seed(0)
     model = build(SPEC)
-    plan = TrainPlan(TrainConfig("great-mtl", weighting=weighting), SPEC, 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8))
+    plan = TrainPlan(
+        TrainConfig("great-mtl", weighting=weighting), SPEC, 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8)
+    )
     made = MultiTask(plan, model)
     model.double()
     made.auxiliary.double()

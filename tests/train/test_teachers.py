@@ -15,7 +15,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.networks.registry import build
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import METHODS, Batch, TrainPlan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainConfig, TrainPlan, save_trained, train
 from maskaudit.train.auxiliary import shallower_discriminator
 from maskaudit.train.masked_gradient import loss_gradient
 from maskaudit.train.teachers import STUDENT, TEACHER, GreatDistillation
@@ -117,6 +117,8 @@ def test_what_is_no_teacher_is_refused(method: str, teacher: Path, tmp_path: Pat
         METHODS[method].create(TrainPlan(TrainConfig(method, teacher=str(other)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2),
                                     10, (1, 8, 8), alpha=2.0), nn.Identity())  # fmt: skip
     for shape, classes, says in (((3, 8, 8), 10, "does not accept"), ((1, 8, 8), 7, "not 7 classes")):
-        plan = TrainPlan(TrainConfig(method, teacher=str(teacher)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), classes, shape)
+        plan = TrainPlan(
+            TrainConfig(method, teacher=str(teacher)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), classes, shape
+        )
         with pytest.raises(InputError, match=says):
             METHODS[method].create(plan, nn.Identity())

@@ -12,7 +12,7 @@ from maskaudit.data import load_data
 from maskaudit.networks.registry import mlp, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, TrainPlan, TrainConfig, train
+from maskaudit.train import Batch, TrainConfig, TrainPlan, train
 from maskaudit.train.adversaries import pgd
 from maskaudit.zoo.interface import Unmaskable
 from maskaudit.zoo.networks import Network

@@ -14,7 +14,7 @@ from maskaudit.data import Dataset, load_data
 from maskaudit.networks.registry import build, small_cnn
 from maskaudit.rng import PointRNG
 from maskaudit.threat import ThreatModel
-from maskaudit.train import Batch, TrainPlan, TrainConfig, train
+from maskaudit.train import Batch, TrainConfig, TrainPlan, train
 from maskaudit.train.adversaries import fgsm, pgd
 from maskaudit.train.loop import accuracy
 from maskaudit.zoo.certificates import worst_logits
