@@ -91,20 +91,14 @@ class _Look:
     """One recorded pass, forward and backward.
 
     Attributes:
-        observer: the record of the forward pass; raw: the output (N, K) of the model; scores: the target's (N, K).
-        y: labels (N,).
-        movement: what moves with the input.
-        flows: gradient flow of the margin, by index of the op.
+        graph: the record of the forward pass; scores: the target's (N, K); y: labels (N,).
         slope: derivative (N, K) of cross-entropy with respect to the scores.
         found: what came out of the backward pass.
     """
 
-    observer: Observer
-    raw: Tensor
+    graph: OpGraph
     scores: Tensor
     y: Tensor
-    movement: Movement
-    flows: dict[int, Flow]
     slope: Tensor
     found: Gradients
 
@@ -121,7 +115,8 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
         grad = margin_gradient(target, observer.leaf, scores, pair)
     slope = loss_slope(scores, y)
     found = gradients(target, observer.leaf, scores, y, pair=pair, slope=slope, grad=grad)
-    return _Look(observer, raw, scores, y, Movement(target, found.x, eps, observer.ops), flows, slope, found)
+    graph = OpGraph(observer, raw, flows, Movement(target, found.x, eps, observer.ops))
+    return _Look(graph, scores, y, slope, found)
 
 
 def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Tensor, eps: float) -> Trace | None:
@@ -167,13 +162,12 @@ def _explained(
     batch_dependent: Location | None = None,
 ) -> Trace:  # fmt: skip
     """The trace, with the culprits that explain such a gradient."""
-    observer = look.observer
+    observer = look.graph.observer
     if observer.functions:
         seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
-    graph = OpGraph(observer, look.raw, look.flows, look.movement)
-    evidence = Evidence(graph, look.scores, look.y, health, checks, flat)
+    evidence = Evidence(look.graph, look.scores, look.y, health, checks, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:
@@ -186,7 +180,7 @@ def _explained(
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(target.form.normal(look.raw), flat),
+        output_kind=output_kind(target.form.normal(look.graph.raw), flat),
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),

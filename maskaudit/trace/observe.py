@@ -150,9 +150,8 @@ class Observer:
         assert function is not None
         if function not in self.functions:
             self.adopt(bare_tensors(site.arguments), site)
-            self.functions[function] = FunctionCall(
-                function, site.arguments, self.scope.path, function_location(function, self.scope.path)
-            )
+            location = function_location(function, self.scope.path)
+            self.functions[function] = FunctionCall(function, site.arguments, location)
         return func(*args, **kwargs)
 
     def adopt(self, tensors: tuple[Tensor, ...], site: Frame) -> None:
