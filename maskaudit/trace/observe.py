@@ -131,14 +131,12 @@ class Observer:
             out = kwargs.get("out")
             op.writes = out if isinstance(out, Tensor) else inputs[0]
         output, op.refused = called(func, args, kwargs)
-        outputs = bare_tensors(output)
+        outputs = inputs[:1] if name == "__setitem__" else bare_tensors(output)
         if name in ESCAPES:
             op.kind = "escape"
             self._escaped = self._escaped or op.carries
         elif not outputs and name not in ("register_hook", "__setitem__"):
             return output
-        if name == "__setitem__":
-            outputs = inputs[:1]
         self._close(op, outputs)
         return output
 
