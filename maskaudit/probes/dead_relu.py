@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
-from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe, opaque
+from maskaudit.probes.observe import ActivationSite, describe, observe, opaque
 from maskaudit.results import ProbeFinding
+from maskaudit.trace.rectifiers import ActivationCall, off_everywhere
 
 #: Layers named in a finding, worst first.
 NAMED_LAYERS = 5
@@ -44,12 +45,9 @@ _OPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "threshold"
 
 def _is_relu(call: ActivationCall) -> bool:
     """Whether the call cuts its argument off at exactly 0 from below."""
-    if call.op in ("relu", "relu6"):
-        return True
-    names = {"hardtanh": "min_val", "threshold": "threshold"}.get(call.op, "min")
-    floor = call.argument(0, names)
-    if not isinstance(floor, (int, float)) or floor != 0:
-        return False
+    floor = call.floor
+    if call.op in ("relu", "relu6") or not isinstance(floor, (int, float)) or floor != 0:
+        return call.op in ("relu", "relu6")
     if call.op == "threshold":
         return bool(call.argument(1, "value") == 0)
     ceiling = call.argument(1, "max_val", "max")
@@ -58,32 +56,31 @@ def _is_relu(call: ActivationCall) -> bool:
 
 @dataclass
 class _Layer:
-    """Activity of one layer: per unit over all points, per point over all units."""
+    """One layer: units that are dead on all points so far, and per point the share of units that are zero."""
 
-    alive: Tensor
+    dead: Tensor
     zero_share: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class _Layers:
-    """All layers, filled while the model runs."""
+    """All layers, filled while the model runs; one whose width depends on the batch as at the first."""
 
     points: int
     layers: dict[ActivationSite, _Layer] = field(default_factory=dict)
-    skipped: int = 0
 
     def add(self, site: ActivationSite, call: ActivationCall) -> None:
-        if not _is_relu(call):
+        off = call.off() if _is_relu(call) else None
+        if off is None:
             return
-        active = (call.x > 0).cpu()
+        off = off.cpu()
         layer = self.layers.get(site)
-        if layer is None:
-            layer = self.layers[site] = _Layer(torch.zeros(active.shape[1:], dtype=torch.bool))
-        if layer.alive.shape != active.shape[1:]:  # a layer whose width depends on the batch
-            self.skipped += 1
+        dead = off_everywhere(off, None if layer is None else layer.dead)
+        if dead is None:
             return
-        layer.alive |= active.any(dim=0)
-        layer.zero_share.append(1 - active.flatten(1).double().mean(dim=1))
+        layer = self.layers.setdefault(site, _Layer(dead))
+        layer.dead = dead
+        layer.zero_share.append(1 - (~off).flatten(1).double().mean(dim=1))
 
     def per_point(self) -> Tensor:
         """Largest share of zero units in any layer that keeps one row per point, shape (N,)."""
@@ -100,7 +97,7 @@ def measure(context: ProbeContext) -> Measurement:
         hidden = " TorchScript code is opaque, one inside it would not be seen." if opaque(context.target.model) else ""
         kind = "module" if isinstance(context.target.model, nn.Module) else "callable"
         raise NotApplicable(f"No ReLU was seen while the {kind} ran.{hidden}")
-    found = [(site, int((~layer.alive).sum()), layer.alive.numel()) for site, layer in seen.layers.items()]
+    found = [(site, int(layer.dead.sum()), layer.dead.numel()) for site, layer in seen.layers.items()]
     found.sort(key=lambda item: -item[1] / item[2])
     _, dead, units = found[0]
     per_point = seen.per_point()

@@ -39,8 +39,9 @@ from torch import Tensor
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
-from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe, opaque
+from maskaudit.probes.observe import ActivationSite, describe, observe, opaque
 from maskaudit.results import ProbeFinding
+from maskaudit.trace.rectifiers import ActivationCall
 
 #: A unit is flat where its slope is below this share of the activation's largest slope.
 FLAT_SLOPE = 1e-3

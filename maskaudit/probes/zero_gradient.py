@@ -28,19 +28,13 @@ Source
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from maskaudit.attacks.losses import cross_entropy, margin
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
 from maskaudit.target.fit import FEW, in_type
-
-
-def usable(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Per point (N,) of a gradient (N, …): it is exactly zero; it has an entry that is not finite."""
-    flat = gradient.flatten(1)
-    return (flat == 0).all(dim=1), ~torch.isfinite(flat).all(dim=1)
+from maskaudit.trace.behaviour import useless, vanishes
 
 
 def measure(context: ProbeContext) -> Measurement:
@@ -48,10 +42,10 @@ def measure(context: ProbeContext) -> Measurement:
     target, y, n = context.target, context.y, len(context.x)
     loss = target.value_and_grad(context.x, lambda scores, rows: cross_entropy(scores, y[rows]))
     decision = target.value_and_grad(context.x, lambda scores, rows: margin(scores, y[rows], target.reject_class))
-    zero, broken = usable(loss.grad)
-    margin_zero, margin_broken = usable(decision.grad)
-    useless = zero | broken
-    count = int(useless.sum())
+    zero, broken = useless(loss.grad)
+    margin_zero, margin_broken = useless(decision.grad)
+    lost = zero | broken
+    count = int(lost.sum())
     margin_count = int((margin_zero | margin_broken).sum())
     connected = loss.connected and decision.connected
     findings = [ProbeFinding(f"Cross-entropy has no usable gradient on {count} of {n} points.")]
@@ -82,7 +76,7 @@ def measure(context: ProbeContext) -> Measurement:
             "margin_zero": int(margin_zero.sum()),
             "margin_not_finite": int(margin_broken.sum()),
         },
-        per_point=tuple(useless.double().tolist()),
+        per_point=tuple(lost.double().tolist()),
     )  # fmt: skip
 
 
@@ -95,8 +89,7 @@ def _in_single(context: ProbeContext) -> int | None:
     if single is None:
         return None
     loss = single.value_and_grad(context.x, lambda scores, rows: cross_entropy(scores, y[rows]))
-    zero, broken = usable(loss.grad)
-    return int((zero | broken).sum())
+    return int(vanishes(loss.grad).sum())
 
 
 PROBE = documented_probe("zero-gradient", measure, needs=("gradients",), docstring=__doc__)

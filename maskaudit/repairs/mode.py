@@ -1,15 +1,13 @@
-"""One forward pass under repair: a `TorchFunctionMode` and module hooks give what they see another gradient."""
+"""One forward pass under repair: calls of torch and modules give what they return another gradient."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from maskaudit.repairs.dormant import DormantUnits, Opener
@@ -25,20 +23,20 @@ from maskaudit.repairs.surrogates import (
     soft_comparison,
     softened,
 )
-from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, op_name, tensors_of
+from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, tensors_of
 from maskaudit.trace.functorch import bare
-from maskaudit.trace.scope import ModuleScope, user_site
+from maskaudit.trace.scope import user_site
 from maskaudit.trace.vocabulary import HARD
+from maskaudit.trace.watch import CallWatcher
 
 
-class RepairMode(TorchFunctionMode):
+class RepairMode:
     """One forward pass under repair."""
 
     def __init__(
         self, model: object, repairs: Sequence[Repair], inputs: Tensor, stand_ins: Mapping[str, nn.Module],
         dormant: DormantUnits,
     ) -> None:  # fmt: skip
-        super().__init__()
         self.inputs = inputs
         self.opener = Opener(dormant)
         self.stand_ins = stand_ins
@@ -56,34 +54,18 @@ class RepairMode(TorchFunctionMode):
                 entries.add(repair.location.module)
             elif not repair.by_node and repair.remedy not in ("boundary", "stand-in", "prefix", "carry", "keep-saved"):
                 self.by_op.setdefault(repair.location.op, []).append(repair)
-        self.scope = ModuleScope(model, before=self._before, after=self._after)
+        self._watcher = CallWatcher(model, self._run, before=self._before, after=self._after)
+        self.scope, self.watching = self._watcher.scope, self._watcher.watching
         self.constants: set[int] = set()
         if isinstance(model, nn.Module):
             self.constants = {id(t) for t in (*model.parameters(), *model.buffers())}
         self.tapped: Tensor | None = None
         self.shadows: dict[int, tuple[Tensor, Tensor]] = {}
         self.entries = Entries(inputs, entries, self.constants)
-        self._busy = False
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[RepairMode]:
-        with self.scope.watching(), self:
-            yield self
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = op_name(func)
-        if self._busy or name in PROPERTIES or name == "_set_grad_enabled":
-            return func(*args, **kwargs)
-        self._busy = True
-        try:
-            return self._run(func, name, args, kwargs)
-        finally:
-            self._busy = False
 
     def _run(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name in PROPERTIES or name == "_set_grad_enabled":
+            return func(*args, **kwargs)
         if self.entries:
             args = self.entries.tie(args, self.scope.path)
         repair = self._match(name)
@@ -124,12 +106,8 @@ class RepairMode(TorchFunctionMode):
         if not candidates:
             return None
         site = user_site()
-        module = self.scope.path if site.module is None else site.module
-        for repair in candidates:
-            where = repair.location
-            if (where.module, where.file, where.line) == (module, site.file, site.line) and site.function is None:
-                return repair
-        return None
+        place = self._watcher.place(name, site)
+        return next((repair for repair in candidates if site.function is None and repair.location == place), None)
 
     def _repair(
         self, repair: Repair, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -215,32 +193,20 @@ class RepairMode(TorchFunctionMode):
     # --- modules ----------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, inputs: Any) -> Any:
-        if self._busy:
-            return None
-        self._busy = True
-        try:
-            if self.entries:
-                inputs = self.entries.tie(inputs, self.scope.path)
-            name = self.scope.names.get(id(module))
-            if name in self.boundaries:
-                self._at_boundary.append(next(iter(tensors_of(inputs)), self.inputs))
-            if name in self.prefixes:
-                return self._from_input(inputs)
-            return inputs if self.entries else None
-        finally:
-            self._busy = False
+        if self.entries:
+            inputs = self.entries.tie(inputs, self.scope.path)
+        name = self.scope.names.get(id(module))
+        if name in self.boundaries:
+            self._at_boundary.append(next(iter(tensors_of(inputs)), self.inputs))
+        if name in self.prefixes:
+            return self._from_input(inputs)
+        return inputs if self.entries else None
 
     def _after(self, module: nn.Module, output: Any) -> Any:
-        if self._busy:
-            return None
-        self._busy = True
-        try:
-            name = self.scope.names.get(id(module))
-            if name in self.boundaries and self._at_boundary:
-                return self._across(name, output, self._at_boundary.pop())
-            return self.entries.tie(output, self.scope.path) if self.entries else None
-        finally:
-            self._busy = False
+        name = self.scope.names.get(id(module))
+        if name in self.boundaries and self._at_boundary:
+            return self._across(name, output, self._at_boundary.pop())
+        return self.entries.tie(output, self.scope.path) if self.entries else None
 
     def _across(self, name: str, output: Any, source: Tensor | None) -> Any:
         """The module's output, its gradient going to its input: through a learned stand-in, or as it is."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from maskaudit.errors import UsageError
-from maskaudit.repairs.dormant import DormantUnits, is_rectifier
+from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import repair_key
 from maskaudit.results import Location
 from maskaudit.trace.records import Culprit, Op, Remedy, Trace
+from maskaudit.trace.rectifiers import is_rectifier
 
 _SENTENCES: dict[Remedy, str] = {
     "straight-through": "Let the gradient pass {op} as if it were the identity.",

@@ -10,9 +10,6 @@ from __future__ import annotations
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.repairs.stages import run_stage
 
-#: Rows that a plan fills; an audit without stages for them has no such row, but for "repaired".
-PLANNED = ("adaptive-ce", "adaptive", "repaired")
-
 _TASHIRO = "Tashiro et al. 2020, Diversity can be transferred: output diversification for white- and black-box attacks"
 _MA = "Ma et al. 2020, Imbalanced gradients: a subtle cause of overestimated adversarial robustness"
 _ATHALYE = "Athalye et al. 2018, section 4.1, Backward pass differentiable approximation"

@@ -21,6 +21,7 @@ LARGE_LOGIT = 104.0
 def twin(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:
     """The same settings and the same ledger around another callable, one draw per evaluation."""
     other = copy.copy(target)
+    vars(other).update(vars(target))  # a copy made for another process would count by itself
     if model is not None:
         other.model = model
     other.draws = draws
@@ -35,15 +36,30 @@ def loss_slope(scores: Tensor, y: Tensor) -> Tensor:
     return slope
 
 
-def vanishes(grad: Tensor) -> Tensor:
-    """Points (N,) whose entries (N, …) are all exactly zero, or not all finite."""
+def useless(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Per point (N,) of a gradient (N, …): it is exactly zero; it has an entry that is not finite."""
     entries = grad.flatten(1)
-    return (entries == 0).all(dim=1) | ~torch.isfinite(entries).all(dim=1)
+    return (entries == 0).all(dim=1), ~torch.isfinite(entries).all(dim=1)
+
+
+def vanishes(grad: Tensor) -> Tensor:
+    """Points (N,) at which it is either."""
+    zero, broken = useless(grad)
+    return zero | broken
 
 
 def zero_share(grad: Tensor) -> float:
     """Their share."""
     return float(vanishes(grad).double().mean())
+
+
+def correlation(predicted: Tensor, measured: Tensor) -> float | None:
+    """Uncentred correlation of changes (M,); None when both vanish, 0 when one does."""
+    lengths = float(predicted.norm()), float(measured.norm())
+    scale = lengths[0] * lengths[1]
+    if scale:
+        return float(predicted @ measured) / scale
+    return None if lengths[0] == lengths[1] else 0.0
 
 
 def model_kind(model: object) -> ModelKind:

@@ -8,18 +8,20 @@ taken off the graph are no faults.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
+from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.errors import GradientError
 from maskaudit.results import Location
 from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, Remedy
+from maskaudit.trace.opgraph import OpGraph
+from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth, Remedy
 from maskaudit.trace.seen import RecordedOp
-from maskaudit.trace.stops import Stops, gap_scale
+from maskaudit.trace.stops import cut_culprit, end_culprit, gap_scale, hooks, optimisation, spread, stops
 from maskaudit.trace.vocabulary import (
     ALONE,
     COMPARISONS,
@@ -35,7 +37,28 @@ from maskaudit.trace.vocabulary import (
     STRUCTURAL,
     ZERO_SHARE,
 )
-from maskaudit.trace.walk import Pass
+from maskaudit.trace.walk import Walk
+
+
+@dataclass
+class Evidence:
+    """What the search looks at.
+
+    Attributes:
+        graph: the ops of the recorded pass.
+        scores: the target's scores (N, K).
+        y: labels (N,).
+        health: the gradient as a whole.
+        functions: checks of custom Functions, by class name.
+        flat: share of points where the derivative of cross-entropy with respect to the scores is exactly zero.
+    """
+
+    graph: OpGraph
+    scores: Tensor
+    y: Tensor
+    health: GradientHealth
+    functions: Mapping[str, FunctionCheck]
+    flat: float
 
 
 @dataclass
@@ -56,18 +79,18 @@ class Suspects:
     dead_way: frozenset[int]
 
 
-def find_culprits(evidence: Pass) -> Suspects:
+def find_culprits(e: Evidence) -> Suspects:
     """Suspects, the most certain first; empty for a healthy gradient."""
-    search = _Search(evidence)
-    search.walk()
-    culprits = search.gradient_culprits() if evidence.suspicious else search.saturation(SMOOTH, ALONE)
-    culprits += search.logit_scale(culprits)
+    graph, poor = e.graph, e.health.poor
+    walk = Walk(graph)
+    estimators = _straight_through(e, walk)
+    culprits = _of_poor_gradient(e, walk, estimators) if poor else _saturation(walk, SMOOTH, ALONE)
+    culprits += _logit_scale(e, culprits)
     if not culprits:
-        culprits += search.bent_output()
-    culprits = ranked(culprits)
-    dead_way = frozenset() if search.alive else search.dead_way()
-    beside = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
-    return Suspects(culprits, beside, search.straight_through, search.cuts, search.flows, dead_way)
+        culprits += _bent_output(e)
+    beside = [cut_culprit(walk.cuts, *cut) for cut in walk.cuts.parted] if graph.alive and poor else []
+    dead_way = frozenset() if graph.alive else _dead_way(graph)
+    return Suspects(ranked(culprits), beside, estimators, walk.cuts.found, walk.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
@@ -86,138 +109,133 @@ def ranked(culprits: list[Culprit]) -> list[Culprit]:
     )
 
 
-def behind_cuts(evidence: Pass, found: list[Culprit]) -> list[Culprit]:
+def behind_cuts(e: Evidence, found: list[Culprit]) -> list[Culprit]:
     """Suspects on the way from a cut to the output, from a pass in which the cut tensors were made leaves."""
-    search = _Search(evidence)
-    search.walk()
     named = {culprit.location for culprit in found}
-    return [culprit for culprit in search.stops() if culprit.location not in named]
+    suspects = stops(Walk(e.graph), e.functions, e.health.zero_share)
+    return [culprit for culprit in suspects if culprit.location not in named]
 
 
-class _Search(Stops):
-    """Adds what only the whole tells: saturation, gates and what follows the scores."""
+def _of_poor_gradient(e: Evidence, walk: Walk, estimators: list[Location]) -> list[Culprit]:
+    """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
+    graph, cuts = walk.graph, walk.cuts
+    found = [] if graph.alive else [end_culprit(cuts, *cut) for cut in cuts.parted]
+    found += stops(walk, e.functions, e.health.zero_share) + hooks(graph) + optimisation(graph)
+    named = {c.op for c in found}
+    # estimators alone may explain that the gradient does not follow the model
+    honest = bool(estimators) and not cuts.parted and all(one.honest for one in cuts.estimators)
+    explained = honest and graph.alive and e.health.zero_share <= ZERO_SHARE
+    names, limit = (SMOOTH, ALONE) if explained else (SATURATING | RELU, SATURATED)
+    found += [c for c in _saturation(walk, names, limit) if c.op not in named]
+    if not found and not explained:
+        found += _gates(graph)
+    if not found and not e.health.connected:
+        found.append(_disconnected(graph))
+    return found
 
-    def gradient_culprits(self) -> list[Culprit]:
-        """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
-        found = [] if self.alive else [self.end_culprit(op, back) for op, back in self.parted]
-        found += self.stops() + self.hooks() + self.optimisation()
-        named = {c.op for c in found}
-        explained = self.explained()
-        names, limit = (SMOOTH, ALONE) if explained else (SATURATING | RELU, SATURATED)
-        found += [c for c in self.saturation(names, limit) if c.op not in named]
-        if not found and not explained:
-            found += self._gates()
-        if not found and not self.e.health.connected:
-            found.append(self._disconnected())
-        return found
 
-    @cached_property
-    def straight_through(self) -> list[Location]:
-        """Where straight-through estimators take up the gradient of what goes along with them."""
-        whole = of_one_piece(self.e.functions, self.ops)
-        sums = [one.total.location for one in self.estimators if one.honest]
-        return list(dict.fromkeys([*sums, *(op.location for op in whole if not self._shut(op))]))
+def _straight_through(e: Evidence, walk: Walk) -> list[Location]:
+    """Where straight-through estimators take up the gradient of what goes along with them."""
+    whole = of_one_piece(e.functions, walk.graph.ops)
+    sums = [one.total.location for one in walk.cuts.estimators if one.honest]
+    return list(dict.fromkeys([*sums, *(op.location for op in whole if not _shut(walk, op))]))
 
-    def _shut(self, op: RecordedOp) -> bool:
-        """Whether a custom Function lets next to nothing through at most of its units."""
-        flow = self.flows.get(op.index)
-        return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > ALONE
 
-    def explained(self) -> bool:
-        """Whether estimators alone explain that the gradient does not follow the model."""
-        told = bool(self.straight_through) and not self.parted and all(one.honest for one in self.estimators)
-        return told and self.alive and self.e.health.zero_share <= ZERO_SHARE
+def _shut(walk: Walk, op: RecordedOp) -> bool:
+    """Whether a custom Function lets next to nothing through at most of its units."""
+    flow = walk.flows.get(op.index)
+    return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > ALONE
 
-    def dead_way(self) -> frozenset[int]:
-        """Ops that carry the data from a cut on towards the output."""
-        return frozenset(
-            op.index
-            for op in self.ops
-            if op.index in self.ancestors and not op.live_out and op.carries and self.given_moving(op)
-        )
 
-    def _disconnected(self) -> Culprit:
-        place, failure = self.e.observer.script_cut, self.e.observer.failure
-        if failure:
-            return Culprit("failing-backward", Location("", "backward"), "high", f"{failure.rstrip('.')}.")
-        if place is None:
-            return Culprit("cut", Location("", "output"), "medium", "The output is not connected to the input.")
-        return Culprit(
-            "cut", place, "high", f"The gradient is cut: {place.op} passes the data on and drops the gradient."
-        )
+def _dead_way(graph: OpGraph) -> frozenset[int]:
+    """Ops that carry the data from a cut on towards the output."""
+    dead = [op for op in graph.ops if op.index in graph.way and not op.live_out and op.carries]
+    return frozenset(op.index for op in dead if graph.movement.given(op))
 
-    def saturation(self, names: frozenset[str], limit: float) -> list[Culprit]:
-        """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
-        found = []
-        for op in self.ops:
-            flow = self.flows.get(op.index)
-            if flow is None or flow.blocked_share is None or (op.name not in names and not self._shut(op)):
-                continue
-            if op.name in SOFTMAX and self.decides(op):  # how far scores are apart is a matter of their scale
-                continue
-            if flow.blocked_share > (DEAD_RELU if op.name in RELU else limit) and op.index in self.e.movement.changes:
-                confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
-                sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
-                remedy: Remedy = "function-forward" if op.kind == "function" else "soften"
-                found.append(Culprit("saturation", op.location, confidence, sentence, remedy, op.index,
-                                     self.spread(op)))  # fmt: skip
-        return found
 
-    def _gates(self) -> list[Culprit]:
-        found = []
-        for op in self.ops:
-            if op.name not in GATES or not (op.live_in and op.live_out):
-                continue
-            dead = [p for p in op.parents if not self.ops[p].live_out and self.ops[p].carries]
-            before = {self.ops[a].name for p in dead for a in self.ancestors_of(p)}
-            if before & COMPARISONS and not before & RANDOM and not self.e.movement.changes.isdisjoint(dead):
-                sentence = f"{op.name} applies a mask computed from the data: the surface jumps when the mask changes."
-                found.append(Culprit("jagged-surface", op.location, "medium", sentence, "gate-identity", op.index))
-        return found
+def _disconnected(graph: OpGraph) -> Culprit:
+    place, failure = graph.observer.script_cut, graph.observer.failure
+    if failure:
+        return Culprit("failing-backward", Location("", "backward"), "high", f"{failure.rstrip('.')}.")
+    if place is None:
+        return Culprit("cut", Location("", "output"), "medium", "The output is not connected to the input.")
+    return Culprit("cut", place, "high", f"The gradient is cut: {place.op} passes the data on and drops the gradient.")
 
-    def logit_scale(self, already: list[Culprit]) -> list[Culprit]:
-        """Cross-entropy flat in float32: its derivative with respect to the scores is exactly zero."""
-        if any(c.remedy == "tap" for c in already):
-            return []
-        flat = self.e.flat
-        if self.e.health.connected and self.e.health.zero_share <= ZERO_SHARE:
-            flat = max(flat, self.e.health.ce_zero_share)
-        if flat <= ZERO_SHARE:
-            return []
-        scaling = [op for op in self.ops if op.index in self.ancestors and op.name in SCALING and self.decides(op)]
-        where = scaling[-1] if scaling else None
-        location = where.location if where is not None else Location("", "output")
-        sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
-        index = where.index if where is not None else -1
-        return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(self.e.scores.detach()))]
 
-    def bent_output(self) -> list[Culprit]:
-        """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
-        scores = self.e.scores
-        deciding = [
-            op for op in self.ops
-            if op.kind == "torch" and op.live_in and op.live_out and self.decides(op) and self.all_through(op.inputs[0])
-        ]  # fmt: skip
-        if not scores.requires_grad or not deciding:
-            return []
-        before = deciding[0].inputs[0]
-        if not before.requires_grad:
-            return []
-        loss = F.cross_entropy(scores, self.e.y, reduction="sum")
-        try:
-            (slope,) = differentiate(loss, (before,), retain_graph=True)
-        except GradientError:
-            return []
-        if slope is None:
-            return []
-        plain = before.detach().float().softmax(dim=1) - F.one_hot(self.e.y, before.shape[1])
-        against = float((F.cosine_similarity(slope.float(), plain, dim=1) < 0).double().mean())
-        bends = [op for op in deciding if op.name not in SOFTMAX | SCALING | STRUCTURAL]
-        if against <= ZERO_SHARE or not bends:
-            return []
-        sentence = (
-            f"What follows the scores turns the slope of cross-entropy round on {against:.0%} of points, "
-            "while the decision stays."
-        )
-        return [Culprit("output-hides-loss", bends[0].location, "high", sentence, "tap", bends[0].index,
-                        gap_scale(bends[0].inputs[0].detach()))]  # fmt: skip
+def _saturation(walk: Walk, names: frozenset[str], limit: float) -> list[Culprit]:
+    """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
+    found = []
+    for op in walk.graph.ops:
+        flow = walk.flows.get(op.index)
+        if flow is None or flow.blocked_share is None or (op.name not in names and not _shut(walk, op)):
+            continue
+        if op.name in SOFTMAX and walk.graph.decides(op):  # how far scores are apart is a matter of their scale
+            continue
+        limit_here = DEAD_RELU if op.name in RELU else limit
+        if flow.blocked_share > limit_here and op.index in walk.graph.movement.changes:
+            confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
+            sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
+            remedy: Remedy = "function-forward" if op.kind == "function" else "soften"
+            found.append(Culprit("saturation", op.location, confidence, sentence, remedy, op.index, spread(op)))
+    return found
+
+
+def _gates(graph: OpGraph) -> list[Culprit]:
+    """Ops that apply a mask computed from the data."""
+    found = []
+    for op in graph.ops:
+        if op.name not in GATES or not (op.live_in and op.live_out):
+            continue
+        dead = [p for p in op.parents if not graph.ops[p].live_out and graph.ops[p].carries]
+        before = {graph.ops[a].name for p in dead for a in graph.ancestors(p)}
+        if before & COMPARISONS and not before & RANDOM and not graph.movement.changes.isdisjoint(dead):
+            sentence = f"{op.name} applies a mask computed from the data: the surface jumps when the mask changes."
+            found.append(Culprit("jagged-surface", op.location, "medium", sentence, "gate-identity", op.index))
+    return found
+
+
+def _logit_scale(e: Evidence, already: list[Culprit]) -> list[Culprit]:
+    """Cross-entropy flat in float32: its derivative with respect to the scores is exactly zero."""
+    if any(c.remedy == "tap" for c in already):
+        return []
+    flat = e.flat
+    if e.health.connected and e.health.zero_share <= ZERO_SHARE:
+        flat = max(flat, e.health.ce_zero_share)
+    if flat <= ZERO_SHARE:
+        return []
+    scaling = [op for op in e.graph.ops if op.name in SCALING and e.graph.decides(op)]
+    location, index = (scaling[-1].location, scaling[-1].index) if scaling else (Location("", "output"), -1)
+    sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
+    return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(e.scores.detach()))]
+
+
+def _bent_output(e: Evidence) -> list[Culprit]:
+    """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
+    graph, scores = e.graph, e.scores
+    deciding = [
+        op for op in graph.ops
+        if op.kind == "torch" and op.live_in and op.live_out and graph.decides(op) and graph.all_through(op.inputs[0])
+    ]  # fmt: skip
+    if not scores.requires_grad or not deciding:
+        return []
+    before = deciding[0].inputs[0]
+    if not before.requires_grad:
+        return []
+    loss = F.cross_entropy(scores, e.y, reduction="sum")
+    try:
+        (slope,) = differentiate(loss, (before,), retain_graph=True)
+    except GradientError:
+        return []
+    if slope is None:
+        return []
+    plain = before.detach().float().softmax(dim=1) - F.one_hot(e.y, before.shape[1])
+    against = float((F.cosine_similarity(slope.float(), plain, dim=1) < 0).double().mean())
+    bends = [op for op in deciding if op.name not in SOFTMAX | SCALING | STRUCTURAL]
+    if against <= ZERO_SHARE or not bends:
+        return []
+    sentence = (
+        f"What follows the scores turns the slope of cross-entropy round on {against:.0%} of points, "
+        "while the decision stays."
+    )
+    scale = gap_scale(bends[0].inputs[0].detach())
+    return [Culprit("output-hides-loss", bends[0].location, "high", sentence, "tap", bends[0].index, scale)]

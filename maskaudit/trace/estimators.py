@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from maskaudit.trace.opgraph import OpGraph
 from maskaudit.trace.records import FunctionCheck
 from maskaudit.trace.seen import RecordedOp, has_memory
 from maskaudit.trace.vocabulary import (
@@ -24,9 +25,6 @@ from maskaudit.trace.vocabulary import (
     SUBTRACTING,
     SUBTRACTING_FROM,
 )
-
-if TYPE_CHECKING:
-    from maskaudit.trace.walk import GradientWalk
 
 #: A gradient is that of the staircase's trend where its term correlates at least this well with it, and of something
 #: else where it correlates less than `FOREIGN`. Between lie gates, whose few open units say little of their scores.
@@ -61,14 +59,56 @@ class Estimator:
         return self.trend is not None and self.trend < FOREIGN
 
 
-def rejoined(walk: GradientWalk, back: RecordedOp) -> list[Estimator]:
-    """The sums in which a staircase takes the gradient of what it is added to, if all data cut at `back` end in such.
+class Staircases:
+    """Finds the sums in which a staircase takes the gradient of what it is added to."""
 
-    Whatever the formula, `a + (q − a).detach()` or `q.detach() + a − a.detach()`, the sum has the value of `q`, and
-    between `q` and the input there is a staircase on every way. Empty if any of the data go on otherwise.
-    """
-    found = [_estimator(walk, join) for join in _joins(walk, back)]
-    return [one for one in found if one is not None] if None not in found else []
+    def __init__(self, graph: OpGraph) -> None:
+        self.graph = graph
+
+    @cached_property
+    def ops(self) -> frozenset[int]:
+        """Ops whose data come from the input through a staircase only, on every way that torch saw.
+
+        A scale that is shared by many entries is no way, though it may be taken from the data as well.
+        """
+        found: set[int] = set()
+        for op in self.graph.ops:
+            carrying = [self.graph.ops[p] for p in op.parents if self.graph.ops[p].carries]
+            whole = {p.index for p in carrying if _entries(p) >= _entries(op)}
+            behind = op.kind == "torch" and whole and whole <= found and not self.graph.reads_input(op)
+            if behind or (op.carries and op.name in STEPS):
+                found.add(op.index)
+        return frozenset(found)
+
+    def rejoined(self, back: RecordedOp) -> list[Estimator]:
+        """The estimators in which all data end that were cut at `back`; empty if any of the data go on otherwise.
+
+        Whatever the formula, `a + (q − a).detach()` or `q.detach() + a − a.detach()`, the sum has the value of `q`, and
+        between `q` and the input there is a staircase on every way.
+        """
+        found = [self._estimator(join) for join in self._joins(back)]
+        return [one for one in found if one is not None] if None not in found else []
+
+    def _joins(self, back: RecordedOp) -> Iterator[RecordedOp]:
+        """Where data that a cut took off the graph meet data through which a gradient comes."""
+        reached = {back.index}
+        for op in self.graph.ops[back.index + 1 :]:
+            if op.index in self.graph.way and reached.intersection(op.parents):
+                if self.graph.arrives(op):
+                    yield op
+                else:
+                    reached.add(op.index)
+
+    def _estimator(self, join: RecordedOp) -> Estimator | None:
+        """The first sum from `join` on that has the value of a staircase, if only sums lead to it."""
+        current: RecordedOp | None = join
+        while current is not None and current.name in ADDING:
+            before = self.graph.ancestors(current.index) & self.ops
+            if any(_equal(self.graph.ops[index], current) for index in before):
+                return Estimator(current, _trend(self.graph, join, current))
+            readers = self.graph.readers(current)
+            current = readers[0] if len(readers) == 1 else None
+        return None
 
 
 def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[RecordedOp]) -> list[RecordedOp]:
@@ -77,39 +117,11 @@ def of_one_piece(checks: Mapping[str, FunctionCheck], ops: Sequence[RecordedOp])
     return [op for op in ops if op.name in (steps if op.kind == "function" else FAKE_QUANTISERS)]
 
 
-def _joins(walk: GradientWalk, back: RecordedOp) -> Iterator[RecordedOp]:
-    """Where data that a cut took off the graph meet data through which a gradient comes."""
-    reached = {back.index}
-    for op in walk.ops[back.index + 1 :]:
-        if op.index in walk.ancestors and reached.intersection(op.parents):
-            if _on_the_way(walk, op):
-                yield op
-            else:
-                reached.add(op.index)
-
-
-def _on_the_way(walk: GradientWalk, op: RecordedOp) -> bool:
-    flow = walk.e.flows.get(op.index)
-    return flow is not None and flow.points > 0
-
-
-def _estimator(walk: GradientWalk, join: RecordedOp) -> Estimator | None:
-    """The first sum from `join` on that has the value of a staircase, if only sums lead to it."""
-    current: RecordedOp | None = join
-    while current is not None and current.name in ADDING:
-        before = walk.ancestors_of(current.index) & walk.stairs
-        if any(_equal(walk.ops[index], current) for index in before):
-            return Estimator(current, _trend(walk, join, current))
-        readers = [op for op in walk.ops[current.index + 1 :] if current.index in op.parents]
-        current = readers[0] if len(readers) == 1 else None
-    return None
-
-
-def _trend(walk: GradientWalk, join: RecordedOp, total: RecordedOp) -> float | None:
+def _trend(graph: OpGraph, join: RecordedOp, total: RecordedOp) -> float | None:
     """How the value of the sum goes along with the live term of `join`, where its gradient comes from."""
     value, sign, op = _spread(total.data[0]), 1, join
     while True:
-        terms = [(place, t) for place, t in enumerate(filter(_plain, op.inputs)) if walk.e.observer.live(t)]
+        terms = [(place, t) for place, t in enumerate(filter(_plain, op.inputs)) if graph.observer.live(t)]
         if len(terms) != 1 or terms[0][1].shape != value.shape:
             return None
         place, term = terms[0]
@@ -118,10 +130,10 @@ def _trend(walk: GradientWalk, join: RecordedOp, total: RecordedOp) -> float | N
         scale = float(value.norm() * spread.norm())
         if scale:
             return sign * float((value * spread).sum()) / scale
-        maker = walk.e.observer.maker(term)  # a − a.detach() is zero: what counts is a
-        if maker is None or maker < 0 or walk.ops[maker].name not in ADDING:
+        maker = graph.observer.maker(term)  # a − a.detach() is zero: what counts is a
+        if maker is None or maker < 0 or graph.ops[maker].name not in ADDING:
             return None
-        op = walk.ops[maker]
+        op = graph.ops[maker]
 
 
 def _spread(tensor: Tensor) -> Tensor:
@@ -143,21 +155,6 @@ def _equal(op: RecordedOp, total: RecordedOp) -> bool:
 
 def _plain(tensor: Tensor) -> bool:
     return has_memory(tensor) and tensor.is_floating_point() and bool(tensor.numel())
-
-
-def stairs(walk: GradientWalk) -> frozenset[int]:
-    """Ops whose data come from the input through a staircase only, on every way that torch saw.
-
-    A scale that is shared by many entries is no way, though it may be taken from the data as well.
-    """
-    found: set[int] = set()
-    for op in walk.ops:
-        carrying = [walk.ops[p] for p in op.parents if walk.ops[p].carries]
-        whole = {p.index for p in carrying if _entries(p) >= _entries(op)}
-        behind = op.kind == "torch" and whole and whole <= found and not walk.reads_input(op)
-        if behind or (op.carries and op.name in STEPS):
-            found.add(op.index)
-    return frozenset(found)
 
 
 def _entries(op: RecordedOp) -> int:

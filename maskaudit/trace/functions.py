@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskaudit.rng import PointRNG
 from maskaudit.target import differentiate
+from maskaudit.trace.behaviour import correlation
 from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.flow import pairing
 from maskaudit.trace.records import FunctionCheck
@@ -52,12 +53,12 @@ def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:
             predicted = torch.stack(
                 [2 * step * (g.double() * d.double()).sum() for g, d in zip(gradients, directions, strict=True)]
             )
-            agreement = _correlation(predicted, measured)
+            agreement = correlation(predicted, measured)
             best = agreement if best is None or (agreement is not None and agreement > best) else best
             finest = measured
         assert finest is not None
         double = _differences(call, arguments, place, base, directions, cotangents, 2 * SCALES[-1] * spread)
-        smoothness = _correlation(finest, double)
+        smoothness = correlation(finest, double)
         smooth = smoothness is not None and smoothness > SMOOTH and float(finest.norm()) > 0
         if all(float(g.abs().max()) == 0 for g in gradients):
             return FunctionCheck(call.function.__name__, call.location, best, "zero", smooth)
@@ -91,13 +92,3 @@ def _differences(
             minus = _apply(call, arguments, place, base - step * direction)
             parts.append(((plus.double() - minus.double()) * cotangent.double()).sum())
     return torch.stack(parts)
-
-
-def _correlation(a: Tensor, b: Tensor) -> float | None:
-    """Uncentred correlation; None when both vanish, 0 when one does."""
-    length_a, length_b = float(a.norm()), float(b.norm())
-    if length_a == 0 and length_b == 0:
-        return None
-    if length_a == 0 or length_b == 0:
-        return 0.0
-    return float(a @ b) / (length_a * length_b)

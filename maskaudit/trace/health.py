@@ -16,7 +16,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target, differentiate
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.preserve import seed_generators
-from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
+from maskaudit.trace.behaviour import correlation, loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
@@ -164,13 +164,9 @@ class _Scale:
         """Take in further pairs and correlate all of them, uncentred; 1 when nothing changes and nothing should."""
         self.predicted = p = torch.cat([self.predicted, predicted.to(self.predicted)])
         self.measured = m = torch.cat([self.measured, measured.to(self.measured)])
-        lengths = float(p.norm()), float(m.norm())
-        if not all(map(math.isfinite, lengths)):
-            finite = torch.isfinite(p) & torch.isfinite(m)
-            p, m = p[finite], m[finite]
-            lengths = float(p.norm()), float(m.norm())
-        scale = lengths[0] * lengths[1]
-        self.correlation = float(p @ m) / scale if scale else float(lengths[0] == lengths[1])
+        finite = torch.isfinite(p) & torch.isfinite(m)
+        found = correlation(p[finite], m[finite])
+        self.correlation = 1.0 if found is None else found
 
     def side(self, by: float = CLEAR_BY) -> int:
         """See `clear_side`."""

@@ -15,7 +15,7 @@ from maskaudit.target import Target
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
-from maskaudit.trace.culprits import Suspects, behind_cuts, find_culprits, ranked
+from maskaudit.trace.culprits import Evidence, Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.health import (
@@ -31,6 +31,7 @@ from maskaudit.trace.health import (
     surely_poor,
 )
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.opgraph import OpGraph
 from maskaudit.trace.passes import (
     AGAIN_POINTS,
     Movement,
@@ -44,7 +45,6 @@ from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth
 from maskaudit.trace.refused import refused
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.seen import RecordedOp
-from maskaudit.trace.walk import Pass
 
 #: Points that a trace looks at; more cost memory and change nothing.
 MAX_POINTS = 16
@@ -91,20 +91,14 @@ class _Look:
     """One recorded pass, forward and backward.
 
     Attributes:
-        observer: the record of the forward pass; raw: the output (N, K) of the model; scores: the target's (N, K).
-        y: labels (N,).
-        movement: what moves with the input.
-        flows: gradient flow of the margin, by index of the op.
+        graph: the record of the forward pass; scores: the target's (N, K); y: labels (N,).
         slope: derivative (N, K) of cross-entropy with respect to the scores.
         found: what came out of the backward pass.
     """
 
-    observer: Observer
-    raw: Tensor
+    graph: OpGraph
     scores: Tensor
     y: Tensor
-    movement: Movement
-    flows: dict[int, Flow]
     slope: Tensor
     found: Gradients
 
@@ -121,7 +115,8 @@ def _look(target: Target, observer: Observer, scores: Tensor, y: Tensor, eps: fl
         grad = margin_gradient(target, observer.leaf, scores, pair)
     slope = loss_slope(scores, y)
     found = gradients(target, observer.leaf, scores, y, pair=pair, slope=slope, grad=grad)
-    return _Look(observer, raw, scores, y, Movement(target, found.x, eps, observer.ops), flows, slope, found)
+    graph = OpGraph(observer, raw, flows, Movement(target, found.x, eps, observer.ops))
+    return _Look(graph, scores, y, slope, found)
 
 
 def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Tensor, eps: float) -> Trace | None:
@@ -167,12 +162,12 @@ def _explained(
     batch_dependent: Location | None = None,
 ) -> Trace:  # fmt: skip
     """The trace, with the culprits that explain such a gradient."""
-    observer = look.observer
+    observer = look.graph.observer
     if observer.functions:
         seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
-    evidence = Pass(observer, look.raw, look.scores, look.y, look.movement, health, checks, look.flows, flat)
+    evidence = Evidence(look.graph, look.scores, look.y, health, checks, flat)
     suspects = find_culprits(evidence)
     found = suspects.culprits
     if suspects.dead_way:
@@ -185,7 +180,7 @@ def _explained(
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(target.form.normal(look.raw), flat),
+        output_kind=output_kind(target.form.normal(look.graph.raw), flat),
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
@@ -196,18 +191,19 @@ def _explained(
     )
 
 
-def _behind_cuts(target: Target, evidence: Pass, suspects: Suspects) -> list[Culprit]:
+def _behind_cuts(target: Target, evidence: Evidence, suspects: Suspects) -> list[Culprit]:
     """Suspects behind what cuts the gradient, seen in a pass that starts a new graph there."""
-    x = evidence.observer.leaf.detach()
+    before = evidence.graph
+    x = before.observer.leaf.detach()
     revived, scores = observe(target, x, revive=suspects.dead_way)
     raw = revived.raw
-    same = [op.name for op in revived.ops] == [op.name for op in evidence.observer.ops]
+    same = [op.name for op in revived.ops] == [op.name for op in before.ops]
     if raw is None or not same or not revived.live(raw):
         return []
     cotangent = margin_cotangent(raw, deciding_pair(target, scores, evidence.y))
     flows, _ = gradient_flow(revived, [(raw, cotangent)], len(x))
-    behind = dataclasses.replace(evidence, observer=revived, raw=raw, scores=scores, flows=flows)
-    return behind_cuts(behind, suspects.culprits)
+    graph = OpGraph(revived, raw, flows, before.movement)
+    return behind_cuts(dataclasses.replace(evidence, graph=graph, scores=scores), suspects.culprits)
 
 
 def _stochastic(randomness: Randomness | None) -> list[Culprit]:

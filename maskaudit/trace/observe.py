@@ -1,7 +1,6 @@
 """Record every op of one forward pass: where it ran, what it read, which autograd nodes it made.
 
-A `TorchFunctionMode` sees the calls; two global module hooks keep the module
-path (`ModuleScope`); walking `grad_fn.next_functions` from every new output
+`CallWatcher` sees the calls; walking `grad_fn.next_functions` from every new output
 assigns each autograd node to the op that made it. Nodes that nobody saw being
 made (custom Functions, TorchScript) and tensors that come from outside torch
 (numpy, PIL) become ops of their own when they are first met.
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.overrides import TorchFunctionMode
 
 from maskaudit.results import Location
 from maskaudit.target import EndOfPass
@@ -32,20 +30,20 @@ from maskaudit.trace.calls import (
     data_inputs,
     may_write,
     node_op_name,
-    op_name,
 )
 from maskaudit.trace.functorch import bare_tensors, below
 from maskaudit.trace.graph import new_nodes
-from maskaudit.trace.scope import Frame, ModuleScope, user_site
+from maskaudit.trace.scope import Frame, user_site
 from maskaudit.trace.scripted import ScriptedGraph
 from maskaudit.trace.seen import FunctionCall, Kind, RecordedOp, function_location, has_memory
+from maskaudit.trace.watch import CallWatcher
 
 
 class SeenEnough(EndOfPass):
     """Ends a forward pass of which the rest is of no interest."""
 
 
-class Observer(TorchFunctionMode):
+class Observer:
     """Record of one forward pass.
 
     Args:
@@ -62,7 +60,6 @@ class Observer(TorchFunctionMode):
         self, model: object, leaf: Tensor, *, keep_tensors: bool = True, revive: frozenset[int] = frozenset(),
         until: int | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         self.leaf = leaf
         self.revive = revive
         self.until = until
@@ -80,7 +77,8 @@ class Observer(TorchFunctionMode):
         self.script_cut: Location | None = None
         self.raw: Tensor | None = None
         self.modules: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        self.scope = ModuleScope(model, before=self._before_module, after=self._after_module)
+        self._watcher = CallWatcher(model, self._record, before=self._before_module, after=self._after_module)
+        self.scope = self._watcher.scope
         self._known: dict[int, tuple[Tensor, int]] = {id(leaf): (leaf, -1)}
         self._living: dict[int, list[RecordedOp]] = {}  # whose data live in which memory
         self._state: list[Tensor] = []
@@ -92,35 +90,21 @@ class Observer(TorchFunctionMode):
         self._entered: list[tuple[int, ...]] = []
         self._scripted: dict[int, ScriptedGraph] = {}
         self._escaped = False
-        self._busy = False
 
     @contextlib.contextmanager
     def watching(self, inputs: Tensor) -> Iterator[Observer]:
         """Record while the context is open; `inputs` are what the model is given, made from the leaf."""
         self._own((inputs,), None)
-        with self.scope.watching(), self:
+        with self._watcher.watching():
             yield self
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def _record(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run `func` and record it."""
-        kwargs = kwargs or {}
-        if self._busy:
-            return func(*args, **kwargs)
-        self._busy = True
-        try:
-            return self._record(func, args, kwargs)
-        finally:
-            self._busy = False
-
-    def _record(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = op_name(func)
         if name == "_set_grad_enabled":
             if args and args[0] is False:
-                self.no_grad_site = self._locate("no_grad", user_site())
+                self.no_grad_site = self._watcher.place("no_grad", user_site())
             return func(*args, **kwargs)
         optimising = getattr(func, "__name__", "") in OPTIMISES
         if name in PROPERTIES and not optimising:
@@ -147,14 +131,12 @@ class Observer(TorchFunctionMode):
             out = kwargs.get("out")
             op.writes = out if isinstance(out, Tensor) else inputs[0]
         output, op.refused = called(func, args, kwargs)
-        outputs = bare_tensors(output)
+        outputs = inputs[:1] if name == "__setitem__" else bare_tensors(output)
         if name in ESCAPES:
             op.kind = "escape"
             self._escaped = self._escaped or op.carries
         elif not outputs and name not in ("register_hook", "__setitem__"):
             return output
-        if name == "__setitem__":
-            outputs = inputs[:1]
         self._close(op, outputs)
         return output
 
@@ -166,9 +148,8 @@ class Observer(TorchFunctionMode):
         assert function is not None
         if function not in self.functions:
             self.adopt(bare_tensors(site.arguments), site)
-            self.functions[function] = FunctionCall(
-                function, site.arguments, self.scope.path, function_location(function, self.scope.path)
-            )
+            location = function_location(function, self.scope.path)
+            self.functions[function] = FunctionCall(function, site.arguments, location)
         return func(*args, **kwargs)
 
     def adopt(self, tensors: tuple[Tensor, ...], site: Frame) -> None:
@@ -216,8 +197,6 @@ class Observer(TorchFunctionMode):
     # --- modules ----------------------------------------------------------------------------------
 
     def _before_module(self, module: nn.Module, inputs: Any) -> None:
-        if self._busy:
-            return
         with torch._C.DisableTorchFunction():
             strange = tuple(tensor for tensor in bare_tensors(inputs) if self._strange(tensor))
             if strange:
@@ -225,8 +204,6 @@ class Observer(TorchFunctionMode):
             self._entered.append(tuple(inputs[0].shape) if inputs and isinstance(inputs[0], Tensor) else ())
 
     def _after_module(self, module: nn.Module, output: Any) -> None:
-        if self._busy:
-            return
         with torch._C.DisableTorchFunction():
             outputs = bare_tensors(output)
             if isinstance(module, torch.jit.ScriptModule):
@@ -274,14 +251,9 @@ class Observer(TorchFunctionMode):
             return known[1]
         return None if tensor.grad_fn is None else self.owner.get(tensor.grad_fn)
 
-    def _locate(self, name: str, site: Frame) -> Location:
-        return Location(self._module(site), name, site.file, site.line)
-
-    def _module(self, site: Frame) -> str:
-        return self.scope.path if site.module is None else site.module
-
     def _open(self, name: str, site: Frame, kind: Kind, inputs: tuple[Tensor, ...]) -> RecordedOp:
-        op = RecordedOp(len(self.ops), name, self._module(site), site.file, site.line, kind, torch.is_grad_enabled())
+        module = self._watcher.place(name, site).module
+        op = RecordedOp(len(self.ops), name, module, site.file, site.line, kind, torch.is_grad_enabled())
         op.live_in = self._any_live(inputs)
         op.no_grad = None if op.grad_mode else self.no_grad_site
         if torch.is_inference_mode_enabled():  # entered below what a function mode sees: its first op is the place

@@ -155,6 +155,10 @@ class Movement:
                 moved.add(op.index)
         return moved
 
+    def given(self, op: RecordedOp) -> bool:
+        """Whether an op reads or makes data that move with the input."""
+        return not self.changes.isdisjoint((op.index, *op.parents))
+
     @cached_property
     def phases(self) -> dict[int, float]:
         """Median absolute change of the argument of periodic ops, by index."""

@@ -41,7 +41,6 @@ class Frame:
         file, line: innermost frame outside torch and maskaudit; None where the model has no code of its own.
         function: the custom autograd Function in whose forward the op runs, if any.
         arguments: what that Function was applied to.
-        call_line: the user's line that applied it.
         outside: whether the op belongs to maskaudit's target, not to the model.
         module: module path that an exported graph remembers for the op; None where the modules themselves run.
     """
@@ -50,7 +49,6 @@ class Frame:
     line: int | None
     function: type[torch.autograd.Function] | None = None
     arguments: tuple[Any, ...] = ()
-    call_line: int | None = None
     outside: bool = False
     module: str | None = None
 
@@ -62,7 +60,6 @@ def user_site() -> Frame:
     line: int | None = None
     function: type[torch.autograd.Function] | None = None
     arguments: tuple[Any, ...] = ()
-    call_line: int | None = None
     inside = False
     while frame is not None:
         kind = _frame_kind(frame.f_code.co_filename)
@@ -71,12 +68,9 @@ def user_site() -> Frame:
         if kind == "function":
             found = frame.f_locals.get("cls")
             if frame.f_code.co_name == "apply" and isinstance(found, type):
-                function, arguments, call_line = found, tuple(frame.f_locals.get("args", ())), None
-        elif kind == "user":
-            if file is None:
-                file, line = shown_path(frame.f_code.co_filename), frame.f_lineno
-            if function is not None and call_line is None:
-                call_line = frame.f_lineno
+                function, arguments = found, tuple(frame.f_locals.get("args", ()))
+        elif kind == "user" and file is None:
+            file, line = shown_path(frame.f_code.co_filename), frame.f_lineno
         elif kind == "generated" and file is None:
             exported = exported_site(frame)
             if exported is not None:
@@ -86,7 +80,7 @@ def user_site() -> Frame:
         inside = inside or kind == "module"
         frame = frame.f_back
     outside = file is None and not inside and frame is not None
-    return Frame(file, line, function, arguments, call_line, outside)
+    return Frame(file, line, function, arguments, outside)
 
 
 @cache
@@ -195,11 +189,6 @@ class ModuleScope:
     def path(self) -> str:
         """Path of the module being executed; "" for the root or outside any."""
         return self.stack[-1] if self.stack else ""
-
-    @property
-    def inside(self) -> bool:
-        """Whether a module is being executed."""
-        return bool(self.stack)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[ModuleScope]:

@@ -57,7 +57,6 @@ class FunctionCall:
 
     function: type[torch.autograd.Function]
     arguments: tuple[Any, ...]
-    module: str
     location: Location
 
 

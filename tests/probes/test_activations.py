@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from maskaudit.errors import ModelError
 from maskaudit.files import shown_path
 from maskaudit.probes import get
-from maskaudit.probes.observe import ActivationCall, ActivationSite, describe, observe
+from maskaudit.probes.observe import ActivationSite, describe, observe
 from maskaudit.probes.run import run_probe
 from maskaudit.probes.saturation import saturated_softmax
 from maskaudit.results import Location, ProbeResult
+from maskaudit.trace.rectifiers import ActivationCall
 
 from .toys import Linear, Through, context, points
 

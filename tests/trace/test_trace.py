@@ -76,7 +76,7 @@ def test_randomness_is_located(build: object, source: str, line: str, net: nn.Mo
 )
 def test_custom_functions_against_their_own_forward(function: type[torch.autograd.Function], kind: str) -> None:
     x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert check_function(FunctionCall(function, (x,), "", function_location(function, ""))).kind == kind
+    assert check_function(FunctionCall(function, (x,), function_location(function, ""))).kind == kind
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.rand(2, 1, 8, 8))])
