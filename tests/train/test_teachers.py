@@ -113,10 +113,10 @@ def test_what_is_no_teacher_is_refused(method: str, teacher: Path, tmp_path: Pat
     other = tmp_path / "other.safetensors"
     config = TrainConfig(model="mlp(in_features=64, num_classes=10)", epochs=1)
     save_trained(other, train(config), config)
+    other_plan = TrainPlan(
+        TrainConfig(method, teacher=str(other)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), alpha=2.0
+    )
     with pytest.raises(UsageError, match="at most 1"):
-        other_plan = TrainPlan(
-            TrainConfig(method, teacher=str(other)), "mlp", 5, 1e-3, ThreatModel("Linf", 0.2), 10, (1, 8, 8), alpha=2.0
-        )
         METHODS[method].create(other_plan, nn.Identity())
     for shape, classes, says in (((3, 8, 8), 10, "does not accept"), ((1, 8, 8), 7, "not 7 classes")):
         plan = TrainPlan(
