@@ -86,8 +86,9 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
     with limited(request.settings.memory):
         if loaded is None:
             loaded = load_model(
-                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
-            )
+                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device,
+                weights=request.weights,
+            )  # fmt: skip
         prepared = _boxed(_resolve(loaded, request, points))
         _check_fit(prepared, by_default=request.data is None and points is None)
         return prepared
@@ -229,9 +230,11 @@ def discard_journal(out: Path) -> None:
     shutil.rmtree(out / JOURNAL_FOLDER, ignore_errors=True)
 
 
-def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu") -> LoadedModel:
+def load(
+    source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu", weights: str | None = None
+) -> LoadedModel:
     """Load a model as `maskaudit check` does; see `maskaudit.sources.load_model`."""
-    return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device)
+    return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
 
 
 def _takes_options(function: Callable[..., Audit]) -> Callable[..., Audit]:

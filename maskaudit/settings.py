@@ -245,8 +245,12 @@ class Request:
 
     model: str
     arch: str | None = option(
-        None, _WORD, "Module of a state dict: net.py:factory or pkg.mod:factory.", metavar="SPEC", group="model",
-        path="source",
+        None, _WORD, "Module of a state dict: net.py:factory, pkg.mod:factory, timm:NAME or torchvision:NAME.",
+        metavar="SPEC", group="model", path="source",
+    )  # fmt: skip
+    weights: str | None = option(
+        None, _WORD, "Which weights of a checkpoint are meant, where several fit, e.g. state_dict_ema.", metavar="NAME",
+        group="model", one_model=True,
     )  # fmt: skip
     data: str | None = option(
         None, _WORD,

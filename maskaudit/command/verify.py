@@ -24,10 +24,12 @@ def verify_files(
     trust_pickle: bool = False,
     device: str = "cpu",
     sha256: str | None = None,
+    weights: str | None = None,
 ) -> tuple[list[Check], str]:
     """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
 
     Args:
+        arch, trust_pickle, device, weights: as for `maskaudit.sources.load_model`.
         sha256: digest of audit.json (of the evidence file where that is given alone) that was published elsewhere.
 
     Returns:
@@ -46,7 +48,7 @@ def verify_files(
         document = parse_report(content, where)
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it beside the report")
-    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
+    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     checks = verify_audit(document, read_evidence(evidence, str(beside)), loaded.module, loaded.sha256)
     if published is not None:
         checks.insert(0, _published(evidence if alone else content, published))

@@ -12,6 +12,8 @@ from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch, state
 from maskaudit.loading.checkpoint import parse_metadata
 from maskaudit.loading.interface import Contents, ModelFile, Options
+from maskaudit.loading.shards import index_of
+from maskaudit.loading.weights import Holder
 
 
 def read(file: ModelFile, options: Options) -> Contents:
@@ -28,7 +30,10 @@ def read(file: ModelFile, options: Options) -> Contents:
         module, spec = arch.build_from_file(named, file.source, state.count_numbers(tensors)), named
     else:
         raise state.need_arch(file.source)
-    notes += state.fit(module, tensors, file.source, spec)
+    try:
+        notes += state.fit(module, [Holder((), tensors)], file.source, spec, options.weights)
+    except InputError as error:
+        raise InputError(f"{error}{index_of(file.source)}") from error
     return Contents(module, "safetensors", metadata, arch.trusted_code(options.arch), notes)
 
 
