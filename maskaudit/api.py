@@ -121,7 +121,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
         settler.take("arch", None)
     given = points.bounds if isinstance(points, Dataset) else None
     bounds = settler.choose("bounds", request.bounds or given, (0.0, 1.0))
-    data, pool = _points(settler, request.data, bounds, points, request.settings)
+    data, pool = _points(settler, request, bounds, points)
     usual: Norm = "Linf"
     norm = settler.choose("norm", request.norm, usual)
     if loaded.metadata.get("threat", {}).get("norm") != norm:
@@ -167,7 +167,7 @@ def _numbered(data: Dataset, first: int) -> Dataset:
 
 
 def _points(
-    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
+    settler: Settler, request: Request, bounds: tuple[float, float], points: Points | None
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
@@ -176,10 +176,11 @@ def _points(
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
         return data, data.some(_pool_points(data)).x
-    source = settler.choose("data", said, DEFAULT_DATA)
+    source, settings = settler.choose("data", request.data, DEFAULT_DATA), request.settings
     draw = Draw(max(settings.samples or settings.effort.looks[-1], LEAST_DRAWN), settings.seed)
-    data = load_data(source, split="test", bounds=bounds, draw=draw)
-    return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
+    data = load_data(source, split="test", bounds=bounds, draw=draw, target=request.target)
+    pool = load_data(source, split="train", bounds=bounds, limit=_pool_points(data), target=request.target)
+    return data, pool.x
 
 
 def _pool_points(data: Dataset) -> int:

@@ -61,7 +61,7 @@ def describe_error(error: BaseException, limit: int = 200) -> str:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` with the known names that come nearest to one that is not known; empty where none is near."""
+    """` (did you mean …?)` with the known names nearest to one that is not known; empty where none is near."""
     by_plain = {_plain(one): one for one in known}
     near = difflib.get_close_matches(_plain(name), by_plain, n=3, cutoff=NEAR)
     within = [one for one in by_plain if _plain(name) and _plain(name) in one.split()] if not near else []

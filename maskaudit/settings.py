@@ -254,9 +254,11 @@ class Request:
     )  # fmt: skip
     data: str | None = option(
         None, _WORD,
-        "digits, fashion-mnist, cifar-10, svhn, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
+        "digits, fashion-mnist, cifar-10, svhn, a file (.npz, .npy, .pt, .safetensors, .csv, .parquet, .tar), a folder "
+        "of class folders, torchvision:NAME, hf:ID or py:CODE.",
         metavar="SOURCE", group="data", path="source",
     )  # fmt: skip
+    target: str | None = option(None, _WORD, "Column of a table that holds the labels.", metavar="COLUMN", group="data")
     norm: Norm | None = option(None, Choice(*get_args(Norm)), "Norm of the ball.", group="data")
     eps: float | None = option(
         None, _LENGTH, "Radius of the ball in input units, e.g. 8/255.", metavar="NUMBER", group="data"

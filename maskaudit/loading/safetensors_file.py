@@ -19,7 +19,7 @@ from maskaudit.loading.weights import Holder
 def read(file: ModelFile, options: Options) -> Contents:
     """Build the module that the file (built-in names only) or the user names, and fill it with the file's tensors."""
     metadata = parse_metadata(file.source, io.BytesIO(file.data), len(file.data))
-    tensors = _tensors(file)
+    tensors = read_tensors(file)
     named = metadata.get("arch")
     notes: tuple[str, ...] = ()
     if options.arch is not None:
@@ -37,7 +37,12 @@ def read(file: ModelFile, options: Options) -> Contents:
     return Contents(module, "safetensors", metadata, arch.trusted_code(options.arch), notes)
 
 
-def _tensors(file: ModelFile) -> dict[str, Tensor]:
+def read_tensors(file: ModelFile) -> dict[str, Tensor]:
+    """The tensors of a file by name; its header is to be checked before.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         return safetensors.torch.load(file.data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:

@@ -54,7 +54,7 @@ def read_file(source: str) -> ModelFile:
 
 
 def sniff(file: ModelFile) -> str:
-    """The format: safetensors, index (of several), state_dict (torch.save zip), legacy, pickle, torchscript, pt2 or onnx.
+    """The format: safetensors, index (of shards), state_dict (a zip), legacy, pickle, torchscript, pt2 or onnx.
 
     Raises:
         InputError: for a damaged archive, a file that is of two formats at once, or anything else.

@@ -73,9 +73,7 @@ def _named(sets: list[Weights], name: str, source: str) -> Weights:
     if name in fitting:
         return fitting[name]
     held = f"those that fit are {_few(list(fitting), 10)}" if fitting else "none in it fits"
-    raise UsageError(
-        f"{source} has no weights {shown(name)} that fit{meant(name, fitting)}; {held}."
-    )
+    raise UsageError(f"{source} has no weights {shown(name)} that fit{meant(name, fitting)}; {held}.")
 
 
 def _misfit(weights: Weights, source: str, spec: str) -> str:

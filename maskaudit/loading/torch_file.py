@@ -30,9 +30,7 @@ MAX_PICKLES = 8
 #: Classes that the safe loader may build besides its own: a bag of attributes, in which scripts keep their options.
 HARMLESS = (argparse.Namespace,)
 #: Names that every state dict refers to and torch's safe loader knows.
-ORDINARY = re.compile(
-    r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|argparse\.Namespace"
-)
+ORDINARY = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|argparse\.Namespace")
 
 
 def read(file: ModelFile, options: Options) -> Contents:
@@ -61,6 +59,25 @@ def read_pickle(file: ModelFile, options: Options) -> Contents:
             "save a state dict with torch.save(model.state_dict(), FILE)."
         )
     return _read_trusted(file, options, wanted)
+
+
+def read_content(file: ModelFile) -> Any:
+    """What a file of torch.save holds, by the safe loader.
+
+    Raises:
+        UntrustedInputError: for a pickle that would run code.
+        InputError: for a damaged file.
+    """
+    try:
+        return _load(file, weights_only=True)
+    except InputError:
+        wanted = wanted_globals(file)
+        if not wanted:
+            raise
+        names = ", ".join(printable(name, 60) for name in wanted[:SHOWN])
+        raise UntrustedInputError(
+            f"{file.source} is a pickle that would run code when opened ({names}), and is refused; save plain tensors."
+        ) from None
 
 
 def wanted_globals(file: ModelFile) -> list[str]:

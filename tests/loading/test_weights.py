@@ -48,7 +48,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
     "two prefixes": (lambda net, _: under("student.encoder.", net), "'student.encoder.'"),
     "teacher": (lambda net, o: {**under("model.", net), **under("teacher.", o)}, "takes teacher in its place"),
     "teacher first": (lambda net, o: {**under("a_teacher.", o), **under("z.", net), **LOSS}, "takes a_teacher in its"),
-    "average beside": (lambda net, o: {"model": o.state_dict(), "model_ema": net.state_dict()}, "'model_ema' are an av"),
+    "average beside": (lambda net, o: {"model": o.state_dict(), "model_ema": net.state_dict()}, "'model_ema' are an"),
     "average alone": (lambda net, _: {"model_ema": net.state_dict(), "epoch": 3}, "under model_ema"),
     "average inside": (lambda net, o: {**under("ema_model.", net), **under("online_model.", o)}, "takes online_model"),
     "bare beside average": (lambda net, o: {**o.state_dict(), **under("ema.", net)}, "takes top in its place"),
