@@ -259,6 +259,10 @@ class Request:
         metavar="SOURCE", group="data", path="source",
     )  # fmt: skip
     target: str | None = option(None, _WORD, "Column of a table that holds the labels.", metavar="COLUMN", group="data")
+    features: str | None = option(
+        None, _WORD, "What the columns of a table may be: bounds, eps, integer, categorical, frozen (TOML or JSON).",
+        metavar="FILE", group="data", path="file",
+    )  # fmt: skip
     norm: Norm | None = option(None, Choice(*get_args(Norm)), "Norm of the ball.", group="data")
     eps: float | None = option(
         None, _LENGTH, "Radius of the ball in input units, e.g. 8/255.", metavar="NUMBER", group="data"

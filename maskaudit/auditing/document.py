@@ -46,7 +46,7 @@ def build_report(
             "reject_class": target.reject_class,
             "trusted_code": list(loaded.trusted_code),
         },
-        threat={"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        threat=threat.to_dict(),
         settings={
             "seed": settings.seed,
             "budget": settings.budget,
@@ -97,7 +97,7 @@ def scoring(state: AuditState) -> dict[str, Any]:
     target, threat, settings = state.target, state.threat, state.settings
     return {
         "sha256": state.loaded.sha256,
-        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        "threat": threat.to_dict(),
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
         "form": target.form.to_dict(),
         "random": target.random, "proof": PROOF.to_dict() if target.random else None,

@@ -178,7 +178,8 @@ class Search(SlotState):
         x, threat = self.clean, self.terrain.threat
         bound = self.terrain.column(radius)
         if threat.norm == "Linf":
-            return torch.clamp(anchor, x - bound, x + bound).clamp_(*threat.bounds)
+            reach = threat.scaled(bound.expand_as(x)) if threat.features is not None else bound
+            return torch.clamp(anchor, x - reach, x + reach).clamp_(*threat.bounds)
         delta = anchor - x
         length = self.terrain.column(per_point_norm(delta)).clamp_min(1e-12)
         return torch.where(length > bound, x + delta * (bound / length), anchor).clamp_(*threat.bounds)
