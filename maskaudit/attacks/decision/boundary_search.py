@@ -20,7 +20,7 @@ from torch import Tensor
 from maskaudit.attacks.resident import SlotState, keep
 from maskaudit.rng import PointRNG
 from maskaudit.target import accelerator
-from maskaudit.threat import ThreatModel, per_point_norm
+from maskaudit.threat import FARTHEST, ThreatModel, per_point_norm
 
 #: What a point does with its next query: try a start, ask at ε itself, bisect the radius, explore.
 START, AT_EPS, BISECT, EXPLORE = 0, 1, 2, 3
@@ -178,7 +178,7 @@ class Search(SlotState):
         x, threat = self.clean, self.terrain.threat
         bound = self.terrain.column(radius)
         if threat.norm == "Linf":
-            reach = threat.scaled(bound.expand_as(x)) if threat.features is not None else bound
+            reach = bound if threat.features is None else threat.scaled(bound.clamp_max(FARTHEST).expand_as(x))
             return torch.clamp(anchor, x - reach, x + reach).clamp_(*threat.bounds)
         delta = anchor - x
         length = self.terrain.column(per_point_norm(delta)).clamp_min(1e-12)
