@@ -123,7 +123,9 @@ SECTIONS: dict[str, dict[str, str]] = {
         "reject_class": "index of the refusal output, or null",
         "trusted_code": "code that ran because the user named it",
     },
-    "threat": {"norm": "`Linf` or `L2`", "eps": "radius in input units", "bounds": "smallest and largest input value"},
+    "threat": {"norm": "`Linf` or `L2`", "eps": "radius in input units", "bounds": "smallest and largest input value",
+        "features": "only with `--features`: `low`, `width`, `scale` (radius as a share of ε), `step` and `groups` of the "
+        "columns; inputs are then shares of each range"},
     "settings": {
         "seed": "seed of everything random",
         "budget": "name of the budget",

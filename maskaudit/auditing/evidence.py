@@ -47,6 +47,8 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
     same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
     checks.append(Check("model", same_model, "same bytes as audited" if same_model else "not the bytes audited"))
     threat = ThreatModel.from_dict(scoring["threat"])
+    if threat.features is not None and evidence.tensors["clean"].shape[1:] != (len(threat.features.low),):
+        raise InputError("The evidence describes features that its inputs do not have.")
     with _reviewed(model, scoring, threat, usual_batch(evidence.tensors["clean"].shape[1:])) as target:
         hearing = Hearing(target, threat, random=scoring.get("random", False), reject_class=scoring.get("reject_class"))
         heard, proven = _heard(hearing, evidence, document)
