@@ -209,6 +209,7 @@ def _settings(settler: Settler, request: Request) -> AuditSettings:
     return replace(
         said,
         arch=request.arch or said.arch,
+        weights=request.weights or said.weights,
         plan=said.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
         outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
         mean=settler.take("mean", said.mean),
@@ -421,6 +422,7 @@ def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
     return {
         "the model": f"{loaded.sha256 or loaded.source} {loaded.metadata.get('arch') or ''}".strip(),
         "--arch": settings.arch,
+        "--weights": settings.weights,
         "--data": f"{data.name} {content_digest(data.x, data.y, prepared.pool)[:12]}",
         "the threat model": f"{threat.norm} {threat.eps!r} in {threat.bounds}"
         + (f", features {content_digest(threat.features)[:12]}" if threat.features else ""),

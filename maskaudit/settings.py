@@ -196,6 +196,7 @@ class AuditSettings:
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""
+    weights: str = ""
     defaults: tuple[str, ...] = ()
     command: str = ""
 

@@ -36,6 +36,7 @@ def build_report(
             "sha256": loaded.sha256,
             "parameters": loaded.parameters,
             "arch": settings.arch,
+            "weights": settings.weights,
             "architecture": str(loaded.metadata.get("arch", "")),
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,

@@ -16,6 +16,7 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.auditing.evidence_file import THREAT, Evidence, pack_evidence, read_evidence, report_digest
 from maskaudit.auditing.hearing import Hearing
+from maskaudit.errors import InputError
 from maskaudit.report.reading import read_report
 from maskaudit.results import AttackRow, plain, revived
 from maskaudit.target import Target, usual_batch
