@@ -114,6 +114,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "sha256": "digest of the file, or of the state where there is no file; empty for a plain callable",
         "parameters": "number of scalar parameters",
         "arch": "`--arch` as given",
+        "weights": "`--weights` as given",
         "architecture": "architecture that the file names",
         "method": "training method that the file names",
         "outputs": "kind of output, as detected or given: `logits`, `log-probabilities`, `probabilities`, `votes`, "
@@ -125,7 +126,13 @@ SECTIONS: dict[str, dict[str, str]] = {
         "reject_class": "index of the refusal output, or null",
         "trusted_code": "code that ran because the user named it",
     },
-    "threat": {"norm": "`Linf` or `L2`", "eps": "radius in input units", "bounds": "smallest and largest input value"},
+    "threat": {
+        "norm": "`Linf` or `L2`",
+        "eps": "radius in input units",
+        "bounds": "smallest and largest input value",
+        "features": "only with `--features`: `low`, `width`, `scale` (radius as a share of ε), `step` and `groups` of "
+        "the columns; inputs are then shares of each range",
+    },
     "settings": {
         "seed": "seed of everything random",
         "budget": "name of the budget",

@@ -19,6 +19,7 @@ from maskaudit.auditing.digest import content_digest, machine
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, Draw, load_data
+from maskaudit.data.features import read_features, wide
 from maskaudit.errors import (
     InconclusiveAuditWarning,
     InputError,
@@ -38,12 +39,12 @@ from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails,
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.fit import misfit
-from maskaudit.target.form import SHARES
+from maskaudit.target.form import SHARES, Form
 from maskaudit.target.memory import limited
 from maskaudit.target.preserve import preserved
 from maskaudit.target.recognise import meet
 from maskaudit.target.scores import detect_outputs
-from maskaudit.threat import Norm, ThreatModel, customary_eps
+from maskaudit.threat import Features, Norm, ThreatModel, customary_eps
 
 DEFAULT_DATA = "digits"
 #: Share of the diameter of the box from which on the radius is warned of: a common point is within reach of all.
@@ -86,8 +87,9 @@ def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Poin
     with limited(request.settings.memory):
         if loaded is None:
             loaded = load_model(
-                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device
-            )
+                request.model, arch=request.arch, trust_pickle=request.trust_pickle, device=request.settings.device,
+                weights=request.weights,
+            )  # fmt: skip
         prepared = _boxed(_resolve(loaded, request, points))
         _check_fit(prepared, by_default=request.data is None and points is None)
         return prepared
@@ -119,20 +121,34 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
         settler.take("arch", None)
     given = points.bounds if isinstance(points, Dataset) else None
     bounds = settler.choose("bounds", request.bounds or given, (0.0, 1.0))
-    data, pool = _points(settler, request.data, bounds, points, request.settings)
+    read_in = wide(bounds) if request.features else bounds
+    data, pool = _points(settler, request, read_in, points)
     usual: Norm = "Linf"
     norm = settler.choose("norm", request.norm, usual)
     if loaded.metadata.get("threat", {}).get("norm") != norm:
         settler.leave("eps")
-    threat = ThreatModel(
-        norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, bounds)), bounds
-    )
+    box = (0.0, 1.0) if request.features else bounds
+    threat = ThreatModel(norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, box)), box)
+    if request.features:
+        data, pool, threat = _described(request.features, data, pool, threat, bounds)
     warning = _check_radius(threat, data)
     settings = _settings(settler, request)
     data = _numbered(data, settings.first_label)
-    surrogates = tuple(_surrogate(spec, data) for spec in request.surrogates)
+    surrogates = tuple(_surrogate(spec, data, threat) for spec in request.surrogates)
     loaded = replace(loaded, notes=(*warning, *loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)
+
+
+def _described(
+    path: str, data: Dataset, pool: Tensor, threat: ThreatModel, bounds: tuple[float, float]
+) -> tuple[Dataset, Tensor, ThreatModel]:
+    """Points, pool and ball in the terms of a file of features."""
+    table = read_features(Path(path), data, bounds)
+    described = replace(table.threat(threat.eps), norm=threat.norm)
+    assert described.features is not None
+    notes = (*data.notes, table.sentence())
+    encoded = table.encode(data, described.features)
+    return replace(encoded, notes=notes), table.coordinates(data.name, pool, described.features), described
 
 
 def _check_radius(threat: ThreatModel, data: Dataset) -> tuple[str, ...]:
@@ -165,7 +181,7 @@ def _numbered(data: Dataset, first: int) -> Dataset:
 
 
 def _points(
-    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
+    settler: Settler, request: Request, bounds: tuple[float, float], points: Points | None
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
@@ -174,10 +190,10 @@ def _points(
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
         return data, data.some(_pool_points(data)).x
-    source = settler.choose("data", said, DEFAULT_DATA)
-    draw = _draw(settings)
-    data = load_data(source, split="test", bounds=bounds, draw=draw)
-    return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
+    source = settler.choose("data", request.data, DEFAULT_DATA)
+    data = load_data(source, split="test", bounds=bounds, draw=_draw(request.settings), target=request.target)
+    pool = load_data(source, split="train", bounds=bounds, limit=_pool_points(data), target=request.target)
+    return data, pool.x
 
 
 def _draw(settings: AuditSettings) -> Draw | None:
@@ -199,6 +215,7 @@ def _settings(settler: Settler, request: Request) -> AuditSettings:
     return replace(
         said,
         arch=request.arch or said.arch,
+        weights=request.weights or said.weights,
         plan=said.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
         outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
         mean=settler.take("mean", said.mean),
@@ -236,9 +253,11 @@ def discard_journal(out: Path) -> None:
     shutil.rmtree(out / JOURNAL_FOLDER, ignore_errors=True)
 
 
-def load(source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu") -> LoadedModel:
+def load(
+    source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu", weights: str | None = None
+) -> LoadedModel:
     """Load a model as `maskaudit check` does; see `maskaudit.sources.load_model`."""
-    return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device)
+    return load_model(source, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
 
 
 def _takes_options(function: Callable[..., Audit]) -> Callable[..., Audit]:
@@ -343,12 +362,26 @@ def dataset_of(x: Tensor, y: Tensor, *, bounds: tuple[float, float]) -> Dataset:
     return Dataset("in memory", x, y, classes, bounds, split="all")
 
 
-def _surrogate(spec: str, data: Dataset) -> nn.Module:
+class _InUnits(nn.Module):
+    """A module that is shown values in the units of features, asked in shares of their ranges."""
+
+    def __init__(self, module: nn.Module, features: Features) -> None:
+        super().__init__()
+        self.module, self.features = module, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.module(self.features.decode(x))
+        return scores
+
+
+def _surrogate(spec: str, data: Dataset, threat: ThreatModel) -> nn.Module:
     """A module for `--surrogate MODEL[@SPEC]`, checked on the data's shape."""
     source, _, arch = spec.partition("@")
     module = load_model(source, arch=arch or None).module
     if not isinstance(module, nn.Module):
         raise UsageError(f"The surrogate {source} must be a torch module, got {type(module).__name__}.")
+    if threat.features is not None:
+        module = _InUnits(module, threat.features)
     try:
         with torch.no_grad():
             answer = module.eval()(data.x[:2])
@@ -366,7 +399,8 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
     """
     loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
-        with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device) as target:
+        form = Form(features=prepared.threat.features)
+        with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device, form=form) as target:
             meet(target, data.x[:8], settings)
             found = detect_outputs(target.answers(data.x[:2]))
     except ModelError as error:
@@ -394,8 +428,10 @@ def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
     return {
         "the model": f"{loaded.sha256 or loaded.source} {loaded.metadata.get('arch') or ''}".strip(),
         "--arch": settings.arch,
+        "--weights": settings.weights,
         "--data": f"{data.name} {content_digest(data.x, data.y, prepared.pool)[:12]}",
-        "the threat model": f"{threat.norm} {threat.eps!r} in {threat.bounds}",
+        "the threat model": f"{threat.norm} {threat.eps!r} in {threat.bounds}"
+        + (f", features {content_digest(threat.features)[:12]}" if threat.features else ""),
         **{
             one.flag: str(getattr(settings, key))
             for key, one in options_of(AuditSettings).items()

@@ -154,9 +154,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 @click.argument("audit", metavar="DIR|AUDIT.JSON|EVIDENCE")
 @model_options
 @click.option("--sha256", metavar="DIGEST", help="Digest of audit.json that was published elsewhere.")
-def verify(
-    audit: str, model: str, arch: str | None, trust_pickle: bool, device: str, black_box: bool, sha256: str | None
-) -> None:  # fmt: skip
+def verify(audit: str, model: str, sha256: str | None, **opening: Any) -> None:
     """Prove an audit: score its examples anew against MODEL, and judge its recorded points anew.
 
     Status 1 when an example does not hold, or when accuracy, levels, claim or verdict do not follow from the points.
@@ -164,9 +162,7 @@ def verify(
     """
     from maskaudit.command.verify import verify_files
 
-    checks, closing = verify_files(
-        Path(audit), model, arch=arch, trust_pickle=trust_pickle, device=device, black_box=black_box, sha256=sha256
-    )
+    checks, closing = verify_files(Path(audit), model, sha256=sha256, **opening)
     for one in checks:
         _line(f"{'ok  ' if one.holds else 'FAIL'}  {one.name}: {one.detail}")
     _line(closing)

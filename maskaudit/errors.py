@@ -6,6 +6,13 @@ command line turns the class into an exit status; the library just raises.
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Iterable
+
+#: Likeness from which on a known name is offered in place of one that is not known (difflib's ratio).
+NEAR = 0.6
+
 
 class MaskauditError(Exception):
     """Base of all errors raised on purpose; `exit_code` is the process status of the command line."""
@@ -63,6 +70,20 @@ def message(error: BaseException) -> str:
         return str(error)
     except Exception:
         return ""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` with the known names nearest to one that is not known; empty where none is near."""
+    by_plain = {_plain(one): one for one in known}
+    near = difflib.get_close_matches(_plain(name), by_plain, n=3, cutoff=NEAR)
+    within = [one for one in by_plain if _plain(name) and _plain(name) in one.split()] if not near else []
+    found = [by_plain[one] for one in dict.fromkeys([*near, *within[:3]])]
+    return f" (did you mean {' or '.join(printable(one, 80) for one in found)}?)" if found else ""
+
+
+def _plain(name: str) -> str:
+    """A name without what people forget or mistake: case, and signs between words."""
+    return re.sub(r"[\W_]+", " ", name.lower()).strip()
 
 
 def printable(text: str, limit: int = 200) -> str:

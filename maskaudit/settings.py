@@ -250,6 +250,7 @@ class AuditSettings:
     fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
     plan: Plan | None = None
     arch: str = ""
+    weights: str = ""
     defaults: tuple[str, ...] = ()
     command: str = ""
 
@@ -301,13 +302,23 @@ class Request:
 
     model: str
     arch: str | None = option(
-        None, _WORD, "Module of a state dict: net.py:factory or pkg.mod:factory.", metavar="SPEC", group="model",
-        path="source",
+        None, _WORD, "Module of a state dict: net.py:factory, pkg.mod:factory, timm:NAME or torchvision:NAME.",
+        metavar="SPEC", group="model", path="source",
+    )  # fmt: skip
+    weights: str | None = option(
+        None, _WORD, "Which weights of a checkpoint are meant, where several fit, e.g. state_dict_ema.", metavar="NAME",
+        group="model", one_model=True,
     )  # fmt: skip
     data: str | None = option(
         None, _WORD,
-        "digits, fashion-mnist, cifar-10, svhn, x.npz, a folder of class folders, torchvision:NAME, hf:ID or py:CODE.",
+        "digits, fashion-mnist, cifar-10, svhn, a file (.npz, .npy, .pt, .safetensors, .csv, .parquet, .tar), a folder "
+        "of class folders, torchvision:NAME, hf:ID or py:CODE.",
         metavar="SOURCE", group="data", path="source",
+    )  # fmt: skip
+    target: str | None = option(None, _WORD, "Column of a table that holds the labels.", metavar="COLUMN", group="data")
+    features: str | None = option(
+        None, _WORD, "What the columns of a table may be: bounds, eps, integer, categorical, frozen (TOML or JSON).",
+        metavar="FILE", group="data", path="file",
     )  # fmt: skip
     norm: Norm | None = option(None, Choice(*get_args(Norm)), "Norm of the ball.", group="data")
     eps: float | None = option(

@@ -28,8 +28,9 @@ NAMED: dict[str, Callable[[str], Contents]] = {
 
 
 def load_model(
-    source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str | torch.device = "cpu"
-) -> LoadedModel:
+    source: str, *, arch: str | None = None, trust_pickle: bool = False, device: str | torch.device = "cpu",
+    weights: str | None = None,
+) -> LoadedModel:  # fmt: skip
     """Load a model. torch's global random state is left as it was.
 
     Args:
@@ -38,6 +39,7 @@ def load_model(
         arch: SPEC of the module that a state dict belongs to (see `maskaudit.loading.arch`).
         trust_pickle: whether a pickle may run the code it asks for.
         device: where the module is put.
+        weights: name of the set of weights that is meant, where a checkpoint holds several.
 
     Raises:
         UsageError: for a malformed SPEC, an unknown device, or a kind of source that is not supported.
@@ -45,18 +47,21 @@ def load_model(
         InputError: for a source that is missing, damaged, of another format, or does not fit the architecture.
     """
     with torch.random.fork_rng(devices=[]):
-        loaded = _load(source, arch, trust_pickle)
+        loaded = _load(source, arch, trust_pickle, weights)
     if isinstance(loaded.module, nn.Module):
         _move(loaded.module, device)
     return loaded
 
 
-def _load(source: str, arch: str | None, trust_pickle: bool) -> LoadedModel:
+def _load(source: str, arch: str | None, trust_pickle: bool, weights: str | None) -> LoadedModel:
     prefix, colon, name = source.partition(":")
+    named = source.startswith(("http://", "https://")) or (colon and (prefix == "zoo" or prefix in NAMED))
+    if not named:
+        return load_file(source, arch=arch, trust_pickle=trust_pickle, weights=weights)
+    if weights is not None:
+        raise UsageError(f"--weights is for a checkpoint, {source} brings its own weights; leave it out.")
     if source.startswith(("http://", "https://")):
         return finished(web.read_url(source), source, None)
-    if not colon or (prefix != "zoo" and prefix not in NAMED):
-        return load_file(source, arch=arch, trust_pickle=trust_pickle)
     if not name:
         raise UsageError(f"{source!r} names no model; write {prefix}:NAME.")
     if arch is not None:

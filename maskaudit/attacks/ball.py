@@ -41,7 +41,8 @@ class Ball(SlotState):
     def around(cls, clean: Tensor, threat: ThreatModel) -> Ball:
         """The balls around clean points (b, …)."""
         if threat.norm == "Linf":
-            low, high = threat.clamp(clean - threat.eps), threat.clamp(clean + threat.eps)
+            radius = threat.radius(clean)
+            low, high = threat.clamp(clean - radius), threat.clamp(clean + radius)
             return cls(threat, clean, low, high, torch.empty_like(clean))
         return cls(threat, clean, None, None, torch.empty_like(clean))
 
@@ -54,6 +55,8 @@ class Ball(SlotState):
         """
         if self.threat.norm == "Linf":
             torch.sign(gradient, out=self.scratch)
+            if self.threat.features is not None:
+                self.scratch.copy_(self.threat.scaled(self.scratch))
             if isinstance(size, Tensor):
                 torch.addcmul(at, self.scratch, self._column(size), out=out)
             else:

@@ -28,7 +28,7 @@ def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0
     """
     shape = x.shape[1:]
     if threat.norm == "Linf":
-        return threat.project(x + threat.eps * (2 * rng.uniform(shape, step=step).to(x) - 1), x)
+        return threat.project(x + threat.eps * threat.scaled(2 * rng.uniform(shape, step=step).to(x) - 1), x)
     direction = rng.normal(shape, step=step).to(x)
     distance = rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
     scale = threat.eps * distance / per_point_norm(direction).clamp_min(1e-12)

@@ -215,7 +215,7 @@ class Attacker:
     ) -> tuple[Attempt, Score, float]:
         """What the attack brings, its fresh score, and the seconds of both."""
         target, x, y = self.target, self.ledger.x[rows], self.ledger.y[rows]
-        threat = self._unbounded(x) if spec.role == "sanity" else self.threat
+        threat = self.threat.unbounded(x) if spec.role == "sanity" else self.threat
         job = Job(spec, x, y, threat, self.rng(stream, rows), settings, per_point)
         shards = {f"{stream} {number}": shard for number, shard in enumerate(job.shards(target.device))}
         with foreign.breaking_off_at_once():  # nothing is booked before it is finished
@@ -276,11 +276,6 @@ class Attacker:
             return content_digest(self._answers, {n: getattr(self.target, n) for n in TARGET_SETTINGS}, task)
         except IndescribableError:
             return ""
-
-    def _unbounded(self, x: Tensor) -> ThreatModel:
-        """A ball that holds the whole box."""
-        width = self.threat.bounds[1] - self.threat.bounds[0]
-        return self.threat.with_eps(width if self.threat.norm == "Linf" else width * x[0].numel() ** 0.5)
 
     def _bound(self, spec: AttackSpec) -> dict[str, Any]:
         """The attack's settings with what only a running audit has."""

@@ -40,6 +40,7 @@ def build_report(
             "sha256": loaded.sha256,
             "parameters": loaded.parameters,
             "arch": settings.arch,
+            "weights": settings.weights,
             "architecture": str(loaded.metadata.get("arch", "")),
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,
@@ -50,7 +51,7 @@ def build_report(
             "reject_class": target.reject_class,
             "trusted_code": list(loaded.trusted_code),
         },
-        threat={"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        threat=threat.to_dict(),
         settings={
             "seed": settings.seed,
             "budget": settings.budget,
@@ -108,7 +109,7 @@ def scoring(state: AuditState) -> dict[str, Any]:
     target, threat, settings = state.target, state.threat, state.settings
     return {
         "sha256": state.loaded.sha256,
-        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)},
+        "threat": threat.to_dict(),
         "mean": settings.mean, "std": settings.std, "outputs": target.outputs, "reject_class": target.reject_class,
         "form": target.form.to_dict(),
         "random": target.random, "proof": PROOF.to_dict() if target.random else None,

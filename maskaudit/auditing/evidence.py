@@ -16,6 +16,7 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.auditing.evidence_file import THREAT, Evidence, pack_evidence, read_evidence, report_digest
 from maskaudit.auditing.hearing import Hearing
+from maskaudit.errors import InputError
 from maskaudit.report.reading import read_report
 from maskaudit.results import AttackRow, plain, revived
 from maskaudit.target import Target, usual_batch
@@ -46,7 +47,9 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
     checks = [] if document is None else _check_report(document, evidence)
     same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
     checks.append(Check("model", same_model, "same bytes as audited" if same_model else "not the bytes audited"))
-    threat = ThreatModel(**{name: scoring["threat"][name] for name in THREAT.fields})
+    threat = ThreatModel.from_dict(scoring["threat"])
+    if threat.features is not None and evidence.tensors["clean"].shape[1:] != (len(threat.features.low),):
+        raise InputError("The evidence describes features that its inputs do not have.")
     with _reviewed(model, scoring, threat, usual_batch(evidence.tensors["clean"].shape[1:])) as target:
         hearing = Hearing(target, threat, random=scoring.get("random", False), reject_class=scoring.get("reject_class"))
         heard, proven = _heard(hearing, evidence, document)
@@ -89,7 +92,7 @@ def _reviewed(model: Any, scoring: Mapping[str, Any], threat: ThreatModel, batch
     return Target(
         model,
         bounds=threat.bounds,
-        form=Form.from_dict(scoring.get("form", {})),
+        form=Form.from_dict(scoring.get("form", {})).changed(features=threat.features),
         mean=scoring.get("mean"),
         std=scoring.get("std"),
         device="cuda" if cuda else "cpu",
@@ -159,7 +162,7 @@ def _check_report(document: dict[str, Any], evidence: Evidence) -> list[Check]:
     scoring = evidence.metadata
     declared = document["evidence"] if isinstance(document.get("evidence"), dict) else {}
     reported = document["threat"] if isinstance(document.get("threat"), dict) else {}
-    same = all(reported.get(name) == plain(scoring["threat"][name]) for name in THREAT.fields)
+    same = all(reported.get(name) == plain(scoring["threat"].get(name)) for name in THREAT.fields)
     differing = [
         name for name, (section, field) in _SHARED.items()
         if name in scoring and plain(scoring[name]) != (document.get(section) or {}).get(field)

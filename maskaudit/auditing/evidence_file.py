@@ -42,8 +42,19 @@ MAX_ATTACKS = 1000
 MAX_CHANNELS = 100_000
 MAX_DIMENSIONS = 16
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LARGEST_INPUT = 1e6
+_LARGEST_INPUT, _LARGEST_VALUE = 1e6, 1e9
 
+_SHARES = Items(Number(0, 1), MAX_CHANNELS, 1)
+FEATURES = Record(
+    {
+        "low": Items(Number(-_LARGEST_VALUE, _LARGEST_VALUE), MAX_CHANNELS, 1),
+        "width": Items(Number(0, 2 * _LARGEST_VALUE, above=True), MAX_CHANNELS, 1),
+        "scale": _SHARES,
+        "step": _SHARES,
+        "groups": Items(Items(Whole(0, MAX_CHANNELS), MAX_CHANNELS, 2), MAX_CHANNELS),
+    },
+    required=("low", "width", "scale", "step", "groups"),
+)
 #: What the metadata say of how the examples were scored; further names are left out.
 THREAT = Record(
     {
@@ -52,6 +63,7 @@ THREAT = Record(
         "bounds": Checked(
             Items(Number(-_LARGEST_INPUT, _LARGEST_INPUT), 2, 2), "two numbers, smallest first", lambda b: b[0] < b[1]
         ),
+        "features": FEATURES,
     },
     required=("norm", "eps", "bounds"),
     ignore_unknown=True,

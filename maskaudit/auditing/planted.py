@@ -129,11 +129,13 @@ def solve_planted(
             unbroken = (~found).nonzero().squeeze(1)
             if not len(unbroken):
                 break
-            attempt = spec.run(
-                planted, anchors[unbroken], labels[unbroken], threat=threat,
-                rng=stream.select(unbroken).fork(spec.name), **spec.settings,
-            )  # fmt: skip
-            score = rescore(planted.raw, attempt.examples, anchors[unbroken], labels[unbroken], threat=threat)
+            with target.snapping():
+                attempt = spec.run(
+                    planted, anchors[unbroken], labels[unbroken], threat=threat,
+                    rng=stream.select(unbroken).fork(spec.name), **spec.settings,
+                )  # fmt: skip
+            examples = threat.settle(attempt.examples, anchors[unbroken])
+            score = rescore(planted.raw, examples, anchors[unbroken], labels[unbroken], threat=threat)
             found[unbroken] |= score.broken
     return PlantedOutcome(len(rows), int(found.sum()), int(fresh.sum()))
 

@@ -38,6 +38,7 @@ from maskaudit.loading.interface import LoadedModel
 from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial
 from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings, Listener, allowance, ignore_events
 from maskaudit.target import Target, usual_batch
+from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
 from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
@@ -107,6 +108,7 @@ def run_audit(
     target = Target(
         loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=batch_size,
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
+        form=Form(features=threat.features),
     )  # fmt: skip
     known = catalogue(settings.effort, threat.norm)
     with target, _few_threads(loaded, data, settings):

@@ -15,6 +15,7 @@ from maskaudit.data import load_data
 from maskaudit.results import SCHEMA_VERSION
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
+from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 from maskaudit.trace import MAX_POINTS
@@ -100,7 +101,7 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
     settings, threat = prepared.settings, prepared.threat
     with Target(
         prepared.loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, device=settings.device,
-        reject_class=settings.reject_class, seed=settings.seed,
+        reject_class=settings.reject_class, seed=settings.seed, form=Form(features=threat.features),
     ) as target:  # fmt: skip
         said = recognise(target, prepared.data, settings).notes
         _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
@@ -110,5 +111,5 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION, "tool": f"maskaudit {__version__}", "source": loaded.source,
         "format": loaded.format, "sha256": loaded.sha256, "notes": [*loaded.notes, *said],
-        "threat": {"norm": threat.norm, "eps": threat.eps, "bounds": list(threat.bounds)}, **found,
+        "threat": threat.to_dict(), **found,
     }  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from maskaudit.errors import UsageError
+from maskaudit.errors import UsageError, meant
 from maskaudit.foreign import PLUGIN_GROUPS
 
 RULES = Path(__file__).with_name("rules.json")
@@ -40,10 +40,12 @@ def explain_rule(name: str) -> str:
     Raises:
         UsageError: for a name that neither has.
     """
+    names = []
     for rule in _known():
         if rule.name == name:
             return rule.text
-    raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
+        names.append(rule.name)
+    raise UsageError(f"There is no probe or attack {name!r}{meant(name, names)}; `maskaudit probes` lists them.")
 
 
 def written_rules() -> str:

@@ -26,10 +26,12 @@ def verify_files(
     device: str = "cpu",
     black_box: bool = False,
     sha256: str | None = None,
+    weights: str | None = None,
 ) -> tuple[list[Check], str]:
     """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
 
     Args:
+        arch, trust_pickle, device, weights: as for `maskaudit.sources.load_model`.
         sha256: digest of audit.json (of the evidence file where that is given alone) that was published elsewhere.
 
     Returns:
@@ -48,7 +50,7 @@ def verify_files(
         document = parse_report(content, where)
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it beside the report")
-    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
+    loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
     module = boxed(loaded.module) if asked_only else loaded.module
     checks = verify_audit(document, read_evidence(evidence, str(beside)), module, loaded.sha256)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -62,13 +63,14 @@ def load(
         raise InputError(f"{path}: there are no PNG or JPEG images in its {len(classes)} class folders.")
     if ignored:
         notes.append(f"{ignored} files that are not PNG or JPEG were ignored.")
-    size, modes = _survey([file for file, _ in files])
     total = len(files)
+    rows = list(range(total))
     if draw is not None:
-        files = [files[i] for i in draw.rows(total).tolist()]
+        rows = draw.rows(total).tolist()
     elif limit is not None:
-        files = [files[i] for i in evenly_spaced(total, limit)]
-    pixels = _decode([file for file, _ in files], size, modes, notes)
+        rows = evenly_spaced(total, limit)
+    pixels = decoded([Image(str(file), file) for file, _ in files], rows, notes)
+    files = [files[row] for row in rows]
     return Dataset(
         name=str(path),
         x=scale_to_bounds(torch.from_numpy(pixels), 255, bounds),
@@ -125,8 +127,25 @@ def _name(path: Path) -> str:
     return path.name
 
 
-def _decode(files: list[Path], size: tuple[int, int], modes: set[str], notes: list[str]) -> np.ndarray:
-    """All images as uint8 (N, C, H, W); their headers were compared before any pixel is decoded."""
+@dataclass(frozen=True)
+class Image:
+    """An image by the name that messages have for it, and where it is read from."""
+
+    name: str
+    source: Path | IO[bytes]
+
+
+def decoded(images: list[Image], rows: list[int], notes: list[str]) -> np.ndarray:
+    """Those of the images at `rows` as uint8 (n, C, H, W); the headers of all are compared before any is decoded.
+
+    Raises:
+        InputError: for an image that cannot be read, is too large, or is of another size than the first.
+    """
+    size, modes = _survey(images)
+    return _decode([images[row] for row in rows], size, modes, notes)
+
+
+def _decode(files: list[Image], size: tuple[int, int], modes: set[str], notes: list[str]) -> np.ndarray:
     grey = modes <= set(GREY_MODES)
     channels = 1 if grey else 3
     width, height = size
@@ -140,28 +159,30 @@ def _decode(files: list[Path], size: tuple[int, int], modes: set[str], notes: li
         notes.append("The alpha channel of the images was dropped.")
     pixels = np.empty((len(files), channels, height, width), dtype=np.uint8)
     for row, file in enumerate(files):
-        with opened(file) as image:
-            decoded = np.asarray(image.convert("L" if grey else "RGB"))
-        pixels[row] = decoded if grey else decoded.transpose(2, 0, 1)
+        with opened(file.source, file.name) as image:
+            found = np.asarray(image.convert("L" if grey else "RGB"))
+        pixels[row] = found if grey else found.transpose(2, 0, 1)
     return pixels
 
 
-def _survey(files: list[Path]) -> tuple[tuple[int, int], set[str]]:
+def _survey(files: list[Image]) -> tuple[tuple[int, int], set[str]]:
     """The one size (width, height) of all images and the set of their Pillow modes."""
     first: tuple[int, int] | None = None
     modes: set[str] = set()
     for file in files:
-        with opened(file) as image:
+        with opened(file.source, file.name) as image:
             size, mode = image.size, image.mode
         if size[0] * size[1] > MAX_PIXELS:
-            raise InputError(f"{file} claims {size[0]}×{size[1]} pixels, above the limit of {MAX_PIXELS}; resize it.")
+            raise InputError(
+                f"{file.name} claims {size[0]}×{size[1]} pixels, above the limit of {MAX_PIXELS}; resize it."
+            )
         if mode not in GREY_MODES + COLOUR_MODES:
-            raise InputError(f"{file} has the pixel format {mode}; convert it to 8-bit grey or RGB.")
+            raise InputError(f"{file.name} has the pixel format {mode}; convert it to 8-bit grey or RGB.")
         first = first or size
         if size != first:
             raise InputError(
-                f"All images must have one size: {files[0]} has {first[0]}×{first[1]} pixels, "
-                f"{file} has {size[0]}×{size[1]}; resize them as your model expects."
+                f"All images must have one size: {files[0].name} has {first[0]}×{first[1]} pixels, "
+                f"{file.name} has {size[0]}×{size[1]}; resize them as your model expects."
             )
         modes.add(mode)
     assert first is not None  # the caller passes at least one file
@@ -169,18 +190,19 @@ def _survey(files: list[Path]) -> tuple[tuple[int, int], set[str]]:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[Any]:
+def opened(source: Path | IO[bytes], name: str = "") -> Iterator[Any]:
     """A PNG or JPEG image as Pillow sees it; whatever is wrong with it becomes an `InputError`."""
+    file = name or source
     try:
-        from PIL import Image
+        from PIL import Image as Pillow
     except ImportError as error:
         raise InputError("Image folders need the package Pillow: pip install pillow.") from error
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked by _survey
-            with Image.open(file, formats=("PNG", "JPEG")) as image:
+            warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # the size is checked by _survey
+            with Pillow.open(source, formats=("PNG", "JPEG")) as image:
                 yield image
-    except Image.DecompressionBombError as error:
+    except Pillow.DecompressionBombError as error:
         raise InputError(f"{file} claims far more pixels than any classifier's input; remove it.") from error
     except MaskauditError:
         raise

@@ -61,6 +61,7 @@ class Dataset:
         notes: how the source was interpreted (layout, scaling), as sentences for the report.
         draw, total: how the points held here were drawn from the `total` of the source, in drawn order; None where
             all are here.
+        columns: names of the features of a table, in order.
 
     Raises:
         UsageError: for bounds or a split that make no sense.
@@ -78,6 +79,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     draw: Draw | None = None
     total: int | None = None
+    columns: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check everything that the class promises."""

@@ -1,20 +1,25 @@
-"""One array of an .npz archive, with every size compared before memory is taken; nothing in it is ever unpickled."""
+"""One array of an .npz archive or of a file, with every size compared before memory is taken.
+
+Nothing in it is ever unpickled.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
+import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from maskaudit.errors import InputError, printable
+from maskaudit.errors import InputError, MaskauditError, describe_error, printable
 from maskaudit.files import largest_file
 
 #: Largest header of an array: magic, length and text; numpy itself parses no longer text.
@@ -97,22 +102,44 @@ def read(
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise InputError(f"{where} is packed in an unusual way; save with numpy.savez or numpy.savez_compressed.")
     with archive.open(member) as stream:
-        head = io.BytesIO(stream.read(MAX_HEADER))
-        shape, fortran, dtype = _header(head)
-        if dtype.hasobject:
-            raise InputError(
-                f"{where} holds object arrays, which would run code when opened; save plain number arrays."
-            )
-        if dtype.kind not in KINDS:
-            raise InputError(f"{where} holds an array of {printable(str(dtype), 60)}; save plain number arrays.")
-        size = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or head.tell() + size != member.file_size:
-            raise InputError(f"{where} is damaged: it does not hold what its header announces.")
-        if by_rows and shape and not fortran and not _fits(math.prod(shape), dtype):
-            return OnDisk(source, member, head.tell(), shape, dtype, where)
-        _check_room(math.prod(shape), dtype, where)
-        content = bytearray(head.read())
-        content += stream.read(member.file_size)  # no more than is left of it; at the end its checksum is compared
+        return _read(stream, member.file_size, where, (source, member) if by_rows else None)
+
+
+def read_file(path: Path) -> np.ndarray:
+    """The array in a file of its own.
+
+    Raises:
+        InputError: for another content than its header announces, objects, or more than a quarter of memory.
+    """
+    try:
+        with path.open("rb") as stream:
+            found = _read(stream, os.fstat(stream.fileno()).st_size, str(path), None)
+    except MaskauditError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path} claims an array that does not fit into memory; save fewer points.") from error
+    except Exception as error:  # numpy and ast raise almost anything on damaged bytes
+        raise InputError(f"{path} cannot be read as .npy, it may be damaged: {describe_error(error)}.") from error
+    assert isinstance(found, np.ndarray)
+    return found
+
+
+def _read(stream: IO[bytes], total: int, where: str, large: tuple[str, zipfile.ZipInfo] | None) -> np.ndarray | OnDisk:
+    """The array in a stream of `total` bytes; one that is too large is left in its `large` archive and member."""
+    head = io.BytesIO(stream.read(MAX_HEADER))
+    shape, fortran, dtype = _header(head)
+    if dtype.hasobject:
+        raise InputError(f"{where} holds object arrays, which would run code when opened; save plain number arrays.")
+    if dtype.kind not in KINDS:
+        raise InputError(f"{where} holds an array of {printable(str(dtype), 60)}; save plain number arrays.")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or head.tell() + size != total:
+        raise InputError(f"{where} is damaged: it does not hold what its header announces.")
+    if large and shape and not fortran and not _fits(math.prod(shape), dtype):
+        return OnDisk(large[0], large[1], head.tell(), shape, dtype, where)
+    _check_room(math.prod(shape), dtype, where)
+    content = bytearray(head.read())
+    content += stream.read(total)  # no more than is left of it; at the end of a member its checksum is compared
     if len(content) != size:
         raise InputError(f"{where} is truncated.")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")

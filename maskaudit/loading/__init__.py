@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, MaskauditError, describe_error, printable
-from maskaudit.loading import onnx, pt2, safetensors_file, torch_file, torchscript
+from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.loading import onnx, pt2, safetensors_file, shards, torch_file, torchscript
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
 from maskaudit.loading.interface import Contents, LoadedModel, Model, ModelFile, Options, count_parameters, state_digest
 from maskaudit.loading.sniff import read_file, sniff
@@ -32,24 +32,33 @@ FORMATS: dict[str, Callable[[ModelFile, Options], Contents]] = {
     "torchscript": torchscript.read,
     "pt2": pt2.read,
     "onnx": onnx.read,
+    "index": shards.read_index,
 }
+#: Formats that may hold several sets of weights.
+WEIGHTS = ("safetensors", "state_dict", "legacy", "pickle", "index")
 
 
-def load_file(source: str, *, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
+def load_file(
+    source: str, *, arch: str | None = None, trust_pickle: bool = False, weights: str | None = None
+) -> LoadedModel:
     """Load a model file, on the CPU. torch's global random state is left as it was.
 
     Args:
         arch: SPEC of the module that a state dict belongs to (see `maskaudit.loading.arch`).
         trust_pickle: whether a pickle may run the code it asks for.
+        weights: name of the set of weights that is meant, where a file holds several.
 
     Raises:
-        UsageError: for a malformed SPEC.
+        UsageError: for a malformed SPEC, or weights that the file does not have.
         UntrustedInputError: for a pickle without `trust_pickle`.
         InputError: for a file that is missing, damaged, of an unknown format, or does not fit the architecture.
     """
     file = read_file(source)
+    form = sniff(file)
+    if weights is not None and form not in WEIGHTS:
+        raise UsageError(f"--weights chooses among the weights of a checkpoint, and {source} is none; leave it out.")
     with torch.random.fork_rng(devices=[]):
-        contents = FORMATS[sniff(file)](file, Options(arch, trust_pickle))
+        contents = FORMATS[form](file, Options(arch, trust_pickle, weights))
     return finished(contents, source, contents.digest or file.sha256)
 
 

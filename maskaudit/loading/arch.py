@@ -1,13 +1,13 @@
 """SPEC: how the user names the code that builds a module.
 
-Three forms, each with optional keyword arguments that are Python literals:
+Four forms, each with optional keyword arguments that are Python literals:
 
     path/to/net.py:make_net(width=2)     a factory in a file
     package.module:make_net(width=2)     a factory in an importable module
+    timm:resnet18(num_classes=10)        a model of timm or torchvision, without its weights
     small_cnn(width=16)                  a built-in architecture
 
-The first two run the user's own code, named by the user. A file may name only the third
-(see `build_from_file`).
+All but the last run code that the user named. A file may name only the last (see `build_from_file`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, meant, printable
 from maskaudit.files import is_file
 from maskaudit.loading.interface import count_parameters
 from maskaudit.networks import registry
@@ -38,7 +38,24 @@ from maskaudit.networks.call import read_call
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
 MAX_SIZE = 1_000_000
 SIZE_SLACK = 1_000_000
-EXAMPLE = "net.py:make_net, package.module:make_net or small_cnn(width=16)"
+EXAMPLE = "net.py:make_net, package.module:make_net, timm:NAME, torchvision:NAME or small_cnn(width=16)"
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A package of architectures: its module, what makes and lists them there, and what leaves the weights out."""
+
+    module: str
+    make: str
+    names: str
+    empty: Mapping[str, Any]
+
+
+#: Packages whose architectures a SPEC names without saying where they are.
+COLLECTIONS = {
+    "timm": Collection("timm", "create_model", "list_models", {"pretrained": False}),
+    "torchvision": Collection("torchvision.models", "get_model", "list_models", {"weights": None}),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,10 @@ def build(spec: str) -> nn.Module:
         InputError: for a missing file or factory, a factory that raises, or one that returns no `nn.Module`.
     """
     architecture = parse(spec)
-    made = _build_builtin(architecture) if architecture.origin is None else make(spec)
+    if architecture.origin in COLLECTIONS:
+        made = _build_listed(architecture, COLLECTIONS[architecture.origin])
+    else:
+        made = _build_builtin(architecture) if architecture.origin is None else make(spec)
     if not isinstance(made, nn.Module):
         raise InputError(f"{spec} gave {_kind(made)} where a torch.nn.Module is expected; return the module itself.")
     return made
@@ -201,6 +221,31 @@ def _build_builtin(architecture: Architecture) -> object:
         return registry.build(architecture.spec)
     except MaskauditError:
         raise
+    except Exception as error:  # wrong arguments reach the constructors of torch
+        raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
+
+
+def _build_listed(architecture: Architecture, collection: Collection) -> object:
+    """A model of a package that builds by name, without its weights.
+
+    Raises:
+        UsageError: the package has no model of that name.
+        InputError: the package is not here, or the arguments do not fit.
+    """
+    package = architecture.origin or ""
+    try:
+        module = importlib.import_module(collection.module)
+    except Exception as error:  # a package built for another torch fails with RuntimeError and others
+        way = "install it" if isinstance(error, ModuleNotFoundError) else "install the version that fits your torch"
+        raise InputError(
+            f"--arch {printable(architecture.spec, 80)} needs the package {package} ({describe_error(error)}); {way}, "
+            "or name a factory of your own: --arch net.py:make_net."
+        ) from error
+    known, name = list(getattr(module, collection.names)()), architecture.factory
+    if name.partition(".")[0] not in known:
+        raise UsageError(f"{package} has no model {printable(name, 60)!r}{meant(name, known)}.")
+    try:
+        return getattr(module, collection.make)(name, **{**collection.empty, **architecture.arguments})
     except Exception as error:  # wrong arguments reach the constructors of torch
         raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
 

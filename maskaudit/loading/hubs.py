@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError, printable
-from maskaudit.loading import claims
+from maskaudit.loading import claims, network
 from maskaudit.loading.interface import Contents
 from maskaudit.loading.named import import_package, pretrained
 
@@ -29,7 +29,7 @@ def read_hf(name: str) -> Contents:
     Raises:
         InputError: without the package, for a model that is not available, or one whose file lacks weights.
     """
-    with _usable_torchvision():
+    with _usable_torchvision(), network.briefly("hf"):
         import_package("hf", name, "transformers")
         lacking: list[str] = []
 

@@ -59,10 +59,11 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user allowed: an architecture SPEC, and whether a pickle may run code."""
+    """What the user allowed: an architecture SPEC, whether a pickle may run code, and which set of weights is meant."""
 
     arch: str | None = None
     trust_pickle: bool = False
+    weights: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

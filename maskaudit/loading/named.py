@@ -10,7 +10,7 @@ from types import ModuleType
 from torch import nn
 
 from maskaudit.errors import InputError, describe_error
-from maskaudit.loading import arch, blackbox
+from maskaudit.loading import arch, blackbox, network
 from maskaudit.loading.interface import Contents
 
 #: The package that a prefix needs.
@@ -73,13 +73,15 @@ def import_package(prefix: str, name: str, module: str) -> ModuleType:
 
 def pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
     """What `make` gives, as a model; whatever it raises becomes an InputError."""
-    try:
-        made = make()
-    except Exception as error:  # unknown names and downloads without a network each fail in their own way
-        raise InputError(
-            f"{prefix}:{name} is not available ({describe_error(error)}); check the name, and that its weights are on "
-            "this machine or can be downloaded."
-        ) from error
+    with network.briefly(prefix) as online:
+        try:
+            made = make()
+        except Exception as error:  # unknown names and downloads without a network each fail in their own way
+            near = "" if online else f"; {network.address(prefix)} does not answer"
+            raise InputError(
+                f"{prefix}:{name} is not available ({describe_error(error)}); check the name, and that its weights are "
+                f"on this machine or can be downloaded{near}."
+            ) from error
     if not isinstance(made, nn.Module):
         raise InputError(f"{prefix}:{name} gave an object of type {type(made).__name__}, not a torch.nn.Module.")
     return Contents(made, prefix, trusted_code=(f"package {PACKAGES[prefix]}",))

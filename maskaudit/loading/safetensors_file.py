@@ -12,12 +12,14 @@ from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch, state
 from maskaudit.loading.checkpoint import parse_metadata
 from maskaudit.loading.interface import Contents, ModelFile, Options
+from maskaudit.loading.shards import index_of
+from maskaudit.loading.weights import Holder
 
 
 def read(file: ModelFile, options: Options) -> Contents:
     """Build the module that the file (built-in names only) or the user names, and fill it with the file's tensors."""
     metadata = parse_metadata(file.source, io.BytesIO(file.data), len(file.data))
-    tensors = _tensors(file)
+    tensors = read_tensors(file)
     named = metadata.get("arch")
     notes: tuple[str, ...] = ()
     if options.arch is not None:
@@ -28,11 +30,19 @@ def read(file: ModelFile, options: Options) -> Contents:
         module, spec = arch.build_from_file(named, file.source, state.count_numbers(tensors)), named
     else:
         raise state.need_arch(file.source)
-    notes += state.fit(module, tensors, file.source, spec)
+    try:
+        notes += state.fit(module, [Holder((), tensors)], file.source, spec, options.weights)
+    except InputError as error:
+        raise InputError(f"{error}{index_of(file.source)}") from error
     return Contents(module, "safetensors", metadata, arch.trusted_code(options.arch), notes)
 
 
-def _tensors(file: ModelFile) -> dict[str, Tensor]:
+def read_tensors(file: ModelFile) -> dict[str, Tensor]:
+    """The tensors of a file by name; its header is to be checked before.
+
+    Raises:
+        InputError: it is damaged.
+    """
     try:
         return safetensors.torch.load(file.data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:

@@ -54,7 +54,7 @@ def read_file(source: str) -> ModelFile:
 
 
 def sniff(file: ModelFile) -> str:
-    """The format: safetensors, state_dict (torch.save zip), legacy, pickle, torchscript, pt2 or onnx.
+    """The format: safetensors, index (of shards), state_dict (a zip), legacy, pickle, torchscript, pt2 or onnx.
 
     Raises:
         InputError: for a damaged archive, a file that is of two formats at once, or anything else.
@@ -76,6 +76,8 @@ def _kind(source: str, head: bytes) -> str:
         raise InputError(f"{source} is a tar archive; unpack it and give the model file inside.")
     if head.startswith(b"PK"):
         return "zip"
+    if head.lstrip().startswith(b"{") and b"\0" not in head[:9]:
+        return "index"
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(LEGACY_START):

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from maskaudit.errors import InputError, describe_error, printable
+from maskaudit.declared.kinds import shown
+from maskaudit.errors import InputError, UsageError, describe_error, meant, printable
+from maskaudit.loading.weights import Expected, Holder, Weights, candidates, holders
 
-#: Keys under which training scripts put the state dict, most specific first.
+#: Keys under which training scripts put a whole module.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
-#: Prefixes that wrappers put before every name: DataParallel, torch.compile, Lightning and habits.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
-#: How many wrappers may lie inside each other.
-MAX_DEPTH = 3
-#: How many prefixes are dropped from names, one after the other.
-MAX_PREFIXES = 8
 #: How many keys a message lists.
 SHOWN = 3
 
 
-def find_state(content: object, source: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The state dict inside what a checkpoint holds, and a note if it was unwrapped.
+def find_state(content: object, source: str) -> list[Holder]:
+    """What holds tensors by name inside a checkpoint.
 
     Raises:
-        InputError: when there is none.
+        InputError: when nothing does.
     """
-    taken: list[str] = []
-    inner = content
-    for _ in range(MAX_DEPTH):
-        if not isinstance(inner, Mapping):
-            break
-        if _is_state(inner):
-            notes = (f"The weights are those under {'/'.join(taken)} in the checkpoint.",) if taken else ()
-            return dict(inner), notes
-        key = next((key for key in WRAPPERS if isinstance(inner.get(key), Mapping)), None)
-        if key is None:
-            break
-        taken.append(key)
-        inner = inner[key]
+    found = holders(content)
+    if found:
+        return found
     raise InputError(
         f"{source} holds {_describe(content)}, no state dict (names to tensors); "
         "save one with torch.save(model.state_dict(), FILE)."
@@ -57,51 +42,83 @@ def need_arch(source: str) -> InputError:
     )
 
 
-def fit(module: nn.Module, state: Mapping[str, Any], source: str, spec: str) -> tuple[str, ...]:
-    """Load `state` into `module`, every name and shape matching; returns notes.
+def fit(module: nn.Module, found: list[Holder], source: str, spec: str, name: str | None = None) -> tuple[str, ...]:
+    """Fill `module` from the set of weights that fits it; returns notes.
 
-    A prefix common to all names is dropped where that makes them match.
+    Of several the first by `Weights.rank` is taken, or the one called `name`.
 
     Raises:
-        InputError: naming the first missing, unexpected or misshapen entries.
+        InputError: naming the first missing, unexpected or misshapen entries of the set that comes nearest.
+        UsageError: there is no set of that name.
     """
+    sets = candidates(module, found)
+    chosen = sets[0] if name is None else _named(sets, name, source)
     expected = module.state_dict()
-    renamed, prefix = _best_names(state, expected.keys())
-    unplain = [f"{n} ({trouble})" for n, value in renamed.items() if (trouble := _unplain(value, expected.get(n)))]
+    unplain = [f"{n} ({trouble})" for n, value in chosen.state.items() if (trouble := _unplain(value, expected.get(n)))]
     if unplain:
         raise InputError(f"{source} holds tensors that are no weights: {_few(unplain)}; save plain dense tensors.")
-    misshapen = [
-        f"{name} {tuple(value.shape)} instead of {tuple(expected[name].shape)}"
-        for name, value in renamed.items()
-        if name in expected
-        and isinstance(value, Tensor)
-        and isinstance(expected[name], Tensor)
-        and not is_lazy(expected[name])
-        and value.shape != expected[name].shape
-    ]
-    if misshapen:
-        raise InputError(f"{source} does not fit {spec}: {_few(misshapen)}; check the SPEC's arguments.")
+    if not chosen.fits:
+        raise InputError(_misfit(chosen, source, spec))
+    _check_tied(module, chosen, source, spec)
     try:
-        missing, unexpected = module.load_state_dict(renamed, strict=False)
+        module.load_state_dict(chosen.state, strict=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{source} does not fit {spec}: {describe_error(error)}.") from error
-    problems = [f"{word} {_few(names)}" for word, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    if problems:
-        raise InputError(f"{source} does not fit {spec}: {'; '.join(problems)}. Check that the SPEC is the right one.")
-    notes = [f"The prefix {prefix!r} was dropped from the names of the weights."] if prefix else []
-    return (*notes, *_converted(renamed, expected))
+    return (*_told(chosen, sets), *_converted(chosen.state, expected))
+
+
+def _named(sets: list[Weights], name: str, source: str) -> Weights:
+    """The set that fits and is called `name`."""
+    fitting = {one.name: one for one in sets if one.fits}
+    if name in fitting:
+        return fitting[name]
+    held = f"those that fit are {_few(list(fitting), 10)}" if fitting else "none in it fits"
+    raise UsageError(f"{source} has no weights {shown(name)} that fit{meant(name, fitting)}; {held}.")
+
+
+def _misfit(weights: Weights, source: str, spec: str) -> str:
+    if weights.misshapen:
+        wrong = [f"{name} {found} instead of {wanted}" for name, found, wanted in weights.misshapen]
+        return f"{source} does not fit {spec}: {_few(wrong)}; check the SPEC's arguments."
+    both = (("missing", weights.missing), ("unexpected", weights.unexpected))
+    problems = "; ".join(f"{word} {_few(names)}" for word, names in both if names)
+    return f"{source} does not fit {spec}: {problems}. Check that the SPEC is the right one."
+
+
+def _check_tied(module: nn.Module, weights: Weights, source: str, spec: str) -> None:
+    """Refuse two values for one tensor: which of them would count is chance."""
+    for name, group in Expected.of(module).tied.items():
+        other = next((o for o in group if o != name and not torch.equal(weights.state[o], weights.state[name])), None)
+        if other is not None:
+            raise InputError(
+                f"{source} does not fit {spec}: {name} and {other} are one tensor there, and two different ones in the "
+                "file. Check that the SPEC is the right one."
+            )
+
+
+def _told(chosen: Weights, sets: list[Weights]) -> tuple[str, ...]:
+    """Where the weights were, and what else lies beside them."""
+    notes = []
+    if chosen.holder.path:
+        notes.append(f"The weights are those under {printable('/'.join(chosen.holder.path))} in the checkpoint.")
+    if chosen.prefix:
+        notes.append(f"The prefix {printable(chosen.prefix)!r} was dropped from the names of the weights.")
+    others = [one.name for one in sets if one is not chosen]
+    if chosen.averaged:
+        notes.append(f"The weights {printable(chosen.name)!r} are an average over training.")
+    if others:
+        notes.append(
+            f"Several sets of weights fit: {printable(chosen.name)!r} is audited; --weights takes {_few(others, 10)} "
+            "in its place."
+        )
+    if chosen.aside:
+        notes.append(f"Entries beside the weights were left aside: {_few(chosen.aside)}.")
+    return tuple(notes)
 
 
 def count_numbers(state: Mapping[str, Any]) -> int:
     """Scalars held by the tensors of a state dict."""
     return sum(value.numel() for value in state.values() if isinstance(value, Tensor))
-
-
-def _is_state(content: Mapping[Any, Any]) -> bool:
-    return bool(content) and all(
-        isinstance(key, str) and (isinstance(value, Tensor) or key.endswith("_extra_state"))
-        for key, value in content.items()
-    )
 
 
 def _unplain(value: object, expected: object) -> str:
@@ -114,22 +131,6 @@ def _unplain(value: object, expected: object) -> str:
     return "without values" if value.is_meta else "complex in place of real" if lossy else ""
 
 
-def _best_names(state: Mapping[str, Any], expected: Iterable[str]) -> tuple[dict[str, Any], str]:
-    """The renaming, by dropping prefixes common to all names, that matches most expected names, and what it drops."""
-    wanted = set(expected)
-    best, best_prefix = dict(state), ""
-    current, dropped = best, ""
-    for _ in range(MAX_PREFIXES):
-        prefix = next((item for item in PREFIXES if all(name.startswith(item) for name in current)), None)
-        if prefix is None or not current:
-            return best, best_prefix
-        current = {name.removeprefix(prefix): value for name, value in current.items()}
-        dropped += prefix
-        if len(wanted & current.keys()) > len(wanted & best.keys()):
-            best, best_prefix = current, dropped
-    return best, best_prefix
-
-
 def _converted(state: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, ...]:
     changes = {
         f"{value.dtype} to {expected[name].dtype}".replace("torch.", "")
@@ -139,9 +140,9 @@ def _converted(state: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[s
     return (f"Weights were converted from {', '.join(sorted(changes))}.",) if changes else ()
 
 
-def _few(items: list[str]) -> str:
-    shown = ", ".join(printable(item, 80) for item in items[:SHOWN])
-    return shown if len(items) <= SHOWN else f"{shown} and {len(items) - SHOWN} more"
+def _few(items: Sequence[str], most: int = SHOWN) -> str:
+    listed = ", ".join(printable(item, 80) for item in items[:most])
+    return listed if len(items) <= most else f"{listed} and {len(items) - most} more"
 
 
 def _describe(content: object) -> str:

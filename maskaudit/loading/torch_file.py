@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import pickle
@@ -26,8 +27,10 @@ SHOWN = 5
 LEGACY_PICKLES = 5
 #: Longest stretch of consecutive pickles that is searched for names (legacy files hold five).
 MAX_PICKLES = 8
+#: Classes that the safe loader may build besides its own: a bag of attributes, in which scripts keep their options.
+HARMLESS = (argparse.Namespace,)
 #: Names that every state dict refers to and torch's safe loader knows.
-ORDINARY = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage")
+ORDINARY = re.compile(r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w+Storage|argparse\.Namespace")
 
 
 def read(file: ModelFile, options: Options) -> Contents:
@@ -58,22 +61,42 @@ def read_pickle(file: ModelFile, options: Options) -> Contents:
     return _read_trusted(file, options, wanted)
 
 
+def read_content(file: ModelFile) -> Any:
+    """What a file of torch.save holds, by the safe loader.
+
+    Raises:
+        UntrustedInputError: for a pickle that would run code.
+        InputError: for a damaged file.
+    """
+    try:
+        return _load(file, weights_only=True)
+    except InputError:
+        wanted = wanted_globals(file)
+        if not wanted:
+            raise
+        names = ", ".join(printable(name, 60) for name in wanted[:SHOWN])
+        raise UntrustedInputError(
+            f"{file.source} is a pickle that would run code when opened ({names}), and is refused; save plain tensors."
+        ) from None
+
+
 def wanted_globals(file: ModelFile) -> list[str]:
     """Names of the functions and classes that a pickle would import beyond torch's own safe list, running nothing."""
     try:
         if file.data.startswith(b"PK"):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.data)))
+            with torch.serialization.safe_globals(list(HARMLESS)):
+                return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.data)))
     except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still said
         return _scan_pickles(_pickle_part(file.data))
     return _scan_pickles(_pickle_part(file.data))
 
 
 def _read_state(file: ModelFile, options: Options, content: object) -> Contents:
-    found, notes = state.find_state(content, file.source)
+    found = state.find_state(content, file.source)
     if options.arch is None:
         raise state.need_arch(file.source)
     module = arch.build(options.arch)
-    notes += state.fit(module, found, file.source, options.arch)
+    notes = state.fit(module, found, file.source, options.arch, options.weights)
     return Contents(module, "state_dict", {}, arch.trusted_code(options.arch), notes)
 
 
@@ -110,7 +133,7 @@ def _load(file: ModelFile, *, weights_only: bool) -> Any:
         _check_nesting(file)
     plain = not weights_only and file.data[:2] != b"PK" and not file.data.startswith(LEGACY_START)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(HARMLESS)):
             warnings.simplefilter("ignore")  # about the pickle's age, nothing the user can act on
             if plain:
                 return pickle.loads(file.data)

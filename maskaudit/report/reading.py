@@ -200,7 +200,9 @@ SECTIONS: dict[str, Kind[Any]] = {
     ),
     "target": Open(
         {
-            **_optional(source=PROSE, format=PROSE, sha256=PROSE, parameters=COUNT, name=PROSE, arch=PROSE),
+            **_optional(
+                source=PROSE, format=PROSE, sha256=PROSE, parameters=COUNT, name=PROSE, arch=PROSE, weights=PROSE
+            ),
             **_optional(architecture=PROSE, method=PROSE, outputs=PROSE, random=FLAG, reject_class=COUNT),
             **_optional(depends_on=Record(_optional(batch=FLAG, state=FLAG, random=FLAG), ignore_unknown=True)),
             **_optional(notes=WORDS, trusted_code=WORDS),

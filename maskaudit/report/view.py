@@ -261,6 +261,7 @@ def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:
     if not source or not coerce.text(evidence.get("file")):
         return ""
     parts = ["maskaudit", "verify", "audit.json", source]
-    if arch := coerce.text(target.get("arch")):
-        parts += ["--arch", arch]
+    for name in ("arch", "weights"):
+        if given := coerce.text(target.get(name)):
+            parts += [f"--{name}", given]
     return shlex.join(parts)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from maskaudit.declared import Choice, Flag, Number, Record, Text, Whole
 from maskaudit.settings import Layout, Outputs
+from maskaudit.threat import Features
 
 #: Largest batch size that is looked for or read from a file.
 MOST_POINTS = 4096
@@ -88,6 +89,8 @@ class Form:
         alone: whether every point is asked alone, since answers depend on company.
         fresh: whether the model is put back before every call, since it keeps a state.
         threshold: the value above which the output of a model with a single one means class 1.
+        features: what the coordinates of points mean, where they are shares of each feature's range.
+        snap: whether whole numbers and categories are shown as such, whatever the coordinates.
     """
 
     outputs: Outputs = "logits"
@@ -95,6 +98,8 @@ class Form:
     offset: float = 0.0
     smallest: float = TINY
     threshold: float = 0.0
+    features: Features | None = None
+    snap: bool = False
     dtype: str = "float32"
     layout: Layout = "as-is"
     swap: bool = False
@@ -103,6 +108,10 @@ class Form:
     most: int = 0
     alone: bool = False
     fresh: bool = False
+
+    def values(self, x: Tensor) -> Tensor:
+        """A batch (N, …) in the units of its features; the graph is kept."""
+        return x if self.features is None else self.features.decode(x, snap=self.snap)
 
     def inputs(self, x: Tensor) -> Tensor:
         """A batch (N, …) as the model takes it; the graph is kept."""
@@ -144,8 +153,8 @@ class Form:
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return dataclasses.asdict(self)
+        """Plain JSON, without the features, which the threat model holds."""
+        return {name: value for name, value in vars(self).items() if name in FIELDS.fields}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Form:

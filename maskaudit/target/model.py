@@ -351,6 +351,17 @@ class Target:
             return Gradient(scores_sum.clone(), value_sum, grad_sum, connected)
         return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
 
+    @contextlib.contextmanager
+    def snapping(self) -> Iterator[None]:
+        """Within, features that must be whole numbers or single categories are so in every pass (`Features.decode`)."""
+        before = self.form
+        if before.features is not None:
+            self.form = before.changed(snap=True)
+        try:
+            yield
+        finally:
+            self.form = before
+
     def _input_gradient(self, total: Tensor, leaf: Tensor) -> Tensor | None:
         """Gradient of a sum with respect to the input; None where the model gives none."""
         self.ledger.backwards += len(leaf)
@@ -416,6 +427,7 @@ class Target:
         inputs = x.to(self.device)
         if inputs is x:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
+        inputs = self.form.values(inputs)
         if self.mean is not None or self.std is not None:
             inputs = self._normalise(inputs)
         inputs = self.form.inputs(inputs)

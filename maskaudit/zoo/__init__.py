@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from maskaudit.data import load_data
-from maskaudit.errors import UsageError
+from maskaudit.errors import UsageError, meant
 from maskaudit.loading import LoadedModel
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.zoo import trained, unmasked, wrapped
@@ -30,7 +30,7 @@ def load(name: str) -> LoadedModel:
         UsageError: for a name that the zoo does not have.
     """
     if name not in ZOO:
-        raise UsageError(f"The zoo has no model {name!r}; `maskaudit zoo list` shows what it has.")
+        raise UsageError(f"The zoo has no model {name!r}{meant(name, ZOO)}; `maskaudit zoo list` shows what it has.")
     entry = ZOO[name]
     inner = network(entry.network)
     module = inner.module

@@ -30,7 +30,18 @@ PLAN = '{"plan_version": 1, "stages": [{"loss": "margin", "steps": 3}]}'
 #: For each option: a value as the command line, and as TOML and Python have it.
 VALUES: dict[str, tuple[list[str], Any]] = {
     "arch": (["net.py:make(width=2)"], "net.py:make(width=2)"),
+    "weights": (["state_dict/ema"], "state_dict/ema"),
     "data": (["points.npz"], "points.npz"),
+    "target": (["outcome"], "outcome"),
+    "features": (["/features.toml"], "/features.toml"),
+    "threshold": (["0.5"], 0.5),
+    "output_key": (["logits"], "logits"),
+    "layout": (["flat"], "flat"),
+    "swap_channels": ([], True),
+    "first_label": (["1"], 1),
+    "black_box": ([], True),
+    "queries": (["500"], 500),
+    "rate": (["20"], 20),
     "norm": (["L2"], "L2"),
     "eps": (["8/255"], "8/255"),
     "bounds": (["-1,1"], [-1, 1]),
@@ -56,14 +67,6 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "ignore": (["noise"], ["noise"]),
     "attacks": (["torchattacks:PGD"], ["torchattacks:PGD"]),
     "plan": (["PLAN"], "PLAN"),
-    "threshold": (["0.25"], 0.25),
-    "output_key": (["logits"], "logits"),
-    "layout": (["channels-last"], "channels-last"),
-    "swap_channels": ([], True),
-    "first_label": (["1"], 1),
-    "black_box": ([], True),
-    "queries": (["500"], 500),
-    "rate": (["20"], 20),
     "fail_on": (["suspect"], "suspect"),
 }
 EACH = pytest.mark.parametrize("key", OPTIONS)

@@ -120,7 +120,7 @@ def test_npz_declared_classes(tmp_path: Path) -> None:
 
 X = RNG.random((6, 5))
 BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
-    "wrong keys": ({"images": X, "labels": LABELS}, "expected the arrays x and y, found images, labels"),
+    "wrong keys": ({"a": X, "labels": LABELS}, "expected the arrays x and y, found a, labels"),
     "object array": ({"x": np.array([[1, 2], {}], dtype=object), "y": LABELS}, "object arrays"),
     "NaN": ({"x": np.where(X > 0.5, np.nan, X), "y": LABELS}, "NaN"),
     "float32 overflow": ({"x": X * 1e300, "y": LABELS}, "infinite"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,32 @@ def test_a_file_cannot_ask_for_more_than_it_holds(models: list[str], monkeypatch
     monkeypatch.setattr(arch, "SIZE_SLACK", 100)
     with pytest.raises(InputError, match="holds 14 numbers but names an architecture with 18002 parameters"):
         arch.build_from_file("line(width=9000)", "m.safetensors", 14)
+
+
+def collection(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for timm or torchvision.models that knows one model."""
+    stub = types.ModuleType(name)
+
+    def made(asked: str, **arguments: Any) -> nn.Module:
+        assert arguments.pop("pretrained", None) is False or arguments.pop("weights", 0) is None
+        return nn.Linear(2, **arguments)
+
+    stub.create_model = stub.get_model = made  # type: ignore[attr-defined]
+    stub.list_models = lambda: ["resnet10t", "vit_tiny"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, stub)
+
+
+@pytest.mark.parametrize(("prefix", "module"), [("timm", "timm"), ("torchvision", "torchvision.models")])
+def test_models_of_a_collection(prefix: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection(module, monkeypatch)
+    built = arch.build(f"{prefix}:resnet10t(out_features=10)")
+    assert isinstance(built, nn.Linear)
+    assert built.out_features == 10
+    assert arch.trusted_code(f"{prefix}:resnet10t") == (f"--arch {prefix}:resnet10t",)
+    with pytest.raises(UsageError, match=r"has no model 'resnet10' .did you mean resnet10t\?.\."):
+        arch.build(f"{prefix}:resnet10")
+    with pytest.raises(InputError, match="cannot be built: TypeError"):
+        arch.build(f"{prefix}:resnet10t(classes=10)")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=f"needs the package {prefix}"):
+        arch.build(f"{prefix}:resnet10t")

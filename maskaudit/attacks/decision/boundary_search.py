@@ -20,7 +20,7 @@ from torch import Tensor
 from maskaudit.attacks.resident import SlotState, keep
 from maskaudit.rng import PointRNG
 from maskaudit.target import accelerator
-from maskaudit.threat import ThreatModel, per_point_norm
+from maskaudit.threat import FARTHEST, ThreatModel, per_point_norm
 
 #: What a point does with its next query: try a start, ask at ε itself, bisect the radius, explore.
 START, AT_EPS, BISECT, EXPLORE = 0, 1, 2, 3
@@ -178,7 +178,8 @@ class Search(SlotState):
         x, threat = self.clean, self.terrain.threat
         bound = self.terrain.column(radius)
         if threat.norm == "Linf":
-            return torch.clamp(anchor, x - bound, x + bound).clamp_(*threat.bounds)
+            reach = bound if threat.features is None else threat.scaled(bound.clamp_max(FARTHEST).expand_as(x))
+            return torch.clamp(anchor, x - reach, x + reach).clamp_(*threat.bounds)
         delta = anchor - x
         length = self.terrain.column(per_point_norm(delta)).clamp_min(1e-12)
         return torch.where(length > bound, x + delta * (bound / length), anchor).clamp_(*threat.bounds)

@@ -151,10 +151,12 @@ class Job:
         x, y, rng = self.x.to(there), self.y.to(there), accelerator.moved(self.rng, there)
         seed_generators(stream_seed(self.rng.key, f"from point {self.rng.points[:1].tolist()}"))
         with contextlib.ExitStack() as stack:
+            stack.enter_context(target.snapping())
             for model in (target, *self.settings.get("surrogates", ())):
                 stack.enter_context(model.late_checks())
             attempt = self.spec.run(target, x, y, threat=self.threat, rng=rng, **settings)
-        return Attempt(attempt.examples.to(home), attempt.first_success.to(home), attempt.queries.to(home))
+        examples = self.threat.settle(attempt.examples, x)
+        return Attempt(examples.to(home), attempt.first_success.to(home), attempt.queries.to(home))
 
     def packed(self, result: Attempt) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As `Task.packed`."""
