@@ -132,7 +132,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def better(rows: Sequence[Row]) -> str:
     """A paragraph that names each column in which a peer has a better figure than we have, and why it can."""
-    said = []
+    sentences = []
     named: dict[str, str] = {}
     ours = rows[0].summary
     for column in COLUMNS:
@@ -148,11 +148,11 @@ def better(rows: Sequence[Row]) -> str:
             named.setdefault(row.peer, row.title)
         if ahead:
             best = sorted(ahead, key=lambda pair: pair[0], reverse=column.higher)
-            said.append(f"*{column.title}*: {'; '.join(text for _, text in best)}; ours {column.show(ours)}.")
-    if not said:
+            sentences.append(f"*{column.title}*: {'; '.join(text for _, text in best)}; ours {column.show(ours)}.")
+    if not sentences:
         return "No peer has a better figure than the audit in any column."
     reasons = "; ".join(f"{title} {SPARES[peer]}" for peer, title in named.items())
-    return f"**Where a peer is better.** {' '.join(said)} **Why.** {reasons}."
+    return f"**Where a peer is better.** {' '.join(sentences)} **Why.** {reasons}."
 
 
 def _indicators(records: Sequence[Record], entries: Mapping[str, ZooEntry]) -> list[str]:
@@ -193,9 +193,9 @@ def _cell(record: Record, peer: Peer) -> str:
     if record["status"] != "ran":
         reason = record["reason"].replace("|", "/")
         return f"{record['status']}: {reason}"
-    said = []
+    parts = []
     if peer.detects:
-        said.append("fired" if any(record["indicators"].values()) else "quiet")
+        parts.append("fired" if any(record["indicators"].values()) else "quiet")
     if record["standing"]:
-        said.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
-    return " ".join(said)
+        parts.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
+    return " ".join(parts)

@@ -253,14 +253,14 @@ def merged(old: list[Row], new: list[Row]) -> list[Row]:
 def slipped(committed: list[Row], now: list[Row]) -> list[str]:
     """One sentence for each of our ratios that rose by more than `SLACK`, and for each that was never committed."""
     known = {key(row): row["ratio"] for row in committed}
-    said = []
+    sentences = []
     for row in now:
         name = f"{row['network']} {row['attack']}-{row['steps']} on {row['points']} points, {row['threads']} thread(s)"
         if key(row) not in known:
-            said.append(f"{name}: ratio {row['ratio']:.3f}, nothing committed to compare with.")
+            sentences.append(f"{name}: ratio {row['ratio']:.3f}, nothing committed to compare with.")
         elif row["ratio"] > known[key(row)] * (1 + SLACK):
-            said.append(f"{name}: ratio {row['ratio']:.3f}, committed {known[key(row)]:.3f}.")
-    return said
+            sentences.append(f"{name}: ratio {row['ratio']:.3f}, committed {known[key(row)]:.3f}.")
+    return sentences
 
 
 def table(document: dict[str, Any], device: str) -> str:

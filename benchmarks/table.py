@@ -67,7 +67,7 @@ def _place(record: Record, known: Knowledge) -> tuple[int, int]:
 def _head(audits: Sequence[Record], peers: Sequence[Record], command: str, planned: int) -> str:
     machines = sorted({r["machine"] for r in (*audits, *peers)})
     codes = sorted({r["code"] for r in audits})
-    said = [
+    sentences = [
         f"`{command}` on {'; '.join(machines)}. {len(audits)} of {planned} audits"
         + (f" and {len(peers)} runs of peers" if peers else "")
         + f"; sources {', '.join(codes)}.",
@@ -76,10 +76,10 @@ def _head(audits: Sequence[Record], peers: Sequence[Record], command: str, plann
         "seeds of one model are not independent, so they are narrower than they should be.",
     ]
     if len(codes) > 1:
-        said.append("**The audits ran on different versions of the sources.**")
+        sentences.append("**The audits ran on different versions of the sources.**")
     if len(audits) < planned:
-        said.append("**The run is not complete.**")
-    return " ".join(said)
+        sentences.append("**The run is not complete.**")
+    return " ".join(sentences)
 
 
 def _summary(outcomes: Sequence[Outcome]) -> list[str]:

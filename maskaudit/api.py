@@ -105,9 +105,9 @@ def _boxed(prepared: Prepared) -> Prepared:
             raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
         return prepared
     box = blackbox.boxed(loaded.module, limit=settings.queries, rate=settings.rate)
-    said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
+    note = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(
-        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
+        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, note)),
         settings=replace(settings, black_box=True),
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def _numbered(data: Dataset, first: int) -> Dataset:
 
 
 def _points(
-    settler: Settler, said: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
+    settler: Settler, given: str | None, bounds: tuple[float, float], points: Points | None, settings: AuditSettings
 ) -> tuple[Dataset, Tensor]:
     """The points to audit on, and inputs for those who need more."""
     if points is not None:
@@ -174,7 +174,7 @@ def _points(
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
         return data, data.some(_pool_points(data)).x
-    source = settler.choose("data", said, DEFAULT_DATA)
+    source = settler.choose("data", given, DEFAULT_DATA)
     draw = _draw(settings)
     data = load_data(source, split="test", bounds=bounds, draw=draw)
     return data, load_data(source, split="train", bounds=bounds, limit=_pool_points(data)).x
@@ -195,16 +195,16 @@ def _pool_points(data: Dataset) -> int:
 
 def _settings(settler: Settler, request: Request) -> AuditSettings:
     """The settings with what the model brings where the user left them open."""
-    said = request.settings
+    given = request.settings
     return replace(
-        said,
-        arch=request.arch or said.arch,
-        plan=said.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
-        outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
-        mean=settler.take("mean", said.mean),
-        std=settler.take("std", said.std),
-        reject_class=settler.take("reject_class", said.reject_class),
-        certified=settler.take("certified", said.certified),
+        given,
+        arch=request.arch or given.arch,
+        plan=given.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
+        outputs=settler.take("outputs", given.outputs if given.outputs != "auto" else None) or "auto",
+        mean=settler.take("mean", given.mean),
+        std=settler.take("std", given.std),
+        reject_class=settler.take("reject_class", given.reject_class),
+        certified=settler.take("certified", given.certified),
         defaults=tuple(settler.defaults),
     )
 
@@ -379,8 +379,8 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
             f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
     claimed = loaded.metadata.get("outputs")
-    said = "outputs (from the model file)" in settings.defaults and claimed != "auto"
-    if said and (found in SHARES) != (claimed in SHARES):
+    declared = "outputs (from the model file)" in settings.defaults and claimed != "auto"
+    if declared and (found in SHARES) != (claimed in SHARES):
         raise InputError(
             f"{loaded.source} says of itself that it returns {claimed}, but its answers are {found}; "
             "say with --outputs what is right."

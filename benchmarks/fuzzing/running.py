@@ -291,8 +291,8 @@ def _place(error: BaseException) -> str:
     """The last line of ours that an exception went through, and the line that raised it where that is another."""
     frames = traceback.extract_tb(error.__traceback__)[-200:]
     ours = [frame for frame in frames if "/maskaudit/" in frame.filename]
-    said = [f"{_shown(frame.filename)}:{frame.lineno}" for frame in (*ours[-1:], *frames[-1:])]
-    return " in ".join(dict.fromkeys(reversed(said)))
+    places = [f"{_shown(frame.filename)}:{frame.lineno}" for frame in (*ours[-1:], *frames[-1:])]
+    return " in ".join(dict.fromkeys(reversed(places)))
 
 
 def _shown(name: str) -> str:

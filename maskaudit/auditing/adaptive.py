@@ -187,8 +187,8 @@ class AdaptiveAttack:
             mine = [o for s, o in zip(self.plan.stages, self.outcomes, strict=True) if s.row == name and o.met]
             met = set[int]().union(*(outcome.met for outcome in mine)) & set(rows.tolist())
             fell = set[int]().union(*(outcome.fell for outcome in mine)) & met
-            said = f"broke {len(fell)} of {len(met)}" if met else "nothing to do"
-            self.attacker.tell(AuditEvent(name, len(met), True, said))
+            message = f"broke {len(fell)} of {len(met)}" if met else "nothing to do"
+            self.attacker.tell(AuditEvent(name, len(met), True, message))
 
     # --- which repair did it ----------------------------------------------------------------------
 

@@ -109,11 +109,11 @@ class Attacker:
         entry = self.ledger.entry(spec)
         refused = next((result for result in results if isinstance(result, str)), None)
         if refused is not None:
-            said = refused if entry.status == "error" else f"skipped: {refused}"
+            message = refused if entry.status == "error" else f"skipped: {refused}"
         else:
-            said = f"broke {int(entry.broken[rows].sum())} of {len(rows)}"
+            message = f"broke {int(entry.broken[rows].sum())} of {len(rows)}"
         seconds = sum(result.seconds for result in results if isinstance(result, Booked))
-        self.tell(AuditEvent(spec.name, len(rows), True, said, seconds))
+        self.tell(AuditEvent(spec.name, len(rows), True, message, seconds))
 
     def carry_out(
         self,

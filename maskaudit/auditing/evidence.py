@@ -105,7 +105,7 @@ def _heard(
     tensors, names = evidence.tensors, evidence.metadata["attacks"]
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
     point = tensors["example_point"]
-    right, said = _clean(hearing, evidence, document)
+    right, clean_check = _clean(hearing, evidence, document)
     inside = hearing.threat.admissible(examples, clean[point])
     rows = hearing.known(clean, label, right[: len(clean)])[point].nonzero().squeeze(1)
     broken, margin = hearing.broken(examples[rows], clean[point[rows]], label[point[rows]])
@@ -119,7 +119,7 @@ def _heard(
         index = int(tensors["index"][point[row]])
         proven.setdefault(index, set()).add(names[int(tensors["example_attack"][row])])
     return [
-        said,
+        clean_check,
         Check("ball and bounds", bool(inside.all()), f"{int(inside.sum())} of {n} examples are admissible"),
         Check("misclassified", bool(held.all()), detail),
     ], proven

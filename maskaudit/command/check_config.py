@@ -47,15 +47,15 @@ def read_check_options(file: Path) -> dict[str, Any]:
                 f"{key} in {place} of {file.name} would execute code of whatever model is checked: "
                 f"give {one.flag} on the command line."
             )
-    said = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
+    given = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
     folder = file.resolve().parent
     for key, anchor in _ANCHORS.items():
-        if key in said:
-            value = said[key]
-            said[key] = tuple(anchor(v, folder) for v in value) if isinstance(value, tuple) else anchor(value, folder)
-    if "reports" in said:
-        said["outputs_to"] = said.pop("reports")
-    return said
+        if key in given:
+            value = given[key]
+            given[key] = tuple(anchor(v, folder) for v in value) if isinstance(value, tuple) else anchor(value, folder)
+    if "reports" in given:
+        given["outputs_to"] = given.pop("reports")
+    return given
 
 
 def _existing(text: str, folder: Path) -> str:

@@ -83,9 +83,9 @@ class Ended:
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
         return "".join(without_controls(line) + "\n" for line in lines)
 
-    def status(self, said: int) -> int:
+    def status(self, given: int) -> int:
         """The exit status of finished work that says its own; an interruption that nobody asked for is the model's."""
-        return MODEL_FAILED_STATUS if said > 128 and not self.signum else said
+        return MODEL_FAILED_STATUS if given > 128 and not self.signum else given
 
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""

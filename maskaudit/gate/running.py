@@ -108,8 +108,8 @@ def run_gate(
         for number, entry in enumerate(config.entries, start=1):
             on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
             outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event, isolate)
-            said = outcome.document["verdict"]["label"] if outcome.document else outcome.error
-            on_event(AuditEvent(entry.name, 0, True, f"{said}, status {outcome.status}"))
+            result = outcome.document["verdict"]["label"] if outcome.document else outcome.error
+            on_event(AuditEvent(entry.name, 0, True, f"{result}, status {outcome.status}"))
             outcomes.append(outcome)
     return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
 

@@ -126,8 +126,8 @@ def markdown(summary: dict[str, Any]) -> str:
         marked = escape(gate) if model["status"] == 0 else f"**{escape(gate)}**"
         lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
     for model in summary["models"]:
-        if said := told(model):
-            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in said)]
+        if sentences := told(model):
+            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in sentences)]
     if found := notes(summary):
         lines += ["", "### Baselines", "", *(f"- {escape(note)}" for note in found)]
     return "\n".join(lines) + "\n"
@@ -182,11 +182,11 @@ def notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _details(model: dict[str, Any]) -> list[str]:
-    said = told(model)
-    if not said:
+    sentences = told(model)
+    if not sentences:
         return []
-    head = _wrapped(f"{_flat(model['name'])}: {said[0]}", "", "  ")
-    return ["", *head, *(line for item in said[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+    head = _wrapped(f"{_flat(model['name'])}: {sentences[0]}", "", "  ")
+    return ["", *head, *(line for item in sentences[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

@@ -24,18 +24,18 @@ class Settler:
         self.defaults: list[str] = []
         self.taken: dict[str, Any] = {}
 
-    def choose(self, name: str, said: T | None, custom: T) -> T:
+    def choose(self, name: str, given: T | None, custom: T) -> T:
         """The value of that name, of the customary kind."""
-        value = self.take(name, said)
+        value = self.take(name, given)
         if value is None:
             self.defaults.append(name)
             return custom
         return value
 
-    def take(self, name: str, said: T | None) -> T | None:
+    def take(self, name: str, given: T | None) -> T | None:
         """The same without a customary value: None where neither user nor model name one."""
-        if said is not None:
-            return said
+        if given is not None:
+            return given
         found = self._brought.get(name)
         if found is None:
             return None

@@ -78,13 +78,13 @@ def parse(content: object, source: str) -> dict[str, Any]:
     return check(parse_json(content, where, most=MAX_BYTES), where)
 
 
-def check(said: object, where: str, *, error: type[MaskauditError] = InputError) -> dict[str, Any]:
+def check(given: object, where: str, *, error: type[MaskauditError] = InputError) -> dict[str, Any]:
     """The declared fields among what a file says, as plain JSON values; what is null is left out.
 
     Raises:
         MaskauditError: of the class `error`, for a field of another type, size or range, or data that are not built in.
     """
-    found = _said(read(declaration(), said, where, error=error))
+    found = _said(read(declaration(), given, where, error=error))
     return {**found, "threat": _said(found["threat"])} if "threat" in found else found
 
 

@@ -71,10 +71,10 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
             axes.plot(
                 x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6, clip_on=False
             )
-            said = "exactly zero" if hollow else ""
+            label = "exactly zero" if hollow else ""
             if layer.zero_share and not hollow:
-                said = f"zero on {words.percent(layer.zero_share)}"
-            axes.annotate(said, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+                label = f"zero on {words.percent(layer.zero_share)}"
+            axes.annotate(label, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
             _left_name(axes, row, layer.name, "tone" if layer.culprit else "ink")
         axes.set_xlim(floor, high + 0.35 * max(high - floor, 1.0))
         axes.set_xlabel("Gradient norm, log10", color=COLOURS["soft"], fontsize=FONT)

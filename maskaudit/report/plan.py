@@ -74,7 +74,7 @@ def _stage(item: dict[str, Any]) -> StageView:
 
 
 def _confirmations(mechanism: dict[str, Any]) -> list[str]:
-    said = []
+    sentences = []
     for note in coerce.mappings(mechanism.get("confirmed_by")):
         points = coerce.count(note.get("points"))
         counts = [
@@ -83,8 +83,8 @@ def _confirmations(mechanism: dict[str, Any]) -> list[str]:
             if coerce.integer(note.get(key)) is not None
         ]
         if points and counts:
-            said.append(
+            sentences.append(
                 f"{coerce.text(note.get('repair'))} Of {words.plural(points, 'point')} that withstood white-box "
                 f"attacks, this broke {' and '.join(counts)}."
             )
-    return said
+    return sentences

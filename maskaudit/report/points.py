@@ -152,8 +152,8 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
             kind = "gradient"
         else:
             kind = "other" if broken else "unbroken"
-        said = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
-        points.append(_Point(said[0], said[1], keys.index(kind), broken))
+        cells = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
+        points.append(_Point(cells[0], cells[1], keys.index(kind), broken))
     return points
 
 

@@ -55,19 +55,19 @@ class Dependence:
 
     def sentences(self) -> list[str]:
         """What was found, for report and verdict; nothing where answers depend on the input alone."""
-        said = []
+        notes = []
         if self.batch:
             on = "the other points of its batch" if self.company else "its place in the batch"
-            said.append(
+            notes.append(
                 f"The answer to a point depends on {on} (scores change by up to {self.change:.1%} of their spread): "
                 "every point is asked alone, and an example counts only as it is answered alone."
             )
         if self.state:
-            said.append(
+            notes.append(
                 "The model's answers change from call to call with a state that it keeps: before every call it is put "
                 "back as it was at the start, and this is what is audited."
             )
-        return said
+        return notes
 
     def to_dict(self) -> dict[str, bool]:
         """Plain JSON."""

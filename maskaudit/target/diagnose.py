@@ -139,7 +139,7 @@ def _other_inputs(
         for layout in LAYOUTS if settings.layout == "auto" else ():
             if layout != before[0].layout and LAYOUTS[layout].fits(tuple(x.shape[1:])):
                 target.form = before[0].changed(layout=layout)
-                cause = f"The model takes its inputs {LAYOUTS[layout].said}"
+                cause = f"The model takes its inputs {LAYOUTS[layout].phrase}"
                 yield from _asked(target, x, y, cause, f"--layout {layout}")
     finally:
         target.form, target.mean, target.std = before

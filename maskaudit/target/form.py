@@ -51,7 +51,7 @@ FIELDS = Record(
 class _Layout:
     """An order of the axes: the words for it, which points (…) can have it, and how a batch (N, …) is brought to it."""
 
-    said: str
+    phrase: str
     fits: Callable[[tuple[int, ...]], bool]
     of: Callable[[Tensor], Tensor]
 

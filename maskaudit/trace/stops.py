@@ -55,13 +55,13 @@ class Stops(GradientWalk):
 
     def _failing_culprit(self, op: RecordedOp) -> Culprit | None:
         """The op if a backward pass raises in it, other than for want of a derivative."""
-        said = self.e.observer.failed.get(op.index)
-        if said is None or self.underived(op):
+        refusal = self.e.observer.failed.get(op.index)
+        if refusal is None or self.underived(op):
             return None
         remedy: Remedy = "function-forward" if op.kind == "function" else "straight-through"
         if self._writer(op) is not None:
             remedy = "keep-saved"
-        return Culprit("failing-backward", op.location, "high", f"{said.rstrip('.')}.", remedy, op.index)
+        return Culprit("failing-backward", op.location, "high", f"{refusal.rstrip('.')}.", remedy, op.index)
 
     def _overwriting(self) -> list[Culprit]:
         """The ops that write over what an earlier one had kept for its backward pass."""

@@ -158,8 +158,8 @@ class GradientWalk:
                 else:
                     self._add_cut(escape, op, f"the data leave torch in {escape.name} and come back without gradient")
             elif op.live_in and op.kind == "torch":
-                said = f"torch refuses {op.name} where a gradient is asked for" if op.refused else ""
-                self._add_cut(op, op, said or f"{op.name} passes the data on and drops the gradient")
+                reason = f"torch refuses {op.name} where a gradient is asked for" if op.refused else ""
+                self._add_cut(op, op, reason or f"{op.name} passes the data on and drops the gradient")
             elif op.kind == "torch":
                 for source in (self.ops[p] for p in op.parents if self.ops[p].live_in and self.ops[p].live_out):
                     # of its outputs, one that has no gradient is used

@@ -285,23 +285,23 @@ def _nothing_left(seen: Observations) -> str:
 
 def _proofs(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]:
     """One sentence per level at which masking is proven."""
-    said = []
+    reasons = []
     if levels["gradient"].proven:
-        said.append(
+        reasons.append(
             f"Gradient level: {seen.hidden_by_gradients} of {seen.gradient_points} points survive "
             f"{_all(seen.white_box_run)} white-box attacks that ran and fall to attacks that do not trust the gradient."
         )
     if levels["loss"].proven:
-        said.append(
+        reasons.append(
             f"Loss level: {seen.hidden_by_loss} of {seen.loss_points} points survive {_all(seen.cross_entropy_run)} "
             "attacks on cross-entropy that ran and fall to white-box attacks on another loss."
         )
-    if said and seen.repaired:
-        said.append(
+    if reasons and seen.repaired:
+        reasons.append(
             f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
             f"{seen.left} points that withstand white-box attacks fall."
         )
-    return said
+    return reasons
 
 
 def _all(number: int) -> str:

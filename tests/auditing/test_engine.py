@@ -158,11 +158,12 @@ def test_what_ends_every_worker_is_given_up_and_no_later_success_hides_it(
     tmp_path: Path, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
     x, y = points
-    ledger, said = Ledger(), list[AuditEvent]()
+    ledger, events = Ledger(), list[AuditEvent]()
     ledger.add_points(torch.arange(len(x)), x, y, torch.ones(len(x), dtype=torch.bool), y)
+    settings = AuditSettings(workers=2)
     with Target(net) as target:
         attacker = Attacker(
-            target, ledger, THREAT, AuditSettings(workers=2), pool=x, surrogates=(), journal=None, on_event=said.append
+            target, ledger, THREAT, settings, pool=x, surrogates=(), journal=None, on_event=events.append
         )
         spec = attack_of(killed(tmp_path, 99))
         attacker.run(spec, torch.arange(len(x)))

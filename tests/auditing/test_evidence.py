@@ -410,9 +410,9 @@ def test_the_chance_of_failing_an_honest_random_audit_is_kept() -> None:
 def test_the_test_on_fresh_draws_states_its_error() -> None:
     files = audit(many(10), random=True)
     checks = verify_audit(files.document, read_evidence(files.evidence, "e"), Wavering(0.3), SHA)
-    said = {check.name: check.detail for check in checks}
-    assert "with a chance of 0.5%" in said["misclassified"]
-    assert "level 0.5%" in said["clean points"]
+    details = {check.name: check.detail for check in checks}
+    assert "with a chance of 0.5%" in details["misclassified"]
+    assert "level 0.5%" in details["clean points"]
 
 
 def test_the_evidence_can_be_checked_without_the_report() -> None:

@@ -43,9 +43,9 @@ def row(ratio: float, **changes: Any) -> dict[str, Any]:
 def test_a_ratio_slips_when_it_rises_past_the_tolerance(
     engine: ModuleType, now: dict[str, Any], says: list[str]
 ) -> None:
-    said = engine.slipped([row(1.05)], [now])
-    assert len(said) == len(says)
-    assert all(part in sentence for part, sentence in zip(says, said, strict=True))
+    sentences = engine.slipped([row(1.05)], [now])
+    assert len(sentences) == len(says)
+    assert all(part in sentence for part, sentence in zip(says, sentences, strict=True))
 
 
 def test_new_rows_replace_old_ones_of_the_same_key(engine: ModuleType) -> None:

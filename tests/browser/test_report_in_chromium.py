@@ -69,7 +69,7 @@ def test_report_in_chromium(report: Path, launched: Any, axe: str) -> None:
 
 def _quiet(watched: chromium.Watched) -> None:
     """Nothing on the console, nothing asked of the network."""
-    assert watched.said == []
+    assert watched.messages == []
     assert watched.asked == []
 
 
@@ -103,7 +103,7 @@ def test_a_request_and_an_error_would_be_noticed(launched: Any, tmp_path: Path) 
     file.write_text("<!DOCTYPE html><title>x</title><img src='https://example.invalid/x'><script>throw 1</script>")
     with chromium.opened(launched, file, viewport=chromium.DESKTOP) as loud:
         assert loud.asked == ["https://example.invalid/x"]
-        assert any("1" in line for line in loud.said)
+        assert any("1" in line for line in loud.messages)
 
 
 def test_a_page_that_is_too_wide_or_illegible_would_be_noticed(launched: Any, axe: str, tmp_path: Path) -> None:

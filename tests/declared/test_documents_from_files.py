@@ -190,11 +190,11 @@ def _model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_sentence(error: MaskauditError) -> str:
-    said = str(error)
+    sentence = str(error)
     assert error.exit_code == 2
-    assert said.isprintable()
-    assert len(said) < 1500
-    return said
+    assert sentence.isprintable()
+    assert len(sentence) < 1500
+    return sentence
 
 
 @EACH
@@ -226,9 +226,9 @@ def test_every_field_refuses_what_it_does_not_expect(name: str, tmp_path: Path) 
                 reader(tmp_path, write(edited(document, path, value)))
                 assert taken, (path, value)
             except MaskauditError as error:
-                said = one_sentence(error)
+                shown = one_sentence(error)
                 step = next(step for step in reversed(path) if isinstance(step, str))
-                assert taken or step in said.replace("schema version", "schema_version") or "not valid" in said, (
+                assert taken or step in shown.replace("schema version", "schema_version") or "not valid" in shown, (
                     path,
                     value,
                 )

@@ -98,11 +98,11 @@ def test_the_power_check_is_asked_for_only_where_clear_depends_on_it() -> None:
     assert asked == {name for name, _, label in LABELS if label == "clear"} | {"power failed", "power not checked"}
 
 
-@pytest.mark.parametrize(("challengers", "said"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
-def test_a_suspect_is_told_what_fell(challengers: int, said: str) -> None:
+@pytest.mark.parametrize(("challengers", "sentence"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
+def test_a_suspect_is_given_the_counts(challengers: int, sentence: str) -> None:
     verdict = judge(seen(200, challengers, probes=USELESS)).verdict
     assert verdict.label == "suspect"
-    assert said in verdict.reasons[0]
+    assert sentence in verdict.reasons[0]
 
 
 @pytest.mark.parametrize("confidence", ["low", "medium", "high"])
