@@ -146,7 +146,7 @@ class Facts:
             return Item(advice, "not done", "The report holds accuracies for fewer than three radii.")
         eps, left = self.curve[-1]
         state = "done" if left == 0 else "partly"
-        ends = "reaches zero" if left == 0 else f"still stands at {words.percent(left)}"
+        ends = "reaches zero" if left == 0 else f"is still {words.percent(left)}"
         return Item(advice, state, f"Up to ε {words.radius(eps)}.", f"Accuracy {ends} there", "curves")
 
     def converged(self, advice: str) -> Item:

@@ -117,7 +117,7 @@ def test_the_text_cannot_steer_a_terminal() -> None:
 def test_long_tables_are_cut() -> None:
     document = inspection(rows=PAGE_ROWS + 7)
     assert len(Page(html(document)).attributes("tr")) == 1 + PAGE_ROWS
-    assert "7 ops more in the JSON" in html(document)
+    assert "The JSON lists 7 further ops" in html(document)
     assert f"… and {PAGE_ROWS + 7 - TEXT_ROWS} more" in text(document)
 
 

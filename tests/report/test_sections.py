@@ -139,7 +139,7 @@ def test_distribution_names_observed_and_critical_count(document: dict[str, Any]
     assert (gradient.hidden, loss.hidden) == (0, 143)
     assert loss.proven
     assert not gradient.proven
-    assert "about 10⁻" in loss.told
+    assert "about 10⁻" in loss.summary
     drawn = nulls.draw(loss)
     assert "observed: 143" in drawn
     assert f"proof from {loss.critical}" in drawn
@@ -149,7 +149,7 @@ def test_distribution_of_points_too_few_to_prove_anything(document: dict[str, An
     document["masking"]["loss_level"] = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 1}
     loss = nulls.read(document)[1]
     assert not loss.proven
-    assert "no count could prove" in loss.told
+    assert "no count could prove" in loss.summary
     assert "proof from" not in nulls.draw(loss)
 
 

@@ -98,7 +98,9 @@ def test_the_power_check_is_asked_for_only_where_clear_depends_on_it() -> None:
     assert asked == {name for name, _, label in LABELS if label == "clear"} | {"power failed", "power not checked"}
 
 
-@pytest.mark.parametrize(("challengers", "sentence"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
+@pytest.mark.parametrize(
+    ("challengers", "sentence"), [(0, "broke any"), (12, "attacks that do without gradients broke 12")]
+)
 def test_a_suspect_is_given_the_counts(challengers: int, sentence: str) -> None:
     verdict = judge(seen(200, challengers, probes=USELESS)).verdict
     assert verdict.label == "suspect"
@@ -122,7 +124,7 @@ def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirme
     cut = Mechanism("cut", TITLES["cut"], "high", (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, 30, traced=(cut,), repaired=30)).verdict
     assert verdict.label == "inconclusive"
-    assert "30 of the 180 points that withstand white-box attacks fall, too few to prove" in verdict.reasons[-1]
+    assert "30 of the 180 points that withstand white-box attacks are broken, too few to prove" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
@@ -304,7 +306,7 @@ def test_masking_rates_are_over_correct_points() -> None:
 
 
 def test_the_claim_is_judged_by_the_upper_bound_of_what_stands() -> None:
-    observed = seen(200)  # 180 of 200 stand
+    observed = seen(200)  # 180 of 200 are unbroken
     bound = upper_bound_at_any_look(180, 200, ALPHA)
     for claimed, status in (
         (None, "no_claim"),
