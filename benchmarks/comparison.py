@@ -1,4 +1,4 @@
-"""The peers beside the audit, on the same models and seeds, and in words where a peer is better."""
+"""The peers next to the audit, on the same models and seeds, and in words where a peer is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS = "maskaudit"
 
 #: What each peer leaves undone: why a figure of it can be better.
 SPARES = {
-    "autoattack": "runs four attacks and stops; where its own gradients break every point it is done at once, while an "
+    "autoattack": "runs four attacks and stops; where white-box attacks break every point it is done at once, while an "
     "audit still probes, traces and proves the power of its search",
     "torchattacks-autoattack": "runs the same four attacks with a tenth of the gradient steps, and says nothing of "
     "masking",
@@ -85,10 +85,10 @@ def comparison(
     met = {(r["model"], r["seed"]) for r in records}
     matched = [o for o in ours if (o.model, o.seed) in met]
     lines = [
-        "## Beside peers",
+        "## Next to peers",
         "",
         "Same models and seeds; a peer meets the points of the audit's first look, the audit goes on to more when its "
-        "verdict asks for it. A run without an answer finds nothing and accuses nobody. A dash: the peer has no such "
+        "verdict asks for it. A run without an answer finds nothing and accuses no model. A dash: the peer has no such "
         "figure. Lenient: read without the indicators named there.",
     ]
     lines += [f"\n**{PEERS[name].title} did not run everywhere**: {reason}." for name, reason in absent.items()]

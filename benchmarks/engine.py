@@ -47,7 +47,7 @@ from benchmarks.engine_subjects import BATCH, Counted, Run, subjects
 
 HERE = Path(__file__).resolve().parent
 
-#: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
+#: Attack → (steps or queries, target classes) by size of network: the expensive ones get fewer steps.
 SMALL = {
     "pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1), "finite-differences": (2000, 1),
 }  # fmt: skip

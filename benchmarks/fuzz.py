@@ -140,7 +140,7 @@ def warm_up(reader: Reader, seeds: list[bytes], origin: Path) -> None:
 
 
 def copied(origin: Path) -> Path:
-    """A folder of its own for a child, with links to what lies beside a mutant."""
+    """A folder of its own for a child, with links to what lies next to a mutant."""
     folder = Path(tempfile.mkdtemp(dir=origin.parent))
     for part in ("a", "b", JOURNAL):
         (folder / part).mkdir()

@@ -14,7 +14,7 @@ from torch import nn
 
 from maskaudit.data import load_data
 from maskaudit.rng import PointRNG
-from maskaudit.train import METHODS, Batch, Plan, TrainConfig, save_trained, train
+from maskaudit.train import METHODS, Batch, TrainConfig, TrainPlan, save_trained, train
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.loop import accuracy
 from maskaudit.train.multitask import MultiTask
@@ -97,7 +97,7 @@ def multitask(label: str, seed: int) -> dict[str, Any]:
     """Test error of the classifier and root mean squared error of every image task."""
     made: list[MultiTask] = []
 
-    def create(plan: Plan, model: nn.Module) -> MultiTask:
+    def create(plan: TrainPlan, model: nn.Module) -> MultiTask:
         made.append(MultiTask(plan, model))
         return made[0]
 

@@ -54,8 +54,8 @@ def render(records: Sequence[Record], known: Knowledge, *, budget: str, command:
     lines += _summary(outcomes)
     if peers:
         lines += ["", *comparison(outcomes, peers, known.entries, known.truths)]
-        beside = economy(audits, peers, known.entries)
-        lines += ["", *beside] if beside else []
+        section = economy(audits, peers, known.entries)
+        lines += ["", *section] if section else []
     lines += ["", "## Every audit", "", *_audit_rows(audits, outcomes)]
     return "\n".join(lines) + "\n"
 

@@ -43,14 +43,14 @@ ROLES: dict[str, tuple[str, str, str]] = {
     ),
     "strong": (
         "white-box, other losses",
-        "The model's gradients of another loss than cross-entropy. Points that fall here and to no attack on "
+        "The model's gradients of another loss than cross-entropy. Points broken here and by no attack on "
         "cross-entropy count as hidden at *loss level*.",
         "Find out why the usual loss is flat: `loss-decision-gradient-ratio` and `output-kind` among the "
         "[probes](probes.md) tell.",
     ),
     "challenger": (
         "challengers",
-        "An attack that does not trust the model's gradients. Points that fall here and to no white-box attack "
+        "An attack that does not trust the model's gradients. Points broken here and by no white-box attack "
         "count as hidden at *gradient level*.",
         "Look at what the [probes](probes.md) say about the gradient, repair the operation that they point at, and "
         "attack again.",
@@ -58,7 +58,7 @@ ROLES: dict[str, tuple[str, str, str]] = {
     "repaired": (
         "repaired",
         "A gradient attack through a copy whose backward pass was repaired; every example is scored on the original "
-        "model. Points that fall here and to no white-box attack count as hidden at *gradient level*.",
+        "model. Points broken here and by no white-box attack count as hidden at *gradient level*.",
         "The repaired operation is the culprit: report the accuracy that is left under this attack.",
     ),
     "second_opinion": (

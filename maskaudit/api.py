@@ -51,7 +51,7 @@ WIDE_BALL = 0.5
 
 #: Numbers that the points of the pool hold together at most: 512 MiB in float32.
 POOL_ELEMENTS = 2**27
-#: Points that are drawn at least, for whoever looks at some before the attacks do.
+#: Points that are drawn at least, for what looks at some before the attacks do.
 LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
@@ -219,7 +219,7 @@ def run(
 ) -> Audit:
     """Audit what was prepared; with `out`, finished attacks are journalled there and `resume` continues them.
 
-    The journal stays until whoever has written the report down calls `discard_journal`.
+    The journal stays until the caller has written the report and calls `discard_journal`.
     """
     journal = None
     if out is not None:
@@ -270,7 +270,7 @@ def audit(
             as for `maskaudit check`.
         data: a data source, a `Dataset`, or a pair of inputs float32 (N, …) and labels int64 (N,).
         settings: what holds for options of `AuditSettings` that are not given as keywords.
-        on_event: is told how the audit goes.
+        on_event: is called with every step of the audit.
         options: the options of `maskaudit check` by the names that they have in a configuration: `eps`, `norm`,
             `budget`, `claim`, … (`maskaudit.settings.OPTIONS`).
 
@@ -360,7 +360,7 @@ def _surrogate(spec: str, data: Dataset) -> nn.Module:
 
 
 def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
-    """One forward pass of two points: a model that does not take their shape needs other data, and is told so.
+    """One forward pass of two points: a model that does not take their shape needs other data, and the error says so.
 
     What the model file says of its outputs is held against the answers.
     """

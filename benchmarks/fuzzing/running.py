@@ -129,7 +129,7 @@ def fuzz(
     """Run executions `start` … `start + count − 1` of a reader, one child after the other.
 
     Args:
-        seeds: valid files; folder: makes a folder with what the reader needs beside a mutant.
+        seeds: valid files; folder: makes a folder with what the reader needs next to a mutant.
         kept: where mutants with findings are put, by reader, kind and number.
     """
     tally, number, end, began = Tally(reader.name), start, start + count, time.monotonic()

@@ -271,7 +271,7 @@ class Attacker:
             return None
 
     def _content(self, task: object) -> str:
-        """A digest of a task and of the model that it is done on; "" where it cannot be told, and nothing is kept."""
+        """A digest of a task and of its model; "" where it cannot be determined, and nothing is kept."""
         try:
             return content_digest(self._answers, {n: getattr(self.target, n) for n in TARGET_SETTINGS}, task)
         except IndescribableError:

@@ -24,7 +24,7 @@ from maskaudit.threat import ThreatModel
 from maskaudit.verdict.recorded import Families
 from maskaudit.verdict.recount import Check, recount
 
-#: What the report and the scoring of its evidence must agree on, beside the threat model: section and field of each.
+#: What the report and the scoring of its evidence must agree on besides the threat model: section and field of each.
 _SHARED = {
     "sha256": ("target", "sha256"), "random": ("target", "random"), "reject_class": ("target", "reject_class"),
     "outputs": ("target", "outputs"), "mean": ("settings", "mean"), "std": ("settings", "std"),
@@ -67,7 +67,7 @@ def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, p
         "which attack found an example, that every attack ran as listed and found no more, that the probes measured "
         "what they say"
     )
-    origin = "" if published else " and that nobody has replaced report and evidence together (--sha256)"
+    origin = "" if published else " and that no one has replaced report and evidence together (--sha256)"
     if document is None:
         unknown, origin = "what the report says of them", ""
     else:

@@ -72,7 +72,7 @@ Keeper = Callable[[AuditReport], None]
 
 #: Share of the time that reports of what was found so far may take.
 KEEPING = 0.03
-#: What such a report says, unless whoever kept it knows more.
+#: What such a report says, unless the caller that kept it knows more.
 UNFINISHED = "It was broken off."
 
 
@@ -301,7 +301,7 @@ def _more_points(state: AuditState) -> None:
 
 
 def _leave_out(state: AuditState, reason: str) -> None:
-    """Say of every attack that did not run why; of the white-box attacks each has said so itself."""
+    """Say of every attack that did not run why; white-box attacks have reported it themselves."""
     for spec in state.specs:
         if spec.phase != "white_box" and spec.name not in state.ledger.entries:
             state.attacker.skip(spec, reason)

@@ -59,7 +59,7 @@ def read_check_options(file: Path) -> dict[str, Any]:
 
 
 def _existing(text: str, folder: Path) -> str:
-    """A file beside the configuration, if there is one; else the text as it is (a name such as digits or zoo:x)."""
+    """A file next to the configuration, if there is one; else the text as it is (a name such as digits or zoo:x)."""
     path, mark, rest = text.partition(".py:") if ".py:" in text else (text, "", "")
     found = folder / (path + (".py" if mark else ""))
     if not (is_file(found) or is_folder(found)):

@@ -228,7 +228,7 @@ def _notes(
             f"The threat models differ ({a.threat} and {b.threat}): robust accuracies answer different questions."
         )
     if not common:
-        notes.append("The audits drew no point in common: the comparison is unpaired, and less can be told apart.")
+        notes.append("The audits drew no point in common: the comparison is unpaired, and less can be distinguished.")
     elif lost[0].all != lost[1].all:
         notes.append(
             f"The audits share {len(common)} points; tests are over these, accuracies over all points of each."

@@ -62,10 +62,10 @@ def train_to_file(
 
 def training_line(event: TrainEvent) -> str:
     """What a terminal shows of an epoch."""
-    told = "" if event.auxiliary_accuracy is None else f"auxiliary {event.auxiliary_accuracy:.3f}  "
+    auxiliary = "" if event.auxiliary_accuracy is None else f"auxiliary {event.auxiliary_accuracy:.3f}  "
     return (
         f"{event.method} epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  accuracy {event.accuracy:.3f}  "
-        f"{told}logits {event.logit_scale:.3g}  {event.eta_seconds:.0f} s left"
+        f"{auxiliary}logits {event.logit_scale:.3g}  {event.eta_seconds:.0f} s left"
     )
 
 

@@ -46,12 +46,16 @@ def verify_files(
         where = f"The report {path}"
         content = read_bounded(path, MAX_BYTES, where)
         document = parse_report(content, where)
-    beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
-    evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it beside the report")
+    evidence_path = (
+        path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
+    )
+    evidence = read_bounded(
+        evidence_path, MAX_EVIDENCE, f"The evidence {evidence_path}", hint="; keep it next to the report"
+    )
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
     module = boxed(loaded.module) if asked_only else loaded.module
-    checks = verify_audit(document, read_evidence(evidence, str(beside)), module, loaded.sha256)
+    checks = verify_audit(document, read_evidence(evidence, str(evidence_path)), module, loaded.sha256)
     if published is not None:
         checks.insert(0, _published(evidence if alone else content, published))
     return checks, conclusion(checks, document, published=published is not None)

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Settler:
-    """Takes what the user said, else what the model brings, else what is customary.
+    """Takes what the user gave, else what the model brings, else what is customary.
 
     Attributes:
         defaults: names of values that the user did not choose; those of the model are marked.

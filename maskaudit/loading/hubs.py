@@ -117,7 +117,7 @@ def _processor(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _usable_torchvision() -> Iterator[None]:
-    """Hide a torchvision that does not import beside this torch: transformers can do without, not with a broken one."""
+    """Hide a torchvision that does not import with this torch: transformers can do without, not with a broken one."""
     try:
         importlib.import_module("torchvision")
         broken = False

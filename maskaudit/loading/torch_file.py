@@ -63,7 +63,7 @@ def wanted_globals(file: ModelFile) -> list[str]:
     try:
         if file.data.startswith(b"PK"):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.data)))
-    except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still said
+    except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still reported
         return _scan_pickles(_pickle_part(file.data))
     return _scan_pickles(_pickle_part(file.data))
 
@@ -84,7 +84,7 @@ def _read_trusted(file: ModelFile, options: Options, wanted: list[str]) -> Conte
     if not options.trust_pickle:
         raise UntrustedInputError(
             f"{file.source} is a pickle that would run code when opened ({names}); export a state dict and give "
-            "--arch SPEC, or, if you trust whoever made the file, add --trust-pickle."
+            "--arch SPEC, or, if you trust its author, add --trust-pickle."
         )
     content = _load(file, weights_only=False)
     module = _find_module(content)

@@ -61,7 +61,7 @@ Handler = Callable[[ActivationSite, ActivationCall], None]
 
 
 def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> None:
-    """One forward pass over the points of `context`; `handler` is told of each call of one of `ops`, before it runs."""
+    """One forward pass over the points of `context`; `handler` gets each call of one of `ops` before it runs."""
     target = context.target
     with observer(target, ops, handler) as begin:
         for start in range(0, len(context.x), target.batch_size):

@@ -32,7 +32,7 @@ RECTIFIERS = frozenset({
 })  # fmt: skip
 
 #: Per place, for each call there within one forward pass: which units (one point's shape) are off at every point;
-#: None where the units of different points cannot be told apart.
+#: None where the units of different points cannot be separated.
 DormantUnits = Mapping[Location, tuple[Tensor | None, ...]]
 
 
@@ -170,5 +170,5 @@ class _Watch(TorchFunctionMode):
         calls[number] = before & here if same and before is not None and here is not None else None
 
     def _shut_everywhere(self, shut: Tensor) -> Tensor | None:
-        """Units off at every point; None where the units (N, …) of different points cannot be told apart."""
+        """Units off at every point; None where the units (N, …) of different points cannot be separated."""
         return shut.all(dim=0) if shut.dim() >= 2 and shut.shape[0] % self._points == 0 else None

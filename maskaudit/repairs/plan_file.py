@@ -1,4 +1,4 @@
-"""Read a plan from a file that nobody vouches for: every field is declared, every error is one sentence."""
+"""Read a plan from a file that may hold anything: every field is declared, every error is one sentence."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ def read(document: dict[str, Any], view: View) -> Methods:
     )
 
 
-#: Settings that the title of an attack says already.
-_SAID = ("attack", "loss")
+#: Settings that the title of an attack states already.
+_IN_TITLE = ("attack", "loss")
 
 #: What a version may look like to enter a BibTeX field, where even escaped braces count.
 _VERSION = re.compile(r"[\w.+-]{1,40}")
@@ -117,7 +117,7 @@ class _Paragraph:
         return words.joined((*sentences, self._say(f"The budget was {budget}.") if budget else ""), " ")
 
     def _attack(self, row: AttackView) -> str:
-        settings = words.joined(f"{name} {value}" for name, value in row.settings if name not in _SAID)
+        settings = words.joined(f"{name} {value}" for name, value in row.settings if name not in _IN_TITLE)
         shown = self._say(f"{row.title} [{settings}]" if settings else row.title)
         return shown + self._cite(*bibliography.keys_of(row.name))
 

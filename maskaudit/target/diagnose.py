@@ -1,7 +1,7 @@
 """Why a model is often wrong on clean points: causes that people's data and options have, found by trying each.
 
 Every cause has one repair, an option. A few points are asked as the model would want them if the cause were real;
-what lifts accuracy by more than luck is the cause, and is said with the option.
+what lifts accuracy by more than luck is the cause, and is named with the option.
 """
 
 from __future__ import annotations

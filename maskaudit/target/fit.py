@@ -64,7 +64,7 @@ def fit(target: Target, x: Tensor, layout: Layout = "auto") -> list[str]:
             if not misfit(error):
                 break
         else:
-            return _said(form, given)
+            return _notes(form, given)
     target.form = given
     assert failure is not None
     raise failure
@@ -93,7 +93,7 @@ def _types(model: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*(only if len(only) == 1 else ()), *TYPES)))
 
 
-def _said(form: Form, given: Form) -> list[str]:
+def _notes(form: Form, given: Form) -> list[str]:
     """What was found, for the report."""
     notes = []
     if form.dtype != "float32":

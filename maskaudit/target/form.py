@@ -1,4 +1,4 @@
-"""How a model is asked and how its answers are read: found once at the start of an audit, or told by options.
+"""How a model is asked and how its answers are read: found once at the start of an audit, or stated by options.
 
 A `Form` is plain data, so that workers and reviewers ask a model exactly as the audit did.
 """

@@ -44,12 +44,12 @@ class Suspects:
 
     Attributes:
         dead_way: the ops behind cuts, where the output is not connected to the input.
-        beside: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.beside`.
+        parallel: cuts parallel to a live path, of a model whose gradient is unhealthy; see `Trace.parallel`.
         estimators: see `Trace.estimators`.
     """
 
     culprits: list[Culprit]
-    beside: list[Culprit]
+    parallel: list[Culprit]
     estimators: list[Location]
     cuts: list[Cut]
     flows: dict[int, Flow]
@@ -66,8 +66,8 @@ def find_culprits(evidence: Pass) -> Suspects:
         culprits += search.bent_output()
     culprits = ranked(culprits)
     dead_way = frozenset() if search.alive else search.dead_way()
-    beside = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
-    return Suspects(culprits, beside, search.straight_through, search.cuts, search.flows, dead_way)
+    parallel = [search.cut_culprit(*cut) for cut in search.parted] if search.alive and evidence.suspicious else []
+    return Suspects(culprits, parallel, search.straight_through, search.cuts, search.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.
@@ -125,8 +125,8 @@ class _Search(Stops):
 
     def explained(self) -> bool:
         """Whether estimators alone explain that the gradient does not follow the model."""
-        told = bool(self.straight_through) and not self.parted and all(one.honest for one in self.estimators)
-        return told and self.alive and self.e.health.zero_share <= ZERO_SHARE
+        harmless = bool(self.straight_through) and not self.parted and all(one.honest for one in self.estimators)
+        return harmless and self.alive and self.e.health.zero_share <= ZERO_SHARE
 
     def dead_way(self) -> frozenset[int]:
         """Ops that carry the data from a cut on towards the output."""

@@ -2,7 +2,7 @@
 
 A `TorchFunctionMode` sees the calls; two global module hooks keep the module
 path (`ModuleScope`); walking `grad_fn.next_functions` from every new output
-assigns each autograd node to the op that made it. Nodes that nobody saw being
+assigns each autograd node to the op that made it. Nodes that were not seen being
 made (custom Functions, TorchScript) and tensors that come from outside torch
 (numpy, PIL) become ops of their own when they are first met.
 """

@@ -21,7 +21,7 @@ from maskaudit.verdict.statistics import rate
 
 #: How far two figures may be apart that were computed from the same counts by other builds of the same libraries.
 _SAME = 1e-9
-#: Differences that are told; the rest is counted.
+#: Differences that are listed; the rest is counted.
 _SHOWN = 2
 
 

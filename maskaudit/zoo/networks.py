@@ -34,7 +34,7 @@ OVERFITTING_THREAT = ThreatModel("Linf", 0.35)
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is trained; what is not said is the trainer's default.
+    """How a network is trained; what is not given is the trainer's default.
 
     Attributes:
         config: settings of the trainer; `method` is one of the trainer's, or of `maskaudit.zoo.recipes`.

@@ -63,7 +63,7 @@ def test_a_verdict_that_is_decided_outlasts_a_budget_that_ends_in_the_figures(mo
     assert audited("1h", eps=0.9).verdict.label == "clear"
 
 
-def test_time_that_is_spent_before_anything_was_measured_is_said_in_a_sentence() -> None:
+def test_time_that_is_spent_before_anything_was_measured_is_reported_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="Nothing had been measured yet"):
         audited("0.000001s")
 

@@ -1,4 +1,4 @@
-"""What own gradients find beside AutoAttack, and at what price."""
+"""What white-box attacks find next to AutoAttack, and at what price."""
 
 from __future__ import annotations
 

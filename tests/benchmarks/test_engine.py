@@ -114,8 +114,8 @@ def test_devices_are_compared_on_points_of_which_some_break(
     rows = agreement.agreement_rows("cpu")
     assert [row["attack"] for row in rows] == ["pgd", "noise"]
     assert all(0 < row["broken"] < 40 and row["same_fate"] >= 39 for row in rows)
-    told = engine.table({"rows": [], "memory": [], "agreement": rows}, "cpu")
-    assert "| pgd | 40 |" in told
+    page = engine.table({"rows": [], "memory": [], "agreement": rows}, "cpu")
+    assert "| pgd | 40 |" in page
 
 
 def test_a_points_fate_that_differs_is_counted(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

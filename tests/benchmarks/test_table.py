@@ -201,7 +201,7 @@ def test_a_part_of_a_run_is_not_taken_for_the_whole() -> None:
     text = render([audit(), audit("good", "clear", code="d")], known, budget="quick", command="c", planned=6)
     assert "The run is not complete" in text
     assert "different versions of the sources" in text
-    assert "Beside peers" not in text
+    assert "Next to peers" not in text
 
 
 def test_an_audit_that_broke_off_is_a_row() -> None:

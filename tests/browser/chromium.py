@@ -56,7 +56,7 @@ def missing() -> str:
 
 @dataclass
 class Watched:
-    """A page with everything that it said and asked for."""
+    """A page with everything that it printed and asked for."""
 
     page: Any
     messages: list[str] = field(default_factory=list)

@@ -45,7 +45,7 @@ from maskaudit.results import EVIDENCE_FILE
 
 from ..auditing.test_evidence import SHA, audit, network
 
-#: Values that no field expects all of, beside those that stand just outside each kind (see `outside`).
+#: Values that no field expects all of, besides those that lie just outside each kind (see `outside`).
 HOSTILE: list[Any] = [None, True, 10**40, 0.5, "", "\x1b[2J\u202e", [], [None], {}, {"a": [[]]}]
 #: Text that is no value of JSON that we take; `?` stands for the field.
 LEXICAL = {
@@ -76,7 +76,7 @@ def sound(kind: Kind[Any], number: int = 0) -> Any:
 
 
 def fields(kind: Kind[Any], path: Path_ = (), known: set[tuple[str, ...]] | None = None) -> Iterator[Field]:
-    """Every kind of a declaration with where it stands in the value that `sound` makes; records that recur, once."""
+    """Every kind of a declaration with its place in the value that `sound` makes; records that recur, once."""
     known = set() if known is None else known
     if path:
         yield path, kind
@@ -323,7 +323,7 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
     limits = page.partition("## Limits")[2]
     for row in (
         f"nesting | {parsing.MAX_DEPTH} |",
-        f"values | {parsing.MAX_VALUES:,}, told",
+        f"values | {parsing.MAX_VALUES:,}, checked",
         f"of a name | {kinds.MAX_NUMBER}, {kinds.MAX_TEXT:,} characters |",
         f"`audit.json` | size | {reading.MAX_BYTES >> 20} MiB |",
         f"curve | {reading.MAX_POINTS:,} |",

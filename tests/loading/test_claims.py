@@ -55,7 +55,7 @@ GOOD: dict[str, Any] = {
     "training": {"alpha": 0.01},
 }
 
-#: JSON as it may stand in a file: numbers that no float or int holds, texts that act elsewhere, deep and long values.
+#: JSON as it may be in a file: numbers that no float or int holds, texts that act elsewhere, deep and long values.
 HOSTILE = {
     "null": "null",
     "true": "true",
@@ -132,7 +132,7 @@ def with_field(path: tuple[str | int, ...], value: str) -> str:
 
 
 def fits(kind: Kind[Any], value: Any) -> bool:
-    """Whether a value is of its declared kind, told from the parts of the declaration and not by its reader."""
+    """Whether a value is of its declared kind, judged by the parts of the declaration and not by its reader."""
     match kind:
         case Optional() | Checked():
             return fits(kind.of, value)

@@ -1,7 +1,7 @@
 """Every number of the HTML, Markdown and text reports, counted again from the recorded points by code of its own.
 
 Nothing here imports the code under test but the three `render` functions. Exact intervals come from `scipy.stats`.
-Figures in tables and captions are compared where they stand; after that no number may be left in a report that is
+Figures in tables and captions are compared where they are; after that no number may be left in a report that is
 neither among the recounted ones, nor a word of the JSON document itself, nor a fixed word of the templates.
 """
 
@@ -87,7 +87,7 @@ class Counted:
     def left(self, names: set[str]) -> int:
         return self.correct - self.broken(names)
 
-    def fell(self, name: str) -> int:
+    def broken_by(self, name: str) -> int:
         row = self.rows[name]
         return row["broken"] if row["role"] == "sanity" else self.broken({name})
 
@@ -256,7 +256,7 @@ def test_the_attacks_of_the_page(audited: Counted) -> None:
             assert len(cells) == 1
             assert not NUMBER.search(cells[0].replace(recorded["reason"], ""))
             continue
-        k = audited.fell(name)
+        k = audited.broken_by(name)
         accuracy = f"{percent(audited.correct - k, audited.n)} {interval(audited.correct - k, audited.n)}"
         if not audited.whole(name):
             accuracy = f"not measured alone: it met {recorded['attempted']} of the points"
@@ -281,7 +281,7 @@ def test_the_attacks_of_text_and_markdown(audited: Counted) -> None:
         if row["status"] != "ran":
             assert name not in cells
             continue
-        k, met = audited.fell(name), row["attempted"]
+        k, met = audited.broken_by(name), row["attempted"]
         left = audited.correct - k
         shown = {dash: audited.rate(left, dash=dash) if audited.whole(name) else "not measured" for dash in "-–"}
         assert cells[name] == [shown["-"], f"{k}/{met}", f"{row['queries']:,}", duration(row["seconds"])], name
@@ -311,7 +311,7 @@ def test_the_map_of_points(audited: Counted) -> None:
             continue
         (drawn,) = drawings(row, "path")
         runs = [int(run) for run in re.findall(r"M\d+ 0h(\d+)v1", drawn.get("d") or "")]
-        assert int(cells[-1].replace(",", "")) == sum(runs) == audited.fell(plainly(code))
+        assert int(cells[-1].replace(",", "")) == sum(runs) == audited.broken_by(plainly(code))
 
 
 def _kind(audited: Counted, right: bool, by: set[str]) -> str:
@@ -350,7 +350,7 @@ def test_the_curves_start_where_the_model_starts_and_end_where_the_table_does(au
             assert shown.strip(", ") in plainly(curves)
     for name, row in audited.rows.items():
         for shown in re.findall(re.escape(row["title"]) + r" ends at (\S+ \[\S+\])", plainly(curves)):
-            assert shown == audited.rate(audited.correct - audited.fell(name))
+            assert shown == audited.rate(audited.correct - audited.broken_by(name))
 
 
 def test_lines_against_steps_begin_at_clean_accuracy(audited: Counted) -> None:
@@ -440,8 +440,8 @@ def recounted(audited: Counted) -> set[str]:
     for k in (audited.by_gradient, audited.by_loss):
         texts.append(audited.rate(k, audited.correct))
     for name, row in audited.rows.items():
-        k = audited.correct - audited.fell(name)
-        texts += [audited.rate(k), f"{k} {audited.fell(name)} {row['queries']:,} {duration(row['seconds'])}"]
+        k = audited.correct - audited.broken_by(name)
+        texts += [audited.rate(k), f"{k} {audited.broken_by(name)} {row['queries']:,} {duration(row['seconds'])}"]
         texts.append(audited.rate(audited.left(audited.strong | {name})))
     texts += [f"{100 * share:.1f}% {share:g}" for share in (*audited.slacks, 0.1, 0.12, 0.01, 0.99)]
     return {number for one in texts for number in NUMBER.findall(one)}

@@ -51,7 +51,7 @@ SECTIONS = ("Suspects", "Would be repaired", "Cuts", "Straight-through estimator
 
 
 @pytest.mark.parametrize("render", [html, text])
-def test_everything_found_is_said(render: Any) -> None:
+def test_everything_found_is_shown(render: Any) -> None:
     shown = render(inspection())
     assert all(title in shown for title in SECTIONS)
     for fragment in (

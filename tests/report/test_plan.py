@@ -1,4 +1,4 @@
-"""The plan in the report: stages, what was confirmed, and documents that nobody vouches for."""
+"""The plan in the report: stages, what was confirmed, and documents that may hold anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Company, order, state and chance are told apart, said, and respected when points are asked."""
+"""Company, order, state and chance are distinguished, reported, and respected when points are asked."""
 
 from __future__ import annotations
 

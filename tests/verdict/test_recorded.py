@@ -1,4 +1,4 @@
-"""What the judge is told of what ran: missing parts, and which of them take the proof from a level."""
+"""What the judge is given of what ran: missing parts, and which of them take the proof from a level."""
 
 from __future__ import annotations
 

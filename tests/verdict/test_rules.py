@@ -115,9 +115,9 @@ def test_what_the_trace_suspects_is_told_where_nothing_is_proven(
     cut = Mechanism("cut", TITLES["cut"], confidence, (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, hidden, traced=(cut,))).verdict
     assert verdict.label == label
-    told = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
-    assert told is (label != "masked" and confidence != "low")
-    assert not told or "in detach (net.py:7)" in verdict.reasons[-1]
+    stated = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
+    assert stated is (label != "masked" and confidence != "low")
+    assert not stated or "in detach (net.py:7)" in verdict.reasons[-1]
 
 
 def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirmed() -> None:
@@ -250,7 +250,7 @@ def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> Non
     assert share_of("masked", rates, True, 500) > 0.99
 
 
-def test_clear_is_seldom_said_where_the_limit_is_hidden() -> None:
+def test_clear_is_seldom_found_where_the_limit_is_hidden() -> None:
     assert share_of("clear", (CLEAR_LIMIT_UNSCREENED, 0.0), False, 2000) <= 0.02
 
 
@@ -266,7 +266,7 @@ def test_a_level_that_is_decided_stays_so_while_the_other_goes_on() -> None:
     assert judge(seen(30)).undecided == {"gradient", "loss"}
 
 
-def test_nothing_is_said_of_a_level_that_was_not_compared() -> None:
+def test_nothing_is_claimed_of_a_level_that_was_not_compared() -> None:
     judgement = judge(seen(30, 0, 25, searched=0, probes=FIRED))
     assert judgement.verdict.label == "masked"
     rate = judgement.masking["gradient_level"]
@@ -365,4 +365,4 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
     assert "at most 60.0%" in sentence
     assert "The likely cause: attacks on cross-entropy miss" in sentence
     unknown = judge(seen(200, 60, probes=FIRED)).verdict.sentence
-    assert unknown.endswith("tried. The cause could not be told apart by the probes.")
+    assert unknown.endswith("tried. The cause could not be determined by the probes.")

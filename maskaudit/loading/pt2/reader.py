@@ -80,7 +80,7 @@ def _opened(file: ModelFile, archive: zipfile.ZipFile, options: Options) -> Open
         if not options.trust_pickle:
             raise UntrustedInputError(
                 f"{file.source} would have to be opened by torch.export.load, which can run code of the file "
-                f"({reason}); export it again without that, or, if you trust whoever made the file, add --trust-pickle."
+                f"({reason}); export it again without that, or, if you trust its author, add --trust-pickle."
             ) from reason
         return (*_trusted(file), torch.float32, (), (f"--trust-pickle: torch.export.load ({reason})",))
 
