@@ -95,8 +95,8 @@ def run_audit(
             decision-based search; the drawn points where there are none.
         surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, so that an interrupted audit can resume.
-        keep: is given a partial report now and then, for the case that this process is ended. Whoever gives it
-            also takes the partial result of an interrupted audit; for others the interruption goes on.
+        keep: is given a partial report now and then, for the case that this process is ended. A caller that
+            gives it also takes the partial result of an interrupted audit; for others the interruption goes on.
 
     Raises:
         InputError, UsageError: when the data or settings do not fit the model.

@@ -63,8 +63,8 @@ def prices(seconds: float) -> str:
     expected: Mapping[str, str] = {
         name: duration(expected_passes(effort) * of_a_pass) for name, effort in BUDGETS.items()
     }
-    named = ", ".join(f"{name} about {time_of}" for name, time_of in expected.items())
-    return f"{1000 * of_a_pass:.2g} ms each; {named} for a robust model, a fraction of it for others"
+    named = ", ".join(f"{time_of} ({name})" for name, time_of in expected.items())
+    return f"{1000 * of_a_pass:.2g} ms each; a robust model takes about {named}, others a fraction"
 
 
 def duration(seconds: float) -> str:
