@@ -169,8 +169,8 @@ TERMS = (
     ),
     (
         "look",
-        "A number of points at which the audit considers its verdict: 32, then 56, 80 and so on. It stops at the "
-        "first look that decides; the test holds at all looks together.",
+        "A number of points at which the audit considers its verdict, each larger than the one before. It stops at "
+        "the first look that decides; the test holds at all looks together.",
     ),
     ("loss level", "Points that white-box attacks break, but not on cross-entropy: the usual loss has gone flat."),
     (
