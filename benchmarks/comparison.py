@@ -1,4 +1,4 @@
-"""The peers beside the audit, on the same models and seeds, and in words where a peer is better."""
+"""The peers next to the audit, on the same models and seeds, and in words where a peer is better."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS = "maskaudit"
 
 #: What each peer leaves undone: why a figure of it can be better.
 SPARES = {
-    "autoattack": "runs four attacks and stops; where its own gradients break every point it is done at once, while an "
+    "autoattack": "runs four attacks and stops; where white-box attacks break every point it is done at once, while an "
     "audit still probes, traces and proves the power of its search",
     "torchattacks-autoattack": "runs the same four attacks with a tenth of the gradient steps, and says nothing of "
     "masking",
@@ -85,10 +85,10 @@ def comparison(
     met = {(r["model"], r["seed"]) for r in records}
     matched = [o for o in ours if (o.model, o.seed) in met]
     lines = [
-        "## Beside peers",
+        "## Next to peers",
         "",
         "Same models and seeds; a peer meets the points of the audit's first look, the audit goes on to more when its "
-        "verdict asks for it. A run without an answer finds nothing and accuses nobody. A dash: the peer has no such "
+        "verdict asks for it. A run without an answer finds nothing and accuses no model. A dash: the peer has no such "
         "figure. Lenient: read without the indicators named there.",
     ]
     lines += [f"\n**{PEERS[name].title} did not run everywhere**: {reason}." for name, reason in absent.items()]
@@ -132,7 +132,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
 
 def better(rows: Sequence[Row]) -> str:
     """A paragraph that names each column in which a peer has a better figure than we have, and why it can."""
-    said = []
+    sentences = []
     named: dict[str, str] = {}
     ours = rows[0].summary
     for column in COLUMNS:
@@ -148,11 +148,11 @@ def better(rows: Sequence[Row]) -> str:
             named.setdefault(row.peer, row.title)
         if ahead:
             best = sorted(ahead, key=lambda pair: pair[0], reverse=column.higher)
-            said.append(f"*{column.title}*: {'; '.join(text for _, text in best)}; ours {column.show(ours)}.")
-    if not said:
+            sentences.append(f"*{column.title}*: {'; '.join(text for _, text in best)}; ours {column.show(ours)}.")
+    if not sentences:
         return "No peer has a better figure than the audit in any column."
     reasons = "; ".join(f"{title} {SPARES[peer]}" for peer, title in named.items())
-    return f"**Where a peer is better.** {' '.join(said)} **Why.** {reasons}."
+    return f"**Where a peer is better.** {' '.join(sentences)} **Why.** {reasons}."
 
 
 def _indicators(records: Sequence[Record], entries: Mapping[str, ZooEntry]) -> list[str]:
@@ -193,9 +193,9 @@ def _cell(record: Record, peer: Peer) -> str:
     if record["status"] != "ran":
         reason = record["reason"].replace("|", "/")
         return f"{record['status']}: {reason}"
-    said = []
+    parts = []
     if peer.detects:
-        said.append("fired" if any(record["indicators"].values()) else "quiet")
+        parts.append("fired" if any(record["indicators"].values()) else "quiet")
     if record["standing"]:
-        said.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
-    return " ".join(said)
+        parts.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
+    return " ".join(parts)

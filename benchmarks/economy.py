@@ -1,4 +1,4 @@
-"""What the model's own gradients find, and at what price, beside official AutoAttack on the same points.
+"""What white-box attacks find, and at what price, next to official AutoAttack on the same points.
 
 AutoAttack gives an accuracy and nothing else; of an audit that is the part of the attacks with the model's own
 gradients. What comes on top (search without gradients, repairs, probes, figures) carries the verdict.
@@ -23,9 +23,9 @@ class Pair:
     """One audit and one run of AutoAttack.
 
     Attributes:
-        own, best, theirs: points of the run that stand: after own gradients, after the whole audit, after AutoAttack.
+        own, best, theirs: unbroken points of the run: after white-box attacks, after the whole audit, after AutoAttack.
         points: of the run.
-        own_passes, own_cpu: passes and CPU seconds of our attacks with own gradients, per point, over theirs.
+        own_passes, own_cpu: passes and CPU seconds of our white-box attacks, per point, over theirs.
         passes, cpu: those of the whole audit over theirs, also where it went on to more points.
     """
 
@@ -41,7 +41,7 @@ class Pair:
 
 
 def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[str, ZooEntry]) -> list[str]:
-    """The section, empty where AutoAttack did not run beside an audit that counted its attacks apart."""
+    """The section, empty where AutoAttack did not run next to an audit that counted its attacks apart."""
     run = {(r["model"], r["seed"]): r for r in peers if r["peer"] == PEER and r["status"] == "ran" and r["standing"]}
     found: dict[str, list[Pair]] = {"robust": [], "other": [], "masked": []}
     for record in audits:
@@ -59,21 +59,21 @@ def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[
         "masked": "masked",
     }
     lines = [
-        "### Own gradients beside official AutoAttack",
+        "### White-box attacks next to official AutoAttack",
         "",
-        "Same points, deterministic models. Of an audit, the attacks with the model's own gradients are what "
+        "Same points, deterministic models. Of an audit, the white-box attacks are what "
         "AutoAttack's accuracy is to be compared with; the rest carries the verdict. Passes are forwards and backwards "
         "in points; figures are ours over theirs, medians with the range: per point for the attacks, which an audit "
         "carries on to more points where its verdict asks for it, and in all for the audit.",
         "",
-        "| models | number | own gradients leave no more standing | the audit leaves no more standing "
-        "| passes, own gradients | passes, whole audit | CPU, own gradients | CPU, whole audit |",
+        "| models | number | white-box attacks leave no more unbroken | the audit leaves no more unbroken "
+        "| passes, white-box | passes, whole audit | CPU, white-box | CPU, whole audit |",
         "|---" * 8 + "|",
     ]
     lines += [f"| {titles[kind]} | {_summary(pairs)} |" for kind, pairs in found.items() if pairs]
     lines += [
         "",
-        "| robust model | points | AutoAttack | own gradients | audit | passes, own gradients | CPU, own gradients |",
+        "| robust model | points | AutoAttack | white-box | audit | passes, white-box | CPU, white-box |",
         "|---" * 7 + "|",
     ]
     return lines + [
@@ -86,15 +86,15 @@ def pair_of(audit: Record, other: Record) -> Pair:
     """An audit and a run of AutoAttack, on the points that both met."""
     points, own = audit["document"]["points"], audit["own"]
     rows = {index: row for row, index in enumerate(points["index"])}
-    met = [(rows.get(index), stands) for index, stands in zip(other["index"], other["standing"], strict=True)]
-    common = [(row, stands) for row, stands in met if row is not None]
+    met = [(rows.get(index), unbroken) for index, unbroken in zip(other["index"], other["standing"], strict=True)]
+    common = [(row, unbroken) for row, unbroken in met if row is not None]
     share, theirs = len(common) / len(rows), len(common) / len(met)
     passes, seconds = theirs * (other["forwards"] + other["backwards"]), theirs * other["cpu_seconds"]
     return Pair(
         model=audit["model"],
         own=sum(own["standing"][row] for row, _ in common),
         best=sum(points["correct"][row] and not points["broken_by"][row] for row, _ in common),
-        theirs=sum(stands for _, stands in common),
+        theirs=sum(unbroken for _, unbroken in common),
         points=len(common),
         own_passes=(own["forwards"] + own["backwards"]) / passes * share,
         own_cpu=own["seconds"] / seconds * share,

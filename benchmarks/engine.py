@@ -47,7 +47,7 @@ from benchmarks.engine_subjects import BATCH, Counted, Run, subjects
 
 HERE = Path(__file__).resolve().parent
 
-#: Attack → (steps or queries, target classes) by size of network: the dear ones get fewer steps.
+#: Attack → (steps or queries, target classes) by size of network: the expensive ones get fewer steps.
 SMALL = {
     "pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1), "finite-differences": (2000, 1),
 }  # fmt: skip
@@ -253,14 +253,14 @@ def merged(old: list[Row], new: list[Row]) -> list[Row]:
 def slipped(committed: list[Row], now: list[Row]) -> list[str]:
     """One sentence for each of our ratios that rose by more than `SLACK`, and for each that was never committed."""
     known = {key(row): row["ratio"] for row in committed}
-    said = []
+    sentences = []
     for row in now:
         name = f"{row['network']} {row['attack']}-{row['steps']} on {row['points']} points, {row['threads']} thread(s)"
         if key(row) not in known:
-            said.append(f"{name}: ratio {row['ratio']:.3f}, nothing committed to compare with.")
+            sentences.append(f"{name}: ratio {row['ratio']:.3f}, nothing committed to compare with.")
         elif row["ratio"] > known[key(row)] * (1 + SLACK):
-            said.append(f"{name}: ratio {row['ratio']:.3f}, committed {known[key(row)]:.3f}.")
-    return said
+            sentences.append(f"{name}: ratio {row['ratio']:.3f}, committed {known[key(row)]:.3f}.")
+    return sentences
 
 
 def table(document: dict[str, Any], device: str) -> str:

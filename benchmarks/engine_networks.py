@@ -26,7 +26,7 @@ def strided_cnn() -> nn.Module:
 def image_cnn() -> nn.Module:
     """Two strided convolutions and one linear layer on (N, 3, 224, 224): a light network on inputs of 150,528 numbers.
 
-    A forward pass of about 1 ms per image: what an engine does to the images beside it cannot hide.
+    A forward pass of about 1 ms per image: what an engine does to the images next to it cannot hide.
     """
     return nn.Sequential(
         nn.Conv2d(3, 16, 7, stride=4, padding=3), nn.ReLU(), nn.MaxPool2d(2),

@@ -109,7 +109,7 @@ class Strength:
     """What one search on one form of a network of the zoo comes to.
 
     Attributes:
-        points: correctly classified ones; left: those that stand when the network itself scores what was found.
+        points: correctly classified ones; left: those that are unbroken when the network itself scores what was found.
         refuted: points that the form saw broken and the network does not.
         seconds: of the search.
     """
@@ -243,7 +243,7 @@ def table(rows: list[Row], strengths: list[Strength], command: str, device: str)
         "What a search on another form comes to; points left and refuted after the network itself has scored what was "
         "found, seconds over those on eager float32.",
         "",
-        "| network | search | form | points | left standing | seen broken, refuted | seconds |",
+        "| network | search | form | points | left unbroken | seen broken, refuted | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for found in strengths:

@@ -140,7 +140,7 @@ def warm_up(reader: Reader, seeds: list[bytes], origin: Path) -> None:
 
 
 def copied(origin: Path) -> Path:
-    """A folder of its own for a child, with links to what lies beside a mutant."""
+    """A folder of its own for a child, with links to what lies next to a mutant."""
     folder = Path(tempfile.mkdtemp(dir=origin.parent))
     for part in ("a", "b", JOURNAL):
         (folder / part).mkdir()
@@ -181,12 +181,13 @@ def torchscript(count: int, origin: Path, arguments: argparse.Namespace) -> Coun
             )
         except subprocess.TimeoutExpired:
             return f"WRONG: mutant {number} took longer than {COMMAND_LIMIT} s"
-        said = done.stderr.strip().splitlines()
+        errors = done.stderr.strip().splitlines()
         if done.returncode == 0:
             return "accepted (0)"
-        if done.returncode in (2, 4) and said and said[-1].startswith("maskaudit: ") and "Traceback" not in done.stderr:
+        last = errors[-1] if errors else "no message"
+        if done.returncode in (2, 4) and last.startswith("maskaudit: ") and "Traceback" not in done.stderr:
             return "refused (2)" if done.returncode == 2 else "failed in one sentence (4)"
-        return f"WRONG: mutant {number} ended with status {done.returncode}: {said[-1][:100] if said else 'no message'}"
+        return f"WRONG: mutant {number} ended with status {done.returncode}: {last[:100]}"
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         return Counter(pool.map(one, range(count)))
@@ -227,9 +228,9 @@ def table(tallies: list[Tally], statuses: Counter[str], seconds: float) -> list[
         row(total),
     ]
     if statuses:
-        said = "; ".join(f"{kind}: {times}" for kind, times in sorted(statuses.items()) if not kind.startswith("WRONG"))
+        counts = "; ".join(f"{kind}: {n}" for kind, n in sorted(statuses.items()) if not kind.startswith("WRONG"))
         wrong = [kind for kind in statuses if kind.startswith("WRONG")]
-        lines += ["", f"TorchScript, {sum(statuses.values())} damaged archives through `maskaudit inspect`: {said}; "
+        lines += ["", f"TorchScript, {sum(statuses.values())} damaged archives through `maskaudit inspect`: {counts}; "
                   f"ended otherwise: {len(wrong)}."]  # fmt: skip
         lines += [f"- {kind}" for kind in wrong]
     if total.findings:
@@ -244,10 +245,10 @@ def table(tallies: list[Tally], statuses: Counter[str], seconds: float) -> list[
 
 def commit() -> str:
     """The commit that was checked out, and whether files differed from it."""
-    said = subprocess.run(
+    answer = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "unknown"
+    return answer.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

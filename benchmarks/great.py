@@ -151,10 +151,10 @@ def studied(subject: Subject) -> dict[str, Any]:
         began = time.process_time()
         module = train(subject.config, out=path, on_event=events.append)
         spent = time.process_time() - began
-        said = save_trained(path, module, subject.config)
+        saved = save_trained(path, module, subject.config)
         record = {
             "key": subject.key, "setting": subject.setting, "method": subject.label, "eps": subject.eps,
-            "seed": subject.config.seed, "training": said["training"], "train_accuracy": said["train_accuracy"],
+            "seed": subject.config.seed, "training": saved["training"], "train_accuracy": saved["train_accuracy"],
             "seconds_per_epoch": round(spent / len(events), 3), "auxiliary_accuracy": events[-1].auxiliary_accuracy,
             "loss": events[-1].loss, **measured(module, test, subject), "audit": audited(path, subject),
         }  # fmt: skip

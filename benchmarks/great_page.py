@@ -46,8 +46,8 @@ TABLE_4 = {
     "Equal": (24.0, 0.349, 0.113), "Uncertainty": (26.6, 0.270, 0.090), "GradNorm": (23.5, 0.270, 0.091),
     "GREAT": (24.2, 0.252, 0.087),
 }  # fmt: skip
-#: Which of the paper's tables is shown beside a radius.
-BESIDE = {"0.1": ("table 1, CIFAR-10", TABLE_1), "0.2": ("table 2, SVHN", TABLE_2)}
+#: Which of the paper's tables is shown next to a radius.
+PAPER_TABLES = {"0.1": ("table 1, CIFAR-10", TABLE_1), "0.2": ("table 2, SVHN", TABLE_2)}
 
 
 def records() -> list[Record]:
@@ -59,7 +59,7 @@ def attack_tables() -> str:
     """Per setting and radius: accuracy under the paper's attacks, the paper's figures in brackets."""
     parts = []
     for setting, rows in by_setting(defences()):
-        for eps, (name, paper) in BESIDE.items():
+        for eps, (name, paper) in PAPER_TABLES.items():
             parts.append(f"**{setting}, ε = {eps}** (in brackets: {name})\n\n")
             parts.append(_row("method", "train", "no attack", *COLUMNS) + _rule(3 + len(COLUMNS)))
             for method, group in by_method(rows):
@@ -79,7 +79,7 @@ def audit_tables() -> str:
         base = statistics.median(r["seconds_per_epoch"] for r in rows if r["method"] == "Baseline")
         parts.append(f"**{setting}, audited at ε = {rows[0]['eps']:g}**\n\n")
         parts.append(
-            _row("method", "seed", "clean", "PGD", "own gradients", "best known", "hidden by the loss",
+            _row("method", "seed", "clean", "PGD", "white-box", "best known", "hidden by the loss",
                  "hidden by gradients", "verdict", "zero gradient", "mean logit", "auxiliary", "time") + _rule(13)
         )  # fmt: skip
         for record in rows:
@@ -106,7 +106,7 @@ def pictures() -> str:
 
 
 def distillation_table() -> str:
-    """Table 3 beside ours."""
+    """Table 3 next to ours."""
     rows = [r for r in records() if r.get("part") == "distillation"]
     text = _row("method", "all examples", "5 %") + _rule(3)
     for method, paper in TABLE_3.items():
@@ -119,7 +119,7 @@ def distillation_table() -> str:
 
 
 def multitask_table() -> str:
-    """Table 4 beside ours."""
+    """Table 4 next to ours."""
     rows = [r for r in records() if r.get("part") == "multi-task"]
     text = _row("weighting", "error", "edges, RMSE", "clean image, RMSE") + _rule(4)
     for method, (error, edges, denoised) in TABLE_4.items():

@@ -83,7 +83,7 @@ def main() -> int:
 
 
 def undisturbed(model: str, folder: Path) -> tuple[Row, float]:
-    """The report of an audit that nobody kills, and how long its work takes."""
+    """The report of an audit that is not killed, and how long its work takes."""
     out = folder / f"{model}-undisturbed"
     process = started(model, out, workers=False)
     begun(process, out)
@@ -208,7 +208,7 @@ def table(rows: Sequence[Row]) -> str:
         "",
         "Made by `OMP_NUM_THREADS=1 python benchmarks/kills.py` (its docstring says how). Each audit: "
         f"`maskaudit check zoo:NAME {' '.join(OPTIONS)} --out DIR --resume`. Identical: report and evidence are those "
-        "of an audit that nobody killed and that ran in one process, seconds and command line aside.",
+        "of an audit that was not killed and that ran in one process, seconds and command line aside.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
         f"{os.cpu_count()} cores.",

@@ -29,8 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("price.md"))
     asked = parser.parse_args(arguments)
-    said = sys.argv[1:] if arguments is None else arguments
-    asked.out.write_text(render(pairs(asked.before, asked.after), ["python", "benchmarks/price.py", *said]))
+    given = sys.argv[1:] if arguments is None else arguments
+    asked.out.write_text(render(pairs(asked.before, asked.after), ["python", "benchmarks/price.py", *given]))
 
 
 def pairs(before: Path, after: Path) -> list[Pair]:

@@ -103,7 +103,7 @@ def _child(job: Job, sender: Connection) -> None:
 
 
 def perform(job: Job) -> Record:
-    """Do the job here: what the record says beside the job itself."""
+    """Do the job here: what the record holds besides the job itself."""
     settings = AuditSettings(budget=job.budget, seed=job.seed)
     prepared = api.prepare(api.Request(f"zoo:{job.model}", settings=settings))
     return _audit(prepared) if job.kind == "audit" else _peer(job, prepared)
@@ -128,7 +128,7 @@ def _audit(prepared: api.Prepared) -> Record:
             "accuracy": document["accuracy"],
             "masking": document["masking"],
             "power": document["power"],
-            # which attack broke a point is of no use here: 1 stands for any
+            # which attack broke a point is of no use here: 1 for any attack
             "points": {
                 "index": points["index"],
                 "correct": [int(c) for c in points["correct"]],
@@ -139,7 +139,7 @@ def _audit(prepared: api.Prepared) -> Record:
 
 
 def _own_gradients(document: Mapping[str, Any]) -> Record:
-    """What the attacks with the model's own gradients cost, and which points they left standing."""
+    """What the white-box attacks cost, and which points they left unbroken."""
     ran = [attack for attack in document["attacks"] if attack["role"] in ("reference", "strong")]
     names, points = {attack["name"] for attack in ran}, document["points"]
     return {

@@ -10,7 +10,7 @@ Fashion-MNIST serves its 10,000 test images first and then its training images; 
 repeated with uniform noise of 1/100 of the bounds on every repeat, so that no point comes twice.
 
 With `--autoattack` the official AutoAttack, a clone of https://github.com/fra31/auto-attack on `PYTHONPATH`, attacks N
-points of the test images instead; what it costs in points and seconds stands beside the audits.
+points of the test images instead; what it costs in points and seconds is given next to the audits.
 
 Finished rows are kept in `benchmarks/scaling.json`, keyed by model, budget and N; the table is `benchmarks/scaling.md`.
 """

@@ -170,7 +170,7 @@ class Summary:
 
 
 def summarise(outcomes: Sequence[Outcome], *, detects: bool = True) -> Summary:
-    """Count. A run without an answer accuses nobody and finds nothing."""
+    """Count. A run without an answer accuses no model and finds nothing."""
     masked = [o for o in outcomes if o.masked and detects]
     healthy = [o for o in outcomes if not o.masked and detects]
     every = [*masked, *healthy]

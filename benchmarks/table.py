@@ -54,8 +54,8 @@ def render(records: Sequence[Record], known: Knowledge, *, budget: str, command:
     lines += _summary(outcomes)
     if peers:
         lines += ["", *comparison(outcomes, peers, known.entries, known.truths)]
-        beside = economy(audits, peers, known.entries)
-        lines += ["", *beside] if beside else []
+        section = economy(audits, peers, known.entries)
+        lines += ["", *section] if section else []
     lines += ["", "## Every audit", "", *_audit_rows(audits, outcomes)]
     return "\n".join(lines) + "\n"
 
@@ -67,7 +67,7 @@ def _place(record: Record, known: Knowledge) -> tuple[int, int]:
 def _head(audits: Sequence[Record], peers: Sequence[Record], command: str, planned: int) -> str:
     machines = sorted({r["machine"] for r in (*audits, *peers)})
     codes = sorted({r["code"] for r in audits})
-    said = [
+    sentences = [
         f"`{command}` on {'; '.join(machines)}. {len(audits)} of {planned} audits"
         + (f" and {len(peers)} runs of peers" if peers else "")
         + f"; sources {', '.join(codes)}.",
@@ -76,10 +76,10 @@ def _head(audits: Sequence[Record], peers: Sequence[Record], command: str, plann
         "seeds of one model are not independent, so they are narrower than they should be.",
     ]
     if len(codes) > 1:
-        said.append("**The audits ran on different versions of the sources.**")
+        sentences.append("**The audits ran on different versions of the sources.**")
     if len(audits) < planned:
-        said.append("**The run is not complete.**")
-    return " ".join(said)
+        sentences.append("**The run is not complete.**")
+    return " ".join(sentences)
 
 
 def _summary(outcomes: Sequence[Outcome]) -> list[str]:

@@ -167,7 +167,7 @@ def table(rows: list[Row], rounds: int) -> str:
     lines += [
         "",
         "A trace records 8 points forward and backward, hooks every op on the way, and compares the gradient with "
-        "differences at 32 or 48 inputs beside them; a gradient that is zero everywhere is compared with nothing. "
+        "differences at 32 or 48 inputs next to them; a gradient that is zero everywhere is compared with nothing. "
         "What moves with the input is looked at in a further pass only where no gradient shows it, and phases in "
         "one that ends with the last periodic op. Hooks and small passes cost milliseconds whatever the size of "
         "the network: where a whole pass takes few of them, the goal is out of reach (on the smallest network 8 "
@@ -176,7 +176,7 @@ def table(rows: list[Row], rounds: int) -> str:
         "batch. A model on which the first, cheap look leaves a doubt (a gradient that is poor without a reason, "
         "as behind the zigzag; random answers; a correlation too near to the limit) is compared at twice the "
         "points, and along more directions until the doubt is settled; random answers are recorded anew. Where a "
-        "cut beside a live path may be to blame, its repair costs 8 more points forward and backward.",
+        "cut parallel to a live path may be to blame, its repair costs 8 more points forward and backward.",
     ]
     return "\n".join(lines) + "\n"
 

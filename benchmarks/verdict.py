@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> None:
         if r["model"] in models and r["budget"] == asked.budget and (r["kind"] == "peer" or r["seed"] < asked.seeds)
     ]
     out = asked.out or HERE / f"verdict-{asked.budget}.md"
-    said = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--render"]
-    command = shlex.join(["python", "benchmarks/verdict.py", *said])
+    given = [a for a in (sys.argv[1:] if arguments is None else arguments) if a != "--render"]
+    command = shlex.join(["python", "benchmarks/verdict.py", *given])
     known = Knowledge(ZOO, read_truths())
     text = render(chosen, known, budget=asked.budget, command=command, planned=len(models) * asked.seeds)
     out.write_text(text, encoding="utf-8")

@@ -125,7 +125,7 @@ def job(spec: AttackSpec, x: Tensor, y: Tensor) -> Job:
 
 @contextlib.contextmanager
 def on_ray() -> Iterator[Engine | None]:
-    """A cluster of this machine's CPUs, where there is one to be had."""
+    """A cluster of this machine's CPUs, where one can be started."""
     try:
         engine = engine_for(AuditSettings(ray="local"))
     except UsageError:

@@ -129,12 +129,14 @@ def masked_in_figures() -> str:
     broken = {row["name"]: row["broken"] for row in document["attacks"]}
     hidden = round(document["masking"]["gradient_level"]["value"] * correct)
     rows = [row for row in document["attacks"] if row["kind"] != "sanity"]
-    own = max(row["broken"] for row in rows if row["role"] in ("reference", "strong"))
+    white_box = max(row["broken"] for row in rows if row["role"] in ("reference", "strong"))
+    through = next(row for row in rows if row["role"] == "repaired")
     return (
         f"Here {correct} of {document['settings']['samples']} points are classified correctly. PGD breaks "
-        f"{broken['pgd']} of them, and no white-box attack breaks more than {own}. "
-        f"Square breaks {broken['square']}, and random noise alone {broken['noise']}. "
-        f"{hidden} points are broken by challengers and by no white-box attack: that is the gradient level.\n"
+        f"{broken['pgd']} of them, and no white-box attack breaks more than {white_box}. "
+        f"Attacks through the repaired gradient met the {through['attempted']} points that were left and broke "
+        f"{through['broken']}. So {hidden} points are hidden at gradient level, masking is proven, and no other "
+        "challenger had to search.\n"
     )
 
 
@@ -147,8 +149,8 @@ def clear_in_figures() -> str:
         return f"{100 * value:.1f} %"
 
     return (
-        f"Here the reference attack leaves {percent(accuracy['reference']['value'])} of the points, all attacks on own "
-        f"gradients together {percent(accuracy['strong_reference']['value'])}, and everything together "
+        f"Here the reference attack leaves {percent(accuracy['reference']['value'])} of the points, all white-box "
+        f"attacks together {percent(accuracy['strong_reference']['value'])}, and everything together "
         f"{percent(accuracy['best_known']['value'])}. The usual attack was a little weak, "
         "which is ordinary: stronger attacks on the *same* gradients close nearly all of that gap. Only "
         f"{percent(masking['gradient_level']['value'])} of the correctly classified points were left to the "

@@ -1,6 +1,6 @@
 """What every field of the JSON report means, in the words of `formats.md`.
 
-Kept beside the generator: it refuses to run when a field of a dataclass has no entry here, and the
+Kept next to the generator: it refuses to run when a field of a dataclass has no entry here, and the
 tests look for every field of a real report.
 """
 
@@ -29,8 +29,8 @@ CLASSES: dict[str, dict[str, str]] = {
     },
     "Confirmation": {
         "repair": "what was repaired, as a sentence",
-        "alone": "points that fell through this repair by itself; null if that was not tried",
-        "together": "points that fell through all repairs at once; null where there is only one",
+        "alone": "points broken through this repair by itself; null if that was not tried",
+        "together": "points broken through all repairs at once; null where there is only one",
         "points": "points it was tried on, of those that withstand white-box attacks",
     },
     "ProbeFinding": {
@@ -120,6 +120,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "outputs": "kind of output, as detected or given: `logits`, `log-probabilities`, `probabilities`, `votes`, "
         "`sigmoids`, `one-logit` or `one-probability`",
         "random": "whether the model answers at random",
+        "caveats": "what the verdict states of itself where answers depend on more than the input, as sentences",
+        "hopeless": "why no attack can say anything, where the audit stopped at once; else empty",
         "depends_on": "what answers depend on besides the input: `batch`, `state` between calls, `random`",
         "caveats": "the same as sentences, which the verdict repeats",
         "hopeless": "why the audit stopped at once, where no attack could say anything; else empty",
@@ -138,7 +140,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "budget": "name of the budget",
         "samples": "points drawn",
         "precision": "half-width of the interval of best-known accuracy that was asked for, or null",
-        "looks": "numbers of points at which the verdict could be looked at",
+        "looks": "numbers of points at which the verdict is considered; the audit stops at the first that decides",
         "data": "data source",
         "split": "part of it",
         "input_shape": "shape of one input",
@@ -170,7 +172,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "searched": "drawn points, from the first on, that challengers searched wherever they could reveal something",
         "matched": "drawn points, from the first on, on which cross-entropy had the effort of all losses",
         "unfinished": "why the search ended before the verdict was decided, if it did",
-        "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was told",
+        "traced": "the mechanisms that the trace located, with what their repair broke, as the judge was given",
     },
     "power": {
         "passed": "whether the search found enough known answers; null when it was not checked",

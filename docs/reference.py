@@ -43,14 +43,14 @@ ROLES: dict[str, tuple[str, str, str]] = {
     ),
     "strong": (
         "white-box, other losses",
-        "The model's gradients of another loss than cross-entropy. Points that fall here and to no attack on "
+        "The model's gradients of another loss than cross-entropy. Points broken here and by no attack on "
         "cross-entropy count as hidden at *loss level*.",
         "Find out why the usual loss is flat: `loss-decision-gradient-ratio` and `output-kind` among the "
         "[probes](probes.md) tell.",
     ),
     "challenger": (
         "challengers",
-        "An attack that does not trust the model's gradients. Points that fall here and to no white-box attack "
+        "An attack that does not trust the model's gradients. Points broken here and by no white-box attack "
         "count as hidden at *gradient level*.",
         "Look at what the [probes](probes.md) say about the gradient, repair the operation that they point at, and "
         "attack again.",
@@ -58,7 +58,7 @@ ROLES: dict[str, tuple[str, str, str]] = {
     "repaired": (
         "repaired",
         "A gradient attack through a copy whose backward pass was repaired; every example is scored on the original "
-        "model. Points that fall here and to no white-box attack count as hidden at *gradient level*.",
+        "model. Points broken here and by no white-box attack count as hidden at *gradient level*.",
         "The repaired operation is the culprit: report the accuracy that is left under this attack.",
     ),
     "second_opinion": (
@@ -129,7 +129,7 @@ def probes_page() -> str:
 
 def probe_section(probe: Probe) -> str:
     """One probe, from its docstring."""
-    said = explanation(probe)
+    explained = explanation(probe)
     limit = LIMITS.get(probe.rule)
     if limit is not None:
         compared = "; the lower end of the interval is compared" if limit.on == "low" else ""
@@ -138,13 +138,13 @@ def probe_section(probe: Probe) -> str:
         graded = f"none: {INFORMATIVE.get(probe.rule, 'it informs')}"
     needs = " and ".join(NEEDS[need] for need in sorted(probe.needs)) or "answers of the model only"
     sections = (
-        ("Raised when", said.raised_when),
-        ("What it means", said.meaning),
-        ("What to do", said.remedy),
+        ("Raised when", explained.raised_when),
+        ("What it means", explained.meaning),
+        ("What to do", explained.remedy),
     )
     return "".join(
         [
-            f"\n## {probe.rule}\n\n**{markdown(said.title)}**\n\n{prose(said.definition)}",
+            f"\n## {probe.rule}\n\n**{markdown(explained.title)}**\n\n{prose(explained.definition)}",
             *(f"**{heading}.** {prose(content)}" for heading, content in sections),
             f"**Limit.** {graded}. **Needs.** {needs}.\n\n",
             sources(probe.sources),
@@ -260,18 +260,18 @@ def options(path: str) -> str:
     for parameter in command.get_params(ctx):
         record = parameter.get_help_record(ctx)
         if isinstance(parameter, click.Option) and record is not None and "--help" not in parameter.opts:
-            names, said = record
+            names, text = record
             if not parameter.help:
-                said = " ".join(filter(None, (PLAIN_OPTIONS.get(parameter.opts[-1], ""), said)))
+                text = " ".join(filter(None, (PLAIN_OPTIONS.get(parameter.opts[-1], ""), text)))
             several = " May be given several times." if parameter.multiple else ""
-            lines.append(f"- `{names}`: {markdown(said)}{several}\n")
+            lines.append(f"- `{names}`: {markdown(text)}{several}\n")
     return "".join(lines)
 
 
-def help_text(said: str | None) -> str:
+def help_text(text: str | None) -> str:
     """A command's help as Markdown; click's preformatted paragraphs become blocks."""
     parts = []
-    for paragraph in inspect.cleandoc(said or "").split("\n\n"):
+    for paragraph in inspect.cleandoc(text or "").split("\n\n"):
         if paragraph.startswith("\b"):
             parts.append("```text\n" + paragraph.removeprefix("\b\n") + "\n```\n\n")
         else:
@@ -279,9 +279,9 @@ def help_text(said: str | None) -> str:
     return "".join(parts)
 
 
-def first_paragraph(said: str | None) -> str:
+def first_paragraph(text: str | None) -> str:
     """The first paragraph of a command's help."""
-    return one_line(inspect.cleandoc(said or "").split("\n\n")[0])
+    return one_line(inspect.cleandoc(text or "").split("\n\n")[0])
 
 
 def description(docstring: str | None) -> str:

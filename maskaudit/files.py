@@ -64,7 +64,7 @@ def _looked_up(question: Callable[[], bool]) -> bool:
 
 
 def read_bounded(path: Path, most: int, where: str, *, hint: str = "") -> bytes:
-    """The content of a file of at most `most` bytes, told before more than that is read.
+    """The content of a file of at most `most` bytes, checked before more than that is read.
 
     Args:
         where: the file as messages name it; hint: what to do where it cannot be read.

@@ -61,7 +61,7 @@ _here = _Process()
 class Call:
     """Around one call of foreign code; raises `Interrupted` instead where the user wants to stop.
 
-    A process whose parent is gone ends here: nobody is left to take its results.
+    A process whose parent is gone ends here: no one is left to take its results.
     """
 
     def __enter__(self) -> None:

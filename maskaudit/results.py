@@ -20,7 +20,7 @@ from maskaudit.errors import InputError
 
 SCHEMA_VERSION = 1
 
-#: The file of examples beside a report.
+#: The file of examples next to a report.
 EVIDENCE_FILE = "evidence.safetensors"
 
 Label = Literal["masked", "suspect", "clear", "inconclusive"]
@@ -57,7 +57,7 @@ class Location:
 class Confirmation:
     """What a repair did to points that withstand white-box attacks, `points` of them.
 
-    `alone` and `together` count those that fell through this repair by itself, and through all repairs at once;
+    `alone` and `together` count those broken through this repair by itself, and through all repairs at once;
     None where that was not tried.
     """
 

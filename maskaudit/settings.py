@@ -1,4 +1,4 @@
-"""What an audit is asked to do, and who is told how it goes: the options of every front door, each declared once."""
+"""What an audit is asked to do, and who hears of its steps: the options of every front door, each declared once."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ class TrainSettings:
     )
     attack_steps: int = option(7, _COUNT, "Gradient steps per training attack (pgd-at, trades).", metavar="N")
     clean_weight: float = option(
-        0.0, _SHARE, "Weight of the clean points beside the attacked (fgsm-at, pgd-at); 0.5 is the GREAT paper's.",
+        0.0, _SHARE, "Weight of the clean points next to the attacked (fgsm-at, pgd-at); 0.5 is the GREAT paper's.",
         metavar="FRACTION",
     )  # fmt: skip
     trades_beta: float = option(6.0, _WEIGHT, "Weight of the robustness term of TRADES.", metavar="NUMBER")

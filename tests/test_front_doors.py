@@ -120,12 +120,12 @@ def test_the_action_gives_the_report_of_check(checked: dict[str, Any], standard_
 
 @pytest.mark.parametrize("door", [api.audit, Auditor().audit, api.assert_not_masked])
 def test_python_says_what_is_wrong_and_takes_tensors(door: Callable[..., Audit], standard_file: Path) -> None:
-    for wrong, said in (
+    for wrong, sentence in (
         ({"eps": torch.tensor([0.1, 0.2])}, "eps"),
         ({"epss": 1}, "did you mean eps"),
         ({"budget": 3}, "budget"),
     ):
-        with pytest.raises(MaskauditError, match=said):
+        with pytest.raises(MaskauditError, match=sentence):
             door(str(standard_file), **wrong)
 
 

@@ -119,9 +119,9 @@ def html(path: Path) -> None:
 
 def compare(path: Path) -> None:
     """`compare FILE AUDIT` and the other way round, as text."""
-    beside = path.parent / AUDIT
-    compared(compare_files(path, beside)).encode("utf-8", "replace")
-    compare_files(beside, path)
+    other = path.parent / AUDIT
+    compared(compare_files(path, other)).encode("utf-8", "replace")
+    compare_files(other, path)
 
 
 def verify(path: Path) -> None:

@@ -129,7 +129,7 @@ def fuzz(
     """Run executions `start` … `start + count − 1` of a reader, one child after the other.
 
     Args:
-        seeds: valid files; folder: makes a folder with what the reader needs beside a mutant.
+        seeds: valid files; folder: makes a folder with what the reader needs next to a mutant.
         kept: where mutants with findings are put, by reader, kind and number.
     """
     tally, number, end, began = Tally(reader.name), start, start + count, time.monotonic()
@@ -291,8 +291,8 @@ def _place(error: BaseException) -> str:
     """The last line of ours that an exception went through, and the line that raised it where that is another."""
     frames = traceback.extract_tb(error.__traceback__)[-200:]
     ours = [frame for frame in frames if "/maskaudit/" in frame.filename]
-    said = [f"{_shown(frame.filename)}:{frame.lineno}" for frame in (*ours[-1:], *frames[-1:])]
-    return " in ".join(dict.fromkeys(reversed(said)))
+    places = [f"{_shown(frame.filename)}:{frame.lineno}" for frame in (*ours[-1:], *frames[-1:])]
+    return " in ".join(dict.fromkeys(reversed(places)))
 
 
 def _shown(name: str) -> str:

@@ -37,8 +37,8 @@ def run(task: PeerTask) -> PeerAnswer:
     if importlib.util.find_spec("autoattack") is None:
         raise PeerUnavailableError(f"the package autoattack is not installed; {INSTALL}")
     package = importlib.import_module("autoattack")
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         if task.random:
             with torch.no_grad():
                 logger = importlib.import_module("autoattack.other_utils").Logger(None)
@@ -48,7 +48,7 @@ def run(task: PeerTask) -> PeerAnswer:
             version="rand" if task.random else "standard",
         )  # fmt: skip
         examples = attack.run_standard_evaluation(task.x, task.y, bs=min(BATCH, len(task.x)))
-    return PeerAnswer(read_flags(said.getvalue()), {}, examples.detach())
+    return PeerAnswer(read_flags(output.getvalue()), {}, examples.detach())
 
 
 def read_flags(text: str) -> dict[str, bool]:

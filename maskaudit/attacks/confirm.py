@@ -1,7 +1,7 @@
 """When an attack on a random model may leave a point: its candidate wins nearly all of many fresh draws.
 
-One lucky draw proves nothing there, so a point does not leave at its first success. But most points that fall
-at all soon fall in every draw, and going on with those costs a whole budget each. What leaves is scored again,
+One lucky draw proves nothing there, so a point does not leave at its first success. But most points that are broken
+at all are soon broken in every draw, and going on with those costs a whole budget each. What leaves is scored again,
 like everything else, by `maskaudit.target.rescore` on draws of its own.
 """
 

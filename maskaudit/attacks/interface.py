@@ -64,7 +64,7 @@ class AttackSpec:
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
         phase: when an audit runs it, see `maskaudit.auditing.phases`.
         part: the essential part of the search that it belongs to, if any.
-        decisive: whether an error of it leaves the verdict open, since nobody knows what it would have found.
+        decisive: whether an error of it leaves the verdict open, since no one knows what it would have found.
         whole: it must meet all its points at once; else it runs on some of them at a time, wherever there is a worker.
 
     Raises:

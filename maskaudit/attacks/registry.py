@@ -20,7 +20,7 @@ from maskaudit.attacks.universal import universal
 from maskaudit.settings import Budget
 
 #: Where nothing is suspected, a run of Auto-PGD gives a point up at its first checkpoint if the best candidate keeps
-#: more than this share of the clean margin. Of 176 points of 22 healthy networks that fell after the attacks on
+#: more than this share of the clean margin. Of 176 points of 22 healthy networks that were broken after the attacks on
 #: cross-entropy, one had kept more by then (0.408; at most 0.26 on the tuning part).
 REACH = 0.4
 

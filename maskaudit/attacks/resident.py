@@ -150,7 +150,7 @@ class ResidentBatch(Generic[State]):
         return bool(marks[self._tick - self._joined].any())
 
     def slots_at(self, marks: np.ndarray) -> Tensor | slice:
-        """The slots at a marked step, as an index of tensors with one row per slot; nobody waits for it."""
+        """The slots at a marked step, as an index of tensors with one row per slot; nothing waits for it."""
         chosen = marks[self._tick - self._joined]
         if chosen.all():
             return slice(None)

@@ -78,7 +78,7 @@ def available() -> tuple[bool, str]:
 
 
 def _postpone(name: str) -> None:
-    """Let the submodule `name` be loaded when something in it is first asked for, if nobody has loaded it yet."""
+    """Let the submodule `name` be loaded when something in it is first asked for, if it is not loaded yet."""
     spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         return

@@ -2,7 +2,7 @@
 
 S.-M. Moosavi-Dezfooli, A. Fawzi, O. Fawzi, P. Frossard, "Universal adversarial perturbations", 2017, show that single
 perturbations fool networks on most inputs. A backdoor or a planted counterexample is an extreme case: no slope leads
-there from most points, but whoever has found it once has found it for all.
+there from most points, but once found it is found for all.
 """
 
 from __future__ import annotations

@@ -29,10 +29,10 @@ CONFIRM_POINTS = 64
 
 @dataclass
 class StageOutcome:
-    """What one stage did so far; `met` and `fell` are rows of the ledger."""
+    """What one stage did so far; `met` and `broken` are rows of the ledger."""
 
     met: set[int] = field(default_factory=set)
-    fell: set[int] = field(default_factory=set)
+    broken: set[int] = field(default_factory=set)
     new: int = 0
     queries: int = 0
     forwards: int = 0
@@ -47,7 +47,7 @@ class StageOutcome:
             "status": self.status if self.met or self.status != "ran" else "skipped",
             "reason": self.reason or ("" if self.met else "every point had been broken"),
             "attempted": len(self.met),
-            "broken": len(self.fell),
+            "broken": len(self.broken),
             "new": self.new,
             "queries": self.queries,
             "forwards": self.forwards,
@@ -171,12 +171,12 @@ class AdaptiveAttack:
         if isinstance(result, str):
             outcome.status, outcome.reason = "skipped", result
             return
-        fallen = set(rows[result.broken].tolist())
+        broken = set(rows[result.broken].tolist())
         if outcome.status == "ran":  # an earlier look had no use for the stage, or it had failed there, which stays
             outcome.reason = ""
         outcome.met |= set(rows.tolist())
-        outcome.fell |= fallen
-        outcome.new += sum(not bool(known[row]) for row in fallen)
+        outcome.broken |= broken
+        outcome.new += sum(not bool(known[row]) for row in broken)
         outcome.queries += result.queries
         outcome.forwards += result.forwards
         outcome.backwards += result.backwards
@@ -186,36 +186,36 @@ class AdaptiveAttack:
         for name in self.specs:
             mine = [o for s, o in zip(self.plan.stages, self.outcomes, strict=True) if s.row == name and o.met]
             met = set[int]().union(*(outcome.met for outcome in mine)) & set(rows.tolist())
-            fell = set[int]().union(*(outcome.fell for outcome in mine)) & met
-            said = f"broke {len(fell)} of {len(met)}" if met else "nothing to do"
-            self.attacker.tell(AuditEvent(name, len(met), True, said))
+            broken = set[int]().union(*(outcome.broken for outcome in mine)) & met
+            message = f"broke {len(broken)} of {len(met)}" if met else "nothing to do"
+            self.attacker.tell(AuditEvent(name, len(met), True, message))
 
     # --- which repair did it ----------------------------------------------------------------------
 
     def _broken_by(self, chosen: Callable[[tuple[Repair, ...]], bool]) -> int | None:
-        """Points of the sample that fell to stages whose set of repairs is chosen; None where none of them met it."""
+        """Points of the sample broken by stages whose set of repairs is chosen; None where none of them met it."""
         pairs = [(s, o) for s, o in zip(self.plan.stages, self.outcomes, strict=True) if s.repairs and o.met]
         mine = [outcome for stage, outcome in pairs if chosen(stage.repairs)]
         met = set[int]().union(*(outcome.met for outcome in mine))
         if not self.sampled or not self.sampled <= met:
             return None
-        return len(set[int]().union(*(outcome.fell for outcome in mine)) & self.sampled)
+        return len(set[int]().union(*(outcome.broken for outcome in mine)) & self.sampled)
 
     def _revealed(self) -> set[int]:
-        """Points that withstand white-box attacks and that fell once dormant units were opened."""
+        """Points that withstand white-box attacks and were broken once dormant units were opened."""
         pairs = zip(self.plan.stages, self.outcomes, strict=True)
-        fell = set[int]().union(*(outcome.fell for stage, outcome in pairs if stage.opens))
+        broken = set[int]().union(*(outcome.broken for stage, outcome in pairs if stage.opens))
         strong = self.attacker.ledger.strong()
-        return {row for row in fell if not bool(strong[row])}
+        return {row for row in broken if not bool(strong[row])}
 
     def _dormant(self) -> Mechanism:
         """The rectifiers whose dormant units hide something: those that break most of it alone, else all of them."""
         pairs = [(s, o) for s, o in zip(self.plan.stages, self.outcomes, strict=True) if s.opens and o.met]
-        together = set[int]().union(*(o.fell for s, o in pairs if s.purpose == "attack")) & self.sampled
+        together = set[int]().union(*(o.broken for s, o in pairs if s.purpose == "attack")) & self.sampled
         places = [repair for repair in self.plan.repairs if repair.remedy == "open"]
         alone = {
             place: max(
-                (len(o.fell & self.sampled) for s, o in pairs if s.repairs[0] == place and _single(s)), default=0
+                (len(o.broken & self.sampled) for s, o in pairs if s.repairs[0] == place and _single(s)), default=0
             )
             for place in places
         }

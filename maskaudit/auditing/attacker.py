@@ -109,11 +109,11 @@ class Attacker:
         entry = self.ledger.entry(spec)
         refused = next((result for result in results if isinstance(result, str)), None)
         if refused is not None:
-            said = refused if entry.status == "error" else f"skipped: {refused}"
+            message = refused if entry.status == "error" else f"skipped: {refused}"
         else:
-            said = f"broke {int(entry.broken[rows].sum())} of {len(rows)}"
+            message = f"broke {int(entry.broken[rows].sum())} of {len(rows)}"
         seconds = sum(result.seconds for result in results if isinstance(result, Booked))
-        self.tell(AuditEvent(spec.name, len(rows), True, said, seconds))
+        self.tell(AuditEvent(spec.name, len(rows), True, message, seconds))
 
     def carry_out(
         self,
@@ -271,7 +271,7 @@ class Attacker:
             return None
 
     def _content(self, task: object) -> str:
-        """A digest of a task and of the model that it is done on; "" where it cannot be told, and nothing is kept."""
+        """A digest of a task and of its model; "" where it cannot be determined, and nothing is kept."""
         try:
             return content_digest(self._answers, {n: getattr(self.target, n) for n in TARGET_SETTINGS}, task)
         except IndescribableError:

@@ -24,7 +24,7 @@ TARGET_SETTINGS = ("bounds", "mean", "std", "form", "draws", "reject_class", "ba
 
 
 class IndescribableError(TypeError):
-    """Something whose content cannot be told, such as a function made at run time: its results are not kept."""
+    """Something whose content cannot be determined, such as a function made at run time: its results are not kept."""
 
 
 def content_digest(*values: Any) -> str:

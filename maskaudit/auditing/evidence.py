@@ -25,7 +25,7 @@ from maskaudit.threat import ThreatModel
 from maskaudit.verdict.recorded import Families
 from maskaudit.verdict.recount import Check, recount
 
-#: What the report and the scoring of its evidence must agree on, beside the threat model: section and field of each.
+#: What the report and the scoring of its evidence must agree on besides the threat model: section and field of each.
 _SHARED = {
     "sha256": ("target", "sha256"), "random": ("target", "random"), "reject_class": ("target", "reject_class"),
     "outputs": ("target", "outputs"), "mean": ("settings", "mean"), "std": ("settings", "std"),
@@ -70,7 +70,7 @@ def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, p
         "which attack found an example, that every attack ran as listed and found no more, that the probes measured "
         "what they say"
     )
-    origin = "" if published else " and that nobody has replaced report and evidence together (--sha256)"
+    origin = "" if published else " and that no one has replaced report and evidence together (--sha256)"
     if document is None:
         unknown, origin = "what the report says of them", ""
     else:
@@ -108,7 +108,7 @@ def _heard(
     tensors, names = evidence.tensors, evidence.metadata["attacks"]
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
     point = tensors["example_point"]
-    right, said = _clean(hearing, evidence, document)
+    right, clean_check = _clean(hearing, evidence, document)
     inside = hearing.threat.admissible(examples, clean[point])
     rows = hearing.known(clean, label, right[: len(clean)])[point].nonzero().squeeze(1)
     broken, margin = hearing.broken(examples[rows], clean[point[rows]], label[point[rows]])
@@ -122,7 +122,7 @@ def _heard(
         index = int(tensors["index"][point[row]])
         proven.setdefault(index, set()).add(names[int(tensors["example_attack"][row])])
     return [
-        said,
+        clean_check,
         Check("ball and bounds", bool(inside.all()), f"{int(inside.sum())} of {n} examples are admissible"),
         Check("misclassified", bool(held.all()), detail),
     ], proven

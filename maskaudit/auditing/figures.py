@@ -61,8 +61,8 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
 
     The ε of the audit takes its figures from the ledger and from nothing else; other radii get a lighter search
     (PGD-40, and where the audit ran their like, Auto-PGD on the margin and Square). A point once broken stays broken at
-    larger radii for the last two, since its example stays admissible; so at smaller radii only what fell at the audit's
-    is attacked, and at larger ones what did not.
+    larger radii for the last two, since its example stays admissible; so at smaller radii only what was broken at the
+    audit's is attacked, and at larger ones only what was not.
     """
     rows = ledger.correct.nonzero().squeeze(1)[:points]
     if not len(rows):

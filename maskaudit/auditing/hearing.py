@@ -1,4 +1,4 @@
-"""Ask the model anew about clean points and examples, for whoever verifies an audit.
+"""Ask the model anew about clean points and examples, to verify an audit.
 
 A model that always answers alike must answer as recorded, point by point. Of a model that answers at random every
 statement is a test on fresh draws: an honest record fails the tests on its examples, and that on its clean points,

@@ -33,7 +33,7 @@ _RECORD = "record"
 
 @dataclass(frozen=True)
 class Kept:
-    """Finished work: its tensors by name, plain data beside them, and the passes and seconds that it took."""
+    """Finished work: its tensors by name, plain data with them, and the passes and seconds that it took."""
 
     tensors: Mapping[str, Tensor]
     spent: PassLedger
@@ -61,7 +61,7 @@ class Journal:
         try:
             if resume and stamp.is_file():
                 self._refuse_another(stamp.read_bytes(), fingerprint)
-            if folder.is_dir() and not (resume and stamp.is_file()):  # without a stamp, nobody knows whose it is
+            if folder.is_dir() and not (resume and stamp.is_file()):  # without a stamp, it is unknown whose it is
                 shutil.rmtree(folder)
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(stamp, json.dumps(dict(fingerprint), indent=1).encode())

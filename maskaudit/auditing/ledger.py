@@ -36,8 +36,8 @@ class AttackEntry:
     seconds: float = 0.0
     status: str = "ran"
     reason: str = ""
-    lost: bool = False  # workers were lost with some of its points, and nobody could do these
-    settings: dict[str, float] = field(default_factory=dict)  # what the audit settled while it ran, beside the spec's
+    lost: bool = False  # workers were lost with some of its points, and none could do these
+    settings: dict[str, float] = field(default_factory=dict)  # what the audit settled while it ran, besides the spec's
 
 
 class Ledger:

@@ -1,7 +1,7 @@
 """Planted examples: problems on the model's own scores whose answer is known to lie inside the ball.
 
 After Zimmermann et al. 2022. For each of some clean points, random corners of the
-ball are scored by the model; the corner whose scores stand out most from the others
+ball are scored by the model; the corner whose scores differ most from the others
 is planted: a linear readout of the (standardised) scores is chosen that puts it, and
 none of the other corners, on the far side. An attack that cannot find that side of a
 ball which is known to reach it would also have missed a hidden example.

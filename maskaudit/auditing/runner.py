@@ -73,7 +73,7 @@ Keeper = Callable[[AuditReport], None]
 
 #: Share of the time that reports of what was found so far may take.
 KEEPING = 0.03
-#: What such a report says, unless whoever kept it knows more.
+#: What such a report says, unless the caller that kept it knows more.
 UNFINISHED = "It was broken off."
 
 
@@ -96,8 +96,8 @@ def run_audit(
             decision-based search; the drawn points where there are none.
         surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, so that an interrupted audit can resume.
-        keep: is given a partial report now and then, for the case that this process is ended. Whoever gives it
-            also takes the partial result of an interrupted audit; for others the interruption goes on.
+        keep: is given a partial report now and then, for the case that this process is ended. A caller that
+            gives it also takes the partial result of an interrupted audit; for others the interruption goes on.
 
     Raises:
         InputError, UsageError: when the data or settings do not fit the model.
@@ -303,7 +303,7 @@ def _more_points(state: AuditState) -> None:
 
 
 def _leave_out(state: AuditState, reason: str) -> None:
-    """Say of every attack that did not run why; of the white-box attacks each has said so itself."""
+    """Say of every attack that did not run why; white-box attacks have reported it themselves."""
     for spec in state.specs:
         if spec.phase != "white_box" and spec.name not in state.ledger.entries:
             state.attacker.skip(spec, reason)

@@ -13,8 +13,8 @@ from maskaudit.target import PassLedger
 
 #: A forward pass with the backward pass that follows it takes about three times as long as the forward pass alone.
 PRICE_OF_BOTH = 3.0
-#: Beyond this many seconds a duration is told in minutes, beyond as many minutes in hours.
-_TOLD_APART = 100
+#: Beyond this many seconds a duration is given in minutes, beyond as many minutes in hours.
+_UNIT_LIMIT = 100
 
 
 class BudgetSpent(BaseException):
@@ -43,7 +43,7 @@ class Spending:
 
 
 def expected_passes(effort: Budget) -> int:
-    """About the passes of an audit of a robust network, the dearest kind, which is decided at the second look.
+    """About the passes of an audit of a robust network, the most expensive kind, which is decided at the second look.
 
     Each of its points meets every white-box attack and a search on the smallest budgets.
     """
@@ -63,14 +63,14 @@ def prices(seconds: float) -> str:
     expected: Mapping[str, str] = {
         name: duration(expected_passes(effort) * of_a_pass) for name, effort in BUDGETS.items()
     }
-    told = ", ".join(f"{name} about {time_of}" for name, time_of in expected.items())
-    return f"{1000 * of_a_pass:.2g} ms each; {told} for a robust model, a fraction of it for others"
+    named = ", ".join(f"{time_of} ({name})" for name, time_of in expected.items())
+    return f"{1000 * of_a_pass:.2g} ms each; a robust model takes about {named}, others a fraction"
 
 
 def duration(seconds: float) -> str:
     """In words of two digits: `40 s`, `12 min`, `3.5 h`."""
     for unit in ("s", "min"):
-        if seconds < _TOLD_APART:
+        if seconds < _UNIT_LIMIT:
             return f"{seconds:.2g} {unit}" if seconds < 10 else f"{seconds:.0f} {unit}"
         seconds /= 60
     return f"{seconds:.3g} h"

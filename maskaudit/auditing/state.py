@@ -32,7 +32,7 @@ class AuditState:
 
     Attributes:
         target, loaded, data, threat, settings: what is audited, on what, and how.
-        attacker: runs attacks and books them in `ledger`; `tell` is told of every step.
+        attacker: runs attacks and books them in `ledger`; `tell` is called with every step.
         catalogue, specs: everything there is to run, and the attacks that this audit runs, in order.
         looks: numbers of drawn points at which the verdict is looked at.
         notes: sentences for the report.

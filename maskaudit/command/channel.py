@@ -26,7 +26,7 @@ class Sender:
         self._descriptor, self._secret, self._owner = descriptor, secret, os.getpid()
 
     def send(self, kind: str, **content: Any) -> None:
-        """Send a message; the process ends where nobody is left to read it."""
+        """Send a message; the process ends where no one is left to read it."""
         if os.getpid() != self._owner:
             return
         body = json.dumps({"kind": kind, **content}).encode("ascii")

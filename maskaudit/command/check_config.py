@@ -47,19 +47,19 @@ def read_check_options(file: Path) -> dict[str, Any]:
                 f"{key} in {place} of {file.name} would execute code of whatever model is checked: "
                 f"give {one.flag} on the command line."
             )
-    said = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
+    given = read(Record(KEYS), table, f"{place} of {file.name}", error=UsageError)
     folder = file.resolve().parent
     for key, anchor in _ANCHORS.items():
-        if key in said:
-            value = said[key]
-            said[key] = tuple(anchor(v, folder) for v in value) if isinstance(value, tuple) else anchor(value, folder)
-    if "reports" in said:
-        said["outputs_to"] = said.pop("reports")
-    return said
+        if key in given:
+            value = given[key]
+            given[key] = tuple(anchor(v, folder) for v in value) if isinstance(value, tuple) else anchor(value, folder)
+    if "reports" in given:
+        given["outputs_to"] = given.pop("reports")
+    return given
 
 
 def _existing(text: str, folder: Path) -> str:
-    """A file beside the configuration, if there is one; else the text as it is (a name such as digits or zoo:x)."""
+    """A file next to the configuration, if there is one; else the text as it is (a name such as digits or zoo:x)."""
     path, mark, rest = text.partition(".py:") if ".py:" in text else (text, "", "")
     found = folder / (path + (".py" if mark else ""))
     if not (is_file(found) or is_folder(found)):

@@ -104,9 +104,9 @@ class _Lost:
 
 
 def _check_same_data(first: Document, second: Document) -> None:
-    said = [coerce.mapping(document["settings"]) for document in (first, second)]
+    both = [coerce.mapping(document["settings"]) for document in (first, second)]
     for key, what in (("data", "data"), ("split", "split"), ("input_shape", "input shape")):
-        one, other = said[0].get(key), said[1].get(key)
+        one, other = both[0].get(key), both[1].get(key)
         if one is not None and other is not None and one != other:
             raise InputError(
                 f"The two audits are over different data ({what}: {_short(one)} and {_short(other)}): "
@@ -228,7 +228,7 @@ def _notes(
             f"The threat models differ ({a.threat} and {b.threat}): robust accuracies answer different questions."
         )
     if not common:
-        notes.append("The audits drew no point in common: the comparison is unpaired, and less can be told apart.")
+        notes.append("The audits drew no point in common: the comparison is unpaired, and less can be distinguished.")
     elif lost[0].all != lost[1].all:
         notes.append(
             f"The audits share {len(common)} points; tests are over these, accuracies over all points of each."
@@ -311,8 +311,8 @@ def _section(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...
 
 
 def _short(value: Any) -> str:
-    said = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    flat = coerce.text(said, "none")
+    raw = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    flat = coerce.text(raw, "none")
     return flat if len(flat) <= 36 else flat[:33] + "..."
 
 

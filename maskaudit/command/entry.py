@@ -1,7 +1,7 @@
 """From the arguments to the exit status: what runs where, and what becomes of every kind of end.
 
 Commands that run foreign code do so in a child process (`maskaudit.command.supervise`). A status of 0 or 1 means that
-a command has finished and said so: neither `sys.exit` in a model nor the end of a process can pass for it.
+a command has finished and reported it: neither `sys.exit` in a model nor the end of a process can pass for it.
 """
 
 from __future__ import annotations
@@ -131,19 +131,19 @@ class _Run:
         return code or 0
 
     def _outcome(self, ended: Ended) -> int:
-        """The exit status of supervised work, and what is to be said about its end."""
-        told = ended.told
+        """The exit status of supervised work, and what is to be reported about its end."""
+        messages = ended.messages
         if ended.finished:
             say(ended.shown, streams.out())
-            return ended.status(int(told["status"]["status"]))
+            return ended.status(int(messages["status"]["status"]))
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()
-        if ended.at_once or "partial" not in told or "asked" not in told:
+        if ended.at_once or "partial" not in messages or "asked" not in messages:
             return refuse(reason, status, as_json=self.as_json)
         from maskaudit.command.delivery import Asked, show, write
 
-        asked, document = Asked.from_dict(told["asked"]["asked"]), told["partial"]["document"]
+        asked, document = Asked.from_dict(messages["asked"]["asked"]), messages["partial"]["document"]
         document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         return show(asked, document, status, failure=reason, unwritten=write(asked, document, None))
 

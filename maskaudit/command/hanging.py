@@ -7,7 +7,7 @@ import time
 
 from maskaudit.foreign import Board
 
-#: Seconds that a call may last where nobody says how many, and how many times the longest one before it.
+#: Seconds that a call may last where no number is given, and how many times the longest one before it.
 USUAL_LIMIT, TIMES_LONGEST = 300.0, 20.0
 #: Longest step between two looks that counts: past it this process was suspended, and the calls with it.
 LONGEST_STEP = 5.0

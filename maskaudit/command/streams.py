@@ -90,7 +90,7 @@ def make_lasting() -> None:
 
 
 def give_up(stream: IO[str] | Lasting) -> None:
-    """Nobody can be reached on a stream any more: what is still written to it goes nowhere."""
+    """No one can be reached on a stream any more: what is still written to it goes nowhere."""
     _lost.add(id(stream))
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)

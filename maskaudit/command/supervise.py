@@ -42,7 +42,7 @@ _FORWARDED = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGTSTP") if hasattr(signal, name)
 )
 
-#: What is said where something of the machine was used up.
+#: What is reported where something of the machine was used up.
 _LACKED = {
     "memory": "there was no memory left; try a smaller --batch-size or fewer --workers",
     "files": "no more files could be opened; does the model leave open what it opens?",
@@ -57,14 +57,14 @@ class Ended:
     """How supervised work ended.
 
     Attributes:
-        told: the last message of each kind, `out` and `err` excepted.
+        messages: the last message of each kind, `out` and `err` excepted.
         reason: what ended it, if it was not an exception, in words that follow "it ended because".
         signum: the signal by which the user or the system asked it to stop, if any.
         at_once: whether it was asked twice.
         shown: what it wrote to standard output and was held back.
     """
 
-    told: dict[str, Message] = field(default_factory=dict)
+    messages: dict[str, Message] = field(default_factory=dict)
     reason: str = ""
     signum: int = 0
     at_once: bool = False
@@ -72,24 +72,24 @@ class Ended:
 
     @property
     def finished(self) -> bool:
-        """Whether the work came to its end and said so; everything else is told by `why`."""
-        return "end" in self.told
+        """Whether the work came to its end and reported it; `why` explains everything else."""
+        return "end" in self.messages
 
     @property
     def trace(self) -> str:
         """The traceback of a fault of ours that ended it, if one did, without control characters."""
-        broke = self.told.get("broke")
+        broke = self.messages.get("broke")
         plain = broke is None or broke["exit"] or broke["lacked"] or self.reason or self.signum
         lines = [] if broke is None or plain else str(broke["trace"]).splitlines()
         return "".join(without_controls(line) + "\n" for line in lines)
 
-    def status(self, said: int) -> int:
-        """The exit status of finished work that says its own; an interruption that nobody asked for is the model's."""
-        return MODEL_FAILED_STATUS if said > 128 and not self.signum else said
+    def status(self, given: int) -> int:
+        """The exit status of finished work that says its own; an interruption that was not asked for is the model's."""
+        return MODEL_FAILED_STATUS if given > 128 and not self.signum else given
 
     def why(self) -> tuple[str, int]:
         """Why it did not finish, as a sentence, and the exit status that says so."""
-        broke = self.told.get("broke", {"error": "", "text": "", "lacked": ""})
+        broke = self.messages.get("broke", {"error": "", "text": "", "lacked": ""})
         raised = f"{broke['error']} ({broke['text']})" if broke["text"] else broke["error"]
         if self.signum:
             return f"Interrupted before it was finished: {self.reason or raised}.", 128 + self.signum
@@ -103,7 +103,7 @@ class Ended:
 
 
 def possible() -> bool:
-    """Whether work can be supervised here: processes can be forked, and nobody debugs this one."""
+    """Whether work can be supervised here: processes can be forked, and this one is not debugged."""
     return hasattr(os, "fork") and not os.environ.get("MASKAUDIT_UNSUPERVISED") and sys.gettrace() is None
 
 
@@ -156,7 +156,7 @@ def _be_the_child(work: Work, sender: Sender, printing: int, board: foreign.Boar
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
         work(sender)
         sender.send("end")
-    except BaseException as error:  # whatever ends the work must be told
+    except BaseException as error:  # whatever ends the work must be reported
         with contextlib.suppress(BaseException):
             sender.send("broke", **described(error))
     finally:
@@ -238,7 +238,7 @@ class _Supervisor:
             elif kind == "out":
                 say(message["text"], streams.out())
             else:
-                self.ended.told[kind] = message
+                self.ended.messages[kind] = message
             if kind == "asked":
                 self.watch.limit = message["call_timeout"]
             if kind in ("end", "broke"):
@@ -293,7 +293,7 @@ class _Supervisor:
         """What ended it from outside; empty where it was an exception."""
         if self.killed:
             return self.killed
-        if "broke" in self.ended.told:
+        if "broke" in self.ended.messages:
             return ""
         if code == os.CLD_EXITED:
             return f"the model, or a library that it uses, ended the process with status {status}"

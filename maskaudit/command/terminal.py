@@ -41,7 +41,9 @@ class ProgressLine:
             self.steps, self.done, self.look_started = event.total, 0, time.monotonic()
         self.done += event.finished
         if event.finished:
-            self.line(f"{event.step:<28} {event.outcome}" + (f"  ({event.seconds:.1f} s)" if event.seconds else ""))
+            seconds = f"  ({event.seconds:.1f} s)" if event.seconds else ""
+            left = "" if self.live else f"  {self._left()}".rstrip()  # a terminal has it in its status line
+            self.line(f"{event.step:<28} {event.outcome}{seconds}{left}")
         else:
             what = f"{event.step} on {event.points} points …" if event.points else f"{event.step} …"
             self.status(self._left() + what)
@@ -60,7 +62,7 @@ class ProgressLine:
         self._write("\r\x1b[K" + without_controls(text)[: max(10, _columns(self.stream) - 1)])
 
     def _left(self) -> str:
-        """How far this look is and about how long it still takes, by the mean of the steps so far."""
+        """How many steps of this look are done, and how long the others take by the mean; some may be spared."""
         if not self.steps or not self.done:
             return ""
         left = max(0, self.steps - self.done)
@@ -95,7 +97,7 @@ def use_colour(stream: TextIO) -> bool:
 
 
 def _columns(stream: TextIO) -> int:
-    """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere; 80 where nobody knows."""
+    """Width of the terminal at the end of a stream; COLUMNS goes before it, as everywhere; 80 where it is unknown."""
     if os.environ.get("COLUMNS", "").isdecimal():
         return int(os.environ["COLUMNS"])
     with contextlib.suppress(OSError, ValueError):

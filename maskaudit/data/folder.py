@@ -108,7 +108,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> tuple[list[Path], int]:
-    """Image files of one class, sorted by name, and how many other files lie beside them."""
+    """Image files of one class, sorted by name, and how many other files lie next to them."""
     if not folder.is_dir():
         return [], 0
     visible = _entries(folder)

@@ -45,7 +45,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled points, checked once so that nobody downstream has to.
+    """Labelled points, checked once so that no later code has to.
 
     Values that leave the bounds by float32 rounding only are moved onto them;
     anything further out is refused.

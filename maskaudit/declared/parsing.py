@@ -19,7 +19,8 @@ from maskaudit.errors import InputError, MaskauditError
 MAX_BYTES = 64 << 20
 #: How deep lists and objects may lie inside each other.
 MAX_DEPTH = 64
-#: Most values in a document, told from its commas and brackets before anything is built (a value takes up to 72 bytes).
+#: Most values in a document, counted by its commas and brackets before anything is built (a value takes up to 72
+#: bytes).
 MAX_VALUES = 5_000_000
 
 _HUGE = 10**MAX_NUMBER

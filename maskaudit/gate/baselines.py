@@ -122,12 +122,12 @@ def findings(document: dict[str, Any]) -> tuple[Finding, ...]:
             for place in mechanism.places or (records.Place(),)
         ] or [_at("verdict", VERDICT_RULE, records.Place(), report.label, report.sentence)]
     if report.claim == "refuted":
-        said = (
+        message = (
             f"The claimed robust accuracy of {report.claimed:g} is refuted."
             if report.claimed is not None
             else "refuted"
         )
-        found.append(_at("claim", CLAIM_RULE, records.Place(), "claim", said))
+        found.append(_at("claim", CLAIM_RULE, records.Place(), "claim", message))
     for probe in report.findings:
         seen = probe.observations or (records.Observation("", records.Place()),)
         found += [_at("probe", probe.rule, item.place, item.message, item.message or probe.title) for item in seen]

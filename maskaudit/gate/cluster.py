@@ -113,8 +113,8 @@ def _prepared(entry: GateEntry, file: Path, isolate: bool) -> Path | MaskauditEr
     ended = supervise(work, hold_output=True)
     if not ended.finished:
         return refusal(*ended.why())
-    told = ended.told.get("refused")
-    return refusal(told["text"], told["status"]) if told else file
+    refused = ended.messages.get("refused")
+    return refusal(refused["text"], refused["status"]) if refused else file
 
 
 def _pack(entry: GateEntry, file: Path) -> None:

@@ -223,9 +223,9 @@ def _check_names(entries: tuple[GateEntry, ...], where: str) -> None:
 
 
 def _baseline(item: Any, number: int, place: str, names: set[str]) -> Baseline:
-    said = read(Record(BASELINE, required=("rule", "reason", "expires")), item, place, error=UsageError)
-    if "model" in said and said["model"] not in names:
+    given = read(Record(BASELINE, required=("rule", "reason", "expires")), item, place, error=UsageError)
+    if "model" in given and given["model"] not in names:
         raise UsageError(
-            f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {shown(said['model'])}."
+            f"model in {place} must be the name of a model: {', '.join(sorted(names))}; got {shown(given['model'])}."
         )
-    return Baseline(number=number, **said)
+    return Baseline(number=number, **given)

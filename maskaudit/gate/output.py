@@ -15,7 +15,7 @@ from maskaudit.gate.merge import merged_junit, merged_sarif
 from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import github
 
-#: Files that `--out DIR` writes beside the sub-folders of the models, by format.
+#: Files that `--out DIR` writes next to the sub-folders of the models, by format.
 SUMMARY_FILES = {
     "md": "summary.md",
     "json": "summary.json",

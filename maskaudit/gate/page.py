@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote
 
-from maskaudit.gate.summary import HEADER, notes, row, told
+from maskaudit.gate.summary import HEADER, notes, row, sentences
 from maskaudit.report.html import environment
 
 
@@ -32,5 +32,6 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
     name, *cells, gate = row(model)
     report = model["report"] and quote(model["report"].rpartition("/")[0]) + "/report.html"
     return {
-        "name": name, "cells": cells, "gate": gate, "report": report, "status": model["status"], "told": told(model)
+        "name": name, "cells": cells, "gate": gate, "report": report, "status": model["status"],
+        "sentences": sentences(model),
     }  # fmt: skip

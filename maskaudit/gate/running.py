@@ -59,7 +59,7 @@ class GateOutcome:
 
 @dataclass(frozen=True)
 class GateResult:
-    """All outcomes in the order of the configuration, and what is to be said about its baselines."""
+    """All outcomes in the order of the configuration, and what is to be reported about its baselines."""
 
     config: GateConfig
     outcomes: tuple[GateOutcome, ...]
@@ -93,7 +93,7 @@ def run_gate(
         out: absolute folder that gets a sub-folder with the usual files for each model.
         today: the day against which baselines are held.
         audit: what audits an entry; `audit_entry` if not given.
-        on_event: told how it goes.
+        on_event: called with every step.
         isolate: audit each entry in a process of its own.
         ray: address of the cluster, if any; its nodes' processes take the place of those of `isolate`.
 
@@ -108,8 +108,8 @@ def run_gate(
         for number, entry in enumerate(config.entries, start=1):
             on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
             outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event, isolate)
-            said = outcome.document["verdict"]["label"] if outcome.document else outcome.error
-            on_event(AuditEvent(entry.name, 0, True, f"{said}, status {outcome.status}"))
+            result = outcome.document["verdict"]["label"] if outcome.document else outcome.error
+            on_event(AuditEvent(entry.name, 0, True, f"{result}, status {outcome.status}"))
             outcomes.append(outcome)
     return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
 
@@ -134,19 +134,19 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
             sender.send("refused", text=str(error), status=error.exit_code)
 
     ended = supervise(work, hold_output=True)
-    told = ended.told
-    if ended.finished and "audited" in told:
-        audited = Audited(**{key: value for key, value in told["audited"].items() if key != "kind"})
+    messages = ended.messages
+    if ended.finished and "audited" in messages:
+        audited = Audited(**{key: value for key, value in messages["audited"].items() if key != "kind"})
         audited = replace(audited, status=ended.status(audited.status))
     elif ended.finished:
-        raise refusal(told["refused"]["text"], told["refused"]["status"])
+        raise refusal(messages["refused"]["text"], messages["refused"]["status"])
     else:
         if ended.trace:
             say(ended.trace, streams.err())
         reason, status = ended.why()
-        if "partial" not in told:
+        if "partial" not in messages:
             raise refusal(reason, status)
-        document = dict(told["partial"]["document"])
+        document = dict(messages["partial"]["document"])
         document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         audited = Audited(document, status, reason, write(asked, document, None))
     if ended.signum:

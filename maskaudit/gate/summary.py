@@ -108,7 +108,10 @@ def text(summary: dict[str, Any], *, color: bool = False) -> str:
     if found := notes(summary):
         lines += ["", *(line for note in found for line in _wrapped(f"note: {note}", "", "      "))]
     passed = sum(model["status"] == 0 for model in summary["models"])
-    lines += ["", f"{passed} of {words.plural(len(rows), 'model')} pass; exit status {summary['status']}"]
+    lines += [
+        "",
+        f"{passed} of {words.plural(len(rows), 'model passes', 'models pass')}; exit status {summary['status']}",
+    ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -126,8 +129,8 @@ def markdown(summary: dict[str, Any]) -> str:
         marked = escape(gate) if model["status"] == 0 else f"**{escape(gate)}**"
         lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
     for model in summary["models"]:
-        if said := told(model):
-            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in said)]
+        if reasons := sentences(model):
+            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in reasons)]
     if found := notes(summary):
         lines += ["", "### Baselines", "", *(f"- {escape(note)}" for note in found)]
     return "\n".join(lines) + "\n"
@@ -150,7 +153,7 @@ def row(model: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def told(model: dict[str, Any]) -> list[str]:
+def sentences(model: dict[str, Any]) -> list[str]:
     """Why a model does not pass, and what was accepted for it."""
     lines = []
     if model["error"]:
@@ -182,11 +185,11 @@ def notes(summary: dict[str, Any]) -> list[str]:
 
 
 def _details(model: dict[str, Any]) -> list[str]:
-    said = told(model)
-    if not said:
+    reasons = sentences(model)
+    if not reasons:
         return []
-    head = _wrapped(f"{_flat(model['name'])}: {said[0]}", "", "  ")
-    return ["", *head, *(line for item in said[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+    head = _wrapped(f"{_flat(model['name'])}: {reasons[0]}", "", "  ")
+    return ["", *head, *(line for item in reasons[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

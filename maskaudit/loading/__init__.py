@@ -1,6 +1,6 @@
 """Bytes to `nn.Module`: one reader per format, one policy of trust.
 
-The format is told from the content. Without the user's word nothing in a file runs: weights are
+The format is recognised by the content. Without the user's word nothing in a file runs: weights are
 read by safetensors or torch's safe loader, a file may name only built-in architectures, exported
 programs (.pt2, ONNX) may call only known operations, and a pickle needs `trust_pickle`. Code that
 the user named (`--arch`, `py:`) and TorchScript run, and are listed in `LoadedModel.trusted_code`.

@@ -207,7 +207,7 @@ def _accepted(factory: Callable[..., object], offered: Mapping[str, Any]) -> dic
 
 
 def _split(spec: str) -> tuple[str | None, str]:
-    """Origin and call. The first `.py:` ends a file name, unless it stands inside the arguments of a call."""
+    """Origin and call. The first `.py:` ends a file name, unless it is inside the arguments of a call."""
     head, mark, call = spec.partition(".py:")
     if mark and not re.match(r"[\w.]+(:[\w.]+)?\(\s*\w+\s*=", head):
         return head + ".py", call

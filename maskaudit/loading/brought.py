@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Settler:
-    """Takes what the user said, else what the model brings, else what is customary.
+    """Takes what the user gave, else what the model brings, else what is customary.
 
     Attributes:
         defaults: names of values that the user did not choose; those of the model are marked.
@@ -24,18 +24,18 @@ class Settler:
         self.defaults: list[str] = []
         self.taken: dict[str, Any] = {}
 
-    def choose(self, name: str, said: T | None, custom: T) -> T:
+    def choose(self, name: str, given: T | None, custom: T) -> T:
         """The value of that name, of the customary kind."""
-        value = self.take(name, said)
+        value = self.take(name, given)
         if value is None:
             self.defaults.append(name)
             return custom
         return value
 
-    def take(self, name: str, said: T | None) -> T | None:
+    def take(self, name: str, given: T | None) -> T | None:
         """The same without a customary value: None where neither user nor model name one."""
-        if said is not None:
-            return said
+        if given is not None:
+            return given
         found = self._brought.get(name)
         if found is None:
             return None

@@ -78,17 +78,17 @@ def parse(content: object, source: str) -> dict[str, Any]:
     return check(parse_json(content, where, most=MAX_BYTES), where)
 
 
-def check(said: object, where: str, *, error: type[MaskauditError] = InputError) -> dict[str, Any]:
+def check(given: object, where: str, *, error: type[MaskauditError] = InputError) -> dict[str, Any]:
     """The declared fields among what a file says, as plain JSON values; what is null is left out.
 
     Raises:
         MaskauditError: of the class `error`, for a field of another type, size or range, or data that are not built in.
     """
-    found = _said(read(declaration(), said, where, error=error))
-    return {**found, "threat": _said(found["threat"])} if "threat" in found else found
+    found = _declared(read(declaration(), given, where, error=error))
+    return {**found, "threat": _declared(found["threat"])} if "threat" in found else found
 
 
-def _said(fields: dict[str, Any]) -> dict[str, Any]:
+def _declared(fields: dict[str, Any]) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in fields.items() if value is not None
     }

@@ -165,7 +165,7 @@ class Rehearsal(TorchDispatchMode):
 
 @contextlib.contextmanager
 def rehearsing() -> Iterator[Rehearsal]:
-    """A rehearsal that nobody who observes torch sees."""
+    """A rehearsal that is hidden from what observes torch."""
     with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad(), Rehearsal() as rehearsal:
         yield rehearsal
 

@@ -49,8 +49,8 @@ def read_hf(name: str) -> Contents:
     metadata: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
     if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
-        said = {key: processor[f"image_{key}"] for key in ("mean", "std")}
-        metadata = claims.check(said, f"The image processor of hf:{printable(name)}")
+        normalisation = {key: processor[f"image_{key}"] for key in ("mean", "std")}
+        metadata = claims.check(normalisation, f"The image processor of hf:{printable(name)}")
         notes = ("Mean and deviation are those of the model's own image processor, for inputs in 0 to 1.",)
     else:
         notes = ("The model names no normalisation: give --mean and --std if it was trained with one.",)
@@ -117,7 +117,7 @@ def _processor(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _usable_torchvision() -> Iterator[None]:
-    """Hide a torchvision that does not import beside this torch: transformers can do without, not with a broken one."""
+    """Hide a torchvision that does not import with this torch: transformers can do without, not with a broken one."""
     try:
         importlib.import_module("torchvision")
         broken = False

@@ -1,4 +1,4 @@
-"""How deep the tuples of a pickle nest, told from its opcodes before torch's safe loader builds them.
+"""How deep the tuples of a pickle nest, read from its opcodes before torch's safe loader builds them.
 
 That loader builds any tuple, and a tuple used as a key is hashed without a limit: three million levels end the process,
 and sixty levels that each hold the one below twice never end. The opcodes are played with sizes in place of objects.

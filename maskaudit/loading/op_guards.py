@@ -131,7 +131,7 @@ def _grid(a: Arguments) -> bool:
 
 
 def _scaled(a: Arguments) -> bool:
-    """Upsampling: where factors are stated beside sizes, they lead from the input's size to the output's."""
+    """Upsampling: where factors are stated in addition to sizes, they lead from the input's size to the output's."""
     x, sizes = a.get("self", a.get("input")), a.get("output_size")
     listed = a.get("scale_factors")
     factors = list(listed) if listed else [a.get(key) for key in ("scales_d", "scales_h", "scales_w") if key in a]

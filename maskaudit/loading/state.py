@@ -122,7 +122,7 @@ def count_numbers(state: Mapping[str, Any]) -> int:
 
 
 def _unplain(value: object, expected: object) -> str:
-    """What makes a tensor unfit as a weight: layouts whose indices nobody has checked, and no values at all."""
+    """What makes a tensor unfit as a weight: layouts whose indices are not checked, and no values at all."""
     if not isinstance(value, Tensor):
         return ""
     if value.is_nested or value.layout != torch.strided:

@@ -2,7 +2,7 @@
 
 A unit is one entry of the output of a ReLU (relu, relu6, clamp or threshold from 0).
 It is dead when its input is ≤ 0 on every audited point. The headline is the dead share of
-the worst layer. Beside it, per point: the largest share of zero units in any layer, and
+the worst layer. Also, per point: the largest share of zero units in any layer, and
 whether some layer is zero altogether, which cuts every gradient that runs through it.
 
 Raised when

@@ -61,7 +61,7 @@ DIRECTIONS = 12
 #: the noise then lowers a perfect cosine by less than 1/800.
 SIGNAL = 20.0
 #: What rounding the four scores of a difference to float32 can add up to, in units in the last place of
-#: the largest score; a floor beside the measured noise, which sees the rounding inside the network.
+#: the largest score; a floor in addition to the measured noise, which sees the rounding inside the network.
 SCORE_ULPS = 2
 #: Fewer usable points than this give no figure at a scale.
 MIN_POINTS = 10

@@ -3,20 +3,20 @@
 Per point, log10(‖∇ cross-entropy‖₂ / ‖∇ margin‖₂), gradients with respect to the
 input. Both point at the same weakness; cross-entropy's carries the factor
 1 − p_y besides, so the ratio falls as the logits grow. Where float32 gives an
-exactly zero cross-entropy gradient beside a margin gradient that is not zero,
+exactly zero cross-entropy gradient where there is a margin gradient that is not zero,
 the factor is computed in double precision from the scores, as the difference of two
-log-sum-exps, and stands in for the ratio: an underflow is thus told from a gradient that is
+log-sum-exps, and stands in for the ratio: an underflow is thus distinguished from a gradient that is
 really zero. The headline is the median over the points with a margin gradient.
 
 Raised when
-    The median ratio is below 2⁻²⁴ (log10 ≈ −7.2): 1 − p_y is then lost beside 1 in
+    The median ratio is below 2⁻²⁴ (log10 ≈ −7.2): 1 − p_y is then lost next to 1 in
     float32.
 
 What it means
     The usual loss has gone flat though the decision has not: an attack on
     cross-entropy follows rounding noise, or nothing, on most points. Distillation,
     scaled logits and logit drift do this. A small ratio above the limit is
-    ordinary for a confident model and accuses nobody.
+    ordinary for a confident model and accuses no model.
 
 What to do
     Attack the margin, the difference-of-logits ratio, or cross-entropy of logits
@@ -41,8 +41,8 @@ from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
 from maskaudit.threat import per_point_norm
 
-#: 1 − p_y at or below this rounds away beside 1 in float32.
-LOST_BESIDE_ONE = 2.0**-24
+#: 1 − p_y at or below this rounds away next to 1 in float32.
+LOST_NEXT_TO_ONE = 2.0**-24
 
 
 def log10_doubt(scores: Tensor, y: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def measure(context: ProbeContext) -> Measurement:
         decision.grad.double()), comparable & ~underflow)  # fmt: skip
     ratios = ratio[comparable]
     median = float(ratios.quantile(0.5))
-    lost = comparable & (doubt <= math.log10(LOST_BESIDE_ONE))
+    lost = comparable & (doubt <= math.log10(LOST_NEXT_TO_ONE))
     return Measurement(
         median, "log10 (median over points)", n,
         findings=(

@@ -14,7 +14,7 @@ What it means
     on cross-entropy or the margin can follow the loud term past examples that the
     quiet one leads to. Logit pairing and squeezing, and models trained against
     weak attacks, show this. It explains a gap between losses; without such a gap
-    it accuses nobody.
+    it accuses no model.
 
 What to do
     Attack each term alone for the first half of the steps and the margin for the

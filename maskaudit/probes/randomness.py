@@ -1,7 +1,7 @@
 """Randomness: the model's answers differ between evaluations of the same input
 
 Every audited point is evaluated eight times. The headline is the share of points
-whose decision is not the same each time; beside it stand the largest change of a
+whose decision is not the same each time; reported as well are the largest change of a
 score and where the randomness comes from: which global generator (torch, numpy,
 random) the model draws from, or, if seeding all of them alike does not repeat the
 answer, a generator of its own or an internal state.

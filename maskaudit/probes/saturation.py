@@ -3,7 +3,7 @@
 Every bounded activation (tanh, sigmoid, softsign, hardtanh, hardsigmoid, clamp
 with an upper limit, the upper limit of relu6) is counted as flat where its
 slope is below 1/1000 of its largest slope. The headline is the flat share of all
-activations of the worst layer, over the audited points. Beside it stands the
+activations of the worst layer, over the audited points. Reported as well is the
 share of points whose softmax has saturated in float32: p_y equals exactly 1, or
 every entry of the cross-entropy gradient in the logits is exactly 0.
 
@@ -12,7 +12,7 @@ Raised when
 
 What it means
     Almost no gradient passes through this layer, so attacks that follow the
-    gradient stand still whether or not the model is robust. A layer can be flat
+    gradient make no progress whether or not the model is robust. A layer can be flat
     and the model honest: only attacks that break points in spite of it prove
     masking. The lower side of relu6 is counted by dead-relu instead, and what
     TorchScript code does inside cannot be seen.

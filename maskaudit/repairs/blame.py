@@ -1,4 +1,4 @@
-"""Who hides the gradient, tried where a trace alone cannot tell: cuts beside a path that stays live.
+"""Who hides the gradient, tried where a trace alone cannot tell: cuts parallel to a path that stays live.
 
 A straight-through estimator detaches what its gradient is not to follow, and statistics are often taken off the graph:
 these are no faults. A detached network whose output is joined by a weak live term is one. A gradient comes out of both.
@@ -28,11 +28,11 @@ from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 MOST_CUTS, DIRECTIONS = 4, 2
 #: By how much an agreement near its limit has to rise at least: other pairs of points and directions move it as well.
 GAIN = 0.05
-_PROOF = "A live path beside it stays, but only with the cut repaired does the gradient follow the model."
+_PROOF = "A live path parallel to it stays, but only with the cut repaired does the gradient follow the model."
 
 
 def traced(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) -> Trace:
-    """`trace_model`, and among the culprits the cuts beside a live path that are to blame.
+    """`trace_model`, and among the culprits the cuts parallel to a live path that are to blame.
 
     Nothing is tried on models whose answers are random or depend on the batch.
 
@@ -45,7 +45,7 @@ def traced(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) ->
     """
     eps = usual_radius(target, x) if eps is None else eps
     trace = trace_model(target, x, y, eps=eps)
-    cuts = trace.beside[:MOST_CUTS]
+    cuts = trace.parallel[:MOST_CUTS]
     if not cuts or trace.randomness is not None or trace.batch_dependent is not None:
         return trace
     few, labels = x[:FEW_POINTS].detach(), y[:FEW_POINTS]

@@ -181,7 +181,7 @@ def _estimate(
 def _differences(
     values: Callable[[Tensor], list[Any]], base: Tensor, gradients: tuple[Tensor | None, ...]
 ) -> Tensor | None:
-    """Mean over random signs d of ⟨v, f(a+hd) − f(a−hd)⟩ d / 2h, row by row where rows can be told apart."""
+    """Mean over random signs d of ⟨v, f(a+hd) − f(a−hd)⟩ d / 2h, row by row where rows can be separated."""
     spread = float(base.double().std()) if base.numel() > 1 else 1.0
     step = DIFFERENCE_STEP * (spread if spread > 0 else 1.0)
     generator = torch.Generator().manual_seed(0)

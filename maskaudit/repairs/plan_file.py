@@ -1,4 +1,4 @@
-"""Read a plan from a file that nobody vouches for: every field is declared, every error is one sentence."""
+"""Read a plan from a file that may hold anything: every field is declared, every error is one sentence."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def plan_document(report: dict[str, Any]) -> dict[str, Any]:
     return parse_plan({"plan_version": PLAN_VERSION, "stages": stages}, "of the report").to_dict()
 
 
-def _stage(said: dict[str, Any]) -> Stage:
-    return Stage(**{**said, "repairs": tuple(map(_repair, said.get("repairs", ())))})
+def _stage(given: dict[str, Any]) -> Stage:
+    return Stage(**{**given, "repairs": tuple(map(_repair, given.get("repairs", ())))})
 
 
-def _repair(said: dict[str, Any]) -> Repair:
-    place = Location(said["module"], said["op"], None, said.get("line"))
-    return Repair(said["remedy"], place, mechanism="", sentence="", scale=said.get("scale", 1.0))
+def _repair(given: dict[str, Any]) -> Repair:
+    place = Location(given["module"], given["op"], None, given.get("line"))
+    return Repair(given["remedy"], place, mechanism="", sentence="", scale=given.get("scale", 1.0))

@@ -12,7 +12,7 @@ from maskaudit.trace.records import Trace
 #: Losses in the order they are tried on the points not broken yet.
 LOSSES: tuple[PlanLoss, ...] = ("margin", "rescaled", "targeted-margin")
 #: Fixed step, in units of ε, of the stage that does without Auto-PGD's bookkeeping: on hard or clipped scores
-#: the loss stands still while the repaired gradient moves on, and Auto-PGD would halve its step away.
+#: the loss is flat while the repaired gradient moves on, and Auto-PGD would halve its step away.
 FIXED_STEP = 0.1
 #: Behind dormant units: full steps from the clean point, which reach a corner of the ball at once, then Auto-PGD.
 #: Twice ε crosses the ball. Both together are under 5 % of the passes of a healthy model's audit.

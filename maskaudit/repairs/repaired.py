@@ -62,7 +62,7 @@ class RepairedModel:
             except Exception:
                 if "" not in self.stand_ins:
                     raise
-                with torch.no_grad():  # it may answer where nobody asks for a gradient, which comes from elsewhere
+                with torch.no_grad():  # it may answer where no gradient is asked for, which comes from elsewhere
                     output = self.model(inputs.detach())
         self.tapped = mode.tapped
         if "" in self.stand_ins and isinstance(output, Tensor):

@@ -85,8 +85,8 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
     second = facts.role("second_opinion")
     prior = Item("Compared with prior work", "not done", "The author's part: an audit sees one model.")
     if facts.view.claimed is not None:
-        said = f"Claim of {words.percent(facts.view.claimed)}: {facts.view.claim}"
-        prior = Item(prior.advice, "partly", "Compared with the author's claim only.", said, "verdict")
+        text = f"Claim of {words.percent(facts.view.claimed)}: {facts.view.claim}"
+        prior = Item(prior.advice, "partly", "Compared with the author's claim only.", text, "verdict")
     elif second:
         names = ", ".join(row.name for row in second)
         how = f"An independent implementation attacked a sample of the points not broken yet: {names}."

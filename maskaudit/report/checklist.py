@@ -112,10 +112,10 @@ class Facts:
             return Item(advice, "not done", f"The probe {rule} is not in this report.")
         if probe.status in ("pass", "finding"):
             figure = words.rate(probe.share) if probe.share else probe.figure
-            said = "finding" if probe.status == "finding" else "no finding"
+            outcome = "finding" if probe.status == "finding" else "no finding"
             limit = f", limit {probe.limit}" if probe.limit else ""
             where = "findings" if probe.status == "finding" else "coverage"
-            result = f"{figure}{limit}: {said}" if figure else said
+            result = f"{figure}{limit}: {outcome}" if figure else outcome
             return Item(advice, "done", f"Probe {rule}, {words.plural(probe.n, 'point')}.", result, where)
         state = "not applicable" if probe.status == "not_applicable" else "not done"
         return Item(advice, state, probe.reason or f"The probe {rule} gave no figure.")
@@ -135,9 +135,9 @@ class Facts:
         if len(self.curve) < 3:
             return Item(advice, "not done", "The report holds accuracies for fewer than three radii.")
         rises = [after[0] for before, after in zip(self.curve, self.curve[1:], strict=False) if after[1] > before[1]]
-        said = f"rises again at ε {words.radius(rises[0])}" if rises else "never rises with ε"
+        course = f"rises again at ε {words.radius(rises[0])}" if rises else "never rises with ε"
         return Item(
-            advice, "done", f"Accuracy at {len(self.curve)} radii.", f"Best known accuracy {said}", "curves"
+            advice, "done", f"Accuracy at {len(self.curve)} radii.", f"Best known accuracy {course}", "curves"
         )  # fmt: skip
 
     def whole_curve(self, advice: str) -> Item:
@@ -146,7 +146,7 @@ class Facts:
             return Item(advice, "not done", "The report holds accuracies for fewer than three radii.")
         eps, left = self.curve[-1]
         state = "done" if left == 0 else "partly"
-        ends = "reaches zero" if left == 0 else f"still stands at {words.percent(left)}"
+        ends = "reaches zero" if left == 0 else f"is still {words.percent(left)}"
         return Item(advice, state, f"Up to ε {words.radius(eps)}.", f"Accuracy {ends} there", "curves")
 
     def converged(self, advice: str) -> Item:

@@ -103,6 +103,6 @@ def rate(value: Any) -> Rate | None:
 
 
 def slack(rule: dict[str, Any], screen: dict[str, Any], level: str) -> float | None:
-    """The slack that a report's rule allows at a level; reports from before the levels were told apart state one."""
+    """The slack that a report's rule allows at a level; older reports state one for both levels."""
     own = number(mapping(mapping(rule.get("limits")).get(level)).get("slack"))
     return own if own is not None else number(rule.get("slack" if screen.get("fired") is True else "gross_slack"))

@@ -29,7 +29,10 @@ class FactGroup:
 #: Settings that have a place of their own in the report.
 _PLACED = frozenset({"command", "defaults", "data", "samples", "norm", "eps", "bounds", "fail_on", "claim", "left_out"})
 
-_NAMES = {"alpha": "Error level α", "std": "Standard deviation", "cpus": "CPUs", "torch": "torch"}
+_NAMES = {
+    "alpha": "Error level α", "std": "Standard deviation", "cpus": "CPUs", "torch": "torch",
+    "looks": "Looks, at these numbers of points", "draws": "Draws per answer",
+}  # fmt: skip
 
 
 def audited(

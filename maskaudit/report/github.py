@@ -52,8 +52,8 @@ class Annotation:
             ("line", str(self.line) if self.file and self.line else ""),
             ("title", self.title),
         ]
-        said = ",".join(f"{name}={escape_property(value)}" for name, value in fields if value)
-        return f"::{self.level}{' ' if said else ''}{said}::{escape_data(self.message)}"
+        properties = ",".join(f"{name}={escape_property(value)}" for name, value in fields if value)
+        return f"::{self.level}{' ' if properties else ''}{properties}::{escape_data(self.message)}"
 
 
 def escape_data(text: str) -> str:
@@ -127,8 +127,8 @@ def _annotations(audit: Annotated, root: Path | None) -> Iterable[Annotation]:
         yield _at("notice" if audit.status == 0 else "warning", report.sentence, title, whole, root)
     if report.claim == "refuted" and report.claimed is not None:
         best = words.rate(report.accuracy["best_known"])
-        said = f"Claimed robust accuracy {words.percent(report.claimed)} is refuted: at most {best} found."
-        yield _at("notice" if audit.status == 0 else "error", said, f"maskaudit: {name}", whole, root)
+        message = f"Claimed robust accuracy {words.percent(report.claimed)} is refuted: at most {best} found."
+        yield _at("notice" if audit.status == 0 else "error", message, f"maskaudit: {name}", whole, root)
 
 
 def _findings(report: records.View, root: Path | None) -> Iterable[Annotation]:
@@ -136,8 +136,8 @@ def _findings(report: records.View, root: Path | None) -> Iterable[Annotation]:
     for probe in report.findings:
         for seen in probe.observations:
             if seen.place.file:
-                said = words.joined((probe.title, seen.message), ": ")
-                yield _at("warning", said, f"maskaudit: {probe.rule}", seen.place, root)
+                message = words.joined((probe.title, seen.message), ": ")
+                yield _at("warning", message, f"maskaudit: {probe.rule}", seen.place, root)
 
 
 def _at(level: str, message: str, title: str, place: records.Place, root: Path | None) -> Annotation:

@@ -24,7 +24,7 @@ _PANELS = ("clean", "adversarial", "difference")
 
 @dataclass(frozen=True)
 class Strip:
-    """One point: three images as data URIs, with what the model said."""
+    """One point: three images as data URIs, with the model's answers."""
 
     index: str
     label: str

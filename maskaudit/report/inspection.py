@@ -73,12 +73,14 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
 
 def _suspects(culprits: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Each once, with the sentence of the worst: a line may run many times."""
-    told: dict[str, list[str]] = {}
+    sentences: dict[str, list[str]] = {}
     for c in culprits:
-        told.setdefault(f"{c['mechanism']} ({c['confidence']}) in {place(c['location'])}", []).append(c["sentence"])
+        sentences.setdefault(f"{c['mechanism']} ({c['confidence']}) in {place(c['location'])}", []).append(
+            c["sentence"]
+        )
     return [
-        (where, said[0] + (f" The same in {len(said) - 1} other runs of this line." if len(said) > 1 else ""))
-        for where, said in told.items()
+        (where, first + (f" The same in {words.plural(len(others), 'other run')} of this line." if others else ""))
+        for where, (first, *others) in sentences.items()
     ]
 
 
@@ -132,8 +134,8 @@ FORMATS: dict[str, Callable[[dict[str, Any]], str]] = {"html": html, "json": dum
 def _randomness(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
-    said = f"{found['flips']:.0%} of decisions flip, scores move by {found['logit_spread']:.3g}"
-    return [(f"{', '.join(found['sources']) or 'unknown source'} in {place(found['location'])}", said)]
+    text = f"{found['flips']:.0%} of decisions flip, scores move by {found['logit_spread']:.3g}"
+    return [(f"{', '.join(found['sources']) or 'unknown source'} in {place(found['location'])}", text)]
 
 
 def _batch(found: dict[str, Any] | None) -> list[tuple[str, str]]:

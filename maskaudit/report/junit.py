@@ -108,8 +108,8 @@ def _verdict(case: ElementTree.Element, report: records.View, accepted: str) -> 
     elif report.failed:
         _outcome(case, "failure", f"{report.label}: {report.sentence}", lines, report.label)
     elif report.label == "inconclusive" or report.partial:
-        said = report.partial or f"inconclusive: {report.sentence}"
-        _outcome(case, "error", said, lines, "partial" if report.partial else "inconclusive")
+        message = report.partial or f"inconclusive: {report.sentence}"
+        _outcome(case, "error", message, lines, "partial" if report.partial else "inconclusive")
     else:
         ElementTree.SubElement(case, "system-out").text = "\n".join([report.label, *filter(None, lines)])
 

@@ -71,17 +71,17 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
             axes.plot(
                 x, row, "o", ms=6, color=COLOURS["paper"] if hollow else colour, mec=colour, mew=1.6, clip_on=False
             )
-            said = "exactly zero" if hollow else ""
+            label = "exactly zero" if hollow else ""
             if layer.zero_share and not hollow:
-                said = f"zero on {words.percent(layer.zero_share)}"
-            axes.annotate(said, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+                label = f"zero on {words.percent(layer.zero_share)}"
+            axes.annotate(label, (x, row), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
             _left_name(axes, row, layer.name, "tone" if layer.culprit else "ink")
         axes.set_xlim(floor, high + 0.35 * max(high - floor, 1.0))
         axes.set_xlabel("Gradient norm, log10", color=COLOURS["soft"], fontsize=FONT)
-        return svg(figure, "flow", "Gradient norm by layer", _flow_told(layers))
+        return svg(figure, "flow", "Gradient norm by layer", _flow_summary(layers))
 
 
-def _flow_told(layers: tuple[Layer, ...]) -> str:
+def _flow_summary(layers: tuple[Layer, ...]) -> str:
     marked = [layer.name for layer in layers if layer.culprit]
     zero = [layer.name for layer in layers if layer.decades is None]
     return " ".join(
@@ -115,7 +115,7 @@ def repairs(document: dict[str, Any], view: View) -> Markup | None:
     before = view.accuracy["strong_reference"] or view.accuracy["reference"]
     if not rows or before is None:
         return None
-    told = []
+    texts = []
     with drawing():
         figure, axes = _rows(len(rows), 0.03, 40.0)
         for row, (attack, after) in enumerate(rows):
@@ -123,11 +123,11 @@ def repairs(document: dict[str, Any], view: View) -> Markup | None:
             _estimate(axes, before, row - 0.06, "strong", hollow=True)
             _estimate(axes, after, row + 0.06, "repaired", hollow=False)
             axes.text(0.0, row - 0.34, attack.title[:64], ha="left", va="center", color=COLOURS["ink"], fontsize=10)
-            told.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
+            texts.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
         axes.set_xlabel("Robust accuracy", color=COLOURS["soft"], fontsize=FONT)
-        return svg(figure, "repairs", "Robust accuracy before and after repair", "; ".join(told) + ".")
+        return svg(figure, "repairs", "Robust accuracy before and after repair", "; ".join(texts) + ".")
 
 
 def _rows(count: int, left: float, each: float) -> tuple[Figure, Axes]:

@@ -37,8 +37,8 @@ def read(document: dict[str, Any], view: View) -> Methods:
     )
 
 
-#: Settings that the title of an attack says already.
-_SAID = ("attack", "loss")
+#: Settings that the title of an attack states already.
+_IN_TITLE = ("attack", "loss")
 
 #: What a version may look like to enter a BibTeX field, where even escaped braces count.
 _VERSION = re.compile(r"[\w.+-]{1,40}")
@@ -88,12 +88,12 @@ class _Paragraph:
         hashed = f" (SHA-256 {sha}…)" if sha and not self.latex else (f" (SHA-256 {sha}...)" if sha else "")
         tool = "~\\cite{maskaudit}" if self.latex else ""
         points = f" on {words.plural(clean.n, 'point')}" if clean and clean.n else ""
-        said = f"{points} of {data}" if data and points else (f" on {data}" if data else points)
+        subject = f"{points} of {data}" if data and points else (f" on {data}" if data else points)
         right = f" The model classifies {words.rate(clean)} of them correctly without an attack." if clean else ""
         return (
             self._say(f"We audited {view.model}{hashed} for gradient masking with {view.tool}")
             + tool
-            + self._say(f"{said}, under the threat model {view.threat}{_bounds(self.document)}.{right}")
+            + self._say(f"{subject}, under the threat model {view.threat}{_bounds(self.document)}.{right}")
         )
 
     def _attacks(self) -> str:
@@ -108,16 +108,16 @@ class _Paragraph:
                 "As a second opinion, an independent implementation attacked a sample of the points not broken yet:",
             ),
         )
-        said = []
+        sentences = []
         for role, lead in families:
             rows = [row for row in view.attacks_run if row.role == role]
             if rows:
-                said.append(f"{self._say(lead)} {'; '.join(map(self._attack, rows))}.")
+                sentences.append(f"{self._say(lead)} {'; '.join(map(self._attack, rows))}.")
         budget = coerce.text(self.settings.get("budget"))
-        return words.joined((*said, self._say(f"The budget was {budget}.") if budget else ""), " ")
+        return words.joined((*sentences, self._say(f"The budget was {budget}.") if budget else ""), " ")
 
     def _attack(self, row: AttackView) -> str:
-        settings = words.joined(f"{name} {value}" for name, value in row.settings if name not in _SAID)
+        settings = words.joined(f"{name} {value}" for name, value in row.settings if name not in _IN_TITLE)
         shown = self._say(f"{row.title} [{settings}]" if settings else row.title)
         return shown + self._cite(*bibliography.keys_of(row.name))
 
@@ -136,15 +136,15 @@ class _Paragraph:
             ("strong_reference", "", "under all white-box attacks together"),
             ("best_known", "at most ", "under every attack together"),
         )
-        shown = [f"{lead}{words.rate(accuracy[key])} {said}" for key, lead, said in named if accuracy[key]]
-        said = [f"Robust accuracy was {words.joined(shown)}."] if shown else []
+        shown = [f"{lead}{words.rate(accuracy[key])} {phrase}" for key, lead, phrase in named if accuracy[key]]
+        sentences = [f"Robust accuracy was {words.joined(shown)}."] if shown else []
         levels = [
             f"{words.rate(rate)} at {level} level"
             for level, rate in (("gradient", self.view.gradient_level), ("loss", self.view.loss_level))
             if rate
         ]
-        said += [f"Hidden shares were {' and '.join(levels)}."] if levels else []
-        return self._say(" ".join(said))
+        sentences += [f"Hidden shares were {' and '.join(levels)}."] if levels else []
+        return self._say(" ".join(sentences))
 
     def _test(self) -> str:
         alpha, looks = coerce.number(self.rule.get("alpha")), coerce.count(self.rule.get("looks"))

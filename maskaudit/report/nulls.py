@@ -46,6 +46,7 @@ class NullTest:
         screen: whether the screen fired for this level, which decides the slack.
         clear_at: most hidden points with which this level may still be called clear; -1 for none.
         unproven: why no number of hidden points proves anything, since attacks did not run; empty where they did.
+        any_look: whether `alpha` is the error level of all looks together; else that of a single one.
     """
 
     level: str
@@ -60,6 +61,7 @@ class NullTest:
     clear_limit: float | None
     clear_at: int
     unproven: str = ""
+    any_look: bool = False
 
     @property
     def proven(self) -> bool:
@@ -74,13 +76,13 @@ class NullTest:
         return f"about 10{f'{self.exponent:.0f}'.translate(_RAISED)}"
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """What the figure shows, in one or two sentences."""
         needed = f"{self.critical} would prove masking" if self.critical <= self.n else "no count could prove masking"
         if self.unproven:
             needed = f"no count proves masking, since {self.unproven}"
         return (
-            f"{words.plural(self.hidden, 'hidden point')} of {self.n:,}; {needed}. If healthy models hid "
+            f"{words.plural(self.hidden, 'hidden point')} of {self.n:,}; {needed}. If a healthy model hid "
             f"{words.percent(self.slack)} of points, a count this high would have probability {self.chance}."
         )
 
@@ -102,7 +104,7 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
             limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
             fired = slack != coerce.number(rule.get("gross_slack"))
             test = _test(level, title, share, slack, bounds, fired, limit)
-            tests.append(replace(test, unproven=coerce.text(own.get("unproven"))))
+            tests.append(replace(test, unproven=coerce.text(own.get("unproven")), any_look=at_any_look))
     return tuple(tests)
 
 
@@ -192,7 +194,7 @@ def draw(test: NullTest) -> Markup:
         axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
         axes.locator_params(axis="x", nbins=6, integer=True)
         axes.set_xlabel(f"Hidden points, of {test.n:,}", color=COLOURS["soft"], fontsize=FONT)
-        return svg(figure, f"null-{test.level.replace('_', '-')}", f"{test.title}: what was tested", test.told)
+        return svg(figure, f"null-{test.level.replace('_', '-')}", f"{test.title}: what was tested", test.summary)
 
 
 def _name(axes: Any, x: float, text: str, height: float, colour: str, right: float) -> None:

@@ -10,6 +10,9 @@ from maskaudit.report import coerce, words
 #: Most stages that the page shows; a plan may have hundreds.
 MAX_STAGES = 40
 
+#: Losses in words; any other is shown by its name.
+_LOSSES = {"ce": "cross-entropy", "margin-decomposition": "terms of the margin one by one", "dlr": "DLR"}
+
 
 @dataclass(frozen=True)
 class StageView:
@@ -55,14 +58,14 @@ def _stage(item: dict[str, Any]) -> StageView:
     step = coerce.number(item.get("step"))
     draws = coerce.count(item.get("draws"))
     how = [
-        f"{coerce.text(item.get('loss'), 'unknown loss')} from a {coerce.text(item.get('start'), 'unknown')} start",
+        f"{_loss(item)} from a {coerce.text(item.get('start'), 'unknown')} start",
         words.plural(coerce.count(item.get("steps")), "step"),
         "" if step is None else f"of {step:g} ε",
         "" if draws == 0 else f"up to {draws} draws per gradient",
     ]
     attempted = coerce.count(item.get("attempted"))
     return StageView(
-        what=" ".join(repairs) or "The model's gradients.",
+        what=" ".join(repairs) or "Nothing: the attack follows the model's gradients.",
         how=", ".join(part for part in how if part),
         ran=attempted > 0,
         reason=coerce.text(item.get("reason")),
@@ -73,18 +76,23 @@ def _stage(item: dict[str, Any]) -> StageView:
     )
 
 
+def _loss(item: dict[str, Any]) -> str:
+    name = coerce.text(item.get("loss"), "unknown loss")
+    return _LOSSES.get(name, name)
+
+
 def _confirmations(mechanism: dict[str, Any]) -> list[str]:
-    said = []
+    sentences = []
     for note in coerce.mappings(mechanism.get("confirmed_by")):
         points = coerce.count(note.get("points"))
         counts = [
-            f"{coerce.count(note.get(key))} {name}"
-            for key, name in (("alone", "alone"), ("together", "together with the other repairs"))
+            f"{through} broke {coerce.count(note.get(key))}"
+            for key, through in (("alone", "attacks through this repair alone"), ("together", "through all repairs"))
             if coerce.integer(note.get(key)) is not None
         ]
         if points and counts:
-            said.append(
-                f"{coerce.text(note.get('repair'))} Of {words.plural(points, 'point')} that withstood white-box "
-                f"attacks, this broke {' and '.join(counts)}."
+            sentences.append(
+                f"{coerce.text(note.get('repair'))} Of {words.plural(points, 'point')} that white-box attacks left "
+                f"unbroken, {', '.join(counts)}."
             )
-    return said
+    return sentences

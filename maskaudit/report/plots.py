@@ -69,7 +69,7 @@ def eps_curve(view: View, rows: Any) -> Markup | None:
                 color=COLOURS["ink"],
             )  # fmt: skip
         label_ends(axes, ends)
-        best = ", ".join(f"{_told(y, n)} at ε {words.radius(x)}" for x, y, n in curves["best_known"])
+        best = ", ".join(f"{_shown(y, n)} at ε {words.radius(x)}" for x, y, n in curves["best_known"])
         return svg(
             figure, "eps", "Robust accuracy against ε", f"Best known: {best}." if best else "No best-known figures."
         )
@@ -83,7 +83,7 @@ def step_curves(view: View) -> Markup | None:
     with drawing():
         figure, axes = share_axes("Steps or queries (logarithmic)")
         axes.set_xscale("symlog", linthresh=1)
-        ends, told = [], []
+        ends, texts = [], []
         for rank, attack in enumerate(chosen):
             share = attack.accuracy
             if share is None:
@@ -95,14 +95,14 @@ def step_curves(view: View) -> Markup | None:
             for at, height in _stations(x, y):
                 _interval(axes, at * (1 + 4 * _DODGE * rank), height, share.n, colour)
             ends.append((y[-1], attack.name[:18], attack.role))
-            told.append(f"{attack.title} ends at {words.rate(share)}")
+            texts.append(f"{attack.title} ends at {words.rate(share)}")
         longest = max(attack.curve[-1][0] for attack in chosen)
         axes.set_xlim(0, max(longest, 1) * 1.25)
         ticks = [tick for tick in (1, 10, 100, 1000, 10_000, 100_000, 1_000_000) if tick <= longest]
         axes.set_xticks([0, *ticks], ["0", *(f"{tick:,}" for tick in ticks)])
         axes.minorticks_off()
         label_ends(axes, ends)
-        return svg(figure, "steps", "Robust accuracy against attack steps", "; ".join(told) + ".")
+        return svg(figure, "steps", "Robust accuracy against attack steps", "; ".join(texts) + ".")
 
 
 def surfaces(data: surface.Surface | None) -> list[tuple[str, str, str, Markup]]:
@@ -110,7 +110,7 @@ def surfaces(data: surface.Surface | None) -> list[tuple[str, str, str, Markup]]
     if data is None:
         return []
     panels = surface.panels(data)
-    return [(name, title, told, _panel(data, name, title, values, told)) for name, title, values, told in panels]
+    return [(name, title, texts, _panel(data, name, title, values, texts)) for name, title, values, texts in panels]
 
 
 def _panel(data: surface.Surface, name: str, title: str, values: surface.Values, reading: str) -> Markup:
@@ -145,7 +145,7 @@ def _interval(axes: Axes, x: float, share: float, n: int, colour: str) -> None:
         axes.vlines(x, *bounds, color=colour, lw=1.0, alpha=0.75, zorder=1)
 
 
-def _told(share: float, n: int) -> str:
+def _shown(share: float, n: int) -> str:
     bounds = _bounds(share, n)
     return f"{words.percent(share)} [{100 * bounds[0]:.1f}–{100 * bounds[1]:.1f}%]" if bounds else words.percent(share)
 

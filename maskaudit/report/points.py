@@ -1,7 +1,7 @@
 """The per-point matrix: which attack broke which point, points hidden from gradients or loss first.
 
 One row per attack, one column per point, columns sorted so that the two kinds of
-masking stand together as blocks. A strip of a thousand points is a path of a few
+masking form blocks. A strip of a thousand points is a path of a few
 hundred bytes, since equal neighbours are drawn as one.
 """
 
@@ -86,7 +86,7 @@ class Matrix:
         return sum(group.count for group in self.groups if group.key in ("gradient", "loss"))
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The figure in words."""
         counts = ", ".join(f"{group.count:,} {group.title[0].lower()}{group.title[1:]}" for group in self.groups)
         return f"{self.points:,} points: {counts}."
@@ -152,8 +152,8 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
             kind = "gradient"
         else:
             kind = "other" if broken else "unbroken"
-        said = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
-        points.append(_Point(said[0], said[1], keys.index(kind), broken))
+        cells = [coerce.text(column[i], "?") if i < len(column) else "?" for column in (index, label)]
+        points.append(_Point(cells[0], cells[1], keys.index(kind), broken))
     return points
 
 
@@ -192,7 +192,7 @@ def caption(matrix: Matrix) -> str:
     """What to see in the figure."""
     if matrix.hidden:
         return (
-            f"{words.plural(matrix.hidden, 'tinted column')} on the left: points that some attack breaks "
-            "and the usual gradients do not show."
+            f"{words.plural(matrix.hidden, 'tinted column')} on the left: hidden points, broken by some attack "
+            "but by no white-box attack on cross-entropy."
         )
-    return "No point is hidden: what any attack breaks, white-box attacks on cross-entropy break as well."
+    return "No point is hidden: white-box attacks on cross-entropy broke all that any other attack broke."

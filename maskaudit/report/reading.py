@@ -1,4 +1,4 @@
-"""The JSON report as a file that nobody vouches for: what each field may hold, and the one way to read it.
+"""The JSON report as a file that may hold anything: what each field may hold, and the one way to read it.
 
 Sections that are dataclasses (`maskaudit.results`) are declared by their types; the others are declared here. A name
 that is not declared may come from a later version: it is kept where it is small, and nothing acts on it.
@@ -58,7 +58,7 @@ _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Prose(Kind[str]):
-    """A text of at most `longest` characters, whatever they are: words of models and errors stand in it."""
+    """A text of at most `longest` characters, whatever they are: words of models and errors may be in it."""
 
     longest: int = MAX_PROSE
 

@@ -113,8 +113,8 @@ def _distinct(probes: tuple[records.ProbeView, ...]) -> list[records.ProbeView]:
 def _verdict(report: records.View) -> dict[str, Any]:
     places = [place for mechanism in report.mechanisms for place in mechanism.places] or [records.Place()]
     cause = words.joined(mechanism.id for mechanism in report.mechanisms)
-    said = words.joined((report.sentence, *(mechanism.title + "." for mechanism in report.mechanisms)), " ")
-    result = _result(VERDICT_RULE, _LEVELS[report.label], said, places[0], cause or report.label, report)
+    message = words.joined((report.sentence, *(mechanism.title + "." for mechanism in report.mechanisms)), " ")
+    result = _result(VERDICT_RULE, _LEVELS[report.label], message, places[0], cause or report.label, report)
     result["properties"] = {"verdict": report.label}
     if report.label == "clear":
         result["kind"] = "pass"
@@ -125,9 +125,9 @@ def _verdict(report: records.View) -> dict[str, Any]:
 
 def _claim(report: records.View) -> dict[str, Any]:
     best = words.rate(report.accuracy["best_known"])
-    said = f"Claimed robust accuracy {words.percent(report.claimed or 0.0)}: {report.claim}; best known {best}."
+    message = f"Claimed robust accuracy {words.percent(report.claimed or 0.0)}: {report.claim}; best known {best}."
     refuted = report.claim == "refuted"
-    result = _result(CLAIM_RULE, "error" if refuted else "none", said, records.Place(), "claim", report)
+    result = _result(CLAIM_RULE, "error" if refuted else "none", message, records.Place(), "claim", report)
     if not refuted:
         result["kind"] = "pass"
     return result

@@ -1,7 +1,7 @@
 """The loss-surface slice: reading it from the document and drawing one panel.
 
 The slice spans the gradient direction and the direction of an example that a
-challenger found, at a point where the two disagree. A flat loss panel beside a
+challenger found, at a point where the two disagree. A flat loss panel next to a
 margin panel that crosses zero is what masking looks like.
 """
 

@@ -22,7 +22,7 @@ LABEL_MEANING = {
     "masked": "Attacks that do not rely on this model's gradients, or on the usual loss, "
     "broke points that the usual attacks left unbroken.",
     "suspect": "The gradients are uninformative here, yet no attack proved that robustness is overstated.",
-    "inconclusive": "The audit cannot say; the reasons tell what was missing.",
+    "inconclusive": "The audit cannot say; the reasons state what was missing.",
     "clear": "No masking was found by what ran. This is a statement about the search, not a guarantee about the model.",
 }
 
@@ -30,11 +30,11 @@ LABEL_MEANING = {
 ROLES = {
     "reference": (
         "Reference",
-        "What a claim is commonly computed with: the model's gradients of cross-entropy. Reported, never judged alone.",
+        "What a claim is commonly computed with: gradients of cross-entropy. It decides nothing alone.",
     ),
     "strong": (
         "Strong gradient attacks",
-        "Still the model's gradients, with other losses, step sizes, restarts and more steps.",
+        "Further white-box attacks: other losses, step sizes, restarts and more steps.",
     ),
     "challenger": (
         "Challengers",
@@ -45,7 +45,10 @@ ROLES = {
         "Gradient attacks through a copy with a repaired backward pass; every example is scored on the original model.",
     ),
     "second_opinion": ("Second opinion", "An independent implementation, on a sample of the points not broken yet."),
-    "sanity": ("Sanity check", "May leave the ball on purpose, so it should break everything; counts nowhere."),
+    "sanity": (
+        "Sanity check",
+        "May leave the ball on purpose, so it should break every point; it counts for nothing else.",
+    ),
     "other": ("Other", "Rows whose role this version does not know."),
 }
 
@@ -54,7 +57,7 @@ CLAIM = {"refuted": "refuted", "not_refuted": "not refuted", "no_claim": "no cla
 #: The rows of the accuracy axis in the order shown: key, name, what it is.
 ACCURACY = (
     ("clean", "Clean", "without an attack"),
-    ("reference", "Reference attack", "as a claim is commonly computed"),
+    ("reference", "Reference attack", "what a claim is commonly computed with"),
     ("strong_reference", "Strong gradient attacks", "the model's gradients, any loss"),
     ("best_known", "Best known", "every attack together"),
     ("certified", "Certified lower bound", "no attack inside the ball can go below"),
@@ -154,20 +157,40 @@ def joined(parts: Iterable[str], separator: str = ", ") -> str:
 
 #: Terms of the report that a reader may not know, with their meaning; `docs/glossary.md` has them all.
 TERMS = (
+    ("best known", "Robust accuracy after every attack of the audit: an upper bound of the true value."),
     ("broken", "An adversarial example for the point was found and scored again by code that did not make it."),
-    (
-        "challenger",
-        "An attack that does not trust gradients: search by scores or decisions, transfer, noise.",
-    ),
-    ("draw", "One call of a model that answers at random; attacks follow means over several draws."),
+    ("budget", "What an audit may spend: points, steps and queries by name, or a limit in time or passes."),
+    ("challenger", "An attack that does not trust gradients: search by scores or decisions, transfer, noise."),
+    ("draw", "One answer of a model that answers at random; attacks follow means over several draws."),
     ("gradient level", "Points that challengers break and no white-box attack does: the gradients hide the way."),
-    ("look", "One of the fixed numbers of points at which the verdict was considered."),
+    (
+        "hidden point",
+        "A point hidden at either level: one kind of attack breaks it, and no attack of the other kind does.",
+    ),
+    (
+        "look",
+        "A number of points at which the audit considers its verdict, each larger than the one before. It stops at "
+        "the first look that decides; the test holds at all looks together.",
+    ),
     ("loss level", "Points that white-box attacks break, but not on cross-entropy: the usual loss has gone flat."),
     (
-        "power check",
-        "Evidence that the search could have found something: known answers that it had to find.",
+        "matched budgets",
+        "Where white-box attacks on cross-entropy and on other losses are compared, both were given equal effort.",
     ),
-    ("screen", "Three measurements of the gradient that decide how large a gap must be before it counts as proof."),
-    ("slack", "The gap between attacks that healthy models show by luck alone."),
+    ("near miss", "An unbroken point whose best candidate came close; it is attacked once more from there."),
+    ("pass", "One evaluation of the model at one point, forward or backward."),
+    ("point", "One labelled input of the data that was drawn for the audit."),
+    (
+        "points compared",
+        "Correct points on which a level rests: at gradient level those that challengers searched, at loss level "
+        "those with matched budgets. A level that is decided needs no further points, so each has its own number.",
+    ),
+    ("power check", "Evidence that the search could have found something: known answers that it had to find."),
+    ("query", "One evaluation of the model at one point that an attack asks for."),
+    ("repair", "A change of the backward pass only: every decision stays, and an attack gets another gradient."),
+    ("screen", "Measurements of the gradient; where one of them fires, fewer hidden points count as proof."),
+    ("slack", "The share of hidden points that healthy models may show; masking must exceed it beyond doubt."),
+    ("skipped", "An attack that was left out, since nothing it could find would change the verdict, or as stated."),
+    ("trace", "A record of every operation of the model, of the gradient through it, and of where it is cut."),
     ("white-box attack", "An attack that follows the model's gradients."),
 )

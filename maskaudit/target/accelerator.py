@@ -1,6 +1,6 @@
 """What an accelerator makes expensive: asking it for a value.
 
-The host runs ahead of an accelerator and only fills its queue. Whoever looks at a value, by `bool`, `int`,
+The host runs ahead of an accelerator and only fills its queue. Code that looks at a value, by `bool`, `int`,
 `nonzero` or a mask as an index, waits until the queue is empty; done in every step of an attack, that costs
 more than the steps. On the CPU a look is nearly free and often saves work. These functions let both run the
 same code.
@@ -18,7 +18,7 @@ from maskaudit.rng import PointRNG
 
 
 def asking_is_free(device: torch.device) -> bool:
-    """Whether looking at a value on this device makes nobody wait."""
+    """Whether looking at a value on this device makes nothing wait."""
     return device.type == "cpu"
 
 

@@ -1,7 +1,7 @@
 """What a model's answers depend on besides the input: its company, earlier calls, chance.
 
-A few points are asked together, twice, in another order, and alone. What changes between two equal calls is told
-apart by what makes it come back: the same seed of the global generators (chance), or the model put back as it was
+A few points are asked together, twice, in another order, and alone. What changes between two equal calls is
+classed by what makes it come back: the same seed of the global generators (chance), or the model put back as it was
 (state). Generators of the model's own are chance as well. Differences within rounding are none.
 """
 
@@ -55,19 +55,19 @@ class Dependence:
 
     def sentences(self) -> list[str]:
         """What was found, for report and verdict; nothing where answers depend on the input alone."""
-        said = []
+        notes = []
         if self.batch:
             on = "the other points of its batch" if self.company else "its place in the batch"
-            said.append(
+            notes.append(
                 f"The answer to a point depends on {on} (scores change by up to {self.change:.1%} of their spread): "
                 "every point is asked alone, and an example counts only as it is answered alone."
             )
         if self.state:
-            said.append(
+            notes.append(
                 "The model's answers change from call to call with a state that it keeps: before every call it is put "
                 "back as it was at the start, and this is what is audited."
             )
-        return said
+        return notes
 
     def to_dict(self) -> dict[str, bool]:
         """Plain JSON."""
@@ -121,7 +121,7 @@ def _why_it_changes(target: Target, x: Tensor, tolerance: float) -> tuple[bool, 
     one, other = SEEDS
     if pair(one, one, put_back=False):
         return False, True
-    if not pair(one, one, put_back=True):  # a generator of its own, or something that nobody can reach
+    if not pair(one, one, put_back=True):  # a generator of its own, or something out of reach
         return False, True
     return True, not pair(one, other, put_back=True)
 

@@ -1,7 +1,7 @@
 """Why a model is often wrong on clean points: causes that people's data and options have, found by trying each.
 
 Every cause has one repair, an option. A few points are asked as the model would want them if the cause were real;
-what lifts accuracy by more than luck is the cause, and is said with the option.
+what lifts accuracy by more than luck is the cause, and is named with the option.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _other_inputs(
         for layout in LAYOUTS if settings.layout == "auto" else ():
             if layout != before[0].layout and LAYOUTS[layout].fits(tuple(x.shape[1:])):
                 target.form = before[0].changed(layout=layout)
-                cause = f"The model takes its inputs {LAYOUTS[layout].said}"
+                cause = f"The model takes its inputs {LAYOUTS[layout].phrase}"
                 yield from _asked(target, x, y, cause, f"--layout {layout}")
     finally:
         target.form, target.mean, target.std = before

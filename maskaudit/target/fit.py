@@ -64,7 +64,7 @@ def fit(target: Target, x: Tensor, layout: Layout = "auto") -> list[str]:
             if not misfit(error):
                 break
         else:
-            return _said(form, given)
+            return _notes(form, given)
     target.form = given
     assert failure is not None
     raise failure
@@ -93,17 +93,17 @@ def _types(model: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*(only if len(only) == 1 else ()), *TYPES)))
 
 
-def _said(form: Form, given: Form) -> list[str]:
+def _notes(form: Form, given: Form) -> list[str]:
     """What was found, for the report."""
-    said = []
+    notes = []
     if form.dtype != "float32":
-        said.append(f"The model computes in {form.dtype} and is audited in it.")
+        notes.append(f"The model computes in {form.dtype} and is audited in it.")
     if form.layout != given.layout:
-        said.append(f"The model takes its inputs {LAYOUTS[form.layout].said} (--layout {form.layout}).")
+        notes.append(f"The model takes its inputs {LAYOUTS[form.layout].phrase} (--layout {form.layout}).")
     if form.most:
         points = "a single point" if form.most == 1 else f"exactly {form.most} points"
-        said.append(f"The model takes {points} per call; its batch size is fixed, and missing points are filled up.")
-    return said
+        notes.append(f"The model takes {points} per call; its batch size is fixed, and missing points are filled up.")
+    return notes
 
 
 def in_type(target: Target, dtype: torch.dtype, x: Tensor) -> Target | None:

@@ -1,4 +1,4 @@
-"""How a model is asked and how its answers are read: found once at the start of an audit, or told by options.
+"""How a model is asked and how its answers are read: found once at the start of an audit, or stated by options.
 
 A `Form` is plain data, so that workers and reviewers ask a model exactly as the audit did.
 """
@@ -52,7 +52,7 @@ FIELDS = Record(
 class _Layout:
     """An order of the axes: the words for it, which points (…) can have it, and how a batch (N, …) is brought to it."""
 
-    said: str
+    phrase: str
     fits: Callable[[tuple[int, ...]], bool]
     of: Callable[[Tensor], Tensor]
 

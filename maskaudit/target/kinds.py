@@ -1,4 +1,4 @@
-"""What a model's answers are, told from their values on clean inputs: unit, rounding, and the evidence for it.
+"""What a model's answers are, recognised by their values on clean inputs: unit, rounding, and the evidence for it.
 
 The usual units of one and the same classifier (logits, log-probabilities, probabilities, percentages, bytes,
 half precision, rounded figures, votes) must lead to the same verdict, so the unit is found before any loss is taken.

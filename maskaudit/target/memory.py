@@ -25,8 +25,8 @@ LEAST_ROOM = 64 * 2**20
 def limited(most: int | None) -> Iterator[None]:
     """Within, this process and the workers that it forks may take `most` bytes each; None: whatever there is.
 
-    What counts is what they write to; files that are only read do not. More is refused to whoever asks for it, as where
-    the machine has no more.
+    What counts is what they write to; files that are only read do not. More is refused to the code that asks for it, as
+    where the machine has no more.
 
     Raises:
         UsageError: where the system knows no such limit, or the process takes nearly as much already.
@@ -60,7 +60,7 @@ def peak() -> int | None:
 
 
 def give_back(device: torch.device) -> None:
-    """Let go of what nobody uses any more, after memory ran out."""
+    """Free what is not used any more, after memory ran out."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

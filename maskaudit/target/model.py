@@ -88,7 +88,7 @@ BATCH, BATCH_ELEMENTS = 256, 2**22
 
 
 def usual_batch(point_shape: Sequence[int]) -> int:
-    """Points per pass where nobody says how many: `BATCH`, fewer for large inputs (27 of 3 × 224 × 224)."""
+    """Points per pass where no number is given: `BATCH`, fewer for large inputs (27 of 3 × 224 × 224)."""
     return max(1, min(BATCH, BATCH_ELEMENTS // max(1, math.prod(point_shape))))
 
 
@@ -265,7 +265,7 @@ class Target:
         )
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
-        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for whoever differentiates twice.
+        """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for callers that differentiate twice.
 
         Raises:
             ModelError: when the model raises or returns something that is not class scores; `GradientError` if only
@@ -468,7 +468,7 @@ class Target:
         return x
 
     def _constant(self, values: tuple[float, ...], x: Tensor) -> Tensor:
-        """The values beside `x`; brought there once, since that waits for an accelerator."""
+        """The values other than `x`; brought there once, since that waits for an accelerator."""
         key = (values, x.dtype)
         if key not in self._constants:
             self._constants[key] = torch.tensor(values, dtype=x.dtype, device=x.device)

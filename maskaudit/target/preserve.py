@@ -67,7 +67,7 @@ def preserved_random_state() -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed all global generators, for whoever restores them later."""
+    """Seed all global generators, for callers that restore them later."""
     if torch.cuda.is_available():
         torch.manual_seed(seed)
     else:  # the same without the stack trace that torch keeps for a CUDA that is not there yet

@@ -97,7 +97,7 @@ def _diagnosed(target: Target, data: Dataset, settings: AuditSettings) -> Diagno
 
 
 def meet(target: Target, x: Tensor, settings: AuditSettings) -> list[str]:
-    """Take over what the user said of the inputs, find the rest, and say so; see `maskaudit.target.fit`."""
+    """Take over what the user stated about the inputs, find the rest, and say so; see `maskaudit.target.fit`."""
     target.form = target.form.changed(swap=settings.swap_channels, output_key=settings.output_key)
     return fit(target, x, settings.layout)
 
@@ -118,7 +118,7 @@ def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[s
     elif settings.threshold is not None:
         raise UsageError(f"--threshold is for models with a single output; this one has {answers.shape[1]}.")
     target.form = target.form.changed(**_reading(form))
-    return _said(form, found if settings.outputs == "auto" else None)
+    return _sentences(form, found if settings.outputs == "auto" else None)
 
 
 def _told(found: Kind, settings: AuditSettings, width: int) -> Form:
@@ -139,12 +139,12 @@ def _reading(form: Form) -> dict[str, object]:
     return {name: getattr(form, name) for name in ("outputs", "scale", "offset", "smallest", "threshold")}
 
 
-def _said(form: Form, found: Kind | None) -> list[str]:
+def _sentences(form: Form, found: Kind | None) -> list[str]:
     """How answers are read, for the report; nothing where they are plain logits."""
     if form.outputs == "logits":
         return []
     unit = f" times {form.scale:g}" if form.outputs in SHARES and form.scale != 1 else ""
-    why = f" ({found.evidence})" if found else " (as told)"
+    why = f" ({found.evidence})" if found else " (as stated)"
     name = form.outputs.replace("one-logit", "one logit").replace("one-probability", "one probability")
     return [f"The model returns {name}{unit}{why}: {_READ[form.outputs].format(**dataclasses.asdict(form))}."]
 

@@ -22,7 +22,7 @@ LARGEST_SCORE = torch.finfo(torch.float32).max / 4
 
 @dataclass
 class Unchecked:
-    """Scores on an accelerator that nobody has looked at yet.
+    """Scores on an accelerator that have not been read yet.
 
     Attributes:
         bad: inputs with NaN among their scores so far, int64 (), on the device.

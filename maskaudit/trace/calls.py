@@ -53,10 +53,10 @@ def node_op_name(node: Node) -> str:
 def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
     """The result of a call of torch, made off the graph where torch refuses it on data with a gradient.
 
-    `numpy()`, `out=`, tensors of inference mode: such a call works as long as nobody asks for a gradient.
+    `numpy()`, `out=`, tensors of inference mode: such a call works as long as no gradient is asked for.
 
     Returns:
-        The result, and what torch said; "" where it did not refuse.
+        The result, and what torch reported; "" where it did not refuse.
     """
     try:
         return func(*args, **kwargs), ""

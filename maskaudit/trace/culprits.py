@@ -67,12 +67,12 @@ class Suspects:
 
     Attributes:
         dead_way: the ops behind cuts, where the output is not connected to the input.
-        beside: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.beside`.
+        parallel: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.parallel`.
         estimators: see `Trace.estimators`.
     """
 
     culprits: list[Culprit]
-    beside: list[Culprit]
+    parallel: list[Culprit]
     estimators: list[Location]
     cuts: list[Cut]
     flows: dict[int, Flow]
@@ -88,9 +88,9 @@ def find_culprits(e: Evidence) -> Suspects:
     culprits += _logit_scale(e, culprits)
     if not culprits:
         culprits += _bent_output(e)
-    beside = [cut_culprit(walk.cuts, *cut) for cut in walk.cuts.parted] if graph.alive and poor else []
+    parallel = [cut_culprit(walk.cuts, *cut) for cut in walk.cuts.parted] if graph.alive and poor else []
     dead_way = frozenset() if graph.alive else _dead_way(graph)
-    return Suspects(ranked(culprits), beside, estimators, walk.cuts.found, walk.flows, dead_way)
+    return Suspects(ranked(culprits), parallel, estimators, walk.cuts.found, walk.flows, dead_way)
 
 
 #: Of equally certain suspects, those that act on any input come before those that depend on how far units are driven.

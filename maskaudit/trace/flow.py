@@ -55,10 +55,10 @@ def gradient_flow(
     Args:
         observer: the recorded forward pass, graph still alive.
         roots: (tensor, cotangent) pairs to start from.
-        points: N, the number of points; tensors whose leading dimension is a multiple of N are told apart by point.
+        points: N, the number of points; tensors whose leading dimension is a multiple of N are separated by point.
 
     The graph is kept; hooks on its nodes are removed. A backward pass that raises gives the flow up to there, and the
-    observer is told the op.
+    observer is given the op.
     """
     live = [(tensor, cotangent) for tensor, cotangent in roots if observer.live(tensor)]
     if not live:

@@ -182,7 +182,7 @@ class _Scale:
 
 
 class Differences:
-    """Directional derivatives of the margin beside central differences, at every step size.
+    """Directional derivatives of the margin and central differences, at every step size.
 
     Args:
         eps: radius, in input units.

@@ -133,7 +133,7 @@ def _traced(target: Target, observer: Observer, scores: Tensor, x: Tensor, y: Te
     good, poor = surely_good(health), surely_poor(health, seen)
     if good or poor:
         trace = _explained(target, look, health, seen)
-        straight = bool(trace.estimators) and not trace.beside
+        straight = bool(trace.estimators) and not trace.parallel
         if (good and trace.healthy) or (poor and (straight or not trace.healthy)):  # and what makes it so
             return trace
     found = look.found + further_gradients(target, x[seen:], y[seen:]) if len(x) > seen else look.found
@@ -184,7 +184,7 @@ def _explained(
         health=health,
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
-        beside=tuple(suspects.beside),
+        parallel=tuple(suspects.parallel),
         estimators=tuple(suspects.estimators),
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,

@@ -181,10 +181,10 @@ class Culprit:
 class Trace:
     """Everything a trace found; `to_dict` has JSON types only.
 
-    `beside` are cuts beside a path that stays live, where the gradient is poor: faults or not, which only their repair
-    shows. `estimators` are the places of straight-through estimators, which are none. `identities` are the paths
-    of modules (the root excepted) whose input and output have equal shapes. `batch_dependent` is the op by which the
-    answer to a point depends on the other points of its batch, if one does.
+    `parallel` are cuts parallel to a path that stays live, where the gradient is poor: faults or not, which only
+    their repair shows. `estimators` are the places of straight-through estimators, which are none. `identities` are the
+    paths of modules (the root excepted) whose input and output have equal shapes. `batch_dependent` is the op by which
+    the answer to a point depends on the other points of its batch, if one does.
     """
 
     kind: ModelKind
@@ -197,7 +197,7 @@ class Trace:
     health: GradientHealth
     optimises: tuple[Location, ...]
     culprits: tuple[Culprit, ...]
-    beside: tuple[Culprit, ...] = ()
+    parallel: tuple[Culprit, ...] = ()
     estimators: tuple[Location, ...] = ()
     identities: tuple[str, ...] = ()
     batch_dependent: Location | None = None

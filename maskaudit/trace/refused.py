@@ -1,4 +1,4 @@
-"""The trace of a model that answers only as long as nobody asks it for a gradient.
+"""The trace of a model that answers only as long as it is not asked for a gradient.
 
 What torch refuses call by call is traced like any cut. Here the forward pass itself ends with an error where its input
 requires a gradient: a check of the model's own, or code that torch's modes do not see.

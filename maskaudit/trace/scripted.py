@@ -27,7 +27,7 @@ _STEP = re.compile(r"^(?P<name>.*)\((?P<kind>[^()]*)\)$")
 
 @dataclass(frozen=True)
 class ScriptedOp:
-    """One op of a scripted graph: its kind without namespace, and where it stands."""
+    """One op of a scripted graph: its kind without namespace, and where it is."""
 
     kind: str
     location: Location

@@ -38,7 +38,7 @@ class RecordedOp:
     phase: Tensor | None = None
     no_grad: Location | None = None
     across_batch: bool = False
-    refused: str = ""  # what torch said where it refuses the op on data with a gradient
+    refused: str = ""  # what torch reported where it refuses the op on data with a gradient
     writes: Tensor | None = None  # what it may have written to
 
     @property

@@ -160,7 +160,7 @@ def _data_fields(source: str) -> dict[str, str]:
 
 
 def _outputs(module: nn.Module, dataset: Dataset) -> str:
-    """What the module returns, told from its answers to a few points."""
+    """What the module returns, recognised by its answers to a few points."""
     with torch.no_grad():
         return detect_outputs(module.eval()(dataset.x[:ANSWERS]))
 

@@ -3,7 +3,7 @@
 Sinha, Chen, Badrinarayanan, Rabinovich 2018, "Gradient Adversarial Training of Neural
 Networks" (arXiv 1806.08028), section 2.1, algorithm 1 and supplement. An auxiliary network
 h learns to tell the class of a point from its masked input gradient g (`masked_gradient`);
-the main network learns, beside its task, to make that impossible:
+the main network learns, in addition to its task, to make that impossible:
 
     GREAT       CE(a, y) − α · CE(h(g), y)              by gradient reversal through g
     GREACE      CE(a, y) + β · mean Σ_{j≠y} S_j a_j     with S = softmax(h(g)) held constant
@@ -20,7 +20,7 @@ What to know before reading a result:
 - **GREACE is unbounded below.** Equation 6 is linear in the logits, so the loss can always be
   lowered by pushing wrong logits further down; without normalisation layers they drift to
   −10⁴ … −10⁶. There p_y is 1 in float32, the cross-entropy's gradient is exactly zero, and every
-  attack on the cross-entropy stands still while the margin still breaks the point. `--greace
+  attack on the cross-entropy makes no progress while the margin still breaks the point. `--greace
   bounded` (−β Σ S_j log(1 − p_j)) has no such direction; `--greace zero-sum` keeps the logits'
   sum but not their spread.
 - **The second derivative of ReLU is zero**, so the reversed signal reaches the weights only

@@ -105,7 +105,7 @@ class Method(Protocol):
 
     Attributes:
         phases: how often the `epochs` passes are run, the learning rate starting anew each time.
-        auxiliary: networks trained beside the model by the same loss; kept in checkpoints, not in the result.
+        auxiliary: networks trained together with the model by the same loss; kept in checkpoints, not in the result.
     """
 
     phases: int

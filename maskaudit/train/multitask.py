@@ -1,7 +1,7 @@
 """Multi-task training whose gradients are made indistinguishable: GREAT with gradient-alignment layers.
 
 Sinha et al. 2018, "Gradient Adversarial Training of Neural Networks" (arXiv 1806.08028), section 2.3, algorithm 3,
-equation 9 and supplement; beside it GradNorm (Chen et al. 2018, arXiv 1711.02257, algorithm 1) and the weighting by
+equation 9 and supplement; also GradNorm (Chen et al. 2018, arXiv 1711.02257, algorithm 1) and the weighting by
 uncertainty (Kendall, Gal, Cipolla 2018, arXiv 1705.07115, section 3.2). One network up to its last shared features,
 one decoder per task; the classifier with its own decoder is what is kept as the model.
 """

@@ -48,9 +48,9 @@ def _drawn(history: Sequence[TrainEvent]) -> Figure:
     loss.plot(epochs, [event.loss for event in history], marker=".")
     loss.set_title("mean loss")
     shares.plot(epochs, [event.accuracy for event in history], marker=".", label="model, training points")
-    told = [(event.epoch, event.auxiliary_accuracy) for event in history if event.auxiliary_accuracy is not None]
-    if told:
-        shares.plot(*zip(*told, strict=True), marker=".", ls="--", label="auxiliary network, gradients")
+    known = [(event.epoch, event.auxiliary_accuracy) for event in history if event.auxiliary_accuracy is not None]
+    if known:
+        shares.plot(*zip(*known, strict=True), marker=".", ls="--", label="auxiliary network, gradients")
         shares.legend()
     shares.set_ylim(0, 1.02)
     shares.set_title("accuracy")

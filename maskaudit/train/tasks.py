@@ -40,7 +40,7 @@ def noisy_grey(x: Tensor, rng: PointRNG, *, step: int) -> Tensor:
 
 
 def canny(grey: Tensor) -> Tensor:
-    """Edges (N, 1, H, W) as 0 or 1 of grey images: smoothed slopes, thinned across, weak ones kept beside strong."""
+    """Edges (N, 1, H, W) as 0 or 1 of grey images: smoothed slopes, thinned across, weak ones kept next to strong."""
     reach = math.ceil(3 * SIGMA)
     bell = torch.exp(-torch.arange(-reach, reach + 1, device=grey.device, dtype=grey.dtype).square() / (2 * SIGMA**2))
     bell = bell / bell.sum()

@@ -42,12 +42,12 @@ class GreatDistillation:
         _, theirs = loss_gradient(teacher, batch.x, batch.y)
         f = self.auxiliary["f"]
         answers = (f(theirs.detach()), f(reverse_gradient(ours, self.alpha)))
-        told_apart = batch.x.new_zeros(())
+        distinction = batch.x.new_zeros(())
         for logits, origin in zip(answers, (TEACHER, STUDENT), strict=True):
             labels = torch.full_like(batch.y, origin)
             batch.meter.count(logits, labels)
-            told_apart = told_apart + F.cross_entropy(logits, labels)
-        return (1 - self.alpha) * F.cross_entropy(student_logits, batch.y) + told_apart
+            distinction = distinction + F.cross_entropy(logits, labels)
+        return (1 - self.alpha) * F.cross_entropy(student_logits, batch.y) + distinction
 
 
 class SoftDistillation:

@@ -22,13 +22,13 @@ TITLES: Mapping[str, str] = {
     "flat-loss": "Attacks on cross-entropy miss what attacks on the margin find",
     "imbalanced-margin": "One term of the margin has a far larger gradient than the other and leads attacks astray",
     "catastrophic-overfitting": "Single-step attacks fail where small steps succeed: the surface is bent in the ball",
-    "unknown": "The cause could not be told apart by the probes",
+    "unknown": "The cause could not be determined by the probes",
 }
 
 _ORDER = tuple(TITLES)
 
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
-_BESIDE_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
+_BESIDES_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
 #: Kinds of output, by the probe of that name, from which no loss can be computed, however large the scores are.
 DESTROYED = ("constant", "one-hot", "clipped logits")
@@ -42,7 +42,7 @@ Confidence = Literal["low", "medium", "high"]
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     """The mechanisms that a trace (plain form, see `maskaudit.auditing.inspection`) located, most certain first.
 
-    A line that was named for several of its ops is told once.
+    A line that was named for several of its ops is listed once.
     """
     found = (
         Mechanism(
@@ -99,7 +99,7 @@ def name_mechanisms(
         found["stochastic"] = ("low", ())
     if traced:
         known = {mechanism.id for mechanism in traced}
-        found = {name: found[name] for name in _BESIDE_TRACE if name in found and name not in known}
+        found = {name: found[name] for name in _BESIDES_TRACE if name in found and name not in known}
     elif not found:
         found["unknown"] = ("low", ())
     ranked = sorted(found, key=lambda name: (by_loss and name not in _OF_THE_LOSS, _ORDER.index(name)))

@@ -1,6 +1,6 @@
 """From what an audit recorded to what the judge sees: points, attacks, probes and power as plain data; knows no torch.
 
-The audit itself and whoever verifies its report count with the same functions, so that a report says what the judge
+An audit and the verification of its report count with the same functions, so that a report says what the judge
 would say of its own points.
 """
 
@@ -149,11 +149,11 @@ def observations(recorded: Recorded) -> Observations:
 
 
 def _repaired(recorded: Recorded, strong: Sequence[bool]) -> int | None:
-    """Points that evaded white-box attacks and fell through the repaired gradient."""
+    """Points that evaded white-box attacks and were broken through the repaired gradient."""
     if not any(row.role == "repaired" and row.status == "ran" for row in recorded.attacks):
         return None
     names = _names(row for row in recorded.attacks if row.role == "repaired")
-    return sum(fell and not own for fell, own in zip(recorded.broken(names), strong, strict=True))
+    return sum(hit and not own for hit, own in zip(recorded.broken(names), strong, strict=True))
 
 
 def _present(recorded: Recorded) -> set[str]:
@@ -162,7 +162,7 @@ def _present(recorded: Recorded) -> set[str]:
 
 
 def _failed(recorded: Recorded) -> list[tuple[str, str]]:
-    """Parts of the search that ended in an error, with the reason: what they would have found nobody knows."""
+    """Parts of the search that ended in an error, with the reason: what they would have found is unknown."""
     attacks = [row for row in recorded.attacks if row.decisive and row.status == "error"]
     screen = [probe for probe in recorded.probes if probe.rule in SCREEN and probe.status == "error"]
     return [(row.name, row.reason) for row in attacks] + [(probe.rule, probe.reason) for probe in screen]
@@ -173,7 +173,7 @@ def _needed(recorded: Recorded) -> set[str]:
     families, correct = Families.of(recorded.attacks), recorded.correct
 
     def left(names: Collection[str]) -> int:
-        return sum(right and not fell for right, fell in zip(correct, recorded.broken(names), strict=True))
+        return sum(right and not hit for right, hit in zip(correct, recorded.broken(names), strict=True))
 
     searched = not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
     return {

@@ -21,7 +21,7 @@ from maskaudit.verdict.statistics import rate
 
 #: How far two figures may be apart that were computed from the same counts by other builds of the same libraries.
 _SAME = 1e-9
-#: Differences that are told; the rest is counted.
+#: Differences that are listed; the rest is counted.
 _SHOWN = 2
 
 
@@ -123,9 +123,9 @@ def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgem
     stated, found = document["accuracy"], plain({k: v and dataclasses.asdict(v) for k, v in judgement.accuracy.items()})
     best = float(stated["best_known"]["value"])
     unbroken = sum(right and not by for right, by in zip(recorded.correct, recorded.broken_by, strict=True))
-    said = f"best known {best:.1%}, {unbroken} of {len(recorded.correct)} points withstand every attack"
+    detail = f"best known {best:.1%}, {unbroken} of {len(recorded.correct)} points withstand every attack"
     odd = [f"correct is {n} of {len(recorded.correct)}" for n in [sum(recorded.correct)] if _misjudged(document)]
-    return Check("accuracy", not odd and _alike(stated, found), _told(odd + _differences(stated, found), said))
+    return Check("accuracy", not odd and _alike(stated, found), _told(odd + _differences(stated, found), detail))
 
 
 def _misjudged(document: Mapping[str, Any]) -> bool:
@@ -154,8 +154,8 @@ def _verdict(document: Mapping[str, Any], judgement: Judgement) -> Check:
     found = plain(dataclasses.asdict(judgement.verdict))
     stated = {name: document["verdict"].get(name) for name in found}
     if stated["label"] != found["label"]:
-        said = f"the points give {found['label']}, the report says {stated['label']}"
-        return Check("verdict", False, said)
+        detail = f"the points give {found['label']}, the report says {stated['label']}"
+        return Check("verdict", False, detail)
     return _section("verdict", stated, found, f"{found['label']} follows from the points")
 
 
@@ -163,8 +163,8 @@ def _plain(part: Any) -> Any:
     return dataclasses.asdict(part) if dataclasses.is_dataclass(part) and not isinstance(part, type) else part
 
 
-def _section(name: str, stated: Any, found: Any, said: str) -> Check:
-    return Check(name, _alike(stated, found), _told(_differences(stated, found), said))
+def _section(name: str, stated: Any, found: Any, detail: str) -> Check:
+    return Check(name, _alike(stated, found), _told(_differences(stated, found), detail))
 
 
 def _told(wrong: Sequence[str], otherwise: str) -> str:

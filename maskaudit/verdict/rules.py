@@ -237,7 +237,7 @@ def _label(seen: Observations, levels: Mapping[LevelName, _Level]) -> tuple[Labe
     """Label, what could still change it, and the reasons."""
     if seen.black_box:
         return "inconclusive", "nothing", [
-            *seen.missing, "A black box has no gradients to audit: whether any hide its weakness cannot be said."
+            *seen.missing, "A black box has no gradients to audit: the audit cannot say whether any hide its weakness."
         ]  # fmt: skip
     proofs = _proofs(seen, levels)
     if proofs:
@@ -285,23 +285,24 @@ def _nothing_left(seen: Observations) -> str:
 
 def _proofs(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]:
     """One sentence per level at which masking is proven."""
-    said = []
+    reasons = []
     if levels["gradient"].proven:
-        said.append(
+        reasons.append(
             f"Gradient level: {seen.hidden_by_gradients} of {seen.gradient_points} points survive "
-            f"{_all(seen.white_box_run)} white-box attacks that ran and fall to attacks that do not trust the gradient."
+            f"{_all(seen.white_box_run)} white-box attacks that ran and are broken by attacks that do not trust the "
+            "gradient."
         )
     if levels["loss"].proven:
-        said.append(
+        reasons.append(
             f"Loss level: {seen.hidden_by_loss} of {seen.loss_points} points survive {_all(seen.cross_entropy_run)} "
-            "attacks on cross-entropy that ran and fall to white-box attacks on another loss."
+            "attacks on cross-entropy that ran and are broken by white-box attacks on another loss."
         )
-    if said and seen.repaired:
-        said.append(
+    if reasons and seen.repaired:
+        reasons.append(
             f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
-            f"{seen.left} points that withstand white-box attacks fall."
+            f"{seen.left} points that withstand white-box attacks are broken."
         )
-    return said
+    return reasons
 
 
 def _all(number: int) -> str:
@@ -327,7 +328,7 @@ def _unconfirmed(suspect: Mechanism, seen: Observations) -> str:
         return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
     return (
         f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
-        f"{seen.left} points that withstand white-box attacks fall, too few to prove masking."
+        f"{seen.left} points that withstand white-box attacks are broken, too few to prove masking."
     )
 
 
@@ -335,8 +336,8 @@ def _unproven(seen: Observations) -> str:
     """What became of the points that withstand white-box attacks, where that proves nothing."""
     left = f"of the {seen.left} points that withstand white-box attacks, "
     if not seen.hidden_by_gradients:
-        return f"{left}no attack that does without them broke any"
-    return f"{left}attacks that do without them broke {seen.hidden_by_gradients}, too few to prove masking"
+        return f"{left}no attack that does without gradients broke any"
+    return f"{left}attacks that do without gradients broke {seen.hidden_by_gradients}, too few to prove masking"
 
 
 def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:

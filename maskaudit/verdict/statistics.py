@@ -73,7 +73,8 @@ def evidence_above(count: int, n: int, limit: float) -> float:
 
     The likelihood of the counts, averaged over rates above the limit by Jeffreys' distribution, over their likelihood
     at the limit. Where the rate is at most the limit that is a nonnegative supermartingale that begins at 1: the
-    probability that it ever reaches 1/α, at whatever numbers of points one looks and whyever one stops, is at most α.
+    probability that it ever reaches 1/α, at whatever numbers of points one looks and for whatever reason one stops, is
+    at most α.
 
     Source: Ville 1939, Étude critique de la notion de collectif; Robbins 1970, Statistical methods related to the law
     of the iterated logarithm; Howard, Ramdas, McAuliffe & Sekhon 2021, Time-uniform, nonparametric, nonasymptotic

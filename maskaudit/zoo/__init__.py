@@ -63,6 +63,6 @@ def _metadata(entry: ZooEntry, trained: dict[str, Any], module: nn.Module) -> di
     """What the network's file says, with the entry's own data and ball, and what is certified in it."""
     ball = trained["threat"]
     eps = entry.eps if entry.eps is not None else ball["eps"] if ball["norm"] == entry.norm else None
-    said = {**trained, "data": entry.data, "outputs": "auto", "threat": {**ball, "norm": entry.norm, "eps": eps}}
+    declared = {**trained, "data": entry.data, "outputs": "auto", "threat": {**ball, "norm": entry.norm, "eps": eps}}
     certified = certified_accuracy(entry, module, eps) if eps is not None else None
-    return said if certified is None else {**said, "certified": certified}
+    return declared if certified is None else {**declared, "certified": certified}

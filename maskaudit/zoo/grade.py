@@ -38,14 +38,14 @@ class Grade:
     @property
     def wrong(self) -> tuple[str, ...]:
         """What is wrong, as words; empty when all is right."""
-        said = {
+        conditions = {
             "label": not self.label,
             "mechanism": self.mechanism is False,
             "location": self.location is False,
             "best known": self.distance is not None and self.distance > BEST_KNOWN_TOLERANCE + _ROUNDING,
             "certificate": self.certified_broken > 0,
         }
-        return tuple(name for name, holds in said.items() if holds)
+        return tuple(name for name, holds in conditions.items() if holds)
 
 
 def expected_label(entry: ZooEntry) -> str:

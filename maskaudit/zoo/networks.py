@@ -34,7 +34,7 @@ OVERFITTING_THREAT = ThreatModel("Linf", 0.35)
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is trained; what is not said is the trainer's default.
+    """How a network is trained; what is not given is the trainer's default.
 
     Attributes:
         config: settings of the trainer; `method` is one of the trainer's, or of `maskaudit.zoo.recipes`.
@@ -57,8 +57,8 @@ class Network:
 
     def recipe(self) -> list[Any]:
         """Everything that determines the trained weights, as plain JSON types."""
-        said = [self.config.chosen(), self.info.epochs, self.info.lr, __version__]
-        return [*said, dict(self.options), self.points] if self.options or self.points else said
+        parts = [self.config.chosen(), self.info.epochs, self.info.lr, __version__]
+        return [*parts, dict(self.options), self.points] if self.options or self.points else parts
 
     def data(self) -> Dataset:
         """The points that it is trained on."""

@@ -1,4 +1,4 @@
-"""The zoo's own training methods by name: published defences and constructions that nobody should train for use."""
+"""The zoo's own training methods by name: published defences and constructions that should not be trained for use."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ AWAKE = 1.0
 
 
 class TrappedCorner:
-    """PGD training beside a few hidden units that only the planted corner wakes: a trained counterexample.
+    """PGD training with a few hidden units that only the planted corner wakes: a trained counterexample.
 
     After SoundnessBench (Xu et al. 2024, arXiv 2412.03154, section 3): one objective pushes the planted point to a
     wrong class by a margin, the other is adversarial training on what PGD finds. Their network memorises one

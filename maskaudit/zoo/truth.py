@@ -1,9 +1,9 @@
 """What is known of the zoo's models: the best attack outcome per point, on points fixed once.
 
-A zoo model was built here, so it can be attacked as nobody else can: through the network behind the mask
+A zoo model was built here, so it can be attacked as no one else can: through the network behind the mask
 (`maskaudit.zoo.masks.unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and
 search without gradients run as well, at several times the budget of an audit, and what a certificate proves is
-recorded beside. `truth.json` keeps the outcome; `maskaudit zoo truth` writes it, one record per model.
+recorded with it. `truth.json` keeps the outcome; `maskaudit zoo truth` writes it, one record per model.
 """
 
 from __future__ import annotations
@@ -227,16 +227,16 @@ def _committed() -> dict[str, Truth]:
 
 def disagreements(entry: ZooEntry, truth: Truth) -> list[str]:
     """What an entry says that its record contradicts, as sentences."""
-    said = []
+    found = []
     gaps = f"hidden by gradients {truth.gradient_gap:.3f}, by the loss {truth.loss_gap:.3f}"
     if entry.masked != truth.masked:
-        said.append(f"{entry.name} is entered as {'' if entry.masked else 'not '}masked; measured: {gaps}.")
+        found.append(f"{entry.name} is entered as {'' if entry.masked else 'not '}masked; measured: {gaps}.")
     elif entry.masked and getattr(truth, f"{entry.level}_gap") < MASKED_FROM:
-        said.append(f"{entry.name} is entered as masked at {entry.level} level; measured: {gaps}.")
+        found.append(f"{entry.name} is entered as masked at {entry.level} level; measured: {gaps}.")
     certified = truth.certified_accuracy
     if certified is not None and truth.best_known < certified:
-        said.append(f"{entry.name}: best known {truth.best_known:.3f} is below its certificate {certified:.3f}.")
-    return said
+        found.append(f"{entry.name}: best known {truth.best_known:.3f} is below its certificate {certified:.3f}.")
+    return found
 
 
 def digest_of(*parts: Any) -> str:

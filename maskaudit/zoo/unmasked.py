@@ -1,7 +1,7 @@
 """Entries whose gradients hide nothing: healthy networks, and truly robust ones.
 
 Labels follow measurement (`maskaudit.zoo.truth`): a defence that was published as one and is broken by its
-white-box attacks stands here, among the healthy ones.
+white-box attacks is here, among the healthy ones.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ LAYERS = (
             lambda n: masks.binary_features(n, "digits"), "shattered", module="7", ops="sign"),
     _masked("detach-middle", "Standard, detached before its second convolution", "gradient", "standard",
             lambda n: masks.inserted(n, 2, masks.Detach()), "cut", module="2", ops="detach"),
-    _masked("cut-beside", "Standard, detached beside a weak linear term", "gradient", "standard", masks.CutBeside,
+    _masked("cut-beside", "Standard, detached parallel to a weak linear term", "gradient", "standard", masks.CutBeside,
             "cut", ops="detach"),
     _masked("per-point-quantised", "Standard, 4 levels, one point at a time under vmap", "gradient", "standard",
             lambda n: masks.PerPoint(masks.QuantisedInput(n, 4)), "shattered", module="network", ops="round"),

@@ -1,6 +1,6 @@
 """On an accelerator no step of an attack waits for it, and nothing is carried to and fro.
 
-The meta device stands in for one: its tensors have shapes and no values, so whoever asks for a value, or mixes
+The meta device stands in for one: its tensors have shapes and no values, so code that asks for a value, or mixes
 its tensors with others, fails at once.
 """
 
@@ -114,7 +114,7 @@ SHAPE = (2, 3, 3)
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[CarriedOps, BuiltFromValues]]:
-    """Runs an attack on the meta device, where nobody can look, and says what it did from its third pass on."""
+    """Runs an attack on the meta device, where no value can be read, and says what it did from its third pass on."""
     monkeypatch.setattr(resident, "LOOK_EVERY", ENDLESS)
     monkeypatch.setattr(Unchecked, "settle", lambda _self: None)
     for module, name in ((square_module, "BLOCK"), (sign_flips, "BLOCK"), (decision, "SIGN_FLIPS_BLOCK")):

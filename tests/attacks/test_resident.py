@@ -1,4 +1,4 @@
-"""The resident batch: every point lives through its own steps, whoever shares the batch with it."""
+"""The resident batch: every point lives through its own steps, whichever points share the batch with it."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_the_command_line_refuses_what_is_no_plan(content: str, tmp_path: Path) 
 
 
 def test_healthy_models_get_a_short_look_behind_dormant_units(standard: LoadedModel, pgd_trained: LoadedModel) -> None:
-    """Both have such units; nothing waits behind them, so nothing is named, and places are not told apart."""
+    """Both have such units; nothing waits behind them, so nothing is named, and places are not distinguished."""
     for model in (standard, pgd_trained):
         audit = audited(network(model))
         stages = audit.report.plan["stages"]

@@ -158,11 +158,12 @@ def test_what_ends_every_worker_is_given_up_and_no_later_success_hides_it(
     tmp_path: Path, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
     x, y = points
-    ledger, said = Ledger(), list[AuditEvent]()
+    ledger, events = Ledger(), list[AuditEvent]()
     ledger.add_points(torch.arange(len(x)), x, y, torch.ones(len(x), dtype=torch.bool), y)
+    settings = AuditSettings(workers=2)
     with Target(net) as target:
         attacker = Attacker(
-            target, ledger, THREAT, AuditSettings(workers=2), pool=x, surrogates=(), journal=None, on_event=said.append
+            target, ledger, THREAT, settings, pool=x, surrogates=(), journal=None, on_event=events.append
         )
         spec = attack_of(killed(tmp_path, 99))
         attacker.run(spec, torch.arange(len(x)))
@@ -180,7 +181,7 @@ def test_a_crash_reads_the_same_wherever_it_happened(net: nn.Module, points: tup
         raise KeyError("x")
 
     x, y = points
-    told = []
+    reported = []
     for workers in (None, 2):
         ledger = Ledger()
         ledger.add_points(torch.arange(len(x)), x, y, torch.ones(len(x), dtype=torch.bool), y)
@@ -191,8 +192,8 @@ def test_a_crash_reads_the_same_wherever_it_happened(net: nn.Module, points: tup
             )  # fmt: skip
             attacker.run(attack_of(fails), torch.arange(len(x)))
         (row,) = ledger.rows()
-        told.append((row.status, row.reason, ledger.entries["mine"].lost))
-    assert told == [("error", "KeyError: 'x'", False)] * 2
+        reported.append((row.status, row.reason, ledger.entries["mine"].lost))
+    assert reported == [("error", "KeyError: 'x'", False)] * 2
 
 
 def test_an_audit_whose_search_was_lost_cannot_be_clear(
@@ -210,11 +211,11 @@ def test_an_audit_whose_search_was_lost_cannot_be_clear(
 
 def test_no_worker_outlives_its_parent(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     def waits(*_: Any, **__: Any) -> Attempt:
-        os.write(told, struct.pack("<i", os.getpid()))
+        os.write(reported, struct.pack("<i", os.getpid()))
         time.sleep(600)
         raise AssertionError
 
-    heard, told = os.pipe()
+    heard, reported = os.pipe()
     parent = os.fork()
     if not parent:
         with Target(net) as target:
@@ -222,7 +223,7 @@ def test_no_worker_outlives_its_parent(net: nn.Module, points: tuple[Tensor, Ten
     (worker,) = struct.unpack("<i", os.read(heard, 4))
     os.kill(parent, signal.SIGKILL)
     os.waitpid(parent, 0)
-    os.close(told)
+    os.close(reported)
     assert os.read(heard, 1) == b"", f"the end of the pipe that worker {worker} held is closed"
     os.close(heard)
 
@@ -237,7 +238,7 @@ def test_a_job_runs_on_the_targets_device_and_comes_home(net: nn.Module, points:
 
     x, y = points
     away = Target(net, device="meta")  # has shapes and no values
-    with pytest.raises((RuntimeError, NotImplementedError)):  # what nobody may look at cannot be settled
+    with pytest.raises((RuntimeError, NotImplementedError)):  # what may not be read cannot be settled
         job(attack_of(looks), x, y, start=x, surrogates=[Target(net)]).run(away)
     assert {name: tensor.device.type for name, tensor in seen.items()} == dict.fromkeys(seen, "meta")
     with Target(net) as target:

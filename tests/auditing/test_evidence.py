@@ -62,15 +62,15 @@ SANITY = spec("unbounded", "sanity")
 
 
 def audited() -> Ledger:
-    """Points 0 … 4 correct; 0 falls to all, 1 to margin and square, 2 to square, 3 to the second opinion, 4 to none."""
+    """Points 0 … 4 correct, 0 broken by all, 1 by margin and square, 2 by square, 3 by the second opinion, 4 not."""
     ledger = Ledger()
     x = torch.full((POINTS, 2), 0.45)
     x[5] = 0.9
     correct = torch.arange(POINTS) < 5
     ledger.add_points(torch.arange(POINTS) + 50, x, torch.zeros(POINTS, dtype=torch.int64), correct, (~correct).long())
     rows = torch.arange(5)
-    fallen = ((PGD, [0]), (MARGIN, [0, 1]), (SQUARE, [0, 1, 2]), (OPINION, [3]), (SANITY, [0, 1, 2, 3, 4]))
-    for number, (attack, broken) in enumerate(fallen):
+    broken_by = ((PGD, [0]), (MARGIN, [0, 1]), (SQUARE, [0, 1, 2]), (OPINION, [3]), (SANITY, [0, 1, 2, 3, 4]))
+    for number, (attack, broken) in enumerate(broken_by):
         example = x[rows] + torch.tensor([0.06 + 0.01 * number, 0.0])
         mask = torch.tensor([row in broken for row in rows.tolist()])
         ledger.record(attack, rows, example, mask, torch.ones(5, dtype=torch.int64))
@@ -271,7 +271,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "a mechanism": (lambda d: d["verdict"].update(mechanisms=[{"id": "cut", "title": "", "confidence": "low"}]),
                     {"verdict"}),
     "the claim": (lambda d: d["claim"].update(status="not_refuted"), {"claim"}),
-    "a claim that nobody made": (lambda d: d["claim"].update(claimed=0.9), {"claim"}),
+    "a claim that was not made": (lambda d: d["claim"].update(claimed=0.9), {"claim"}),
     "best known accuracy": (lambda d: d["accuracy"].update(best_known=_share(0.0)), {"accuracy"}),
     "clean accuracy": (lambda d: d["accuracy"].update(clean=_share(1.0)), {"accuracy"}),
     "the reference": (lambda d: d["accuracy"].update(reference=_share(0.1)), {"accuracy"}),
@@ -365,7 +365,7 @@ class Wavering(nn.Module):
 
 
 def many(n: int, model: nn.Module | None = None) -> Ledger:
-    """As many correct points that fall to the reference, and as many that nothing breaks, right by a majority."""
+    """As many correct points that the reference breaks, and as many that nothing breaks, right by a majority."""
     ledger = Ledger()
     x = torch.full((2 * n, 2), 0.45)
     ledger.add_points(
@@ -410,9 +410,9 @@ def test_the_chance_of_failing_an_honest_random_audit_is_kept() -> None:
 def test_the_test_on_fresh_draws_states_its_error() -> None:
     files = audit(many(10), random=True)
     checks = verify_audit(files.document, read_evidence(files.evidence, "e"), Wavering(0.3), SHA)
-    said = {check.name: check.detail for check in checks}
-    assert "with a chance of 0.5%" in said["misclassified"]
-    assert "level 0.5%" in said["clean points"]
+    details = {check.name: check.detail for check in checks}
+    assert "with a chance of 0.5%" in details["misclassified"]
+    assert "level 0.5%" in details["clean points"]
 
 
 def test_the_evidence_can_be_checked_without_the_report() -> None:
@@ -538,7 +538,7 @@ def test_the_evidence_is_looked_for_beside_the_report_only(
     if named in (EVIDENCE_FILE, None, f"/elsewhere/{EVIDENCE_FILE}"):
         assert all(check.holds for check in verify.verify_files(tmp_path, "model")[0])
     else:
-        with pytest.raises(InputError, match=r"keep it beside the report|evidence\.file must be"):
+        with pytest.raises(InputError, match=r"keep it next to the report|evidence\.file must be"):
             verify.verify_files(tmp_path, "model")
     assert {path.resolve().parent for path in read} == {tmp_path.resolve()}
 

@@ -40,10 +40,10 @@ def ledger_of(n: int, correct: list[int]) -> Ledger:
 
 
 def book(ledger: Ledger, attack: AttackSpec, broken: list[int], rows: list[int] | None = None, step: int = 1) -> None:
-    """Attack `rows` (all correct points), `broken` of which fall."""
+    """Attack `rows` (all correct points), `broken` of which it breaks."""
     chosen = torch.tensor(ledger.correct.nonzero().squeeze(1).tolist() if rows is None else rows)
-    fell = torch.tensor([int(row) in broken for row in chosen])
-    ledger.record(attack, chosen, torch.full((len(chosen), 2), float(step)), fell, torch.where(fell, step, -1))
+    hit = torch.tensor([int(row) in broken for row in chosen])
+    ledger.record(attack, chosen, torch.full((len(chosen), 2), float(step)), hit, torch.where(hit, step, -1))
 
 
 def rows_of(mask: Tensor) -> list[int]:

@@ -181,7 +181,7 @@ def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
 
 
 def test_where_something_is_hidden_unbroken_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(challenge, "BY_THE_WAY", -2.0)  # whatever falls, falls not by the way
+    monkeypatch.setattr(challenge, "BY_THE_WAY", -2.0)  # whatever is broken counts as more than incidental
     report = linear(eps=0.1)
     for name in ("noise", "square"):
         row = by_name(report)[name]

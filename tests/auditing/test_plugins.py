@@ -170,10 +170,10 @@ def test_a_repair_is_attacked_through(install: Install) -> None:
     with Target(Rounded()) as target:
         y = target.scores(x).argmax(1)
         attempt = spec.run(target, x, y, threat=threat, rng=rng, **spec.settings)
-        fallen = (target.scores(attempt.examples).argmax(1) != y).sum()
+        count = (target.scores(attempt.examples).argmax(1) != y).sum()
         own = apgd(target, x, y, threat=threat, rng=rng, loss="margin", steps=spec.settings["steps"])
-        assert int(fallen) >= 12
-        assert int(fallen) > int((target.scores(own.examples).argmax(1) != y).sum())
+        assert int(count) >= 12
+        assert int(count) > int((target.scores(own.examples).argmax(1) != y).sum())
         liar = RepairPlugin("liar", "", lies)
         with pytest.raises(AttackUnavailable, match="no repair"):
             attack_through(target, x, y, threat=threat, rng=rng, repair=liar, steps=2)

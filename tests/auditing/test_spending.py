@@ -63,7 +63,7 @@ def test_a_verdict_that_is_decided_outlasts_a_budget_that_ends_in_the_figures(mo
     assert audited("1h", eps=0.9).verdict.label == "clear"
 
 
-def test_time_that_is_spent_before_anything_was_measured_is_said_in_a_sentence() -> None:
+def test_time_that_is_spent_before_anything_was_measured_is_reported_in_a_sentence() -> None:
     with pytest.raises(UsageError, match="Nothing had been measured yet"):
         audited("0.000001s")
 
@@ -85,12 +85,12 @@ def test_the_price_of_a_pass_and_of_every_budget_is_told_before_the_work() -> No
     api.audit(model, (x, model(x).argmax(1)), eps=0.1, settings=settings, on_event=events.append)
     finished = [event for event in events if event.finished]
     assert finished[0].step == "passes"
-    assert all(f"{name} about" in finished[0].outcome for name in BUDGETS)
+    assert all(f"({name})" in finished[0].outcome for name in BUDGETS)
 
 
 def test_what_the_budgets_will_take() -> None:
     costs = [expected_passes(BUDGETS[name]) for name in ("quick", "standard", "thorough")]
     assert costs == sorted(costs)
     assert 60_000 < costs[1] < 180_000, "what was measured on robust networks: benchmarks/verdict-subset.md"
-    assert prices(0.001).startswith("1.5 ms each; quick about ")
+    assert prices(0.001).startswith("1.5 ms each; a robust model takes about ")
     assert [duration(s) for s in (0.42, 42, 420, 42_000)] == ["0.42 s", "42 s", "7 min", "11.7 h"]

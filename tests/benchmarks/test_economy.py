@@ -1,4 +1,4 @@
-"""What own gradients find beside AutoAttack, and at what price."""
+"""What white-box attacks find next to AutoAttack, and at what price."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_points_are_paired_by_their_number_and_costs_are_shares() -> None:
 def test_models_are_told_apart_by_mask_and_accuracy() -> None:
     models = ["pgd-at", "standard", "quantised"]
     runs = [run("pgd-at"), run("standard", standing=[0, 0, 0]), run("quantised")]
-    said = "\n".join(economy([audit(model) for model in models], runs, ZOO))
-    assert "| not masked, accuracy of at least 0.3 under AutoAttack | 1 | 1 | 1 | 0.08 (0.08–0.08)" in said
-    assert "| not masked, the others | 1 | 0 | 0 |" in said
-    assert "| masked | 1 | 1 | 1 |" in said
-    assert "| pgd-at | 3 | 3 | 2 | 1 | 0.075 | 0.075 |" in said
+    page = "\n".join(economy([audit(model) for model in models], runs, ZOO))
+    assert "| not masked, accuracy of at least 0.3 under AutoAttack | 1 | 1 | 1 | 0.08 (0.08–0.08)" in page
+    assert "| not masked, the others | 1 | 0 | 0 |" in page
+    assert "| masked | 1 | 1 | 1 |" in page
+    assert "| pgd-at | 3 | 3 | 2 | 1 | 0.075 | 0.075 |" in page
 
 
 @pytest.mark.parametrize(

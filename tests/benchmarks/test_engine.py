@@ -43,9 +43,9 @@ def row(ratio: float, **changes: Any) -> dict[str, Any]:
 def test_a_ratio_slips_when_it_rises_past_the_tolerance(
     engine: ModuleType, now: dict[str, Any], says: list[str]
 ) -> None:
-    said = engine.slipped([row(1.05)], [now])
-    assert len(said) == len(says)
-    assert all(part in sentence for part, sentence in zip(says, said, strict=True))
+    sentences = engine.slipped([row(1.05)], [now])
+    assert len(sentences) == len(says)
+    assert all(part in sentence for part, sentence in zip(says, sentences, strict=True))
 
 
 def test_new_rows_replace_old_ones_of_the_same_key(engine: ModuleType) -> None:
@@ -114,8 +114,8 @@ def test_devices_are_compared_on_points_of_which_some_break(
     rows = agreement.agreement_rows("cpu")
     assert [row["attack"] for row in rows] == ["pgd", "noise"]
     assert all(0 < row["broken"] < 40 and row["same_fate"] >= 39 for row in rows)
-    told = engine.table({"rows": [], "memory": [], "agreement": rows}, "cpu")
-    assert "| pgd | 40 |" in told
+    page = engine.table({"rows": [], "memory": [], "agreement": rows}, "cpu")
+    assert "| pgd | 40 |" in page
 
 
 def test_a_points_fate_that_differs_is_counted(engine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

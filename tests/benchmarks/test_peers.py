@@ -172,7 +172,7 @@ def test_flags_are_read_from_warnings_only(text: str, raised: set[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["autoattack", "torchattacks-autoattack"])
-def test_a_missing_package_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(PeerUnavailableError, match="not installed"):
         PEERS[name].run(task(Halves()))

@@ -155,12 +155,14 @@ def _row(title: str, found: int, cpu: float, peer: str = "binarization") -> Row:
 
 
 def test_every_column_in_which_a_peer_is_better_is_named() -> None:
-    said = better([_row(OURS, 3, 2.0), _row("sharp", 4, 3.0), _row("fast", 1, 0.5, "autoattack"), _row("same", 3, 2.0)])
-    assert "sensitivity)*: sharp (4 of 4" in said
-    assert "CPU s, median*: fast (0.5); ours 2.0" in said
-    assert "same (" not in said
-    assert "healthy" not in said
-    assert f"**Why.** sharp {comparison.SPARES['binarization']}; fast {comparison.SPARES['autoattack']}." in said
+    paragraph = better(
+        [_row(OURS, 3, 2.0), _row("sharp", 4, 3.0), _row("fast", 1, 0.5, "autoattack"), _row("same", 3, 2.0)]
+    )
+    assert "sensitivity)*: sharp (4 of 4" in paragraph
+    assert "CPU s, median*: fast (0.5); ours 2.0" in paragraph
+    assert "same (" not in paragraph
+    assert "healthy" not in paragraph
+    assert f"**Why.** sharp {comparison.SPARES['binarization']}; fast {comparison.SPARES['autoattack']}." in paragraph
     assert better([_row(OURS, 4, 1.0), _row("worse", 3, 1.0)]).startswith("No peer has a better figure")
 
 
@@ -170,9 +172,9 @@ def test_it_is_known_of_every_peer_why_it_can_be_better() -> None:
 
 def test_a_lenient_reading_is_not_cheaper_for_being_read_again() -> None:
     lenient = replace(_row("again", 4, 0.5), lenient=True)
-    said = better([_row(OURS, 3, 2.0), lenient])
-    assert "sensitivity)*: again" in said
-    assert "CPU" not in said
+    paragraph = better([_row(OURS, 3, 2.0), lenient])
+    assert "sensitivity)*: again" in paragraph
+    assert "CPU" not in paragraph
 
 
 def test_the_document_holds_every_run() -> None:
@@ -199,7 +201,7 @@ def test_a_part_of_a_run_is_not_taken_for_the_whole() -> None:
     text = render([audit(), audit("good", "clear", code="d")], known, budget="quick", command="c", planned=6)
     assert "The run is not complete" in text
     assert "different versions of the sources" in text
-    assert "Beside peers" not in text
+    assert "Next to peers" not in text
 
 
 def test_an_audit_that_broke_off_is_a_row() -> None:

@@ -56,10 +56,10 @@ def missing() -> str:
 
 @dataclass
 class Watched:
-    """A page with everything that it said and asked for."""
+    """A page with everything that it printed and asked for."""
 
     page: Any
-    said: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     def axe(self, source: str) -> list[str]:
@@ -105,8 +105,8 @@ def opened(launched: Any, file: Path, *, viewport: dict[str, int], scheme: str =
     context = launched.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
     context.set_default_timeout(20_000)
     watched = Watched(context.new_page())
-    watched.page.on("console", lambda message: watched.said.append(f"{message.type}: {message.text}"))
-    watched.page.on("pageerror", lambda error: watched.said.append(f"error: {error}"))
+    watched.page.on("console", lambda message: watched.messages.append(f"{message.type}: {message.text}"))
+    watched.page.on("pageerror", lambda error: watched.messages.append(f"error: {error}"))
 
     def decide(route: Any) -> None:
         url = route.request.url

@@ -106,12 +106,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "net.py").touch()
     (tmp_path / "s.pt").touch()
     text = '[check]\narch = "net.py:make(width=2)"\nsurrogates = ["s.pt@net.py:make", "zoo:standard"]\n'
-    said = read_check_options(
+    given = read_check_options(
         Path(write(tmp_path, text + 'out = "report"\nreports = ["sarif=a.sarif"]\ndata = "digits"'))
     )
-    assert said["arch"] == f"{tmp_path}/net.py:make(width=2)"
-    assert list(said["surrogates"]) == [f"{tmp_path}/s.pt@{tmp_path}/net.py:make", "zoo:standard"]
-    assert (said["out"], said["outputs_to"], said["data"]) == (
+    assert given["arch"] == f"{tmp_path}/net.py:make(width=2)"
+    assert list(given["surrogates"]) == [f"{tmp_path}/s.pt@{tmp_path}/net.py:make", "zoo:standard"]
+    assert (given["out"], given["outputs_to"], given["data"]) == (
         f"{tmp_path}/report", (f"sarif={tmp_path}/a.sarif",), "digits"
     )  # fmt: skip
 

@@ -47,10 +47,10 @@ def test_what_changed_between_masked_and_clear() -> None:
     assert changed == dict.fromkeys(("loss-decision-ratio", "transfer-gap", "zero-gradients"), ("finding", "pass"))
     assert found["accuracy"]["reference"]["a"]["value"] == pytest.approx(0.715)
     assert found["accuracy"]["certified"]["a"] is None
-    said = text(found)
-    assert "verdict    masked -> clear" in said
-    assert "claim      70.0% refuted -> none" in said
-    assert max(map(len, said.splitlines())) <= WIDTH
+    shown = text(found)
+    assert "verdict    masked -> clear" in shown
+    assert "claim      70.0% refuted -> none" in shown
+    assert max(map(len, shown.splitlines())) <= WIDTH
 
 
 def test_paired_figures_are_those_of_mcnemar() -> None:
@@ -144,9 +144,9 @@ def test_little_and_hostile_documents() -> None:
     found = compare(sample.inconclusive().to_dict(), sample.masked().to_dict())
     assert found["best_known"] is None
     assert text(found)
-    said = text(compare(sample.hostile(), sample.hostile()))
-    assert "\x1b" not in said
-    assert "\u202e" not in said
+    shown = text(compare(sample.hostile(), sample.hostile()))
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
 
 
 def test_the_command(tmp_path: Path) -> None:

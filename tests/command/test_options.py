@@ -149,11 +149,11 @@ def test_every_front_door_refuses_with_the_same_sentence(key: str, tmp_path: Pat
     config = tmp_path / "maskaudit.toml"
     config.write_text(f'[[models]]\nmodel = "m.pt"\n{toml(key, value)}[check]\n{toml(key, value)}')
     word = ",".join(value) if isinstance(value, list) else value
-    said = []
+    sentences = []
     for command in (["check", "m.pt", OPTIONS[key].flag, word], ["check", "m.pt", "--config", str(config)]):
         error = CliRunner().invoke(cli, command).exception
         assert isinstance(error, UsageError)
-        said.append(str(error))
+        sentences.append(str(error))
     for call in (
         lambda: api.audit("m.pt", **{key: value}),
         lambda: Auditor().assert_not_masked("m.pt", **{key: value}),
@@ -161,10 +161,10 @@ def test_every_front_door_refuses_with_the_same_sentence(key: str, tmp_path: Pat
     ):
         with pytest.raises(UsageError) as caught:
             call()
-        said.append(str(caught.value))
+        sentences.append(str(caught.value))
     assert not asked
-    assert len({sentence.partition(" must be ")[2] for sentence in said}) == 1, said
-    assert all("; found " in sentence and key.replace("_", "-") in sentence.replace("_", "-") for sentence in said)
+    assert len({sentence.partition(" must be ")[2] for sentence in sentences}) == 1, sentences
+    assert all("; found " in sentence and key.replace("_", "-") in sentence.replace("_", "-") for sentence in sentences)
 
 
 def test_arrays_count_as_numbers(asked: list[Request]) -> None:

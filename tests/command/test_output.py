@@ -138,7 +138,7 @@ def test_an_open_descriptor_is_written_to_and_not_replaced(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_folder_that_cannot_be_made_is_said_by_the_lock_as_well(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported_by_the_lock_as_well(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot be made"), only_one_in(tmp_path / "file" / "out"):
         pass

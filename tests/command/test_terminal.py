@@ -53,6 +53,14 @@ def test_without_a_terminal_one_plain_line_per_finished_step() -> None:
     ]
 
 
+def test_a_log_counts_the_steps_and_says_how_long_the_rest_takes() -> None:
+    progress = ProgressLine(stream=(stream := io.StringIO()))
+    for event in (AuditEvent("audit", 200, total=4), *EVENTS):
+        progress(event)
+    counted = re.findall(r"\[(\d/\d), about \d+ s left\]$", stream.getvalue(), re.MULTILINE)
+    assert counted == ["1/4", "2/4"]
+
+
 def test_on_a_terminal_the_status_is_overwritten_and_cleared() -> None:
     text = shown(Terminal())
     assert "square on 200 points …" in text

@@ -96,7 +96,7 @@ def test_what_else_the_code_returns_is_refused(code: str, name: str, message: st
 
 
 class Image:
-    """Stands for `datasets.Image`, by which columns are told."""
+    """Stands for `datasets.Image`, by which columns are recognised."""
 
 
 class ClassLabel:

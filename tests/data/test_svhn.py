@@ -33,8 +33,8 @@ def test_the_original_files_are_read(place: str, packed: bool, root: Path) -> No
     for name, n in (("train", 12), ("test", 11)):
         io.savemat(str(root / place / f"{name}_32x32.mat"), _arrays(n), do_compression=packed)
     data = load_data("svhn")
-    said = _arrays(11)
-    torch.testing.assert_close(data.x, torch.from_numpy(said["X"].transpose(3, 2, 0, 1).copy()).float() / 255)
+    arrays = _arrays(11)
+    torch.testing.assert_close(data.x, torch.from_numpy(arrays["X"].transpose(3, 2, 0, 1).copy()).float() / 255)
     assert data.y.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2], "the label 10 is the digit 0"
     assert [len(load_data("svhn", split=part)) for part in ("train", "all")] == [12, 23]  # type: ignore[arg-type]
     assert len(load_data("svhn", limit=4)) == 4

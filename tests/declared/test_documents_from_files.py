@@ -45,7 +45,7 @@ from maskaudit.results import EVIDENCE_FILE
 
 from ..auditing.test_evidence import SHA, audit, network
 
-#: Values that no field expects all of, beside those that stand just outside each kind (see `outside`).
+#: Values that no field expects all of, besides those that lie just outside each kind (see `outside`).
 HOSTILE: list[Any] = [None, True, 10**40, 0.5, "", "\x1b[2J\u202e", [], [None], {}, {"a": [[]]}]
 #: Text that is no value of JSON that we take; `?` stands for the field.
 LEXICAL = {
@@ -78,7 +78,7 @@ def sound(kind: Kind[Any], number: int = 0) -> Any:
 
 
 def fields(kind: Kind[Any], path: Path_ = (), known: set[tuple[str, ...]] | None = None) -> Iterator[Field]:
-    """Every kind of a declaration with where it stands in the value that `sound` makes; records that recur, once."""
+    """Every kind of a declaration with its place in the value that `sound` makes; records that recur, once."""
     known = set() if known is None else known
     if path:
         yield path, kind
@@ -192,11 +192,11 @@ def _model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_sentence(error: MaskauditError) -> str:
-    said = str(error)
+    sentence = str(error)
     assert error.exit_code == 2
-    assert said.isprintable()
-    assert len(said) < 1500
-    return said
+    assert sentence.isprintable()
+    assert len(sentence) < 1500
+    return sentence
 
 
 @EACH
@@ -228,9 +228,9 @@ def test_every_field_refuses_what_it_does_not_expect(name: str, tmp_path: Path) 
                 reader(tmp_path, write(edited(document, path, value)))
                 assert taken, (path, value)
             except MaskauditError as error:
-                said = one_sentence(error)
+                shown = one_sentence(error)
                 step = next(step for step in reversed(path) if isinstance(step, str))
-                assert taken or step in said.replace("schema version", "schema_version") or "not valid" in said, (
+                assert taken or step in shown.replace("schema version", "schema_version") or "not valid" in shown, (
                     path,
                     value,
                 )
@@ -325,7 +325,7 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
     limits = page.partition("## Limits")[2]
     for row in (
         f"nesting | {parsing.MAX_DEPTH} |",
-        f"values | {parsing.MAX_VALUES:,}, told",
+        f"values | {parsing.MAX_VALUES:,}, checked",
         f"of a name | {kinds.MAX_NUMBER}, {kinds.MAX_TEXT:,} characters |",
         f"`audit.json` | size | {reading.MAX_BYTES >> 20} MiB |",
         f"curve | {reading.MAX_POINTS:,} |",

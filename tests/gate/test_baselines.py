@@ -75,7 +75,7 @@ def test_a_proven_verdict_and_a_refuted_claim_cannot_be_suppressed() -> None:
     assert all("without accept_masked = true" in note for note in judged.notes)
 
 
-def test_unless_it_is_said() -> None:
+def test_unless_it_is_stated() -> None:
     document = sample.masked().to_dict()
     for rule in ("maskaudit-verdict", "zero-gradients"):  # the verdict's own name, or the mechanism's
         judged = ruling(document, baseline(rule, accept_masked=True))

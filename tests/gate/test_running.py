@@ -141,7 +141,7 @@ def test_notes_name_expired_and_idle_baselines(tmp_path: Path) -> None:
     assert "baseline 2 (curvature) matches nothing that was found: remove it" in notes[1]
     assert "baseline 3 (noise) expired on 2026-01-01 and matches nothing" in notes[2]
     unknown = gate(tmp_path, "missing", extra=extra).notes
-    assert not any("curvature" in note for note in unknown), "nobody knows what the model would have shown"
+    assert not any("curvature" in note for note in unknown), "what the model would have shown is unknown"
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Case:
         reader: name in `benchmarks.fuzzing.readers.READERS`.
         what: a few words with hyphens, for the file name.
         outcome: what must become of it.
-        content: the file; or several beside each other, by relative path, the one that is opened under `""`; or what
+        content: the file; or several next to each other, by relative path, the one that is opened under `""`; or what
             makes either, where that takes long.
         committed: whether it lies in the corpus; large ones are made when they are needed.
         portable: whether the same bytes come out with every version of torch and of the other writers.

@@ -192,5 +192,5 @@ def _png(width: int, height: int, text: bytes = b"") -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    said = chunk(b"zTXt", b"Comment\0\0" + text) if text else b""
-    return b"\x89PNG\r\n\x1a\n" + head + said + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+    comment = chunk(b"zTXt", b"Comment\0\0" + text) if text else b""
+    return b"\x89PNG\r\n\x1a\n" + head + comment + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")

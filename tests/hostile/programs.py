@@ -42,7 +42,7 @@ def _members() -> dict[str, bytes]:
 
 
 def program(change: Callable[[dict[str, Any]], None], more: dict[str, bytes] | None = None) -> bytes:
-    """A valid program, changed; without the traces, which name files of whoever exports it."""
+    """A valid program, changed; without the traces, which name files of the author."""
     members = {name: content for name, content in _members().items() if "sample_inputs" not in name}
     name = next(name for name in members if name.endswith("models/model.json"))
     stated = json.loads(members[name])

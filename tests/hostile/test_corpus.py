@@ -26,7 +26,7 @@ Place = Callable[[str], Path]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """Where a file of a reader goes, with what its command needs beside it."""
+    """Where a file of a reader goes, with what its command needs next to it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "other.png").write_bytes(samples.image())
@@ -67,9 +67,9 @@ def test_hostile_file_does_no_harm(name: str, place: Place, capfd: pytest.Captur
 @pytest.mark.parametrize("name", [reader.name for reader in READERS if reader.name != "pickle"])
 def test_valid_file_is_accepted(name: str, place: Place) -> None:
     path = place(name)
-    beside = path.parent if path.parent.name not in ("a", JOURNAL) else path.parent.parent
-    (beside / "plan.json").write_bytes(samples.plan())
-    for seed in BY_NAME[name].seeds(beside):
+    folder = path.parent if path.parent.name not in ("a", JOURNAL) else path.parent.parent
+    (folder / "plan.json").write_bytes(samples.plan())
+    for seed in BY_NAME[name].seeds(folder):
         path.write_bytes(seed)
         assert running.examine(BY_NAME[name], path, limit=LIMIT) == ("accepted", "")
 

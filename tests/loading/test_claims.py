@@ -55,7 +55,7 @@ GOOD: dict[str, Any] = {
     "training": {"alpha": 0.01},
 }
 
-#: JSON as it may stand in a file: numbers that no float or int holds, texts that act elsewhere, deep and long values.
+#: JSON as it may be in a file: numbers that no float or int holds, texts that act elsewhere, deep and long values.
 HOSTILE = {
     "null": "null",
     "true": "true",
@@ -115,24 +115,24 @@ HOSTILE = {
 }
 
 
-def write(path: Path, said: str, arch: str = ARCH) -> str:
+def write(path: Path, declared: str, arch: str = ARCH) -> str:
     """A network with the given JSON as what its file says of itself."""
-    safetensors.torch.save_file(build(arch).state_dict(), path, metadata={"maskaudit": said})
+    safetensors.torch.save_file(build(arch).state_dict(), path, metadata={"maskaudit": declared})
     return str(path)
 
 
 def with_field(path: tuple[str | int, ...], value: str) -> str:
     """What a good file says, with one field as raw JSON."""
-    said = json.loads(json.dumps(GOOD))
-    place = said
+    declared = json.loads(json.dumps(GOOD))
+    place = declared
     for step in path[:-1]:
         place = place.setdefault(step, {}) if isinstance(step, str) else place[step]
     place[path[-1]] = "VALUE"
-    return json.dumps(said).replace('"VALUE"', value)
+    return json.dumps(declared).replace('"VALUE"', value)
 
 
 def fits(kind: Kind[Any], value: Any) -> bool:
-    """Whether a value is of its declared kind, told from the parts of the declaration and not by its reader."""
+    """Whether a value is of its declared kind, judged by the parts of the declaration and not by its reader."""
     match kind:
         case Optional() | Checked():
             return fits(kind.of, value)
@@ -180,14 +180,14 @@ def test_hostile_values_are_refused_in_one_sentence_or_are_what_is_declared(
     for name, value in HOSTILE.items():
         file = write(tmp_path / "m.safetensors", with_field(path, value))
         try:
-            said = load_model(file).metadata
+            declared = load_model(file).metadata
         except InputError as error:
             text = str(error)
             assert text.startswith(("The metadata of ", file)), (name, text)
             assert text.isprintable(), (name, text)
             assert len(text) < 900, (name, text)
         else:
-            assert fits(claims.declaration(), said), (name, said)
+            assert fits(claims.declaration(), declared), (name, declared)
     assert not os.path.exists("OWNED")
 
 
@@ -209,10 +209,10 @@ def test_what_could_act_is_refused(field: str, value: str, tmp_path: Path) -> No
         load_model(file)
 
 
-@pytest.mark.parametrize("said", ["[]", "3", '"text"', "{", "", '{"data": "digits", "data": "digits"}', "\\ud800"])
-def test_what_is_no_object_is_refused(said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("declared", ["[]", "3", '"text"', "{", "", '{"data": "digits", "data": "digits"}', "\\ud800"])
+def test_what_is_no_object_is_refused(declared: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^The metadata of .*m\.safetensors"):
-        load_model(write(tmp_path / "m.safetensors", said))
+        load_model(write(tmp_path / "m.safetensors", declared))
 
 
 def test_every_command_refuses_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,9 +224,9 @@ def test_every_command_refuses_alike(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     for arguments in (["check", file], ["inspect", file], ["check", good, "--surrogate", file], ["gate"]):
         done = CliRunner().invoke(cli, arguments)
-        said = done.output + str(done.exception or "")
-        assert getattr(done.exception, "exit_code", done.exit_code) == 2, (arguments, said)
-        assert "data must be one of digits, fashion-mnist, cifar-10, svhn" in said, arguments
+        declared = done.output + str(done.exception or "")
+        assert getattr(done.exception, "exit_code", done.exit_code) == 2, (arguments, declared)
+        assert "data must be one of digits, fashion-mnist, cifar-10, svhn" in declared, arguments
     with pytest.raises(InputError, match="data must be one of"):
         maskaudit.audit(file)
     assert not os.path.exists("OWNED")
@@ -269,8 +269,8 @@ def test_what_a_file_says_of_its_outputs_is_held_against_them(tmp_path: Path) ->
 
 
 def test_python_takes_from_the_file_what_check_takes(tmp_path: Path) -> None:
-    said = {"arch": ARCH, "threat": {"norm": "L2", "eps": 0.75, "bounds": [-1, 1]}, "mean": [0.125]}
-    file = write(tmp_path / "m.safetensors", json.dumps(said))
+    declared = {"arch": ARCH, "threat": {"norm": "L2", "eps": 0.75, "bounds": [-1, 1]}, "mean": [0.125]}
+    file = write(tmp_path / "m.safetensors", json.dumps(declared))
     report = maskaudit.audit(file, settings=AuditSettings(budget="quick", samples=8, select=("noise",))).report
     assert report.threat == {"norm": "L2", "eps": 0.75, "bounds": [-1.0, 1.0]}
     assert report.settings["mean"] == [0.125]

@@ -1,4 +1,4 @@
-"""ONNX: converted operator by operator, weights from beside the model only, the same verdict as the torch model."""
+"""ONNX: converted operator by operator, weights from next to the model only, the same verdict as the torch model."""
 
 from __future__ import annotations
 

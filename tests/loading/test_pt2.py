@@ -121,11 +121,11 @@ class Flat(nn.Module):
         return scores
 
 
-@pytest.mark.parametrize(("make", "said"), [(Net, False), (Flat, True)])
-def test_a_fixed_batch_size(make: type[nn.Module], said: bool, export: Export) -> None:
+@pytest.mark.parametrize(("make", "noted"), [(Net, False), (Flat, True)])
+def test_a_fixed_batch_size(make: type[nn.Module], noted: bool, export: Export) -> None:
     net = make().eval()
     loaded = load_model(str(export(net, free=False)))
-    assert ("batches of exactly 3" in " ".join(loaded.notes)) == said
+    assert ("batches of exactly 3" in " ".join(loaded.notes)) == noted
     for count in (1, 3, 7):
         x = torch.rand(count, 4, generator=torch.Generator().manual_seed(count))
         assert torch.allclose(loaded.module(x), net(x), atol=1e-6)

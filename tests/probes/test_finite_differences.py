@@ -118,13 +118,13 @@ def test_where_nothing_agrees_every_scale_is_asked_on_as_few_points() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "spread", "n", "told"),
+    ("mean", "spread", "n", "certain"),
     [(0.97, 0.02, 16, True), (0.2, 0.3, 16, True), (0.86, 0.05, 16, False), (0.97, 0.2, 16, False),
      (0.97, 0.2, 160, True), (0.97, 0.0, 9, False)],
 )  # fmt: skip
-def test_points_are_asked_until_the_mean_is_beyond_doubt(mean: float, spread: float, n: int, told: bool) -> None:
+def test_points_are_asked_until_the_mean_is_beyond_doubt(mean: float, spread: float, n: int, certain: bool) -> None:
     cosines = mean + spread * torch.tensor([1.0, -1.0]).repeat(n // 2 + 1)[:n].double()
-    assert beyond_doubt(cosines) is told
+    assert beyond_doubt(cosines) is certain
 
 
 def test_a_healthy_gradient_is_seen_for_the_price_of_thirty_passes_a_point() -> None:

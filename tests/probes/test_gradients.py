@@ -47,7 +47,7 @@ def test_cut_gradients_are_counted(cut: object) -> None:
     assert result.low > 0.7
 
 
-def test_disconnected_output_is_said_first() -> None:
+def test_disconnected_output_is_reported_first() -> None:
     result = run("zero-gradient", Through(relu_net(6), lambda x: x.detach()), points(20, 6))
     assert result.details["connected"] is False
     assert "not connected" in result.findings[0].message

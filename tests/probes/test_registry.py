@@ -194,7 +194,7 @@ def _own(measure: Callable[[ProbeContext], Measurement], *needs: str) -> Probe:
 
 def test_runner_turns_exceptions_into_results_and_grades_nothing_without_a_limit() -> None:
     def fails(_: ProbeContext) -> Measurement:
-        raise ZeroDivisionError("by nought\nand more")
+        raise ZeroDivisionError("by zero\nand more")
 
     def refuses(_: ProbeContext) -> Measurement:
         raise NotApplicable("It is Tuesday.")
@@ -206,7 +206,7 @@ def test_runner_turns_exceptions_into_results_and_grades_nothing_without_a_limit
 
     with context(Linear(6), points(4, 6), threat=LINF) as ctx:
         error = run_probe(_own(fails), ctx)
-        assert (error.status, error.reason) == ("error", "ZeroDivisionError: by nought")
+        assert (error.status, error.reason) == ("error", "ZeroDivisionError: by zero")
         refused = run_probe(_own(refuses), ctx)
         assert (refused.status, refused.reason) == ("not_applicable", "It is Tuesday.")
         measured = run_probe(_own(measures), ctx)

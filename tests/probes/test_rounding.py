@@ -52,7 +52,7 @@ class Small(nn.Module):
 
 HEALTHY: dict[str, Callable[[], nn.Module]] = {
     **{f"scale {scale:g}": lambda scale=scale: LayerScale(scale) for scale in (1.0, 1e-2, 1e-4, 1e-6)},
-    "small beside large": Small,
+    "small next to large": Small,
 }
 
 

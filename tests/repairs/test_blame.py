@@ -1,4 +1,4 @@
-"""Cuts beside a live path: named where they are to blame, and only there."""
+"""Cuts parallel to a live path: named where they are to blame, and only there."""
 
 from __future__ import annotations
 
@@ -147,5 +147,5 @@ def test_model_and_random_state_are_left_as_they_were(net: nn.Module, points: Po
     ("before", "now", "expected"),
     [(0.0, 0.95, True), (0.82, 0.88, True), (0.86, 0.88, False), (0.9, 0.99, False), (0.0, 0.86, False)],
 )
-def test_an_agreement_is_mended_only_beyond_chance(before: float, now: float, expected: bool) -> None:
+def test_an_agreement_is_repaired_only_beyond_chance(before: float, now: float, expected: bool) -> None:
     assert improved(before, now) is expected

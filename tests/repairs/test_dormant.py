@@ -178,7 +178,7 @@ def test_a_rectifier_that_is_shut_inside_torchscript_is_opened(grey: Points) -> 
 
 
 def test_ordinary_dormant_units_lead_nowhere_new(pgd_trained: object, points: Points) -> None:
-    """A PGD-trained network has many of them, and what opening them breaks falls to its own gradient as well."""
+    """A PGD-trained network has many of them, and what opening them breaks is broken by a white-box attack as well."""
     x, y = points
     with Target(pgd_trained.module) as target:  # type: ignore[attr-defined]
         right = target.raw(x).argmax(1) == y

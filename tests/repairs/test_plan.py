@@ -92,16 +92,16 @@ REFUSED: tuple[tuple[Any, str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("given", "said"), REFUSED, ids=range(len(REFUSED)))
-def test_what_is_wrong_is_said_in_one_sentence(given: Any, said: str) -> None:
+@pytest.mark.parametrize(("given", "sentence"), REFUSED, ids=range(len(REFUSED)))
+def test_what_is_wrong_is_told_in_one_sentence(given: Any, sentence: str) -> None:
     with pytest.raises(InputError) as error:
         parse_plan(given)
-    assert said in str(error.value)
+    assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "sentence"),
     [
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
@@ -110,10 +110,10 @@ def test_what_is_wrong_is_said_in_one_sentence(given: Any, said: str) -> None:
         (b" " * (MAX_BYTES + 1), "larger than"),
     ],
 )
-def test_files_that_are_no_plans(content: bytes, said: str, tmp_path: Path) -> None:
+def test_files_that_are_no_plans(content: bytes, sentence: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=sentence):
         read_plan(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_plan(tmp_path / "none.json")

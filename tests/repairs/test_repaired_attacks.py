@@ -1,4 +1,4 @@
-"""Diagnose, repair, attack: masked models fall, healthy ones cost nothing."""
+"""Diagnose, repair, attack: masked models are broken, healthy ones cost nothing."""
 
 from __future__ import annotations
 

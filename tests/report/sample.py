@@ -213,7 +213,7 @@ def hostile() -> dict[str, Any]:
 
 
 def _points() -> dict[str, Any]:
-    """143 points fall to other losses only, 53 to the reference attack, 4 are wrong by themselves."""
+    """143 points are broken by other losses only, 53 to the reference attack, 4 are wrong by themselves."""
     usual = ["pgd-ce", "apgd-ce", "apgd-margin", "apgd-dlr", "square", "transfer"]
     return {
         "index": list(range(200)),

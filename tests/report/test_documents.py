@@ -54,10 +54,10 @@ def test_json_is_the_document_itself() -> None:
 
 def test_the_verdict_never_promises() -> None:
     for fmt in ("html", "md", "text"):
-        said = render(sample.clear().to_dict(), fmt).lower()
-        assert "no masking found" in said
-        assert "is robust" not in said
-        assert "is safe" not in said
+        shown = render(sample.clear().to_dict(), fmt).lower()
+        assert "no masking found" in shown
+        assert "is robust" not in shown
+        assert "is safe" not in shown
 
 
 def _mutations(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -130,7 +130,7 @@ def test_optional_sections_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "said"),
+    ("document", "sentence"),
     [
         ([], "not a maskaudit report"),
         ({}, "not a maskaudit report"),
@@ -139,11 +139,11 @@ def test_optional_sections_may_be_missing() -> None:
         ({**sample.masked().to_dict(), "verdict": {"label": "fine"}}, "must be masked, suspect, clear or inconclusive"),
     ],
 )
-def test_other_documents_are_refused(document: Any, said: str) -> None:
+def test_other_documents_are_refused(document: Any, sentence: str) -> None:
     for fmt in FORMATS:
         if fmt == "json" and "verdict" in document:
             continue
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=sentence):
             render(document, fmt)
 
 

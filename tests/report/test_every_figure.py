@@ -1,7 +1,7 @@
 """Every number of the HTML, Markdown and text reports, counted again from the recorded points by code of its own.
 
 Nothing here imports the code under test but the three `render` functions. Exact intervals come from `scipy.stats`.
-Figures in tables and captions are compared where they stand; after that no number may be left in a report that is
+Figures in tables and captions are compared where they are; after that no number may be left in a report that is
 neither among the recounted ones, nor a word of the JSON document itself, nor a fixed word of the templates.
 """
 
@@ -87,7 +87,7 @@ class Counted:
     def left(self, names: set[str]) -> int:
         return self.correct - self.broken(names)
 
-    def fell(self, name: str) -> int:
+    def broken_by(self, name: str) -> int:
         row = self.rows[name]
         return row["broken"] if row["role"] == "sanity" else self.broken({name})
 
@@ -154,7 +154,7 @@ def duration(seconds: float) -> str:
 
 def test_the_axes_of_the_page(audited: Counted) -> None:
     verdict = section(page_of(audited), "verdict")
-    said = plainly(verdict)
+    shown = plainly(verdict)
     for name, hidden in (("Gradient level", audited.by_gradient), ("Loss level", audited.by_loss)):
         found = next(plainly(row) for row in verdict.iter("div") if plainly(row).startswith(name) and row.find("dd"))
         assert found.endswith(f"{percent(hidden, audited.correct)} {interval(hidden, audited.correct)}")
@@ -166,9 +166,9 @@ def test_the_axes_of_the_page(audited: Counted) -> None:
     best = audited.accuracies["best_known"]
     certified = audited.document["accuracy"]["certified"]
     lead = f"{100 * certified['value']:.1f}% to" if certified else "at most"
-    assert f"{lead} {percent(best, audited.n)}" in said
-    assert f"{interval(best, audited.n)} of {audited.n} points" in said
-    assert plural(sum(map(bool, audited.by)), "point") + " broken, each with an adversarial example" in said
+    assert f"{lead} {percent(best, audited.n)}" in shown
+    assert f"{interval(best, audited.n)} of {audited.n} points" in shown
+    assert plural(sum(map(bool, audited.by)), "point") + " broken, each with an adversarial example" in shown
     claimed = audited.document["claim"]["claimed"]
     assert ("of-claim" in marks) is (claimed is not None)
     assert claimed is None or f"{100 * claimed:.1f}%" in marks["of-claim"]
@@ -250,22 +250,22 @@ def test_the_attacks_of_the_page(audited: Counted) -> None:
         if code is None or not cells:
             continue
         name = plainly(code)
-        said = audited.rows[name]
+        recorded = audited.rows[name]
         seen.add(name)
-        if said["status"] != "ran":
+        if recorded["status"] != "ran":
             assert len(cells) == 1
-            assert not NUMBER.search(cells[0].replace(said["reason"], ""))
+            assert not NUMBER.search(cells[0].replace(recorded["reason"], ""))
             continue
-        k = audited.fell(name)
+        k = audited.broken_by(name)
         accuracy = f"{percent(audited.correct - k, audited.n)} {interval(audited.correct - k, audited.n)}"
         if not audited.whole(name):
-            accuracy = f"not measured alone: it met {said['attempted']} of the points"
+            accuracy = f"not measured alone: it met {recorded['attempted']} of the points"
         figures = [
             accuracy,
-            f"{k} of {said['attempted']}",
-            f"{said['new']}",
-            f"{said['queries']:,}",
-            duration(said["seconds"]),
+            f"{k} of {recorded['attempted']}",
+            f"{recorded['new']}",
+            f"{recorded['queries']:,}",
+            duration(recorded["seconds"]),
         ]
         assert cells == figures, name
         style = next((span.get("style") for span in row.iter("span") if span.get("class") == "meter-dot"), None)
@@ -281,7 +281,7 @@ def test_the_attacks_of_text_and_markdown(audited: Counted) -> None:
         if row["status"] != "ran":
             assert name not in cells
             continue
-        k, met = audited.fell(name), row["attempted"]
+        k, met = audited.broken_by(name), row["attempted"]
         left = audited.correct - k
         shown = {dash: audited.rate(left, dash=dash) if audited.whole(name) else "not measured" for dash in "-–"}
         assert cells[name] == [shown["-"], f"{k}/{met}", f"{row['queries']:,}", duration(row["seconds"])], name
@@ -302,7 +302,7 @@ def test_the_map_of_points(audited: Counted) -> None:
     page = section(page_of(audited), "points")
     kinds = [_kind(audited, right, by) for right, by in zip(audited.right, audited.by, strict=True)]
     groups = {(item.get("class") or ""): plainly(item) for item in page.iter("li")}
-    assert {key: int(said.split()[0].replace(",", "")) for key, said in groups.items()} == {
+    assert {key: int(shown.split()[0].replace(",", "")) for key, shown in groups.items()} == {
         kind: kinds.count(kind) for kind in set(kinds)
     }
     for row in page.iter("tr"):
@@ -311,7 +311,7 @@ def test_the_map_of_points(audited: Counted) -> None:
             continue
         (drawn,) = drawings(row, "path")
         runs = [int(run) for run in re.findall(r"M\d+ 0h(\d+)v1", drawn.get("d") or "")]
-        assert int(cells[-1].replace(",", "")) == sum(runs) == audited.fell(plainly(code))
+        assert int(cells[-1].replace(",", "")) == sum(runs) == audited.broken_by(plainly(code))
 
 
 def _kind(audited: Counted, right: bool, by: set[str]) -> str:
@@ -349,8 +349,8 @@ def test_the_curves_start_where_the_model_starts_and_end_where_the_table_does(au
         for shown in best.split(" at ε")[:-1]:
             assert shown.strip(", ") in plainly(curves)
     for name, row in audited.rows.items():
-        for said in re.findall(re.escape(row["title"]) + r" ends at (\S+ \[\S+\])", plainly(curves)):
-            assert said == audited.rate(audited.correct - audited.fell(name))
+        for shown in re.findall(re.escape(row["title"]) + r" ends at (\S+ \[\S+\])", plainly(curves)):
+            assert shown == audited.rate(audited.correct - audited.broken_by(name))
 
 
 def test_lines_against_steps_begin_at_clean_accuracy(audited: Counted) -> None:
@@ -379,50 +379,50 @@ def test_what_the_verdict_was_tested_against(audited: Counted) -> None:
     figures = [plainly(caption) for caption in page.iter("figcaption")]
     alpha = 0.01 / 2 / len(audited.document["settings"]["looks"])
     n = audited.correct
-    for title, hidden, slack, said in zip(
+    for title, hidden, slack, shown in zip(
         ("Gradient level", "Loss level"), (audited.by_gradient, audited.by_loss), audited.slacks, figures, strict=True
     ):
         least = next((k for k in range(1, n + 1) if stats.binom.sf(k - 1, n, slack) <= alpha), n + 1)
         words = f"{hidden} hidden point{'' if hidden == 1 else 's'} of {n}; "
-        assert f"{title}: " in said
-        assert words in said
+        assert f"{title}: " in shown
+        assert words in shown
         unproven = audited.document["masking"]["rule"]["limits"][f"{title.split()[0].lower()}_level"]["unproven"]
         if unproven:
-            assert "no count proves masking" in said
+            assert "no count proves masking" in shown
         else:
-            assert (f"{least} would prove masking" if least <= n else "no count could prove masking") in said
-        assert (": proven." in said) is (hidden >= least and not unproven)
-        assert f"hid {100 * slack:.1f}% of points" in said
+            assert (f"{least} would prove masking" if least <= n else "no count could prove masking") in shown
+        assert (": proven." in shown) is (hidden >= least and not unproven)
+        assert f"hid {100 * slack:.1f}% of points" in shown
         chance = stats.binom.sf(hidden - 1, n, slack)
         if chance >= 1e-3:
-            assert f"probability {chance:.2g}" in said
+            assert f"probability {chance:.2g}" in shown
     assert f"error level of {alpha:.2g} for each level and look" in plainly(page)
 
 
 def test_before_and_after_repair(audited: Counted) -> None:
-    said = plainly(page_of(audited))
+    page = plainly(page_of(audited))
     for name, row in audited.rows.items():
         if row["role"] == "repaired" and row["status"] == "ran":
             after = audited.left(audited.strong | {name})
             shown = f"{audited.rate(audited.left(audited.strong))} before, {audited.rate(after)} after"
-            assert f"{row['title']}: {shown}" in said
+            assert f"{row['title']}: {shown}" in page
 
 
 def test_the_counts_of_what_ran(audited: Counted) -> None:
-    said = plainly(section(page_of(audited), "coverage"))
+    shown = plainly(section(page_of(audited), "coverage"))
     probes = audited.document["probes"]
     status = [probe["status"] for probe in probes]
     ran = [row for name, row in audited.rows.items() if name in audited.every and row["status"] == "ran"]
     measured = status.count("pass") + status.count("finding")
     idle = [row for row in audited.rows.values() if row["status"] != "ran"]
-    assert f"{measured} probe{'' if measured == 1 else 's'} and {len(ran)} attacks ran" in said
+    assert f"{measured} probe{'' if measured == 1 else 's'} and {len(ran)} attacks ran" in shown
     assert (
         f"{status.count('not_applicable')} not applicable, {len(idle)} attack{'' if len(idle) == 1 else 's'} not run"
-        in said
+        in shown
     )
     left_out = audited.document["settings"]["left_out"]
-    assert (f"{len(left_out)} left out on request" in said) is bool(left_out)
-    assert all(name in said for name in left_out)
+    assert (f"{len(left_out)} left out on request" in shown) is bool(left_out)
+    assert all(name in shown for name in left_out)
 
 
 # --- what is left -------------------------------------------------------------------------------------
@@ -440,8 +440,8 @@ def recounted(audited: Counted) -> set[str]:
     for k in (audited.by_gradient, audited.by_loss):
         texts.append(audited.rate(k, audited.correct))
     for name, row in audited.rows.items():
-        k = audited.correct - audited.fell(name)
-        texts += [audited.rate(k), f"{k} {audited.fell(name)} {row['queries']:,} {duration(row['seconds'])}"]
+        k = audited.correct - audited.broken_by(name)
+        texts += [audited.rate(k), f"{k} {audited.broken_by(name)} {row['queries']:,} {duration(row['seconds'])}"]
         texts.append(audited.rate(audited.left(audited.strong | {name})))
     texts += [f"{100 * share:.1f}% {share:g}" for share in (*audited.slacks, 0.1, 0.12, 0.01, 0.99)]
     return {number for one in texts for number in NUMBER.findall(one)}
@@ -529,16 +529,16 @@ def test_no_number_of_the_markdown_is_unexplained(audited: Counted) -> None:
 
 def test_the_paragraph_for_a_paper(audited: Counted) -> None:
     page = markdown.render(audited.document)
-    said = " ".join(
+    shown = " ".join(
         page.split("Methods paragraph:")[1].split("BibTeX:")[0].replace("\\", "").replace("--", "–").split()
     )
     k = audited.accuracies
-    assert f"classifies {audited.rate(k['clean'])} of them correctly" in said
+    assert f"classifies {audited.rate(k['clean'])} of them correctly" in shown
     usual, strong, best = (audited.rate(k[key]) for key in ("reference", "strong_reference", "best_known"))
     robust = f"{usual} under the reference attack, {strong} under all white-box attacks together, at most {best}"
-    assert f"Robust accuracy was {robust} under every attack together" in said
+    assert f"Robust accuracy was {robust} under every attack together" in shown
     levels = [audited.rate(hidden, audited.correct) for hidden in (audited.by_gradient, audited.by_loss)]
-    assert f"Hidden shares were {levels[0]} at gradient level and {levels[1]} at loss level" in said
+    assert f"Hidden shares were {levels[0]} at gradient level and {levels[1]} at loss level" in shown
     card = page.split("Section for a model card:")[1]
     assert (
         f"**Robust accuracy**: at most {percent(k['best_known'], audited.n)} ({interval(k['best_known'], audited.n)})"

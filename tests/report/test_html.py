@@ -116,17 +116,17 @@ def test_headings_do_not_skip_a_level_and_images_have_text(page: Page) -> None:
 
 def test_what_a_document_says_stays_text() -> None:
     page = Page(rendered("hostile"))
-    said = " ".join(page.words)
-    assert "<script>alert(1)</script>" in said
-    assert "{{ 7*7 }}" in said
+    shown = " ".join(page.words)
+    assert "<script>alert(1)</script>" in shown
+    assert "{{ 7*7 }}" in shown
     assert {"points", "test", "repair", "checklist", "paper"} <= {a.get("id") for _, a in page.elements}
     assert {(attributes.get("src") or "")[:5] for attributes in page.attributes("img")} == {"data:"}
 
 
 def test_first_screen_has_verdict_axes_proof_and_reason() -> None:
     page = Page(rendered("masked"))
-    said = " ".join(" ".join(page.words).split())
-    first = said[said.index("Skip to the verdict") : said.index("Values marked")]
+    shown = " ".join(" ".join(page.words).split())
+    first = shown[shown.index("Skip to the verdict") : shown.index("Values marked")]
     for part in (
         "Gradient health",
         "Robust accuracy",
@@ -139,9 +139,9 @@ def test_first_screen_has_verdict_axes_proof_and_reason() -> None:
 
 
 def test_defaults_are_marked() -> None:
-    said = " ".join(" ".join(Page(rendered("masked")).words).split())
-    assert "digits default" in said
-    assert "Bounds 0 to 1 default" in said
+    shown = " ".join(" ".join(Page(rendered("masked")).words).split())
+    assert "digits default" in shown
+    assert "Bounds 0 to 1 default" in shown
 
 
 def test_findings_are_worst_first() -> None:

@@ -51,9 +51,9 @@ SECTIONS = ("Suspects", "Would be repaired", "Cuts", "Straight-through estimator
 
 
 @pytest.mark.parametrize("render", [html, text])
-def test_everything_found_is_said(render: Any) -> None:
-    said = render(inspection())
-    assert all(title in said for title in SECTIONS)
+def test_everything_found_is_shown(render: Any) -> None:
+    shown = render(inspection())
+    assert all(title in shown for title in SECTIONS)
     for fragment in (
         "front.round (net.py:3)",
         "Pass it on.",
@@ -62,7 +62,7 @@ def test_everything_found_is_said(render: Any) -> None:
         "of decisions flip",
         "0.05",
     ):
-        assert fragment in said
+        assert fragment in shown
 
 
 @pytest.mark.parametrize("render", [html, text])
@@ -71,8 +71,8 @@ def test_sections_without_findings_are_left_out(render: Any) -> None:
     for key in ("culprits", "repairs", "cuts", "estimators", "functions", "optimises", "flow"):
         document[key] = []
     document["randomness"] = document["batch_dependent"] = None
-    said = render(document)
-    assert not any(title in said for title in (*SECTIONS, "Gradient flow"))
+    shown = render(document)
+    assert not any(title in shown for title in (*SECTIONS, "Gradient flow"))
 
 
 @pytest.mark.parametrize("render", [html, text])
@@ -110,19 +110,19 @@ def test_the_page_is_valid() -> None:
 
 
 def test_the_text_cannot_steer_a_terminal() -> None:
-    said = text(inspection(HOSTILE))
-    assert all(character.isprintable() or character == "\n" for character in said)
+    shown = text(inspection(HOSTILE))
+    assert all(character.isprintable() or character == "\n" for character in shown)
 
 
 def test_long_tables_are_cut() -> None:
     document = inspection(rows=PAGE_ROWS + 7)
     assert len(Page(html(document)).attributes("tr")) == 1 + PAGE_ROWS
-    assert "7 ops more in the JSON" in html(document)
+    assert "The JSON lists 7 further ops" in html(document)
     assert f"… and {PAGE_ROWS + 7 - TEXT_ROWS} more" in text(document)
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "shown"),
     [
         (location(), "front.round (net.py:3)"),
         (location(line=None), "front.round"),
@@ -130,8 +130,8 @@ def test_long_tables_are_cut() -> None:
         (location("", "softmax"), "softmax (net.py:3)"),
     ],
 )
-def test_places(where: dict[str, Any], said: str) -> None:
-    assert place(where) == said
+def test_places(where: dict[str, Any], shown: str) -> None:
+    assert place(where) == shown
 
 
 def test_the_command_writes_what_is_asked(standard_file: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The plan in the report: stages, what was confirmed, and documents that nobody vouches for."""
+"""The plan in the report: stages, what was confirmed, and documents that may hold anything."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
     assert "Read before &lt;b&gt;." in page
     assert "<b>" not in page
     assert (
-        "Of 190 points that withstood white-box attacks, this broke 0 alone and 188 together with the other repairs."
-        in page
+        "Of 190 points that white-box attacks left unbroken, attacks through this repair alone broke 0, "
+        "through all repairs broke 188." in page
     )
     assert "margin from a random start, 25 steps, of 0.1 ε, up to 8 draws per gradient" in page
     assert "Skipped" not in page
@@ -45,18 +45,18 @@ def test_where_no_stage_met_a_point_the_reasons_are_shown() -> None:
     assert "Skipped: every point had been broken" in page
 
 
-def test_a_single_repair_is_said_alone() -> None:
+def test_a_single_repair_is_reported_alone() -> None:
     view = plan.read(document(STAGE, together=None, alone=12))
     assert view is not None
-    assert view.confirmed[0].endswith("Of 190 points that withstood white-box attacks, this broke 12 alone.")
+    assert view.confirmed[0].endswith("left unbroken, attacks through this repair alone broke 12.")
 
 
-def test_own_gradients_are_called_so_and_long_plans_are_cut() -> None:
+def test_white_box_stages_are_called_so_and_long_plans_are_cut() -> None:
     view = plan.read(document(*[{**STAGE, "sentences": []}] * 60, source="file"))
     assert view is not None
     assert view.given
     assert (len(view.stages), view.hidden) == (plan.MAX_STAGES, 20)
-    assert view.stages[0].what == "The model's gradients."
+    assert view.stages[0].what == "Nothing: the attack follows the model's gradients."
     assert "20 further stages, most of them" in render(view)
 
 

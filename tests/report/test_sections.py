@@ -139,7 +139,7 @@ def test_distribution_names_observed_and_critical_count(document: dict[str, Any]
     assert (gradient.hidden, loss.hidden) == (0, 143)
     assert loss.proven
     assert not gradient.proven
-    assert "about 10⁻" in loss.told
+    assert "about 10⁻" in loss.summary
     drawn = nulls.draw(loss)
     assert "observed: 143" in drawn
     assert f"proof from {loss.critical}" in drawn
@@ -149,7 +149,7 @@ def test_distribution_of_points_too_few_to_prove_anything(document: dict[str, An
     document["masking"]["loss_level"] = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 1}
     loss = nulls.read(document)[1]
     assert not loss.proven
-    assert "no count could prove" in loss.told
+    assert "no count could prove" in loss.summary
     assert "proof from" not in nulls.draw(loss)
 
 
@@ -252,9 +252,9 @@ def test_a_success_lost_on_the_way_is_told(document: dict[str, Any]) -> None:
 
 def test_checklist_is_in_page_and_summary(document: dict[str, Any]) -> None:
     for fmt in ("html", "md"):
-        said = render(document, fmt)
-        assert "Five behaviours of obfuscated gradients" in said
-        assert "OWASP AI Exchange" in said
+        shown = render(document, fmt)
+        assert "Five behaviours of obfuscated gradients" in shown
+        assert "OWASP AI Exchange" in shown
 
 
 # --- what an author pastes --------------------------------------------------------------------------
@@ -265,11 +265,11 @@ def _texts(document: dict[str, Any]) -> methods.Methods:
 
 
 def test_paragraph_says_what_was_done(document: dict[str, Any]) -> None:
-    said = _texts(document).paragraph
+    shown = _texts(document).paragraph
     for part in ("200 points of digits", "ε = 0.2", "71.5% [64.9–77.3%]", "Verdict: masked.", "Seed 0", "99% exact"):
-        assert part in said
-    assert "Square attack" in said
-    assert "not a guarantee" in said
+        assert part in shown
+    assert "Square attack" in shown
+    assert "not a guarantee" in shown
 
 
 def test_every_attack_that_names_a_source_has_it_in_the_bibliography() -> None:

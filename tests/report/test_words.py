@@ -15,26 +15,26 @@ from . import sample
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(0.0, "0.0%"), (0.0001, "<0.1%"), (0.715, "71.5%"), (0.9999, ">99.9%"), (1.0, "100.0%")]
+    ("value", "shown"), [(0.0, "0.0%"), (0.0001, "<0.1%"), (0.715, "71.5%"), (0.9999, ">99.9%"), (1.0, "100.0%")]
 )
-def test_percent(value: float, said: str) -> None:
-    assert words.percent(value) == said
+def test_percent(value: float, shown: str) -> None:
+    assert words.percent(value) == shown
 
 
 @pytest.mark.parametrize(
-    ("eps", "said"),
+    ("eps", "shown"),
     [(8 / 255, "8/255 (about 0.0314)"), (0.2, "0.2"), (0.3, "0.3"), (1 / 3, "85/255 (about 0.333)"), (None, "unknown")],
 )
-def test_radius(eps: float | None, said: str) -> None:
-    assert words.radius(eps) == said
+def test_radius(eps: float | None, shown: str) -> None:
+    assert words.radius(eps) == shown
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "shown"),
     [(0.41, "0.4 s"), (48.3, "48 s"), (125, "2 min 05 s"), (7800, "2 h 10 min"), (None, ""), (-1, "")],
 )
-def test_seconds(value: float | None, said: str) -> None:
-    assert words.seconds(value) == said
+def test_seconds(value: float | None, shown: str) -> None:
+    assert words.seconds(value) == shown
 
 
 def test_quantity() -> None:

@@ -1,4 +1,4 @@
-"""Company, order, state and chance are told apart, said, and respected when points are asked."""
+"""Company, order, state and chance are distinguished, reported, and respected when points are asked."""
 
 from __future__ import annotations
 
@@ -178,8 +178,8 @@ def test_what_was_found_is_in_verdict_and_notes_and_every_example_holds(name: st
         measure_dependence(target, X)
         labels = target.raw(X).argmax(1)
     report = (audit := api.audit(model, (X, labels), eps=0.1, settings=QUICK)).report
-    said = {"alone": batch, "state that it keeps": state, "fresh draws, which": random}
-    for words, there in said.items():
+    phrases = {"alone": batch, "state that it keeps": state, "fresh draws, which": random}
+    for words, there in phrases.items():
         assert any(words in reason for reason in report.verdict.reasons) is there
     assert report.target["depends_on"] == {"batch": batch, "state": state, "random": random}
     assert not (batch or state) or any("asked alone" in note or "put back" in note for note in report.notes)

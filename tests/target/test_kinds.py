@@ -59,8 +59,8 @@ def test_probabilities_of_any_unit_give_the_same_scores(name: str) -> None:
     """Differences of scores are those of the logits, as far as the figures tell them apart."""
     raw = UNITS[name][0].float()
     form = recognise_outputs(raw).form
-    told = 20 * max(form.smallest, 1e-6) < P
-    error = (form.scores(raw) - LOGITS.log_softmax(1))[told].abs()
+    distinct = 20 * max(form.smallest, 1e-6) < P
+    error = (form.scores(raw) - LOGITS.log_softmax(1))[distinct].abs()
     assert float(error.max()) < 0.12
     assert torch.equal(form.scores(raw).argmax(1), raw.argmax(1))
     assert bool(torch.isfinite(form.scores(raw)).all())

@@ -1,4 +1,4 @@
-"""What is found about a model before its audit, what is said of it, and what is refused."""
+"""What is found about a model before its audit, what is reported of it, and what is refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_plain_logits_need_no_words() -> None:
     assert (target.outputs, notes) == ("logits", [])
 
 
-def test_the_unit_is_said_with_its_evidence() -> None:
+def test_the_unit_is_reported_with_its_evidence() -> None:
     target, notes = met(lambda x: 100 * (8 * NET(x)).softmax(1))
     assert target.outputs == "probabilities"
     assert any("probabilities times 100 (non-negative rows that sum to 100)" in note for note in notes)

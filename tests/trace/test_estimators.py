@@ -1,4 +1,4 @@
-"""Straight-through estimators: told from cuts that hide something, however they are written."""
+"""Straight-through estimators: distinguished from cuts that hide something, however they are written."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_an_estimator_is_named_at_the_sum_and_nothing_is_blamed(front: object, n
         found = traced(target, *points, eps=0.1)
     assert [(place.op in ("add", "sub"), place.module) for place in found.estimators] == [(True, "front")]
     assert found.cuts
-    assert not found.beside
+    assert not found.parallel
     assert found.healthy
 
 
@@ -119,7 +119,7 @@ def test_of_several_runs_of_a_line_each_is_looked_at(net: nn.Module, points: Poi
     assert [culprit.mechanism for culprit in found.culprits] == ["lying-backward"]
 
 
-def test_a_gate_of_which_little_can_be_said_is_neither_listed_nor_accused(net: nn.Module, points: Points) -> None:
+def test_a_gate_of_which_little_is_known_is_neither_listed_nor_accused(net: nn.Module, points: Points) -> None:
     def front(x: Tensor) -> Tensor:
         scores = 0.2 * x + 0.8 * x.flip(2, 3)
         return scores + ((x > 0.9).float() - scores).detach()

@@ -21,10 +21,10 @@ def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     assert found["flow"][0]["location"]["op"] == "round"
     assert found["flow"][0]["zero_share"] == 1.0
     assert [repair["remedy"] for repair in found["repairs"]] == ["straight-through"]
-    said = text(found)
-    assert "round (inputs.py:" in said.splitlines()[0]
-    assert "Would be repaired" in said
-    assert "no attack was made, `maskaudit check` confirms or clears them" in said
+    shown = text(found)
+    assert "round (inputs.py:" in shown.splitlines()[0]
+    assert "Would be repaired" in shown
+    assert "no attack was made, `maskaudit check` confirms or clears them" in shown
 
 
 def test_healthy_model_says_so(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
@@ -36,6 +36,6 @@ def test_healthy_model_says_so(net: nn.Module, points: tuple[Tensor, Tensor]) ->
 def test_randomness_is_printed(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     noisy = nn.Sequential(nn.Dropout(0.5), net)
     noisy[0].train()
-    said = text(inspect_model(Target(noisy), *points, eps=0.2))
-    assert "Randomness:" in said
+    shown = text(inspect_model(Target(noisy), *points, eps=0.2))
+    assert "Randomness:" in shown
     assert torch.is_grad_enabled()

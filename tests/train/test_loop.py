@@ -114,7 +114,7 @@ def test_progress_of_another_kind_is_refused(spoilt: dict[str, object], digits: 
         train(TRICKY, data=digits, out=out, resume=True)
 
 
-def test_progress_that_cannot_be_kept_is_said_at_once(digits: Dataset, tmp_path: Path) -> None:
+def test_progress_that_cannot_be_kept_is_reported_at_once(digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         train(TRICKY, data=digits, out=tmp_path / "missing" / "m")
 

@@ -109,12 +109,12 @@ def test_great_family_gradients_are_those_of_the_paper_in_the_last_epoch(
     main, auxiliary = list(model.parameters()), list(h.parameters())
     actual = torch.autograd.grad(made.loss(model, batch), main + auxiliary, materialize_grads=True)
     logits, g = masked_gradient(model, batch.x, batch.y)
-    told_apart = F.cross_entropy(h(g), batch.y)
+    distinction = F.cross_entropy(h(g), batch.y)
     expected_loss = (
-        F.cross_entropy(logits, batch.y) - alpha * told_apart + beta * GREACE_TERMS[greace](logits, h(g), batch.y)
+        F.cross_entropy(logits, batch.y) - alpha * distinction + beta * GREACE_TERMS[greace](logits, h(g), batch.y)
     )
     expected = torch.autograd.grad(expected_loss, main, retain_graph=True, materialize_grads=True)
-    expected += torch.autograd.grad(told_apart, auxiliary)
+    expected += torch.autograd.grad(distinction, auxiliary)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
 

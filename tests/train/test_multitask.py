@@ -61,16 +61,16 @@ def test_alignment_layers_scale_the_encoders_gradient_and_learn_from_the_reverse
     expected = sum(slope * gamma for slope, gamma in zip(slopes, balance.gammas.detach(), strict=True))
     torch.testing.assert_close(toy.theta.grad, expected)
 
-    def told_apart() -> Tensor:
+    def distinction() -> Tensor:
         scaled = torch.cat([4 * slope * gamma for slope, gamma in zip(slopes, balance.gammas, strict=True)])
         return F.cross_entropy(balance.classifier(scaled), torch.tensor([0] * 4 + [1] * 4))
 
     assert balance.gammas.grad is not None
-    gradient = -central_difference(told_apart, balance.gammas.data)
+    gradient = -central_difference(distinction, balance.gammas.data)
     torch.testing.assert_close(balance.gammas.grad, gradient, rtol=1e-4, atol=1e-7)
     last = balance.classifier[-1].weight
     assert isinstance(last, nn.Parameter)
-    torch.testing.assert_close(last.grad, central_difference(told_apart, last.data), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(last.grad, central_difference(distinction, last.data), rtol=1e-4, atol=1e-7)
 
 
 def test_alignment_layers_start_as_ones_stay_positive_and_leave_the_forward_pass() -> None:

@@ -178,5 +178,5 @@ def test_the_command_line_hands_every_option_on(tmp_path: Path) -> None:
 
 
 def test_the_help_names_every_method() -> None:
-    said = " ".join(CliRunner().invoke(cli, ["train", "--help"], terminal_width=400).output.split())
-    assert [method for method in METHODS if method not in said] == []
+    shown = " ".join(CliRunner().invoke(cli, ["train", "--help"], terminal_width=400).output.split())
+    assert [method for method in METHODS if method not in shown] == []

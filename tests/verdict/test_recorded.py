@@ -1,4 +1,4 @@
-"""What the judge is told of what ran: missing parts, and which of them take the proof from a level."""
+"""What the judge is given of what ran: missing parts, and which of them take the proof from a level."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def recorded(by: str, without: tuple[str, ...] = (), *, failed: str = "", **chan
     return Recorded([True] * POINTS, broken_by, rows, left_out=left_out, **changes)
 
 
-@pytest.mark.parametrize(("by", "without", "failed", "label", "said"), [
+@pytest.mark.parametrize(("by", "without", "failed", "label", "sentence"), [
     ("noise", (), "", "masked", "survive all 4 white-box attacks that ran"),
     ("apgd-margin", (), "", "masked", "survive all 3 attacks on cross-entropy that ran"),
     # what would prove nothing: the attacks that might have broken these points did not run
@@ -60,13 +60,13 @@ def recorded(by: str, without: tuple[str, ...] = (), *, failed: str = "", **chan
     # one run of many on cross-entropy says nothing against a gap at gradient level
     ("noise", ("apgd-ce-restarts",), "", "masked", "survive all 3 white-box attacks"),
 ])  # fmt: skip
-def test_a_missing_part(by: str, without: tuple[str, ...], failed: str, label: str, said: str) -> None:
+def test_a_missing_part(by: str, without: tuple[str, ...], failed: str, label: str, sentence: str) -> None:
     verdict = judge(observations(recorded(by, without, failed=failed))).verdict
     assert verdict.label == label
-    assert said in " ".join(verdict.reasons)
+    assert sentence in " ".join(verdict.reasons)
     if label == "masked" and set(without) - {"apgd-ce-restarts"}:
         assert "The examples prove it, although this did not run or failed: " in verdict.sentence
-        assert said in verdict.sentence
+        assert sentence in verdict.sentence
 
 
 @pytest.mark.parametrize("without", ["zero-gradient", "finite-difference-agreement", "unbounded-attack"])

@@ -98,11 +98,13 @@ def test_the_power_check_is_asked_for_only_where_clear_depends_on_it() -> None:
     assert asked == {name for name, _, label in LABELS if label == "clear"} | {"power failed", "power not checked"}
 
 
-@pytest.mark.parametrize(("challengers", "said"), [(0, "broke any"), (12, "attacks that do without them broke 12")])
-def test_a_suspect_is_told_what_fell(challengers: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("challengers", "sentence"), [(0, "broke any"), (12, "attacks that do without gradients broke 12")]
+)
+def test_a_suspect_is_given_the_counts(challengers: int, sentence: str) -> None:
     verdict = judge(seen(200, challengers, probes=USELESS)).verdict
     assert verdict.label == "suspect"
-    assert said in verdict.reasons[0]
+    assert sentence in verdict.reasons[0]
 
 
 @pytest.mark.parametrize("confidence", ["low", "medium", "high"])
@@ -113,16 +115,16 @@ def test_what_the_trace_suspects_is_told_where_nothing_is_proven(
     cut = Mechanism("cut", TITLES["cut"], confidence, (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, hidden, traced=(cut,))).verdict
     assert verdict.label == label
-    told = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
-    assert told is (label != "masked" and confidence != "low")
-    assert not told or "in detach (net.py:7)" in verdict.reasons[-1]
+    stated = "The trace suspects a fault that the attacks did not confirm" in " ".join(verdict.reasons)
+    assert stated is (label != "masked" and confidence != "low")
+    assert not stated or "in detach (net.py:7)" in verdict.reasons[-1]
 
 
 def test_a_suspicion_that_repair_bore_out_on_few_points_is_not_called_unconfirmed() -> None:
     cut = Mechanism("cut", TITLES["cut"], "high", (Location("front", "detach", "net.py", 7),))
     verdict = judge(seen(200, 30, traced=(cut,), repaired=30)).verdict
     assert verdict.label == "inconclusive"
-    assert "30 of the 180 points that withstand white-box attacks fall, too few to prove" in verdict.reasons[-1]
+    assert "30 of the 180 points that withstand white-box attacks are broken, too few to prove" in verdict.reasons[-1]
 
 
 @pytest.mark.parametrize(("probes", "slack"), [(FIRED, SLACK), (QUIET, GROSS_SLACK)])
@@ -248,7 +250,7 @@ def test_power_against_a_true_rate_of_a_fifth(rates: tuple[float, float]) -> Non
     assert share_of("masked", rates, True, 500) > 0.99
 
 
-def test_clear_is_seldom_said_where_the_limit_is_hidden() -> None:
+def test_clear_is_seldom_found_where_the_limit_is_hidden() -> None:
     assert share_of("clear", (CLEAR_LIMIT_UNSCREENED, 0.0), False, 2000) <= 0.02
 
 
@@ -264,7 +266,7 @@ def test_a_level_that_is_decided_stays_so_while_the_other_goes_on() -> None:
     assert judge(seen(30)).undecided == {"gradient", "loss"}
 
 
-def test_nothing_is_said_of_a_level_that_was_not_compared() -> None:
+def test_nothing_is_claimed_of_a_level_that_was_not_compared() -> None:
     judgement = judge(seen(30, 0, 25, searched=0, probes=FIRED))
     assert judgement.verdict.label == "masked"
     rate = judgement.masking["gradient_level"]
@@ -304,7 +306,7 @@ def test_masking_rates_are_over_correct_points() -> None:
 
 
 def test_the_claim_is_judged_by_the_upper_bound_of_what_stands() -> None:
-    observed = seen(200)  # 180 of 200 stand
+    observed = seen(200)  # 180 of 200 are unbroken
     bound = upper_bound_at_any_look(180, 200, ALPHA)
     for claimed, status in (
         (None, "no_claim"),
@@ -363,4 +365,4 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
     assert "at most 60.0%" in sentence
     assert "The likely cause: attacks on cross-entropy miss" in sentence
     unknown = judge(seen(200, 60, probes=FIRED)).verdict.sentence
-    assert unknown.endswith("tried. The cause could not be told apart by the probes.")
+    assert unknown.endswith("tried. The cause could not be determined by the probes.")

@@ -126,10 +126,10 @@ def test_an_unknown_network_is_refused() -> None:
 def test_load_says_the_entrys_data_and_ball(standard: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ZooEntry("probe", "A probe", False, "", "standard", family="healthy")
     monkeypatch.setitem(zoo.ZOO, "probe", entry)
-    said = zoo.load("probe").metadata
-    assert said["threat"] == {"norm": "Linf", "eps": 0.2, "bounds": [0.0, 1.0]}
-    assert said["data"] == "digits"
-    assert "certified" not in said
+    metadata = zoo.load("probe").metadata
+    assert metadata["threat"] == {"norm": "Linf", "eps": 0.2, "bounds": [0.0, 1.0]}
+    assert metadata["data"] == "digits"
+    assert "certified" not in metadata
     monkeypatch.setitem(zoo.ZOO, "probe", replace(entry, norm="L2", eps=0.5))
     assert zoo.load("probe").metadata["threat"] == {"norm": "L2", "eps": 0.5, "bounds": [0.0, 1.0]}
     monkeypatch.setitem(zoo.ZOO, "probe", replace(entry, norm="L2"))

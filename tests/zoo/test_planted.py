@@ -32,29 +32,29 @@ def trap() -> tuple[HiddenCorner, Tensor, Tensor]:
 
 
 def test_every_point_is_fooled_at_the_corner_and_none_before(trap: tuple[HiddenCorner, Tensor, Tensor]) -> None:
-    net, x, said = trap
+    net, x, labels = trap
     corner = hidden_corner(x, THREAT)
     assert THREAT.admissible(corner, x).all()
-    assert (net(corner).argmax(1) != said).all()
+    assert (net(corner).argmax(1) != labels).all()
     torch.testing.assert_close(net(x), net.network(x))
 
 
 def test_its_gradient_is_that_of_the_network_inside(trap: tuple[HiddenCorner, Tensor, Tensor]) -> None:
-    net, x, said = trap
+    net, x, labels = trap
     gradients = []
     for module in (net, net.network):
         z = x.clone().requires_grad_(True)
-        gradients.append(torch.autograd.grad(module(z).gather(1, said[:, None]).sum(), z)[0])
+        gradients.append(torch.autograd.grad(module(z).gather(1, labels[:, None]).sum(), z)[0])
     torch.testing.assert_close(*gradients)
 
 
 def test_the_twin_leads_to_the_corner(trap: tuple[HiddenCorner, Tensor, Tensor]) -> None:
-    net, x, said = trap
+    net, x, labels = trap
     assert isinstance(net, Unmaskable)
     twin: nn.Module = net.unmasked()
-    assert (twin(x).argmax(1) == said).all()
-    found = pgd(twin, x, said, THREAT, steps=10, start=x)
-    assert (net(found).argmax(1) != said).all()
+    assert (twin(x).argmax(1) == labels).all()
+    found = pgd(twin, x, labels, THREAT, steps=10, start=x)
+    assert (net(found).argmax(1) != labels).all()
 
 
 def test_the_checkerboard_alternates() -> None:

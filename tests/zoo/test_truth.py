@@ -156,18 +156,18 @@ def test_points_are_the_first_that_an_audit_with_seed_0_draws(data: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "sentence"),
     [
         ({"masked": False, "level": ""}, "not masked"),
         ({"level": "loss"}, ""),
         ({"level": "gradient"}, ""),
     ],
 )
-def test_disagreements_are_named(changes: dict[str, Any], said: str) -> None:
+def test_disagreements_are_named(changes: dict[str, Any], sentence: str) -> None:
     entry = dataclasses.replace(zoo.ZOO["quantised"], **changes)
     found = disagreements(entry, record())
-    assert bool(found) == bool(said)
-    assert said in " ".join(found)
+    assert bool(found) == bool(sentence)
+    assert sentence in " ".join(found)
     narrow = record(cross_entropy=record().strong)
     assert bool(disagreements(dataclasses.replace(entry, masked=True, level="loss"), narrow))
     beaten = record(certified=pack([True] * 5 + [False] * 5))

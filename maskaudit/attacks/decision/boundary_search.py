@@ -6,7 +6,7 @@ bisects the radius, and explores; only exploring, that is how new anchors are pr
 the methods (`maskaudit.attacks.decision.sign_flips`, `maskaudit.attacks.decision.boundary_walk`).
 
 The points of one batch are at different tasks. A step computes what each task asks for, for all of them, and
-takes for every point what it is at; tasks that nobody is at are left out where that is free to know.
+takes for every point what it is at; tasks that no point is at are left out where that is free to know.
 """
 
 from __future__ import annotations

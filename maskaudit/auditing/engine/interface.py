@@ -89,7 +89,7 @@ class Done(Generic[Result]):
 
 
 def ignore(_number: int, _done: Done[Any]) -> None:
-    """For whoever needs no word of single tasks."""
+    """For callers that need no report of single tasks."""
 
 
 OnDone = Callable[[int, Done[Result]], None]
@@ -104,7 +104,7 @@ class Engine(Protocol):
         """Run all tasks against the open target, results in their order; the passes are counted in its ledger.
 
         Args:
-            on_done: told the number of a task and what it brought as soon as it is done, in whatever order.
+            on_done: called with the number of a task and what it brought as soon as it is done, in whatever order.
 
         Raises:
             EngineError: when workers were lost again and again.
@@ -140,7 +140,7 @@ class Job:
     def run(self, target: Target) -> Attempt:
         """Run it here: on the target's device from beginning to end, the result where the points came from.
 
-        Nothing in between waits for an accelerator to look at scores; what is wrong with them is said at the end.
+        Nothing in between waits for an accelerator to look at scores; what is wrong with them is reported at the end.
 
         Raises:
             ModelError, AttackUnavailable, …: what the attack raised, or NaN among the scores.

@@ -1,8 +1,8 @@
 """Worker processes on this machine.
 
 They are forked for each batch of tasks, so neither model nor tasks need be picklable, and they cost no copy. The
-parent hands one task after the other to whoever is free and knows who holds what: a worker that dies takes one task
-with it, which another does again.
+parent hands one task after the other to any worker that is free and knows which holds what: a worker that dies takes
+one task with it, which another does again.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _serve(line: Connection, inherited: Sequence[Connection], tasks: Sequence[Ta
     torch.set_num_threads(1)  # before any operation: the parent's threads do not exist here
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interruption means
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for other in inherited:  # else nobody would see that the parent is gone
+    for other in inherited:  # else no one would see that the parent is gone
         other.close()
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -184,7 +184,7 @@ def _serve(line: Connection, inherited: Sequence[Connection], tasks: Sequence[Ta
 
 
 def _declare_worker() -> None:
-    """Give this process a name, and have it killed when its parent dies: nobody goes on computing for no one."""
+    """Give this process a name, and have it killed when its parent dies: no process goes on computing in vain."""
     with contextlib.suppress(OSError, AttributeError):
         prctl = ctypes.CDLL(None).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -12,7 +12,7 @@ passes without weakening the claim:
 * Where neither probes nor trace suspect anything, the search as a whole is worth on the unbroken points what it was
   worth on the sample. There every challenger begins with a quarter of its budget. If half of that sufficed, together,
   for nearly all of the sample, the quarter is enough; if not, what they missed teaches on whole budgets how much more
-  each needs. Where unbroken points fall to that, the whole budget is spent on the rest.
+  each needs. Where that breaks unbroken points, the whole budget is spent on the rest.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FIRST_KNOWN = 32
 
 #: The share of the known points that challengers can break which together they must have broken within some queries …
 QUANTILE = 0.95
-#: … times this, since unbroken points are harder than those that fell.
+#: … times this, since unbroken points are harder than those that were broken.
 RESERVE = 2
 #: No challenger gets a smaller share of its budget than this: what is cheap on known points may be expensive on
 #: hidden ones.
 FLOOR = 0.25
 
-#: Points, as a share of the correctly classified ones, that challengers may break by the way though white-box attacks
+#: Points, as a share of the correctly classified ones, that challengers may break incidentally though white-box attacks
 #: did not, besides a single one; beyond that something is hidden, and they get their whole budgets.
 BY_THE_WAY = 0.01
 
@@ -131,7 +131,7 @@ class Challenge:
             return [attacker.carry_out(spec, unbroken, spec.name)]
         whole = int(spec.settings[spec.effort])
         budget = whole if self._something_hidden() else self._budgets[spec.name]
-        results = [attacker.carry_out(spec, unbroken, f"{spec.name} standing", changes={spec.effort: budget})]
+        results = [attacker.carry_out(spec, unbroken, f"{spec.name} unbroken", changes={spec.effort: budget})]
         left = unbroken[~entry.broken[unbroken]]
         if budget < whole and self._something_hidden() and len(left):
             budget = whole
@@ -162,7 +162,7 @@ class Challenge:
         return chosen
 
     def _something_hidden(self) -> bool:
-        """Whether challengers broke more points that withstand white-box attacks than fall by the way."""
+        """Whether challengers broke more points that withstand white-box attacks than may be broken incidentally."""
         ledger = self.attacker.ledger
         hidden = ledger.correct & ledger.challengers() & ~ledger.strong()
         return int(hidden.sum()) - 1 > BY_THE_WAY * int(ledger.correct.sum())

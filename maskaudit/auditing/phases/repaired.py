@@ -8,7 +8,7 @@ from maskaudit.auditing.state import AuditState
 
 
 def run(state: AuditState, rows: Tensor) -> None:
-    """The stages of the plan that need nobody's examples, each on the points that are still open to it."""
+    """The stages of the plan that need no examples of others, each on the points that are still open to it."""
     if len(rows) and state.adaptive is not None and state.attacks("repaired"):
         state.adaptive.run(rows)
 

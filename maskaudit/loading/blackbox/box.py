@@ -60,7 +60,7 @@ class BlackBox:
 
     Attributes:
         queries: points that it was asked so far.
-        black_box: marks it for whoever would look for gradients.
+        black_box: marks it for code that would look for gradients.
     """
 
     black_box = True
@@ -125,5 +125,5 @@ def computes_elsewhere(model: Callable[[Any], Any], x: Tensor) -> bool:
 def _answers_arrays(model: Callable[[Any], Any], x: Tensor) -> bool:
     try:
         return isinstance(model(x.detach().cpu().numpy()), (np.ndarray, list))
-    except (Exception, SystemExit):  # told elsewhere
+    except (Exception, SystemExit):  # reported elsewhere
         return False

@@ -33,7 +33,7 @@ Operator = Callable[..., Any]
 
 
 def ints(value: Tensor | Sequence[int] | None) -> list[int] | None:
-    """Sizes, axes or offsets as plain numbers, unseen by whoever observes torch: they are no data of the model.
+    """Sizes, axes or offsets as plain numbers, unseen by what observes torch: they are no data of the model.
 
     Raises:
         ValueError: when they depend on the values of the input.
@@ -58,7 +58,7 @@ def some(a: Attributes, *results: Tensor) -> Any:
 
 
 def place(x: Tensor) -> torch.device:
-    """Where numbers about a tensor's shape are put: beside it, or here when it has no data."""
+    """Where numbers about a tensor's shape are put: next to it, or here when it has no data."""
     return torch.device("cpu") if x.is_meta else x.device
 
 

@@ -1,7 +1,7 @@
 """ONNX files: parsed by the package `onnx`, converted operator by operator. Opening one never runs code.
 
 Why not an existing converter: onnx2torch 1.5.15 knows no operator in the version that torch's exporter has
-written since 2.9 (opset 18 and later), and imports torchvision, which does not import beside every torch.
+written since 2.9 (opset 18 and later), and imports torchvision, which does not import with every torch.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
 
 
 def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> int:
-    """Read weights that lie in a file beside the model, and nowhere else; returns how many bytes they have."""
-    said = {entry.key: entry.value for entry in tensor.external_data}
-    location, folder = said.get("location", ""), Path(source).resolve().parent
+    """Read weights that lie in a file next to the model, and nowhere else; returns how many bytes they have."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location, folder = entries.get("location", ""), Path(source).resolve().parent
     relative = PurePosixPath(location)
     path = (folder / relative).resolve()
     if not location or relative.is_absolute() or ".." in relative.parts or not path.is_relative_to(folder):
@@ -130,10 +130,10 @@ def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> in
             f"{source} keeps weights in {printable(location, 80)!r}, outside its own folder, and is refused."
         )
     if not is_file(path):
-        raise InputError(f"{source} keeps weights in the file {printable(location, 80)!r}, which is not beside it.")
+        raise InputError(f"{source} keeps weights in the file {printable(location, 80)!r}, which is not next to it.")
     each = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    needed, offset = math.prod(tensor.dims) * each, int(said.get("offset", 0))
-    length = int(said.get("length", needed))
+    needed, offset = math.prod(tensor.dims) * each, int(entries.get("offset", 0))
+    length = int(entries.get("length", needed))
     if min(needed, offset, *tensor.dims, 0) < 0 or length > needed:
         raise ValueError(f"weights of shape {tuple(tensor.dims)} are stated with {length} bytes from byte {offset} on")
     if length > room:

@@ -45,7 +45,7 @@ def read(file: ModelFile, options: Options) -> Contents:
     try:
         with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
             module, shape, dtype, notes, trusted = _opened(file, archive, options)
-        module, said = any_batch(module, shape, dtype)
+        module, batch_notes = any_batch(module, shape, dtype)
     except InputError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
@@ -59,7 +59,7 @@ def read(file: ModelFile, options: Options) -> Contents:
             f"{file.source} is an exported program that cannot be read, it may be damaged or written by another "
             f"version of torch ({describe_error(error)}); export it again."
         ) from error
-    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *said, *ignored))
+    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *batch_notes, *ignored))
 
 
 Opened = tuple[nn.Module, Shape, torch.dtype, tuple[str, ...], tuple[str, ...]]
@@ -80,7 +80,7 @@ def _opened(file: ModelFile, archive: zipfile.ZipFile, options: Options) -> Open
         if not options.trust_pickle:
             raise UntrustedInputError(
                 f"{file.source} would have to be opened by torch.export.load, which can run code of the file "
-                f"({reason}); export it again without that, or, if you trust whoever made the file, add --trust-pickle."
+                f"({reason}); export it again without that, or, if you trust its author, add --trust-pickle."
             ) from reason
         return (*_trusted(file), torch.float32, (), (f"--trust-pickle: torch.export.load ({reason})",))
 

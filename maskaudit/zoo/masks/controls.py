@@ -1,4 +1,4 @@
-"""Wrappers that look unusual and hide nothing: controls for whoever looks inside models."""
+"""Wrappers that look unusual and hide nothing: controls for probes and trace, which look inside models."""
 
 from __future__ import annotations
 

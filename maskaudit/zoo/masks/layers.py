@@ -72,7 +72,7 @@ class SignActivation(Described):
 
 
 class CutBeside(Mask):
-    """The network off the graph, beside a weak linear term that stays on it: the only gradient is that of the term.
+    """The network off the graph, parallel to a weak linear term on it: the only gradient is that of the term.
 
     Athalye et al. 2018, section 3.1: what an attack differentiates is not what decides.
     """

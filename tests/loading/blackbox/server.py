@@ -1,4 +1,4 @@
-"""A model behind a local port that is slow, fails, limits and wants a password, as it is told."""
+"""A model behind a local port that is slow, fails, limits and wants a password, as it is orders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 
 @dataclass
-class Told:
+class Orders:
     """How the server behaves, and what it has seen.
 
     Attributes:
@@ -36,41 +36,41 @@ class Told:
 
 
 @contextmanager
-def serving(told: Told) -> Iterator[str]:
-    """The URL of a server that does as told."""
+def serving(orders: Orders) -> Iterator[str]:
+    """The URL of a server that does as orders."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             kind = self.headers["Content-Type"]
-            told.seen.append(kind)
-            status = told.statuses.pop(0) if told.statuses else 200
+            orders.seen.append(kind)
+            status = orders.statuses.pop(0) if orders.statuses else 200
             if status == 0:
-                time.sleep(told.slow)
+                time.sleep(orders.slow)
                 status = 503
-            if told.password and self.headers.get("Authorization") != told.password:
+            if orders.password and self.headers.get("Authorization") != orders.password:
                 status = 401
-            if told.npy and "npy" not in kind:
+            if orders.npy and "npy" not in kind:
                 status = 415
             self.send_response(status)
-            if told.retry_after:
-                self.send_header("Retry-After", told.retry_after)
-            if told.location:
-                self.send_header("Location", told.location)
+            if orders.retry_after:
+                self.send_header("Retry-After", orders.retry_after)
+            if orders.location:
+                self.send_header("Location", orders.location)
             self.end_headers()
             if status == 200:
-                self.wfile.write(told.raw or self.answer(body))
+                self.wfile.write(orders.raw or self.answer(body))
 
         def answer(self, body: bytes) -> bytes:
-            if told.npy:
+            if orders.npy:
                 x = np.load(io.BytesIO(body), allow_pickle=False)
                 held = io.BytesIO()
-                np.save(held, told.model(x))
-                told.points += len(x)
+                np.save(held, orders.model(x))
+                orders.points += len(x)
                 return held.getvalue()
             x = np.array(json.loads(body)["inputs"], dtype=np.float32)
-            told.points += len(x)
-            return json.dumps({"scores": told.model(x).tolist()}).encode()
+            orders.points += len(x)
+            return json.dumps({"scores": orders.model(x).tolist()}).encode()
 
         def log_message(self, *_: object) -> None:
             pass

@@ -1,4 +1,4 @@
-"""Black boxes: recognised or told, counted, kept to limits, and never called masked."""
+"""Black boxes: recognised or stated, counted, kept to limits, and never called masked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maskaudit.settings import AuditSettings
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 
-from .server import Told, serving
+from .server import Orders, serving
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(6, 3)).astype(np.float32)
@@ -193,22 +193,22 @@ def patient(url: str, timeout: float = 5.0) -> tuple[Service, list[float]]:
 
 def test_json_and_npy_are_spoken() -> None:
     for npy in (False, True):
-        told = Told(on_arrays, npy=npy)
-        with serving(told) as url:
+        orders = Orders(on_arrays, npy=npy)
+        with serving(orders) as url:
             service, _ = patient(url)
             assert torch.allclose(service(X), torch.from_numpy(on_arrays(POINTS)), atol=1e-4)
             service(X[:3])
-        assert told.seen == (
+        assert orders.seen == (
             ["application/json", "application/x-npy", "application/x-npy"] if npy else ["application/json"] * 2
         )
 
 
 def test_a_service_that_fails_for_a_while_is_asked_again() -> None:
-    with serving(Told(on_arrays, statuses=[503, 500, 429], retry_after="7")) as url:
+    with serving(Orders(on_arrays, statuses=[503, 500, 429], retry_after="7")) as url:
         service, slept = patient(url)
         assert service(X).shape == (60, 3)
     assert slept == [7.0, 7.0, 7.0]
-    with serving(Told(on_arrays, statuses=[0], slow=0.6)) as url:
+    with serving(Orders(on_arrays, statuses=[0], slow=0.6)) as url:
         service, slept = patient(url, timeout=0.2)
         assert service(X).shape == (60, 3)
     assert len(slept) == 1
@@ -231,9 +231,9 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "says"), BROKEN.values(), ids=BROKEN)
-def test_what_a_service_does_wrong_is_one_sentence(told: dict[str, Any], says: str) -> None:
-    with serving(Told(on_arrays, **told)) as url, pytest.raises(ModelError, match=says) as caught:
+@pytest.mark.parametrize(("orders", "says"), BROKEN.values(), ids=BROKEN)
+def test_what_a_service_does_wrong_is_one_sentence(orders: dict[str, Any], says: str) -> None:
+    with serving(Orders(on_arrays, **orders)) as url, pytest.raises(ModelError, match=says) as caught:
         patient(url)[0](X[:2])
     assert "\n" not in str(caught.value)
 
@@ -247,19 +247,19 @@ def test_nobody_there_is_one_sentence() -> None:
 
 def test_the_password_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(AUTHORIZATION, "Bearer x")
-    with serving(Told(on_arrays, password="Bearer x")) as url:
+    with serving(Orders(on_arrays, password="Bearer x")) as url:
         assert patient(url)[0](X).shape == (60, 3)
 
 
 def test_a_url_is_audited_within_its_queries() -> None:
-    told = Told(on_arrays)
-    with serving(told) as url:
+    orders = Orders(on_arrays)
+    with serving(orders) as url:
         request = api.Request(url, settings=AuditSettings(budget="quick", queries=2500, ignore=("decision",)), eps=0.2)
         report = api.run(api.prepare(request, points=DATA)).report
     assert report.target["format"] == "http"
     assert report.verdict.label == "inconclusive"
     assert report.accuracy["best_known"].value < 0.9  # type: ignore[union-attr]
-    assert told.points <= 2500 + 4
+    assert orders.points <= 2500 + 4
 
 
 def test_code_names_estimators_and_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
