@@ -123,8 +123,6 @@ SECTIONS: dict[str, dict[str, str]] = {
         "caveats": "what the verdict states of itself where answers depend on more than the input, as sentences",
         "hopeless": "why no attack can say anything, where the audit stopped at once; else empty",
         "depends_on": "what answers depend on besides the input: `batch`, `state` between calls, `random`",
-        "caveats": "the same as sentences, which the verdict repeats",
-        "hopeless": "why the audit stopped at once, where no attack could say anything; else empty",
         "reject_class": "index of the refusal output, or null",
         "trusted_code": "code that ran because the user named it",
     },
