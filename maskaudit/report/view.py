@@ -13,7 +13,7 @@ from maskaudit.errors import InputError
 from maskaudit.report import coerce, words
 from maskaudit.report.facts import audited, reproduction
 from maskaudit.report.records import AttackView, Indicator, MechanismView, Observation, Place, ProbeView, View
-from maskaudit.results import check_document
+from maskaudit.results import Rate, check_document
 
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
 
@@ -48,8 +48,8 @@ def read(document: Any) -> View:
         claimed=coerce.number(claim.get("claimed")),
         claim=words.CLAIM.get(coerce.text(claim.get("status")), "no claim"),
         accuracy={key: coerce.rate(section["accuracy"].get(key)) for key, _, _ in words.ACCURACY},
-        gradient_level=coerce.rate(section["masking"].get("gradient_level")),
-        loss_level=coerce.rate(section["masking"].get("loss_level")),
+        gradient_level=_compared(section["masking"].get("gradient_level")),
+        loss_level=_compared(section["masking"].get("loss_level")),
         screen_fired=_flag(screen.get("fired")),
         screen_reasons=coerce.texts(screen.get("reasons")),
         indicators=indicators,
@@ -265,3 +265,8 @@ def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:
         if given := coerce.text(target.get(name)):
             parts += [f"--{name}", given]
     return shlex.join(parts)
+
+
+def _compared(value: Any) -> Rate | None:
+    """The hidden share at a level; None where no point was compared at it."""
+    return None if coerce.mapping(value).get("n") == 0 else coerce.rate(value)

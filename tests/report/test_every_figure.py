@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from xml.etree.ElementTree import Element
 
 import html5lib
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from maskaudit.report import html, markdown, text
 
@@ -91,13 +92,33 @@ class Counted:
         row = self.rows[name]
         return row["broken"] if row["role"] == "sanity" else self.broken({name})
 
+    def compared(self, level: str) -> int:
+        """Correct points on which attacks were compared at a level."""
+        return sum(self.right[: self.document["masking"]["searched" if level == "gradient" else "matched"]])
+
     @property
     def by_gradient(self) -> int:
-        return sum(bool(by & self.challengers) and not by & self.strong for by in self.by)
+        met = self.by[: self.document["masking"]["searched"]]
+        return sum(bool(by & self.challengers) and not by & self.strong for by in met)
 
     @property
     def by_loss(self) -> int:
-        return sum(bool(by & self.strong) and not by & self.usual for by in self.by)
+        met = self.by[: self.document["masking"]["matched"]]
+        return sum(bool(by & self.strong) and not by & self.usual for by in met)
+
+    def hidden(self, level: str, dash: str = "–") -> tuple[str, str]:
+        """The hidden share at a level and its interval, up to what could be hidden where nothing was left to search."""
+        k, n = (self.by_gradient if level == "gradient" else self.by_loss), self.compared(level)
+        if not n:
+            return "not measured", ""
+        stated = self.document["masking"][f"{level}_level"]["high"]
+        met = zip(self.right, self.by, strict=True)
+        most = sum(right and not by & self.strong for right, by in list(met)[: self.document["masking"]["searched"]])
+        beyond = 1.0 if most == n else stats.beta.ppf(0.995, most + 1, n - most)
+        shown = interval(k, n, dash)
+        if level == "gradient" and most > k and abs(stated - beyond) < 1e-9:
+            shown = f"{shown.split(dash)[0]}{dash}{100 * beyond:.1f}%"
+        return percent(k, n), shown
 
     @property
     def accuracies(self) -> dict[str, int]:
@@ -122,6 +143,22 @@ class Counted:
     def rate(self, k: int, n: int | None = None, dash: str = "–") -> str:
         n = self.n if n is None else n
         return f"{percent(k, n)} [{interval(k, n, dash)}]"
+
+
+def bracketed(audited: Counted, level: str, dash: str = "–") -> str:
+    share, shown = audited.hidden(level, dash)
+    return f"{share} [{shown}]" if shown else share
+
+
+def evidence(k: int, n: int, limit: float) -> float:
+    """Likelihood averaged over rates above the limit by Jeffreys' density, over that at the limit, by quadrature."""
+
+    def weighted(rate: float) -> float:
+        ratio = k * math.log(rate / limit) + (n - k) * math.log((1 - rate) / (1 - limit))
+        return math.exp(ratio) / math.sqrt(rate * (1 - rate))
+
+    above = integrate.quad(weighted, limit, 1, limit=500)[0]
+    return float(above / integrate.quad(lambda rate: 1 / math.sqrt(rate * (1 - rate)), limit, 1)[0])
 
 
 def drawings(page: Element, tag: str) -> list[Element]:
@@ -155,9 +192,9 @@ def duration(seconds: float) -> str:
 def test_the_axes_of_the_page(audited: Counted) -> None:
     verdict = section(page_of(audited), "verdict")
     shown = plainly(verdict)
-    for name, hidden in (("Gradient level", audited.by_gradient), ("Loss level", audited.by_loss)):
+    for name, level in (("Gradient level", "gradient"), ("Loss level", "loss")):
         found = next(plainly(row) for row in verdict.iter("div") if plainly(row).startswith(name) and row.find("dd"))
-        assert found.endswith(f"{percent(hidden, audited.correct)} {interval(hidden, audited.correct)}")
+        assert found.endswith(" ".join(audited.hidden(level)).strip())
     marks = {
         row.get("class"): plainly(row) for row in verdict.iter("div") if (row.get("class") or "").startswith("of-")
     }
@@ -191,13 +228,14 @@ def test_the_axes_of_text_and_markdown(audited: Counted) -> None:
         f"at most {audited.rate(k['best_known'], dash='-')}; reference attack {audited.rate(k['reference'], dash='-')}"
         in facts
     )
-    assert f"{audited.rate(audited.by_gradient, audited.correct, '-')} hidden from the model's gradients" in facts
-    assert f"{audited.rate(audited.by_loss, audited.correct, '-')} hidden from attacks on cross-entropy" in facts
+    for level, meaning in (("gradient", "hidden from the model's gradients"), ("loss", "hidden from attacks on cross")):
+        shown = f"{level} level {bracketed(audited, level, '-')}"
+        assert (f"{shown} {meaning}" if audited.compared(level) else shown) in facts
     page = markdown.render(audited.document)
     plain = re.sub(r"&#(\d+);", lambda m: chr(int(m[1])), page)
     for name, shown in (
-        ("Gradient level", audited.rate(audited.by_gradient, audited.correct)),
-        ("Loss level", audited.rate(audited.by_loss, audited.correct)),
+        ("Gradient level", bracketed(audited, "gradient")),
+        ("Loss level", bracketed(audited, "loss")),
         ("Robust accuracy", f"**at most {audited.rate(k['best_known'])}**"),
         ("Reference attack", audited.rate(k["reference"])),
         ("Clean accuracy", audited.rate(k["clean"])),
@@ -236,7 +274,7 @@ def test_the_sentence_and_the_reasons_count_the_points(audited: Counted) -> None
         r"(Gradient|Loss) level: (\d+) of (\d+) points survive all (\d+) ", " ".join(verdict["reasons"])
     ):
         names = {name for name in hidden[level][1] if audited.rows[name]["status"] == "ran"}
-        assert (int(k), int(n), int(attacks)) == (hidden[level][0], audited.correct, len(names))
+        assert (int(k), int(n), int(attacks)) == (hidden[level][0], audited.compared(level.lower()), len(names))
 
 
 # --- the attacks ------------------------------------------------------------------------------------
@@ -377,12 +415,14 @@ def test_lines_against_steps_begin_at_clean_accuracy(audited: Counted) -> None:
 def test_what_the_verdict_was_tested_against(audited: Counted) -> None:
     page = section(page_of(audited), "test")
     figures = [plainly(caption) for caption in page.iter("figcaption")]
-    alpha = 0.01 / 2 / len(audited.document["settings"]["looks"])
-    n = audited.correct
-    for title, hidden, slack, shown in zip(
-        ("Gradient level", "Loss level"), (audited.by_gradient, audited.by_loss), audited.slacks, figures, strict=True
-    ):
-        least = next((k for k in range(1, n + 1) if stats.binom.sf(k - 1, n, slack) <= alpha), n + 1)
+    alpha = 0.01 / 2
+    levels = (
+        ("Gradient level", audited.by_gradient, audited.slacks[0]), ("Loss level", audited.by_loss, audited.slacks[1])
+    )  # fmt: skip
+    tested = [level for level in levels if audited.compared(level[0].split()[0].lower())]
+    for (title, hidden, slack), shown in zip(tested, figures, strict=True):
+        n = audited.compared(title.split()[0].lower())
+        least = next((k for k in range(1, n + 1) if evidence(k, n, slack) >= 1 / alpha), n + 1)
         words = f"{hidden} hidden point{'' if hidden == 1 else 's'} of {n}; "
         assert f"{title}: " in shown
         assert words in shown
@@ -396,7 +436,7 @@ def test_what_the_verdict_was_tested_against(audited: Counted) -> None:
         chance = stats.binom.sf(hidden - 1, n, slack)
         if chance >= 1e-3:
             assert f"probability {chance:.2g}" in shown
-    assert f"error level of {alpha:.2g} for each level and look" in plainly(page)
+    assert f"error level of {alpha:.2g} for each level, all looks together" in plainly(page)
 
 
 def test_before_and_after_repair(audited: Counted) -> None:
@@ -435,10 +475,13 @@ def recounted(audited: Counted) -> set[str]:
     texts += [str(ran), str(len(audited.rows) - ran)]
     status = [probe["status"] for probe in audited.document["probes"]]
     texts += [str(status.count("pass")), str(status.count("pass") + status.count("finding"))]
+    idle = sum(row["status"] != "ran" for row in audited.rows.values())
+    texts += [str(idle), str(idle + status.count("not_applicable") + status.count("error"))]
+    stages = (audited.document.get("plan") or {}).get("stages", [])
+    texts += [str(count) for count in range(len(stages))]  # those that the page leaves to the JSON
     for k in (*audited.accuracies.values(), audited.by_gradient, audited.by_loss):
         texts += [audited.rate(k), str(k)]
-    for k in (audited.by_gradient, audited.by_loss):
-        texts.append(audited.rate(k, audited.correct))
+    texts += [f"{bracketed(audited, level)} {audited.compared(level)}" for level in ("gradient", "loss")]
     for name, row in audited.rows.items():
         k = audited.correct - audited.broken_by(name)
         texts += [audited.rate(k), f"{k} {audited.broken_by(name)} {row['queries']:,} {duration(row['seconds'])}"]
@@ -537,7 +580,7 @@ def test_the_paragraph_for_a_paper(audited: Counted) -> None:
     usual, strong, best = (audited.rate(k[key]) for key in ("reference", "strong_reference", "best_known"))
     robust = f"{usual} under the reference attack, {strong} under all white-box attacks together, at most {best}"
     assert f"Robust accuracy was {robust} under every attack together" in shown
-    levels = [audited.rate(hidden, audited.correct) for hidden in (audited.by_gradient, audited.by_loss)]
+    levels = [bracketed(audited, level) for level in ("gradient", "loss")]
     assert f"Hidden shares were {levels[0]} at gradient level and {levels[1]} at loss level" in shown
     card = page.split("Section for a model card:")[1]
     assert (
