@@ -83,7 +83,7 @@ MAKERS: dict[str, Callable[[], Own]] = {
     "clear": lambda: of_the_zoo("standard", 64),
     "robust, with a certificate": lambda: of_the_zoo("ibp", 10, certified=0.6, claim=0.2, ignore=SLOW),
     "random": lambda: of_the_zoo("dropout-on", 10),
-    "broken off": lambda: broken_off(150),
+    "broken off": lambda: broken_off(400),
     "a callable with hard labels": of_a_callable,
     "few parts on request": lambda: of_the_zoo("logits-x1e4", 30, select=FEW),
     "L2": lambda: of_the_zoo("standard", 20, ball=("L2", 0.8)),
