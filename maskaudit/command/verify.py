@@ -49,7 +49,7 @@ def verify_files(
         content = read_bounded(path, MAX_BYTES, where)
         document = parse_report(content, where)
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
-    evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it beside the report")
+    evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it next to the report")
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
     module = boxed(loaded.module) if asked_only else loaded.module

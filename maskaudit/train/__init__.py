@@ -207,4 +207,4 @@ def _settings(plan: TrainPlan) -> dict[str, Any]:
 
 
 def _threat_fields(plan: TrainPlan) -> dict[str, Any]:
-    return {**asdict(plan.threat), "bounds": list(plan.threat.bounds)}
+    return {"norm": plan.threat.norm, "eps": plan.threat.eps, "bounds": list(plan.threat.bounds)}

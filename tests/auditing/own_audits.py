@@ -80,7 +80,7 @@ def of_a_callable() -> Own:
 MAKERS: dict[str, Callable[[], Own]] = {
     "masked at gradient level": lambda: of_the_zoo("quantised", 32, claim=0.9),
     "masked at loss level": lambda: of_the_zoo("logits-x1e4", 40),
-    "clear": lambda: of_the_zoo("standard", 64),
+    "clear": lambda: of_the_zoo("standard", 96),
     "robust, with a certificate": lambda: of_the_zoo("ibp", 10, certified=0.6, claim=0.2, ignore=SLOW),
     "random": lambda: of_the_zoo("dropout-on", 10),
     "broken off": lambda: broken_off(400),

@@ -26,7 +26,6 @@ def make(**changes: Any) -> Dataset:
 REFUSED = {
     "float64": ({"x": torch.zeros(10, 4, dtype=torch.float64)}, InputError, "float32 inputs and int64 labels"),
     "int32 labels": ({"y": torch.zeros(10, dtype=torch.int32)}, InputError, "int32"),
-    "three axes": ({"x": torch.zeros(10, 2, 2)}, InputError, "images \\(N, C, H, W\\) or vectors"),
     "too few labels": ({"y": torch.zeros(9, dtype=torch.int64)}, InputError, "one label per input"),
     "label matrix": ({"y": torch.zeros(10, 1, dtype=torch.int64)}, InputError, "one label per input"),
     "no points": ({"x": torch.zeros(0, 4), "y": torch.zeros(0, dtype=torch.int64)}, InputError, "no points"),

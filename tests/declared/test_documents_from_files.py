@@ -24,6 +24,7 @@ from maskaudit.command.compare import compare_files, text
 from maskaudit.declared import (
     Checked,
     Choice,
+    Either,
     Day,
     Flag,
     Items,
@@ -62,8 +63,8 @@ def sound(kind: Kind[Any], number: int = 0) -> Any:
         return {name: sound(inner) for name, inner in kind.fields.items()}
     if isinstance(kind, Checked):
         return next(value for value in (sound(kind.of), "quick") if kind.holds(value))
-    if isinstance(kind, Optional):
-        return sound(kind.of)
+    if isinstance(kind, (Optional, Either)):
+        return sound(kind.of if isinstance(kind, Optional) else kind.first)
     if isinstance(kind, Items):
         return [sound(kind.of, n) for n in range(max(1, kind.least))]
     if isinstance(kind, Table):

@@ -111,13 +111,11 @@ def test_crafted_models_are_refused_at_load(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_division_that_traps_in_the_audit_is_an_exception(tmp_path: Path) -> None:
+def test_a_division_that_traps_is_refused_at_load(tmp_path: Path) -> None:
     nodes = [make("Cast", ["x"], ["i"], to=7), make("Div", ["low", "i"], ["q"]), make("Cast", ["q"], ["y"], to=1)]
     (tmp_path / "m.onnx").write_bytes(model(nodes, {"low": sizes(*[LEAST] * 4)}))
-    module = load_model(str(tmp_path / "m.onnx")).module
-    assert module(torch.full((2, 4), -2.0)).shape == (2, 4)
-    with pytest.raises(ValueError, match="overflows"):
-        module(torch.full((2, 4), -1.0))
+    with pytest.raises(InputError, match=r"cannot be converted \(.*(overflows|ZeroDivision)"):
+        load_model(str(tmp_path / "m.onnx"))  # it is tried on numbers of which most are 0 as whole ones
 
 
 def outside(path: Path, shape: tuple[int, ...], **entries: object) -> None:
