@@ -167,7 +167,7 @@ class Coarse(Linear):
 
 def test_an_audit_through_repairs(described: str) -> None:
     x, y = labelled(160)
-    found = audit(Coarse(), (FEATURES.decode(x), y), features=described, eps=0.1, budget="quick")
+    found = audit(Coarse(), (FEATURES.decode(x), y), features=described, eps=0.1, budget="quick", samples=160)
     document = found.report.to_dict()
     assert document["verdict"]["label"] == "masked"
     rows = {row["name"]: row for row in document["attacks"]}

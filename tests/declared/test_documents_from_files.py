@@ -109,7 +109,7 @@ def edited(document: Any, path: Path_, value: Any) -> Any:
     if not path:
         return value
     result = copy.copy(document)
-    inner = document[path[0]] if len(path) > 1 else None
+    inner = document.get(path[0], {}) if isinstance(document, dict) else document[path[0]] if len(path) > 1 else None
     result[path[0]] = edited(inner, path[1:], value)
     return result
 
