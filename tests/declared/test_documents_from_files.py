@@ -24,8 +24,8 @@ from maskaudit.command.compare import compare_files, text
 from maskaudit.declared import (
     Checked,
     Choice,
-    Either,
     Day,
+    Either,
     Flag,
     Items,
     Kind,
@@ -109,7 +109,7 @@ def edited(document: Any, path: Path_, value: Any) -> Any:
     if not path:
         return value
     result = copy.copy(document)
-    inner = document.get(path[0], {}) if isinstance(document, dict) else document[path[0]] if len(path) > 1 else None
+    inner = document[path[0]] if len(path) > 1 else None
     result[path[0]] = edited(inner, path[1:], value)
     return result
 
@@ -219,6 +219,8 @@ def test_every_field_refuses_what_it_does_not_expect(name: str, tmp_path: Path) 
     kind, document, write, reader = DOCUMENTS[name]
     refused = 0
     for path, field in fields(kind):
+        if path[:2] == ("threat", "features") and len(path) > 2:
+            continue  # a table of its own, which the tests of features walk
         for value in (*HOSTILE, *outside(field)):
             try:
                 field.read(value)

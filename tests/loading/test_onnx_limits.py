@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from maskaudit.errors import InputError
 from maskaudit.loading.onnx.wire import count_fields

@@ -580,8 +580,9 @@ def test_the_paragraph_for_a_paper(audited: Counted) -> None:
     usual, strong, best = (audited.rate(k[key]) for key in ("reference", "strong_reference", "best_known"))
     robust = f"{usual} under the reference attack, {strong} under all white-box attacks together, at most {best}"
     assert f"Robust accuracy was {robust} under every attack together" in shown
-    levels = [bracketed(audited, level) for level in ("gradient", "loss")]
-    assert f"Hidden shares were {levels[0]} at gradient level and {levels[1]} at loss level" in shown
+    compared = [level for level in ("gradient", "loss") if audited.compared(level)]
+    hidden = " and ".join(f"{bracketed(audited, level)} at {level} level" for level in compared)
+    assert f"Hidden shares were {hidden}." in shown
     card = page.split("Section for a model card:")[1]
     assert (
         f"**Robust accuracy**: at most {percent(k['best_known'], audited.n)} ({interval(k['best_known'], audited.n)})"
