@@ -168,12 +168,13 @@ def _journal_seed(_: Path) -> list[bytes]:
 
 def _partial_seed(_: Path) -> list[bytes]:
     content = {
-        "version": 1,
+        "version": training.VERSION,
         "settings": {"seed": 0},
         "epoch": 1,
         "model": samples.state(),
         "auxiliary": {},
         "optimizer": {},
+        "history": [],
     }
     return [samples.saved(content)]
 

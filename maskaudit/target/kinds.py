@@ -28,6 +28,8 @@ MAX_VOTERS = 1000
 LOW_END = 0.9
 #: Fewer rows than this are too few to tell sigmoids, votes or shares of an unusual whole from logits by chance.
 SIGMOID_ROWS = 16
+#: Answers beyond this are no shares, and their sums no numbers to compare.
+LARGEST = 1e30
 #: Sums of probabilities that are meant when a sum comes near: ones, percent, per mille, bytes.
 USUAL_SUMS = (1.0, 100.0, 1000.0, 255.0, 256.0)
 
@@ -43,6 +45,8 @@ class Kind:
 def recognise_outputs(raw: Tensor) -> Kind:
     """Tell what answers (N, K) to clean inputs are; a single column is a binary classifier's."""
     values = raw.detach().double().cpu()
+    if not bool(values.isfinite().all()) or float(values.abs().max()) > LARGEST:
+        return Kind(Form(), "no finite numbers of a usual size")
     if values.shape[1] == 1:
         return _single(values)
     step, precision = _rounding(values), _precision(values)

@@ -101,7 +101,7 @@ def masked() -> AuditReport:
         },
         power={
             "passed": True,
-            "method": "Planted adversarial examples in a binarised copy (Zimmermann et al., 2022)",
+            "method": "planted",
             "sentence": "The attacks found 47 of 48 planted adversarial examples.",
             **vars(share(47, 48)),
         },
