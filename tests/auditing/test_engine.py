@@ -462,8 +462,8 @@ def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     with Target(lambda x: net(x)) as target, pytest.raises(UnfitError, match="cannot be sent"):
         run(engine, job(attack_of(still), *points), target)
     here = ray_engine.machine()
-    monkeypatch.setattr(ray_engine, "_machine", lambda: {**here, "processor": "x86_64 AVX2"})
-    with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX2, and here it is"):
+    monkeypatch.setattr(ray_engine, "_machine", lambda: {**here, "processor": "x86_64 AVX9"})
+    with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX9, and here it is"):
         engine_for(AuditSettings(ray="auto"))
     other = {**here, "torch": "1.0"}
     _, failed = ray_engine._work(other, None, [], [])
