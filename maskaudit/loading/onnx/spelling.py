@@ -6,7 +6,7 @@ node is replaced by bears its name, so that a trace still says where in the file
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,13 +39,15 @@ def spelt_out(onnx: Any, model: Any, opset: int, tensor: Tensors, attribute: Ten
     model.CopyFrom(given)
     graph = model.graph
     for number in range(MAX_ROUNDS):
-        known = _Known(onnx, model, opset, tensor, attribute)
-        nodes = [new for place, node in enumerate(graph.node) for new in _spelt(onnx, node, known, f"{number}_{place}")]
-        check_count(len(nodes), MAX_NODES, "operators")
-        changed = len(nodes) != len(graph.node) or any(a is not b for a, b in zip(nodes, graph.node, strict=True))
+        known, nodes, replaced = _Known(onnx, model, opset, tensor, attribute), list[Any](), False
+        for place, node in enumerate(graph.node):
+            instead = _instead(onnx, node, known, f"{number}_{place}") if replaces(onnx, node) else None
+            replaced |= instead is not None
+            nodes += [node] if instead is None else instead
+            check_count(len(nodes), MAX_NODES, "operators")
         del graph.node[:]
         graph.node.extend(nodes)
-        if not changed:
+        if not replaced or not any(replaces(onnx, node) for node in graph.node):
             break
     return model
 
@@ -123,10 +125,8 @@ def _stated(kind: Any) -> list[int] | None:
     return sizes if len(sizes) == len(kind.tensor_type.shape.dim) else None
 
 
-def _spelt(onnx: Any, node: Any, known: _Known, number: str) -> Iterable[Any]:
-    """What a node is replaced by; itself where nothing is known that says the same."""
-    if not replaces(onnx, node):
-        return [node]
+def _instead(onnx: Any, node: Any, known: _Known, number: str) -> list[Any] | None:
+    """What a node is replaced by; None where nothing is known that says the same."""
     prefix = f"{node.name or node.op_type}_{number}"
     if node.op_type == "If":
         return _branch(onnx, node, known, prefix)
@@ -135,10 +135,10 @@ def _spelt(onnx: Any, node: Any, known: _Known, number: str) -> Iterable[Any]:
     return _defined(onnx, node, known, prefix)
 
 
-def _branch(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]:
+def _branch(onnx: Any, node: Any, known: _Known, prefix: str) -> list[Any] | None:
     condition = known.constant(node.input[0])
     if condition is None:
-        return [node]
+        return None
     wanted = "then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"
     body = next(item.g for item in node.attribute if item.name == wanted)
     return _inlined(onnx, body, {}, dict(zip((item.name for item in body.output), node.output, strict=True)), prefix)
@@ -178,7 +178,7 @@ def _renamed(onnx: Any, node: Any, own: Mapping[str, str], prefix: str) -> Any:
     return copy
 
 
-def _unrolled(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]:
+def _unrolled(onnx: Any, node: Any, known: _Known, prefix: str) -> list[Any] | None:
     """A Scan over sequences of known length, one copy of its body for each step."""
     body = next(item.g for item in node.attribute if item.name == "body")
     values: dict[str, Any] = {item.name: known.attribute(item) for item in node.attribute if item.name != "body"}
@@ -189,7 +189,7 @@ def _unrolled(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]
     sizes = [known.sizes(name) for name in node.input[states:]]
     lengths = {size[axis] for size, axis in zip(sizes, axes, strict=True) if size is not None}
     if known.opset < 9 or any(size is None for size in sizes) or len(lengths) != 1:
-        return [node]
+        return None
     (steps,) = lengths
     check_count(steps * len(body.node), MAX_NODES, "operators")
     nodes: list[Any] = []
@@ -235,10 +235,10 @@ def _unrolled(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]
     return nodes
 
 
-def _defined(onnx: Any, node: Any, known: _Known, prefix: str) -> Iterable[Any]:
+def _defined(onnx: Any, node: Any, known: _Known, prefix: str) -> list[Any] | None:
     function = _definition(onnx, node, known)
     if function is None:
-        return [node]
+        return None
     inputs = dict.fromkeys(function.input, "") | dict(zip(function.input, node.input, strict=False))
     outputs = dict(zip(function.output, node.output, strict=False))
     defaults = {name: item.default_value for name, item in onnx.defs.get_schema(node.op_type).attributes.items()
