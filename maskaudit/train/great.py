@@ -80,20 +80,15 @@ def schedule(epoch: int, epochs: int) -> float:
     return 1 - rate_multiplier(epoch, epochs)
 
 
-def _published(plan: TrainPlan, *, alpha: float, beta: float) -> GradientAdversarialTraining:
-    return GradientAdversarialTraining(plan, leaky_copy(plan.model), alpha=alpha, beta=beta, ramp=schedule)
+def published(plan: TrainPlan, model: nn.Module, *, great: bool, greace: bool) -> GradientAdversarialTraining:
+    """Reversal (GREAT), the cross-entropy of equation 6 (GREACE), or both, with a copy of the network beside it."""
+    return weighted(plan, leaky_copy(plan.model), schedule, great=great, greace=greace)
 
 
-def great(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GREAT: reversal only."""
-    return _published(plan, alpha=plan.alpha, beta=0.0)
-
-
-def greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GREACE: the cross-entropy of equation 6 only."""
-    return _published(plan, alpha=0.0, beta=plan.beta)
-
-
-def great_and_greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GRE(AT+CE): both."""
-    return _published(plan, alpha=plan.alpha, beta=plan.beta)
+def weighted(
+    plan: TrainPlan, auxiliary: nn.Module, ramp: Ramp, *, great: bool, greace: bool
+) -> GradientAdversarialTraining:
+    """The terms that are wanted with the plan's weights, the others with none."""
+    return GradientAdversarialTraining(
+        plan, auxiliary, alpha=plan.alpha if great else 0.0, beta=plan.beta if greace else 0.0, ramp=ramp
+    )

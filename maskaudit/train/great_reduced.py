@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maskaudit.train.great import GradientAdversarialTraining
+from maskaudit.train.great import GradientAdversarialTraining, weighted
 from maskaudit.train.interface import TrainPlan
 
 #: Channels of the auxiliary network's first convolution, and half the width of its hidden layers.
@@ -50,21 +50,6 @@ def linear_ramp(epoch: int, epochs: int) -> float:
     return epoch / (epochs - 1) if epochs > 1 else 0.0
 
 
-def _reduced(plan: TrainPlan, *, alpha: float, beta: float) -> GradientAdversarialTraining:
-    h = GradientClassifier(plan.shape, plan.num_classes)
-    return GradientAdversarialTraining(plan, h, alpha=alpha, beta=beta, ramp=linear_ramp)
-
-
-def great(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GREAT: reversal only."""
-    return _reduced(plan, alpha=plan.alpha, beta=0.0)
-
-
-def greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GREACE: the cross-entropy of equation 6 only."""
-    return _reduced(plan, alpha=0.0, beta=plan.beta)
-
-
-def great_and_greace(plan: TrainPlan, model: nn.Module) -> GradientAdversarialTraining:
-    """GRE(AT+CE): both."""
-    return _reduced(plan, alpha=plan.alpha, beta=plan.beta)
+def reduced(plan: TrainPlan, model: nn.Module, *, great: bool, greace: bool) -> GradientAdversarialTraining:
+    """Reversal (GREAT), the cross-entropy of equation 6 (GREACE), or both, with the small network."""
+    return weighted(plan, GradientClassifier(plan.shape, plan.num_classes), linear_ramp, great=great, greace=greace)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
 from maskaudit.errors import UsageError
 from maskaudit.settings import Augment, Schedule
-from maskaudit.train import great, great_reduced
 from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
 from maskaudit.train.distill import DefensiveDistillation
+from maskaudit.train.great import published
+from maskaudit.train.great_reduced import reduced
 from maskaudit.train.interface import Method, TrainPlan
 from maskaudit.train.multitask import MultiTask
 from maskaudit.train.plain import Standard
@@ -49,13 +51,15 @@ class MethodInfo:
     model: str | None = None
 
 
-def _great(title: str, summary: str, create: Callable[[TrainPlan, nn.Module], Method]) -> MethodInfo:
+def _great(title: str, summary: str, *, great: bool = True, greace: bool = True) -> MethodInfo:
     """A method with the paper's settings: 100 epochs, Adam 1e-3, α_max 1, β_max 2 (CIFAR-10; 10 for SVHN)."""
+    create = partial(published, great=great, greace=greace)
     return MethodInfo(title, _GREAT_PAPER, summary, 100, 1e-3, create, "poly", "crop", 1.0, 2.0)
 
 
-def _reduced(title: str, summary: str, create: Callable[[TrainPlan, nn.Module], Method]) -> MethodInfo:
+def _reduced(title: str, summary: str, *, great: bool = True, greace: bool = True) -> MethodInfo:
     """A method of the zoo, with weights under which training on the digits stays stable."""
+    create = partial(reduced, great=great, greace=greace)
     return MethodInfo(title, _GREAT_PAPER, summary, 100, 5e-3, create, alpha=0.01, beta=0.003)
 
 
@@ -88,15 +92,15 @@ METHODS: Mapping[str, MethodInfo] = {
         Trades,
     ),
     "great": _great(
-        "GREAT", "Input gradients made useless to a copy of the network by gradient reversal.", great.great
+        "GREAT", "Input gradients made useless to a copy of the network by gradient reversal.", greace=False
     ),
     "greace": _great(
-        "GREACE", "Cross-entropy that pushes down the classes its gradient is confused with.", great.greace
+        "GREACE", "Cross-entropy that pushes down the classes its gradient is confused with.", great=False
     ),
-    "great+ce": _great("GRE(AT+CE)", "GREAT and GREACE together.", great.great_and_greace),
-    "great-reduced": _reduced("GREAT, reduced", "GREAT with a small auxiliary network.", great_reduced.great),
-    "greace-reduced": _reduced("GREACE, reduced", "GREACE with a small auxiliary network.", great_reduced.greace),
-    "great+ce-reduced": _reduced("GRE(AT+CE), reduced", "Both, reduced.", great_reduced.great_and_greace),
+    "great+ce": _great("GRE(AT+CE)", "GREAT and GREACE together."),
+    "great-reduced": _reduced("GREAT, reduced", "GREAT with a small auxiliary network.", greace=False),
+    "greace-reduced": _reduced("GREACE, reduced", "GREACE with a small auxiliary network.", great=False),
+    "great+ce-reduced": _reduced("GRE(AT+CE), reduced", "Both, reduced."),
     "distill": MethodInfo(
         "Defensive distillation",
         "Papernot, McDaniel, Wu, Jha, Swami 2016, arXiv 1511.04508",
