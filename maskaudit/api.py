@@ -20,6 +20,7 @@ from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
 from maskaudit.auditing.runner import Audit, Keeper, run_audit
 from maskaudit.data import Dataset, Draw, load_data
 from maskaudit.data.features import read_features, wide
+from maskaudit.declared.options import options_of
 from maskaudit.errors import (
     InconclusiveAuditWarning,
     InputError,
@@ -32,7 +33,6 @@ from maskaudit.errors import (
 from maskaudit.loading import LoadedModel, blackbox
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
-from maskaudit.options import options_of
 from maskaudit.repairs.plan_file import read_plan
 from maskaudit.report.text import brief
 from maskaudit.settings import OPTIONS, AuditSettings, Listener, Request, fails, ignore_events

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Size, Text, Whole, read
+from maskaudit.declared.options import check_options, option, options_of
 from maskaudit.errors import UsageError
-from maskaudit.options import check_options, option, options_of
 from maskaudit.results import Norm
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from maskaudit.declared import Choice
-from maskaudit.options import Group, Option
+from maskaudit.declared.options import Group, Option
 from maskaudit.settings import OPTIONS, TRAIN_OPTIONS
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Value(_ParamType):
 
 
 def shared(key: str, **changes: Any) -> Decorator:
-    """One option of an audit; `changes` are what this command has otherwise (see `maskaudit.options.Option`)."""
+    """One option of an audit; `changes` are the values of its `Option` that this command has otherwise."""
     return _declared(replace(OPTIONS[key], **changes))
 
 
