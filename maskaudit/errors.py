@@ -72,12 +72,16 @@ def message(error: BaseException) -> str:
         return ""
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` with the known names nearest to one that is not known; empty where none is near."""
+def meant(name: str, known: Iterable[str], *, most: int = 3) -> str:
+    """` (did you mean …?)` with the known names nearest to one that is not known; empty where none is near.
+
+    Nearest of all is one that the name begins with (`eps` of `epsilon`).
+    """
     by_plain = {_plain(one): one for one in known}
-    near = difflib.get_close_matches(_plain(name), by_plain, n=3, cutoff=NEAR)
+    begun = [one for one in by_plain if len(one) > 2 and _plain(name).startswith(one)]
+    near = [*begun, *difflib.get_close_matches(_plain(name), by_plain, n=most, cutoff=NEAR)]
     within = [one for one in by_plain if _plain(name) and _plain(name) in one.split()] if not near else []
-    found = [by_plain[one] for one in dict.fromkeys([*near, *within[:3]])]
+    found = [by_plain[one] for one in dict.fromkeys([*near, *within])][:most]
     return f" (did you mean {' or '.join(printable(one, 80) for one in found)}?)" if found else ""
 
 

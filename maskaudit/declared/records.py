@@ -13,7 +13,6 @@ The parts of a kind are plain data (`low`, `longest`, `choices`, …), so that a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
@@ -32,7 +31,7 @@ from maskaudit.declared.kinds import (
     Text,
     Whole,
 )
-from maskaudit.errors import InputError, MaskauditError
+from maskaudit.errors import InputError, MaskauditError, meant
 
 __all__ = [
     "Anything", "Checked", "Choice", "Day", "Either", "Flag", "Items", "Kind", "Number", "Optional", "Record",
@@ -173,11 +172,8 @@ class Record(Kind[dict[str, Any]]):
         return {name: _within(name, kind, value[name]) for name, kind in self.fields.items() if name in value}
 
     def _unknown(self, name: object) -> NoReturn:
-        given = str(name)[:MAX_TEXT]
-        begun = [field for field in self.fields if len(field) > 2 and given.startswith(field)]
-        near = begun[:1] or difflib.get_close_matches(given, self.fields, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(self.fields)}"
-        raise Refused(f"is not a known field ({hint})", str(name))
+        hint = meant(str(name)[:MAX_TEXT], self.fields, most=1) or f" (known are {', '.join(self.fields)})"
+        raise Refused(f"is not a known field{hint}", str(name))
 
 
 def read(kind: Kind[T], value: Any, where: str, *, error: type[MaskauditError] = InputError) -> T:

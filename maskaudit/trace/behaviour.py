@@ -21,7 +21,6 @@ LARGE_LOGIT = 104.0
 def twin(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:
     """The same settings and the same ledger around another callable, one draw per evaluation."""
     other = copy.copy(target)
-    vars(other).update(vars(target))  # a copy made for another process would count by itself
     if model is not None:
         other.model = model
     other.draws = draws
