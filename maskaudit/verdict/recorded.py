@@ -184,10 +184,14 @@ def _needed(recorded: Recorded) -> set[str]:
     }
 
 
-def _spared(recorded: Recorded) -> tuple[str, ...]:
-    """The essential parts that did not run because masking had been proven without them."""
+def _left_out(name: str) -> str:
+    return f"Essential part left out or failed: {name}."
+
+
+def _spared(recorded: Recorded) -> dict[str, str]:
+    """The essential parts that did not run because masking had been proven without them, each with its sentence."""
     spared = {row.part for row in recorded.attacks if row.reason == SPARED}
-    return tuple(name for part, name in PARTS.items() if part in spared)
+    return {name: _left_out(name) for part, name in PARTS.items() if part in spared}
 
 
 def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -203,7 +207,7 @@ def _missing(recorded: Recorded) -> tuple[tuple[str, ...], tuple[str, ...]]:
     unfinished = [f"The audit is not finished: {recorded.broken_off}"] if recorded.broken_off else []
     sentences = (
         *unfinished,
-        *(f"Essential part left out or failed: {name}." for name in absent),
+        *map(_left_out, absent),
         *(f"Essential part failed: {name}: {reason}." for name, reason in failed),
     )
     return sentences, (*absent, *(name for name, _ in failed))

@@ -51,7 +51,8 @@ class Observations:
         repaired: points broken through the repaired gradient of those that withstand white-box attacks; None if nothing
             was repaired.
         missing: reasons why an essential part did not run; empty when all did.
-        without: the names of these parts, for the wording; `spared`: of those that were not needed for a proof.
+        without: the names of these parts, for the wording.
+        spared: the parts that a proof had made needless, each with the reason that `missing` gives for it.
         unproven: per level, "gradient" or "loss", why points hidden at it prove nothing: attacks that might have broken
             them did not run. A level that is not named is proven by its examples, whatever else is missing.
         attacks_run, attacks_left_out: numbers of attacks, for the wording; `white_box_run` and `cross_entropy_run`: of
@@ -81,7 +82,7 @@ class Observations:
     repaired: int | None = None
     missing: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    spared: tuple[str, ...] = ()
+    spared: Mapping[str, str] = field(default_factory=dict)
     unproven: Mapping[str, str] = field(default_factory=dict)
     attacks_run: int = 0
     attacks_left_out: int = 0
@@ -241,7 +242,8 @@ def _label(seen: Observations, levels: Mapping[LevelName, _Level]) -> tuple[Labe
         ]  # fmt: skip
     proofs = _proofs(seen, levels)
     if proofs:
-        return "masked", "nothing", [*proofs, *(reason for reason in seen.missing if not _names(seen.spared, reason))]
+        needed = (reason for reason in seen.missing if reason not in seen.spared.values())
+        return "masked", "nothing", [*proofs, *needed]
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
             f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed.",
@@ -307,10 +309,6 @@ def _proofs(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]
 
 def _all(number: int) -> str:
     return f"all {number}" if number > 1 else "the"
-
-
-def _names(parts: Iterable[str], reason: str) -> bool:
-    return any(part in reason for part in parts)
 
 
 def _open(seen: Observations, levels: Mapping[LevelName, _Level]) -> list[str]:
