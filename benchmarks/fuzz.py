@@ -66,10 +66,12 @@ def run(arguments: argparse.Namespace, work: Path) -> int:
     chosen = [reader for reader in READERS if arguments.readers is None or reader.name in arguments.readers]
     if arguments.replay is not None:
         return replay(chosen[0], origin, arguments.seed, arguments.replay, arguments.kept)
+    together = sum(reader.share for reader in READERS)
     counts = {
-        reader.name: arguments.executions * reader.share // 1000 if arguments.readers is None else arguments.executions
+        reader.name: -(-arguments.executions * reader.share // together) if arguments.readers is None
+        else arguments.executions
         for reader in chosen
-    }
+    }  # fmt: skip
     scripts = arguments.torchscript if arguments.torchscript is not None else 200 if arguments.readers is None else 0
     began = time.monotonic()
     tallies = [of_reader(reader, counts[reader.name], origin, arguments) for reader in chosen]

@@ -10,6 +10,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from maskaudit.errors import InputError
 
@@ -23,6 +24,8 @@ except ImportError:  # Windows
 FILE_SHARE = 1 / 4
 #: The same in bytes where the system does not say how much it has.
 USUAL_FILE = 4 * 2**30
+#: Bytes that are read at once.
+PORTION = 1 << 26
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -75,13 +78,23 @@ def read_bounded(path: Path, most: int, where: str, *, hint: str = "") -> bytes:
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size  # 0 for a pipe
-            content = stream.read((size or most) + 1) if size <= most else None
+            content = _up_to(stream, size or most) if size <= most else None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}{hint}.") from error
     if content is None or len(content) > most:
         limit = f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
         raise InputError(f"{where} is larger than {limit} and is refused.")
     return content
+
+
+def _up_to(stream: IO[bytes], most: int) -> bytes:
+    """At most one byte more than `most`, in portions: `read` sets aside the memory that it is asked to fill."""
+    parts: list[bytes] = []
+    left = most + 1
+    while left and (part := stream.read(min(left, PORTION))):
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def sync_folder(folder: Path) -> None:

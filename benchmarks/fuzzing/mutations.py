@@ -13,6 +13,7 @@ import json
 import pickletools
 import re
 import struct
+import tarfile
 import tomllib
 import warnings
 import zipfile
@@ -315,6 +316,77 @@ def npy_header(data: bytes, rng: Random) -> bytes:
     version = rng.choice((1, 1, 1, 1, 2, 3, 9))
     stated = struct.pack("<H" if version == 1 else "<I", len(coded))
     return data[:6] + bytes((version, 0)) + stated + coded + data[10 + length :]
+
+
+#: What the cell of a table may hold beside the texts that every reader gets.
+_CELLS = ("nan", "inf", "-1", "1e999", "0x1f", "1_0", "٣", "1,5", '"', '"a\nb"', "'", "=1+1", "\0", "\ufeff", "", " ",
+          "True", "9" * 400, "1" * 1001)  # fmt: skip
+
+
+def cells(data: bytes, rng: Random) -> bytes:
+    """One cell of a text table changed, or a line, a column or the separator."""
+    text = data.decode("utf-8", "surrogateescape")
+    lines = text.split("\n")
+    separator = max(",;\t|", key=lines[0].count)
+    place, kind = rng.randrange(len(lines)), rng.randrange(8)
+    row = lines[place].split(separator)
+    if kind == 0:
+        del lines[place]
+    elif kind == 1:
+        lines[place:place] = [lines[place]] * rng.choice((1, 3, 3000))
+    elif kind == 2:
+        lines = [line + separator + rng.choice((*_CELLS, *hostile.TEXTS)) for line in lines]
+    elif kind == 3:
+        lines = [line.replace(separator, rng.choice(("\t", "|", ";", ",", "::"))) for line in lines]
+    elif kind == 4:
+        lines[place] = separator.join(row * rng.choice((0, 2, 2000)))
+    else:
+        row[rng.randrange(len(row))] = rng.choice((*_CELLS, *hostile.TEXTS, *map(str, hostile.NUMBERS)))
+        lines[place] = separator.join(row)
+    return "\n".join(lines).encode("utf-8", "surrogatepass")[:MOST_BYTES]
+
+
+_TAR_TYPES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE,
+              tarfile.GNUTYPE_SPARSE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, b"?")  # fmt: skip
+
+
+def tar_members(data: bytes, rng: Random) -> bytes:
+    """A member of a tar archive changed, renamed, repeated, left out, or made a link, a device or a header."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            members = [(entry, archive.extractfile(entry)) for entry in archive.getmembers()]
+            content = [(entry, stream.read() if stream else b"") for entry, stream in members]
+    except Exception:  # already damaged by an earlier mutation
+        return damage(data, rng)
+    if not content:
+        return damage(data, rng)
+    place, kind = rng.randrange(len(content)), rng.randrange(7)
+    entry, inner = content[place]
+    if kind == 0:
+        del content[place]
+    elif kind == 1:
+        content.append((entry, damage(inner, rng)))
+    elif kind == 2:
+        entry.name = rng.choice((*hostile.TEXTS[:-8], "../" + entry.name, "/" + entry.name, entry.name + ".cls"))
+    elif kind == 3:
+        entry.type, entry.linkname = rng.choice(_TAR_TYPES), rng.choice(("1.png", "/etc/passwd", "../" * 90))
+    elif kind == 4:
+        content[place] = (entry, rng.choice(hostile.TEXTS).encode("utf-8", "surrogatepass")[:4096])
+    elif kind == 5:
+        entry.pax_headers = {rng.choice(("size", "path", "GNU.sparse.map", "mtime")): rng.choice(hostile.TEXTS[:60])}
+    else:
+        content[place] = (entry, damage(inner, rng))
+    return _tarred(content, rng)
+
+
+def _tarred(content: list[tuple[tarfile.TarInfo, bytes]], rng: Random) -> bytes:
+    buffer = io.BytesIO()
+    form = rng.choice((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT))
+    with tarfile.open(fileobj=buffer, mode="w", format=form, errors="surrogateescape") as archive:
+        for entry, inner in content:
+            entry.size = len(inner) if rng.random() < 0.97 else rng.choice(hostile.NUMBERS) & (2**33 - 1)
+            archive.addfile(entry, io.BytesIO(inner.ljust(min(entry.size, MOST_BYTES), b"\0")))
+    return buffer.getvalue()[:MOST_BYTES]
 
 
 def pickle_ops(data: bytes, rng: Random) -> bytes:

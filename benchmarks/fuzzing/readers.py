@@ -7,6 +7,7 @@ for a folder of images), returns when it accepts the file, and raises `Maskaudit
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from maskaudit.command.check_config import read_check_options
 from maskaudit.command.compare import compare_files
 from maskaudit.command.compare import text as compared
 from maskaudit.command.verify import verify_files
-from maskaudit.data import NAMED, idx, load_data
+from maskaudit.data import NAMED, idx, load_data, svhn
+from maskaudit.data.features import read_features, wide
+from maskaudit.data.torchvision import ROOT_VARIABLE
 from maskaudit.gate.config import check_command, read_config
 from maskaudit.loading import read_metadata
 from maskaudit.repairs.plan_file import read_plan
@@ -48,7 +51,7 @@ class Reader:
         read: opens it as a command does.
         seeds: valid files, given a folder with a real audit.
         mutate: structure-aware mutations.
-        share: executions of a thousand that it gets.
+        share: executions that it gets, of the sum of all shares.
     """
 
     name: str
@@ -98,6 +101,47 @@ def data(path: Path) -> None:
     """`check --data FILE`, which reads both parts."""
     for split in ("test", "train"):
         load_data(str(path), split=split, limit=100)
+
+
+def pair(path: Path) -> None:
+    """`check --data x.npy,y.npy`, the file as inputs."""
+    labels = path.with_name("labels.npy")
+    if not labels.exists():
+        labels.write_bytes(samples.npy(samples.LABELS))
+    load_data(f"{path},{labels}", limit=100)
+
+
+def labels(path: Path) -> None:
+    """`check --data x.npy,y.npy`, the file as labels."""
+    inputs = path.with_name("inputs.npy")
+    if not inputs.exists():
+        inputs.write_bytes(samples.npy(samples.POINTS))
+    load_data(f"{inputs},{path}", limit=100)
+
+
+def table(path: Path) -> None:
+    """`check --data TABLE`, the column with the labels found, then named."""
+    for target in (None, "y"):
+        load_data(str(path), limit=100, bounds=wide((0.0, 1.0)), target=target)
+
+
+def features(path: Path) -> None:
+    """`check --features FILE` on a table."""
+    place = path.with_name("table.csv")
+    if not place.exists():
+        place.write_bytes(samples.table())
+    points = load_data(str(place), bounds=wide((0.0, 1.0)))
+    described = read_features(path, points, (0.0, 1.0))
+    threat = described.threat(0.1)
+    assert threat.features is not None
+    described.encode(points, threat.features)
+    described.sentence()
+
+
+def house_numbers(path: Path) -> None:
+    """`check --data svhn`, with the file where a copy of the data is looked for."""
+    os.environ[ROOT_VARIABLE] = str(path.parent)
+    svhn.load("test", (0.0, 1.0), 2)
 
 
 def image(path: Path) -> None:
@@ -410,6 +454,50 @@ READERS: tuple[Reader, ...] = (
         lambda _: [samples.image(), samples.image("RGB"), samples.image("RGB", "JPEG"), samples.image("P")],
         (),
         40,
+    ),
+    Reader(
+        "table",
+        "mutant.csv",
+        table,
+        lambda _: [samples.table(), samples.table(";", names=True)],
+        (mutations.cells,),
+        60,
+    ),
+    Reader("npy, inputs", "mutant.npy", pair, lambda _: [samples.npy(samples.POINTS)], (mutations.npy_header,), 50),
+    Reader("npy, labels", "mutant.npy", labels, lambda _: [samples.npy(samples.LABELS)], (mutations.npy_header,), 50),
+    Reader("tensors, torch", "mutant.pt", data, lambda _: [samples.saved(samples.tensors())], _torch_file, 40),
+    Reader(
+        "tensors, safetensors",
+        "mutant.safetensors",
+        data,
+        lambda _: [samples.plain(samples.tensors())],
+        (mutations.safetensors_header("x", "y", "F32", "I64", "BOOL", "F8_E4M3", "dtype"),),
+        40,
+    ),
+    Reader("WebDataset", "mutant.tar", data, lambda _: [samples.shard()], (mutations.tar_members,), 50),
+    Reader(
+        "SVHN",
+        "test_32x32.mat",
+        house_numbers,
+        lambda _: [samples.house_numbers(packed) for packed in (False, True)],
+        (),
+        20,
+    ),
+    Reader(
+        "index of shards",
+        "mutant.safetensors.index.json",
+        state_dict,
+        lambda _: [samples.index(MODEL)],
+        (mutations.json_tree("weight_map", "metadata", MODEL, EVIDENCE, "../" + MODEL, "/etc/passwd"),),
+        30,
+    ),
+    Reader(
+        "features",
+        "mutant.toml",
+        features,
+        lambda _: [samples.FEATURES.encode()],
+        (mutations.toml_tree("feature", "column", "columns", "kind", "bounds", "eps", "real", "frozen", "integer"),),
+        50,
     ),
     Reader("report", "mutant.json", report, _report_seeds, _report_tree, 40),
     Reader("report, HTML", "mutant.json", html, _report_seeds, _report_tree, 1),

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import pickle
+import tarfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -154,11 +155,85 @@ def onnx_model(nodes: list[Any] | None = None, more: dict[str, np.ndarray] | Non
     return helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
 
 
+#: Two-class points and their labels, for every form of data that keeps them as arrays.
+POINTS = np.linspace(0, 1, 192, dtype=np.float32).reshape(3, 1, 8, 8)
+LABELS = np.array([0, 1, 1])
+
+
+def npy(array: np.ndarray) -> bytes:
+    """One array of numpy.save."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def tensors() -> dict[str, Tensor]:
+    """Points and labels as tensors."""
+    return {"x": torch.from_numpy(POINTS), "y": torch.from_numpy(LABELS)}
+
+
+def plain(content: dict[str, Tensor]) -> bytes:
+    """Safetensors without metadata."""
+    return safetensors.torch.save(content)
+
+
+def table(separator: str = ",", *, names: bool = False) -> bytes:
+    """A text table of four features and labels, as numbers or as names of classes."""
+    kinds = ("cat", "dog") if names else ("0", "1")
+    head = separator.join(("age", "pulse", "red", "blue", "y"))
+    rows = [separator.join((str(n), str(n / 10), str(n % 2), str(1 - n % 2), kinds[n % 2])) for n in range(6)]
+    return "\n".join((head, *rows, "")).encode()
+
+
+FEATURES = """\
+[[feature]]
+column = "age"
+kind = "integer"
+bounds = [0, 120]
+eps = 2
+
+[[feature]]
+column = "pulse"
+bounds = [0.0, 250.0]
+eps = "5/2"
+
+[[feature]]
+columns = ["red", "blue"]
+kind = "categorical"
+"""
+
+
+def shard() -> bytes:
+    """A tar archive of two images with their class numbers, and a member that is neither."""
+    members = {"a/1.png": image(), "a/1.cls": b"0", "2.jpg": image("L", "JPEG"), "2.cls": b"1\n", "2.json": b"{}"}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def house_numbers(packed: bool) -> bytes:
+    """Two images as SVHN keeps them."""
+    from scipy import io as matlab
+
+    buffer = io.BytesIO()
+    pixels = (np.arange(32 * 32 * 3 * 2) % 251).astype(np.uint8).reshape(32, 32, 3, 2)
+    matlab.savemat(buffer, {"X": pixels, "y": np.array([[1], [10]], np.uint8)}, do_compression=packed)
+    return buffer.getvalue()
+
+
+def index(file: str) -> bytes:
+    """The index of a checkpoint whose tensors all lie in one file."""
+    return json.dumps({"metadata": {"total_size": 1234}, "weight_map": dict.fromkeys(state(), file)}).encode()
+
+
 def npz(**arrays: Any) -> bytes:
     """An .npz of two digits, or of the given arrays."""
-    usual = {"x": np.linspace(0, 1, 192, dtype=np.float32).reshape(3, 1, 8, 8), "y": np.array([0, 1, 1])}
     buffer = io.BytesIO()
-    np.savez(buffer, **(arrays or usual))
+    np.savez(buffer, **(arrays or {"x": POINTS, "y": LABELS}))
     return buffer.getvalue()
 
 

@@ -60,7 +60,7 @@ class OnDisk:
             InputError: they do not fit into memory, or are not there.
         """
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
-        _check_room(len(rows) * math.prod(self.shape[1:]), self.dtype, self.where)
+        check_room(len(rows) * math.prod(self.shape[1:]), self.dtype, self.where)
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         with self._opened() as (stream, start):
             for place in np.argsort(rows, kind="stable"):
@@ -137,7 +137,7 @@ def _read(stream: IO[bytes], total: int, where: str, large: tuple[str, zipfile.Z
         raise InputError(f"{where} is damaged: it does not hold what its header announces.")
     if large and shape and not fortran and not _fits(math.prod(shape), dtype):
         return OnDisk(large[0], large[1], head.tell(), shape, dtype, where)
-    _check_room(math.prod(shape), dtype, where)
+    check_room(math.prod(shape), dtype, where)
     content = bytearray(head.read())
     content += stream.read(total)  # no more than is left of it; at the end of a member its checksum is compared
     if len(content) != size:
@@ -149,7 +149,8 @@ def _fits(numbers: int, dtype: np.dtype) -> bool:
     return numbers * max(dtype.itemsize, np.dtype(np.float32).itemsize) <= largest_file()
 
 
-def _check_room(numbers: int, dtype: np.dtype, where: str) -> None:
+def check_room(numbers: int, dtype: np.dtype, where: str) -> None:
+    """Raise InputError if so many numbers, as they are or as float32, take more than a quarter of the memory here."""
     if not _fits(numbers, dtype):
         raise InputError(f"{where} does not fit into a quarter of the memory here; save or audit fewer points.")
 

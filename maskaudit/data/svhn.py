@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.matlab import read_arrays
 from maskaudit.data.torchvision import ROOT_VARIABLE
-from maskaudit.errors import InputError, MaskauditError, describe_error
-from maskaudit.files import largest_file
+from maskaudit.errors import InputError
 
 SIDE = 32
 CLASSES = 10
@@ -52,23 +52,12 @@ def _file(split: str) -> Path:
 
 
 def _part(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 (N, 3, 32, 32) and labels int64 (N,); shapes and types are read before anything is unpacked."""
-    from scipy import io
-
-    try:
-        announced = {name: (shape, kind) for name, shape, kind in io.whosmat(str(path))}
-        (shape, kind), labels_kind = announced.get("X", ((), "")), announced.get("y", ((), ""))
-        fits = len(shape) == 4 and shape[:3] == (SIDE, SIDE, 3) and kind == "uint8"
-        if not fits or labels_kind[0] not in ((shape[3], 1), (1, shape[3])):
-            raise InputError(f"{path} must hold X (32, 32, 3, N) of bytes and y (N, 1); put the original file there.")
-        if 8 * SIDE * SIDE * 3 * shape[3] > largest_file():
-            raise InputError(f"{path} announces {shape[3]} images, more than fit into a quarter of the memory here.")
-        arrays = io.loadmat(str(path), variable_names=["X", "y"])
-        pixels, labels = arrays["X"], arrays["y"].reshape(-1).astype(np.int64)
-    except MaskauditError:
-        raise
-    except Exception as error:  # scipy's reader raises almost anything on damaged bytes
-        raise InputError(f"{path} cannot be read, it may be damaged: {describe_error(error)}.") from error
-    if pixels.dtype != np.uint8 or pixels.shape != shape or len(labels) != shape[3]:
-        raise InputError(f"{path} holds other arrays than it announces; it is damaged.")
-    return np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels % CLASSES
+    """Pixels uint8 (N, 3, 32, 32) and labels int64 (N,)."""
+    arrays = read_arrays(path, ("X", "y"))
+    pixels, labels = arrays.get("X", np.empty(0)), arrays.get("y", np.empty(0)).reshape(-1)
+    fits = pixels.ndim == 4 and pixels.shape[:3] == (SIDE, SIDE, 3) and pixels.dtype == np.uint8
+    if not fits or len(labels) != pixels.shape[3] or not np.isin(labels, np.arange(CLASSES + 1)).all():
+        raise InputError(
+            f"{path} must hold X (32, 32, 3, N) of bytes and y (N, 1) of 0 to {CLASSES}; put the original file there."
+        )
+    return np.ascontiguousarray(pixels.transpose(3, 2, 0, 1)), labels.astype(np.int64) % CLASSES

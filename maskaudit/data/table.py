@@ -155,7 +155,9 @@ def _target(path: Path, names: list[str], target: str | None) -> str:
         return target
     found = next((name for wanted in TARGETS for name in names if name.lower() == wanted), None)
     if found is None:
-        raise UsageError(f"{path}: say with --target which column holds the labels, for example --target {names[-1]}.")
+        raise UsageError(
+            f"{path}: say with --target which column holds the labels, for example --target {printable(names[-1], 60)}."
+        )
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskaudit.data.arrays import KNOWN_KEYS, dataset
 from maskaudit.data.interface import Dataset, Draw, Split
+from maskaudit.data.npy import check_room
 from maskaudit.errors import InputError, printable
 from maskaudit.loading.checkpoint import parse_metadata
 from maskaudit.loading.safetensors_file import read_tensors
@@ -62,6 +63,7 @@ def _array(path: Path, key: str, value: object) -> np.ndarray:
             or value.is_meta
         ):
             raise InputError(f"{path}: {key} is no plain dense tensor of real numbers; convert it before saving.")
+        check_room(value.numel(), np.dtype(np.float32), f"{path}: {key}")  # one number may be expanded to any size
         half = value.dtype in (torch.bfloat16, torch.float16)
         return (value.detach().float() if half else value.detach()).cpu().numpy()
     if key == "num_classes" and type(value) is int:

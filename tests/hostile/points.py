@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from benchmarks.fuzzing import samples
 from tests.hostile.case import Case, Link, Outcome, Sparse
@@ -115,6 +118,9 @@ def cases() -> Iterator[Case]:
     yield Case("npz", "sparse", "refused", Sparse(5 * 2**30), committed=False)
     yield from _idx()
     yield from _images()
+    yield from _tables()
+    yield from _arrays()
+    yield from _shards()
 
 
 def _repeated(good: bytes) -> bytes:
@@ -194,3 +200,114 @@ def _png(width: int, height: int, text: bytes = b"") -> bytes:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     comment = chunk(b"zTXt", b"Comment\0\0" + text) if text else b""
     return b"\x89PNG\r\n\x1a\n" + head + comment + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+
+
+def _tables() -> Iterator[Case]:
+    """Text tables, and files that say what their columns may be."""
+    tables: tuple[tuple[str, bytes, Outcome], ...] = (
+        ("open-quote", b'a,y\n"1,0\n', "refused"),
+        ("ragged", b"a,b,y\n1,2,0\n1,1\n", "refused"),
+        ("nul-later", b"a,y\n1,0\n\0,1\n", "refused"),
+        ("wide", b",".join(b"c%d" % n for n in range(900)) + b",y\n1,0\n", "refused"),
+        ("cell-long", b"a,y\n" + b"1" * 1500 + b",0\n1,1\n", "refused"),
+        ("one-column", b"y\n0\n1\n", "refused"),
+        ("names-repeated", b"a,a,y\n1,2,0\n1,2,1\n", "refused"),
+        ("names-markup", b"<script>,\x1b[2J,y\n1,2,0\n1,2,1\n", "either"),
+        ("formula", b"a,y\n=1+1,0\n1,1\n", "refused"),
+        ("values-infinite", b"a,y\n1e999,0\n1,1\n", "refused"),
+        ("values-nan", b"a,y\nnan,0\n1,1\n", "refused"),
+        ("labels-huge", b"a,y\n1,9007199254740991\n1,1\n", "refused"),
+        ("labels-negative", b"a,y\n1,-1\n1,1\n", "refused"),
+        ("labels-markup", b"a,y\n1,<script>\n1,\x1b[2J\n", "either"),
+        ("other-coding", "a,y\n1,0\n1,1\n".encode("utf-16"), "refused"),
+        ("not-a-text", b"a,y\n\xff\xfe,0\n", "refused"),
+        ("head-only", b"a,y\n", "refused"),
+    )
+    for what, content, outcome in tables:
+        yield Case("table", what, outcome, content)
+    described = (
+        ("column-unknown", '[[feature]]\ncolumn = "../../etc/passwd"\n'),
+        ("column-number-huge", "[[feature]]\ncolumn = 9999999999999999999\n"),
+        ("column-repeated", '[[feature]]\ncolumns = ["age", "age"]\n'),
+        ("eps-infinite", '[[feature]]\ncolumn = "age"\neps = inf\n'),
+        ("eps-quotient-of-zero", '[[feature]]\ncolumn = "age"\neps = "1/0"\n'),
+        ("bounds-turned", '[[feature]]\ncolumn = "age"\nbounds = [9, 0]\n'),
+        ("bounds-nan", '[[feature]]\ncolumn = "age"\nbounds = [nan, 9]\n'),
+        ("integers-too-many", '[[feature]]\ncolumn = "age"\nkind = "integer"\nbounds = [0, 900000000]\n'),
+        ("kind-code", "[[feature]]\ncolumn = \"age\"\nkind = \"__import__('os').mkdir('hostile-marker')\"\n"),
+        ("all-frozen", '[[feature]]\ncolumns = ["age", "pulse", "red", "blue"]\nkind = "frozen"\n'),
+        ("entries-many", '[[feature]]\ncolumn = "age"\n' * 400),
+        ("nested", "[[feature]]\ncolumn = " + "[" * 900 + "]" * 900 + "\n"),
+        ("other-fields", '[[feature]]\ncolumn = "age"\nrun = "py:os:mkdir"\n'),
+    )
+    for what, text in described:
+        yield Case("features", what, "refused", text.encode())
+
+
+def _arrays() -> Iterator[Case]:
+    """Arrays and tensors in files of their own."""
+    for what, content, outcome in HEADERS:
+        if what.startswith(("header-token", "header-call", "type-object", "shape-huge", "shape-overflows", "order")):
+            yield Case("npy, inputs", what, outcome, content)
+    yield Case("npy, labels", "huge", "refused", npy(described("'<i8'", "(3,)"), np.array([0, 1, 2**62]).tobytes()))
+    yield Case("npy, labels", "texts", "refused", npy(described("'<U2'", "(3,)"), "abcdef".encode("utf-32-le")))
+    yield Case("npy, labels", "too-few", "refused", npy(described("'<i8'", "(2,)"), np.array([0, 1]).tobytes()))
+    points, labels = torch.from_numpy(samples.POINTS), torch.from_numpy(samples.LABELS)
+    tensors: tuple[tuple[str, object, Outcome], ...] = (
+        ("complex", {"x": points.to(torch.complex64), "y": labels}, "refused"),
+        ("sparse", {"x": points.flatten(1).to_sparse(), "y": labels}, "refused"),
+        ("expanded", {"x": torch.zeros(1).expand(3, 1 << 20, 1 << 10), "y": labels}, "refused"),
+        ("overlapping", {"x": torch.zeros(80).as_strided((3, 64), (1, 1)), "y": labels}, "either"),
+        ("classes-text", {"x": points, "y": labels, "num_classes": "9" * 90}, "refused"),
+        ("other-objects", {"x": [[0.0]] * 3, "y": labels}, "refused"),
+    )
+    for what, holds, outcome in tensors:
+        yield Case("tensors, torch", what, outcome, samples.saved(holds), portable=False)
+
+
+def _shards() -> Iterator[Case]:
+    """Archives of images, and indices of weights in several files."""
+
+    def archive(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as packed:
+            for entry, content in members:
+                packed.addfile(entry, io.BytesIO(content))
+            end = packed.offset
+        return buffer.getvalue()[: end + 2 * tarfile.BLOCKSIZE]  # without what fills the last record
+
+    def member(name: str, content: bytes, size: int | None = None, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content) if size is None else size
+        if link:
+            entry.type, entry.linkname, entry.size = tarfile.SYMTYPE, link, 0
+        return entry, content
+
+    picture = samples.image()
+    good = (member("1.png", picture), member("1.cls", b"0"), member("2.png", picture), member("2.cls", b"1"))
+    beyond = archive(*good[:1])[:-5000] + archive(member("1.cls", b"0" * 600, 600))[:700]
+    shards: tuple[tuple[str, bytes, Outcome], ...] = (
+        ("member-escapes", archive(*good, member("../hostile-marker", b"x")), "accepted"),
+        ("member-absolute", archive(*good, member("/tmp/hostile-marker", b"x")), "accepted"),
+        ("links-out", archive(*good[1:], member("1.png", b"", link="/etc/passwd")), "either"),
+        ("label-negative", archive(*good[:3], member("2.cls", b"-1")), "refused"),
+        ("label-huge", archive(*good[:3], member("2.cls", b"9" * 19)), "refused"),
+        ("label-other-digits", archive(*good[:3], member("2.cls", "٣".encode())), "refused"),
+        ("label-missing", archive(*good[:3]), "refused"),
+        ("image-text", archive(*good[1:], member("1.png", b"<svg onload=alert(1)>")), "refused"),
+        ("names-long", archive(*good[:3], member("2.cls", b"1"), member("é" * 900, b"x")), "accepted"),
+        ("cut", archive(*good)[:1800], "refused"),
+        ("spliced", beyond, "refused"),
+    )
+    for what, content, outcome in shards:
+        yield Case("WebDataset", what, outcome, content)
+    for what, place in (
+        ("parent", "../model.safetensors"), ("absolute", "/etc/passwd"), ("backslash", "..\\model.safetensors"),
+        ("nul", "model\0.safetensors"), ("missing", "none.safetensors"), ("empty", ""), ("device", "/dev/zero"),
+        ("itself", "mutant.safetensors.index.json"),
+    ):  # fmt: skip
+        yield Case("index of shards", f"place-{what}", "refused", samples.index(place))
+    listed = {f"t{n}": f"{n}.safetensors" for n in range(300)}
+    yield Case("index of shards", "files-many", "refused", json.dumps({"weight_map": listed}).encode())
+    yield Case("index of shards", "map-of-numbers", "refused", b'{"weight_map": {"a": 1}}')
+    yield Case("index of shards", "map-repeated", "refused", b'{"weight_map": {"a": "b"}, "weight_map": {}}')
