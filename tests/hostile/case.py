@@ -12,7 +12,7 @@ from typing import Literal
 Outcome = Literal["refused", "accepted", "either"]
 
 #: Largest file of the committed corpus, and all of it together, in bytes.
-MOST_BYTES, MOST_TOGETHER = 20_480, 1_000_000
+MOST_BYTES, MOST_TOGETHER = 20_480, 1_200_000
 #: What a file's payload would make if it ran; no test run may leave one behind.
 MARKER = "hostile-marker"
 
