@@ -240,7 +240,7 @@ def run(
     """
     journal = None
     if out is not None:
-        journal = Journal(out / JOURNAL_FOLDER, _fingerprint(prepared), resume=resume)
+        journal = Journal(out / JOURNAL_FOLDER, fingerprint(prepared), resume=resume)
     with limited(prepared.settings.memory):
         return run_audit(
             prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
@@ -421,7 +421,7 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
         )
 
 
-def _fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
+def fingerprint(prepared: Prepared) -> dict[str, str | int | float | None]:
     """What makes an audit the same one, by the names that people know; what attacks depend on, the journal knows."""
     settings, threat, data, loaded = prepared.settings, prepared.threat, prepared.data, prepared.loaded
     names = zip(prepared.surrogate_names, prepared.surrogates, strict=True)

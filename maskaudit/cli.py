@@ -187,14 +187,18 @@ def report(audit: str, outputs_to: tuple[str, ...]) -> None:
 @click.option("--config", metavar="FILE", help="maskaudit.toml or pyproject.toml; the nearest one if not given.")
 @shared("fail_on", default=None, help="For all models, whatever the configuration has.")
 @shared("ray", help="Ray cluster that audits the models, all at once: auto, local or ray://head:10001.")
+@click.option(
+    "--jobs", type=click.IntRange(1, 64), default=1, metavar="N", help="Models that are audited side by side."
+)
+@click.option("--cache", metavar="DIR", help="Folder of finished audits: what has not changed is not audited again.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH",
               help="Write the summary as html, json, md, text, sarif or junit.")  # fmt: skip
 @click.option("--out", metavar="DIR", help="Write the summary, and a folder with the reports of each model.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def gate(
-    config: str | None, fail_on: str | None, ray: str | None, as_json: bool, outputs_to: tuple[str, ...],
-    out: str | None, quiet: bool,
+    config: str | None, fail_on: str | None, ray: str | None, jobs: int, cache: str | None, as_json: bool,
+    outputs_to: tuple[str, ...], out: str | None, quiet: bool,
 ) -> None:  # fmt: skip
     """Check all models and claims of [tool.maskaudit]: one summary, one exit status.
 
@@ -215,7 +219,10 @@ def gate(
     progress = ProgressLine(quiet=quiet)
     try:
         isolate = entry.Session.current().isolates
-        result = run_gate(settings, out=folder, on_event=progress, isolate=isolate, ray=ray or "")
+        result = run_gate(
+            settings, out=folder, on_event=progress, isolate=isolate, ray=ray or "", jobs=jobs,
+            cache=Path(cache).absolute() if cache else None,
+        )  # fmt: skip
     except KeyboardInterrupt as request:
         kept = (
             f"; the reports of finished models are in {out}" if out else ". With --out DIR, finished reports are kept"

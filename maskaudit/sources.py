@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from maskaudit import zoo
 from maskaudit.errors import UsageError, describe_error
+from maskaudit.files import is_file
 from maskaudit.loading import LoadedModel, finished, hubs, load_file, named
 from maskaudit.loading.blackbox import web
 from maskaudit.loading.interface import Contents
@@ -53,10 +55,19 @@ def load_model(
     return loaded
 
 
+def lacking(source: str) -> bool:
+    """Whether a source names a file that is not there."""
+    return not _is_name(source) and not is_file(Path(source))
+
+
+def _is_name(source: str) -> bool:
+    prefix, colon, _ = source.partition(":")
+    return source.startswith(("http://", "https://")) or bool(colon and (prefix == "zoo" or prefix in NAMED))
+
+
 def _load(source: str, arch: str | None, trust_pickle: bool, weights: str | None) -> LoadedModel:
-    prefix, colon, name = source.partition(":")
-    named = source.startswith(("http://", "https://")) or (colon and (prefix == "zoo" or prefix in NAMED))
-    if not named:
+    prefix, _, name = source.partition(":")
+    if not _is_name(source):
         return load_file(source, arch=arch, trust_pickle=trust_pickle, weights=weights)
     if weights is not None:
         raise UsageError(f"--weights is for a checkpoint, {source} brings its own weights; leave it out.")

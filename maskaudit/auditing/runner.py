@@ -60,12 +60,14 @@ class Audit:
         evidence: bytes of the evidence file that belongs to it.
         failure: the error of the audited model that ended it early, if any.
         interrupted: the request to stop that ended it early, if any.
+        cached: it was not made now, but found among earlier ones.
     """
 
     report: AuditReport
     evidence: bytes
     failure: ModelError | None = None
     interrupted: foreign.Interrupted | None = None
+    cached: bool = False
 
 
 #: Takes a report of what was found so far, marked as partial.

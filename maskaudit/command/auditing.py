@@ -30,12 +30,14 @@ class Audited:
         status: its exit status by the contract.
         failure: why it is not finished; empty where it is.
         unwritten: why a file could not be written; empty where all are on the disk.
+        cached: it was not made now, but found among earlier ones.
     """
 
     document: dict[str, Any]
     status: int
     failure: str = ""
     unwritten: str = ""
+    cached: bool = False
 
 
 def carry_out(audit: Callable[[Keeper], Audit], asked: Asked, *, out: Path | None, tell: Tell) -> Audited:
@@ -64,4 +66,4 @@ def _kept(audit: Audit, asked: Asked) -> Audited:
     if audit.interrupted is not None:
         status = 128 + audit.interrupted.signum
     failure = str(audit.failure or audit.interrupted or "")
-    return Audited(document, status, failure, write(asked, document, audit.evidence))
+    return Audited(document, status, failure, write(asked, document, audit.evidence), audit.cached)

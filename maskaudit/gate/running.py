@@ -5,7 +5,8 @@ One model that cannot be loaded, or that fails, costs its own entry and no other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, chdir
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -22,12 +23,15 @@ from maskaudit.command.output import DIRECTORY_FILES
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
 from maskaudit.command.supervise import supervise
 from maskaudit.command.terminal import say
-from maskaudit.errors import MaskauditError
+from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
+from maskaudit.gate.cache import Cache
 from maskaudit.gate.cluster import audits_on_ray, refusal
 from maskaudit.gate.config import GateConfig, GateEntry, checked_request
+from maskaudit.gate.side_by_side import in_turn
 from maskaudit.settings import AuditEvent, Listener, ignore_events
+from maskaudit.sources import lacking
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
 WORST_FIRST = (BUG_STATUS, 4, 2, 1, 3, 0)
@@ -47,6 +51,7 @@ class GateOutcome:
         ruling: what the baselines made of the report.
         error: why it could not be audited, or not to the end.
         folder: name of the sub-folder that holds its files, if they were kept.
+        cached: its audit was found among earlier ones.
     """
 
     entry: GateEntry
@@ -55,6 +60,7 @@ class GateOutcome:
     ruling: Ruling | None = None
     error: str = ""
     folder: str | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,10 @@ def run_gate(
     on_event: Listener = ignore_events,
     isolate: bool = False,
     ray: str = "",
+    jobs: int = 1,
+    cache: Path | None = None,
 ) -> GateResult:
-    """Audit every entry, one after the other, or on a Ray cluster all at once.
+    """Audit every entry, a few at a time, or on a Ray cluster all at once.
 
     Args:
         config: a checked configuration.
@@ -96,27 +104,53 @@ def run_gate(
         on_event: called with every step.
         isolate: audit each entry in a process of its own.
         ray: address of the cluster, if any; its nodes' processes take the place of those of `isolate`.
+        jobs: how many entries are audited side by side, each in a process of its own.
+        cache: absolute folder of finished audits, which are taken instead of making them again.
 
     Raises:
+        UsageError: for `ray` together with `jobs` or `cache`.
         KeyboardInterrupt: when the user wants to stop; the files of finished entries are kept.
     """
+    if ray and (cache is not None or jobs > 1):
+        raise UsageError("--ray audits all models at once, on the cluster, and anew; leave out --jobs and --cache.")
     day = today or date.today()
-    outcomes = []
+    outcomes: dict[int, GateOutcome] = {}
     with chdir(config.file.resolve().parent), ExitStack() as stack:
         if ray:
             audit, isolate = stack.enter_context(audits_on_ray(config.entries, ray, isolate=isolate)), False
-        for number, entry in enumerate(config.entries, start=1):
-            on_event(AuditEvent(f"{entry.name} ({number} of {len(config.entries)})"))
-            outcome = _outcome(entry, config.baselines, out, day, audit or audit_entry, on_event, isolate)
+        carried = audit or (audit_entry if cache is None else functools.partial(audit_entry, cache=Cache(cache)))
+        listener = on_event if jobs == 1 else ignore_events
+
+        def task(number: int) -> GateOutcome:
+            return _outcome(config.entries[number], config.baselines, out, day, carried, listener, isolate)
+
+        def begun(number: int) -> None:
+            on_event(AuditEvent(f"{config.entries[number].name} ({number + 1} of {len(config.entries)})"))
+
+        for number, outcome in in_turn(task, _order(config.entries), jobs, begun):
             result = outcome.document["verdict"]["label"] if outcome.document else outcome.error
-            on_event(AuditEvent(entry.name, 0, True, f"{result}, status {outcome.status}"))
-            outcomes.append(outcome)
-    return GateResult(config, tuple(outcomes), _notes(config.baselines, outcomes, day))
+            how = ", unchanged since an earlier audit" if outcome.cached else ""
+            on_event(AuditEvent(outcome.entry.name, 0, True, f"{result}, status {outcome.status}{how}"))
+            outcomes[number] = outcome
+    ordered = [outcomes[number] for number in range(len(config.entries))]
+    return GateResult(config, tuple(ordered), _notes(config.baselines, ordered, day))
 
 
-def audit_entry(entry: GateEntry, folder: Path | None, on_event: Listener, keep: Keeper) -> Audit:
-    """Audit one entry for real."""
-    return api.run(api.prepare(checked_request(entry)), out=folder, on_event=on_event, keep=keep)
+def audit_entry(
+    entry: GateEntry, folder: Path | None, on_event: Listener, keep: Keeper, *, cache: Cache | None = None
+) -> Audit:
+    """Audit one entry for real, unless the cache has it."""
+    prepared = api.prepare(checked_request(entry))
+
+    def run() -> Audit:
+        return api.run(prepared, out=folder, on_event=on_event, keep=keep)
+
+    return run() if cache is None else cache.audit(prepared, run)
+
+
+def _order(entries: Sequence[GateEntry]) -> list[int]:
+    """Numbers of the entries, those first whose file is not there: that is told before hours of other audits."""
+    return sorted(range(len(entries)), key=lambda number: not lacking(entries[number].request.model))
 
 
 def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
@@ -183,6 +217,7 @@ def _outcome(
         ruling,
         " ".join(filter(None, (done.failure, done.unwritten))),
         entry.folder if folder is not None else None,
+        done.cached,
     )
 
 

@@ -61,6 +61,7 @@ def _model(outcome: GateOutcome) -> dict[str, Any]:
         "fail_on": entry.fail_on,
         "error": outcome.error,
         "report": f"{outcome.folder}/audit.json" if outcome.folder else None,
+        "cached": outcome.cached,
     }
     empty: dict[str, Any] = {
         "verdict": None,

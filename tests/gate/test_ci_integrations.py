@@ -90,7 +90,7 @@ def audit_step(tmp_path: Path) -> Runner:
             (binaries / name).chmod(0o755)
         (script := tmp_path / "step.sh").write_text(steps()[1].script)
         (output := tmp_path / "output.txt").write_text("")
-        names = ("config", "model", "arch", "data", "eps", "claim", "budget", "fail-on", "out")
+        names = ("config", "model", "arch", "data", "eps", "claim", "budget", "cache", "jobs", "fail-on", "out")
         given = {f"INPUT_{name.upper().replace('-', '_')}": inputs.get(name.replace("-", "_"), "") for name in names}
         done = subprocess.run(
             [str(BASH), "--noprofile", "--norc", "-eo", "pipefail", str(script)],
@@ -126,8 +126,14 @@ def test_a_gate_with_everything_at_its_default(audit_step: Runner) -> None:
 
 @needs_bash
 def test_a_gate_with_every_input(audit_step: Runner) -> None:
-    ran = audit_step(status=1, report={"verdict": "masked"}, config="ci/gate.toml", fail_on="suspect", out="a folder")
-    assert ran.arguments == ["gate", "--config=ci/gate.toml", "--fail-on=suspect", "--out=a folder"]
+    ran = audit_step(
+        status=1, report={"verdict": "masked"}, config="ci/gate.toml", fail_on="suspect", out="a folder",
+        cache="of finished audits", jobs="2",
+    )  # fmt: skip
+    assert ran.arguments == [
+        "gate", "--config=ci/gate.toml", "--cache=of finished audits", "--jobs=2", "--fail-on=suspect",
+        "--out=a folder",
+    ]  # fmt: skip
     assert (ran.status, ran.outputs) == (1, {"verdict": "masked", "status": "1"})
 
 
@@ -214,7 +220,7 @@ def test_the_install_step_installs_the_action_itself_and_torch_for_the_cpu(has_t
 def test_inputs_reach_the_script_as_variables_only() -> None:
     text = ACTION.read_text(encoding="utf-8")
     declared = set(re.findall(r"(?m)^  ([a-z-]+):\n    description: ", text.partition("\noutputs:")[0]))
-    assert declared == {"config", "model", "arch", "data", "eps", "claim", "budget", "fail-on", "out"}
+    assert declared == {"config", "model", "arch", "data", "eps", "claim", "budget", "cache", "jobs", "fail-on", "out"}
     assert set(re.findall(r"\$\{\{ inputs\.([a-z-]+) \}\}", text)) == declared
     for step in steps():
         assert "${{" not in step.script
