@@ -178,8 +178,7 @@ def _needed(recorded: Recorded) -> set[str]:
     searched = not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
     return {
         "reference",
-        *(["cross_entropy"] if left(families.reference) else []),
-        *(["other_loss"] if left(families.cross_entropy) else []),
+        *(["cross_entropy", "other_loss"] if left(families.cross_entropy) else []),
         *(["gradient_free"] if searched else []),
     }
 

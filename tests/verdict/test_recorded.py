@@ -87,6 +87,15 @@ def test_a_search_is_missed_only_where_it_could_reveal_something() -> None:
     assert any("gradient-free" in reason for reason in observations(left).missing)
 
 
+def test_no_attack_is_missed_where_cross_entropy_left_nothing() -> None:
+    """One point withstands the reference attack and falls to another run on cross-entropy: Auto-PGD had none left."""
+    rows = [one for one in ROWS.values() if one.part in ("reference", "gradient_free")]
+    rows += [row("pgd-coarse", "strong", "", "cross_entropy")]
+    broken_by = [["pgd"]] * (POINTS - 1)
+    assert not observations(Recorded([True] * POINTS, [*broken_by, ["pgd-coarse"]], rows)).missing
+    assert observations(Recorded([True] * POINTS, [*broken_by, []], rows)).missing
+
+
 def test_an_unfinished_audit_proves_nothing() -> None:
     seen = observations(recorded("noise", broken_off="The model failed."))
     assert judge(seen).verdict.label == "inconclusive"
