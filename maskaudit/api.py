@@ -333,12 +333,21 @@ def assert_not_masked(
     result = audit(model, data, settings=settings, on_event=on_event, **options)
     if result.failure is not None:
         raise result.failure
+    require_not_masked(result, options.get("fail_on"), settings)
+    return result
+
+
+def require_not_masked(result: Audit, fail_on: str | None = None, settings: AuditSettings | None = None) -> None:
+    """Raise or warn about a finished audit as `assert_not_masked` does; `fail_on` goes before that of the settings.
+
+    Raises:
+        MaskedError: an AssertionError with verdict, reasons, mechanism and figures.
+    """
     verdict, report = result.report.verdict, result.report
-    if fails(verdict.label, report.claim.status, options.get("fail_on") or (settings or AuditSettings()).fail_on):
+    if fails(verdict.label, report.claim.status, fail_on or (settings or AuditSettings()).fail_on):
         raise MaskedError(brief(report.to_dict()))
     if verdict.label == "inconclusive":
-        warnings.warn(InconclusiveAuditWarning(" ".join([verdict.sentence, *verdict.reasons])), stacklevel=2)
-    return result
+        warnings.warn(InconclusiveAuditWarning(" ".join([verdict.sentence, *verdict.reasons])), stacklevel=3)
 
 
 def _scalar(value: Any) -> Any:

@@ -3,12 +3,16 @@
     def test_claim(maskaudit):
         maskaudit.assert_not_masked(model, (x, y), eps=8 / 255, claim=0.53)
 
-torch is imported when the fixture is used, so that other tests do not wait for it.
+Options of a test's audits may stand in its marker, `@pytest.mark.maskaudit(eps=8 / 255)`; every test that uses the
+fixture has that marker, so that `-m "not maskaudit"` leaves audits out. torch is imported when the fixture is used, so
+that other tests do not wait for it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,11 +31,46 @@ if TYPE_CHECKING:
 __all__ = ["Auditor", "InconclusiveAuditWarning", "maskaudit"]
 
 
+#: What the test that runs now brings: its name, and the options of its marker.
+_RUNNING = pytest.StashKey[tuple[str, dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the command line."""
+    group = parser.getgroup("maskaudit")
+    group.addoption("--maskaudit-budget", metavar="BUDGET", help="Budget of all audits, whatever the tests say.")
+    group.addoption("--maskaudit-out", metavar="DIR", help="Keep the reports of all audits, a folder for each test.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker."""
+    config.addinivalue_line("markers", "maskaudit(**options): audits a model; options of `maskaudit check` for it.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses the fixture."""
+    for item in items:
+        if "maskaudit" in getattr(item, "fixturenames", ()) and item.get_closest_marker("maskaudit") is None:
+            item.add_marker("maskaudit")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note what the test brings; the marker nearest to it wins."""
+    options: dict[str, Any] = {}
+    for marker in reversed(list(item.iter_markers("maskaudit"))):
+        options |= marker.kwargs
+    item.config.stash[_RUNNING] = item.nodeid, options
+
+
 class Auditor:
     """What the fixture `maskaudit` gives to a test."""
 
+    def __init__(self, config: pytest.Config | None = None) -> None:
+        self._config = config
+
     def audit(self, model: Model, data: Data | None = None, **options: Any) -> Audit:
-        """Audit a model; arguments and errors are those of `maskaudit.audit`.
+        """Audit a model; arguments and errors are those of `maskaudit.audit`, those of the marker go without saying.
 
         Raises:
             ModelError: when the model fails while it is audited.
@@ -39,7 +78,8 @@ class Auditor:
         __tracebackhide__ = True
         from maskaudit import api
 
-        result = api.audit(model, data, **options)
+        result = api.audit(model, data, **self._completed(options))
+        self._keep(result)
         if result.failure is not None:
             raise result.failure
         return result
@@ -49,13 +89,38 @@ class Auditor:
         __tracebackhide__ = True
         from maskaudit import api
 
+        completed = self._completed(options)
+        result = self.audit(model, data, **options)
         try:
-            return api.assert_not_masked(model, data, **options)
+            api.require_not_masked(result, completed.get("fail_on"), completed.get("settings"))
         except MaskedError as error:
             pytest.fail(str(error), pytrace=False)
+        return result
+
+    def _completed(self, options: dict[str, Any]) -> dict[str, Any]:
+        if self._config is None:
+            return options
+        budget = self._config.getoption("--maskaudit-budget")
+        marked = self._config.stash.get(_RUNNING, ("", {}))[1]
+        return {**marked, **options, **({"budget": budget} if budget else {})}
+
+    def _keep(self, audit: Audit) -> None:
+        """Write the reports, where they are asked for; a second audit of a test goes into a folder beside the first."""
+        out = self._config.getoption("--maskaudit-out") if self._config else None
+        if self._config is None or not out:
+            return
+        from maskaudit.command.output import parse_outputs, write_outputs
+
+        test = re.sub(r"[^A-Za-z0-9._-]+", "-", self._config.stash.get(_RUNNING, ("test", {}))[0]).strip("-.")[:150]
+        folder, number = Path(out) / test, 1
+        while folder.exists():
+            number += 1
+            folder = Path(out) / f"{test}-{number}"
+        folder.mkdir(parents=True)
+        write_outputs(parse_outputs((), str(folder)), audit.report.to_dict(), audit.evidence)
 
 
 @pytest.fixture(scope="session")
-def maskaudit() -> Auditor:
+def maskaudit(pytestconfig: pytest.Config) -> Auditor:
     """Audits models for gradient masking: `maskaudit.assert_not_masked(model, data, eps=8/255)`."""
-    return Auditor()
+    return Auditor(pytestconfig)

@@ -41,9 +41,9 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def run(pytester: pytest.Pytester, more: str = "") -> pytest.RunResult:
-    pytester.makepyfile(ONE_TEST.format(more=more))
-    return pytester.runpytest_inprocess(*LOAD, "-p", "no:xdist", "-p", "no:cacheprovider")
+def run(pytester: pytest.Pytester, more: str = "", *options: str, code: str = ONE_TEST) -> pytest.RunResult:
+    pytester.makepyfile(code.replace("{more}", more))
+    return pytester.runpytest_inprocess(*LOAD, "-p", "no:xdist", "-p", "no:cacheprovider", *options)
 
 
 def test_a_clear_model_passes(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
@@ -114,6 +114,45 @@ def test_the_function_fails_where_the_fixture_does(
         api.assert_not_masked("m", settings=AuditSettings(fail_on=fail_on))
     with pytest.raises(pytest.fail.Exception, match=label.upper()):
         maskaudit_auditor.assert_not_masked("m", fail_on=fail_on)
+
+
+MARKED = """
+import pytest
+
+pytestmark = pytest.mark.maskaudit(norm="L2", eps=1.0)
+
+@pytest.mark.maskaudit(eps=0.25, budget="thorough")
+def test_claim(maskaudit):
+    maskaudit.assert_not_masked("zoo:standard", claim=0.5)
+"""
+
+
+def test_the_nearest_marker_brings_options(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    run(pytester, code=MARKED).assert_outcomes(passed=1)
+    assert audited["kwargs"] == {"norm": "L2", "eps": 0.25, "budget": "thorough", "claim": 0.5}
+
+
+def test_the_command_line_has_the_last_word_on_the_budget(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    run(pytester, "", "--maskaudit-budget", "quick", code=MARKED).assert_outcomes(passed=1)
+    assert audited["kwargs"]["budget"] == "quick"
+
+
+@pytest.mark.parametrize(("chosen", "passed", "deselected"), [("maskaudit", 1, 1), ("not maskaudit", 1, 1)])
+def test_tests_that_audit_can_be_told_apart(
+    chosen: str, passed: int, deselected: int, pytester: pytest.Pytester, audited: dict[str, Any]
+) -> None:
+    code = ONE_TEST + "\ndef test_other(): pass\n"
+    run(pytester, "", "-m", chosen, "--strict-markers", code=code).assert_outcomes(passed=passed, deselected=deselected)
+    assert ("kwargs" in audited) == (chosen == "maskaudit")
+
+
+def test_reports_are_kept(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    audited["report"] = sample.masked()
+    again = "\ndef test_again(maskaudit):\n    maskaudit.audit('m'); maskaudit.audit('m')\n"
+    run(pytester, "", "--maskaudit-out", "kept", code=ONE_TEST + again).assert_outcomes(passed=1, failed=1)
+    name = "test_reports_are_kept.py-test_"
+    kept = {path.parent.name for path in (pytester.path / "kept").glob("*/report.html")}
+    assert kept == {f"{name}claim", f"{name}again", f"{name}again-2"}
 
 
 def test_errors_are_errors(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
