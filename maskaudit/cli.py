@@ -298,8 +298,8 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
     """Audit NAMES or the whole zoo and hold every verdict against the truth; status 1 when one is wrong.
 
-    Label, mechanism, location, and best known accuracy (at most one point above the established one, never below a
-    certificate) all have to be right.
+    Label, mechanism, location, and best known accuracy (at most one point above the established one, as far as the
+    number of points can tell, and never below a certificate) all have to be right.
     """
     from maskaudit.command.zoo import check_zoo
 
