@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from maskaudit.auditing.attacker import POOL_POINTS
 from maskaudit.auditing.digest import content_digest, machine
+from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.journal import JOURNAL_FOLDER, Journal
-from maskaudit.auditing.runner import Audit, Keeper, run_audit
+from maskaudit.auditing.runner import Audit, run_audit
 from maskaudit.data import Dataset, Draw, load_data
 from maskaudit.data.features import read_features, wide
 from maskaudit.declared.options import options_of

@@ -19,9 +19,9 @@ from maskaudit.results import Confirmation, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.target import Target
 from maskaudit.trace.records import Trace
+from maskaudit.verdict.levels import fired_indicators
 from maskaudit.verdict.limits import GROSS_SLACK
 from maskaudit.verdict.mechanisms import TITLES
-from maskaudit.verdict.rules import fired_indicators
 
 #: Points, of those that withstand white-box attacks, on which repairs are tried alone and together, per look.
 CONFIRM_POINTS = 64

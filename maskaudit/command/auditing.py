@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
-from maskaudit.auditing.runner import Audit, Keeper
+from maskaudit.auditing.document import Keeper
+from maskaudit.auditing.runner import Audit
 from maskaudit.command.delivery import Asked, write
 from maskaudit.command.status import exit_status
 from maskaudit.files import only_one_in
