@@ -18,7 +18,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.interface import CountingModel, PeerTask, PeerUnavailableError
 from benchmarks.records import Record, machine
 from maskaudit import api
-from maskaudit.settings import AuditSettings, BudgetName
+from maskaudit.settings import AuditSettings
 from maskaudit.target.rescore import clean_correct, rescore
 
 #: Modules that the server of processes imports once, so that a run does not wait for torch.
@@ -36,7 +36,7 @@ class Job:
     model: str
     weights: str
     seed: int
-    budget: BudgetName
+    budget: str
     code: str
     peer: str = ""
     points: int = 0

@@ -40,7 +40,8 @@ def same(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("command", "defaults", "data", "split"):
         kept["settings"].pop(name)
     kept["evidence"].pop("sha256")
-    kept["timing"].pop("total_seconds")
+    for of_the_process in ("total_seconds", "peak_memory"):
+        kept["timing"].pop(of_the_process)
     for row in (*kept["attacks"], *kept["probes"]):
         row.pop("seconds")
     return kept

@@ -131,7 +131,7 @@ def test_another_surrogate_is_refused_by_name(tmp_path: Path) -> None:
 )
 def test_other_settings_are_refused_by_name(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     before = prepared(select=("pgd",))
-    Journal(tmp_path / ".journal", api._fingerprint(before), resume=False)
+    Journal(tmp_path / ".journal", api.fingerprint(before), resume=False)
     with pytest.raises(InputError, match=re.escape(words)):
         api.run(prepared(select=("pgd",), **settings), out=tmp_path, resume=True)
 
@@ -141,7 +141,7 @@ def test_one_changed_bit_of_the_data_is_another_audit() -> None:
     x = before.data.x.clone()
     x[0, 0], x[1, 0] = x[1, 0].clone(), x[0, 0].clone()  # every sum is what it was
     moved = dataclasses.replace(before, data=dataclasses.replace(before.data, x=x))
-    first, second = api._fingerprint(before), api._fingerprint(moved)
+    first, second = api.fingerprint(before), api.fingerprint(moved)
     assert [name for name in first if first[name] != second[name]] == ["--data"]
 
 
