@@ -163,7 +163,7 @@ class AdaptiveAttack:
     def _stage(self, number: int, stage: Stage, spec: AttackSpec, rows: Tensor) -> None:
         outcome, attacker = self.outcomes[number], self.attacker
         known = attacker.ledger.best_known()
-        candidates = {"candidates": attacker.candidates(rows)} if stage.start == "challenger" else {}
+        candidates = {"candidates": attacker.candidates.of(rows)} if stage.start == "challenger" else {}
         result = attacker.carry_out(
             spec, rows, f"{spec.name} stage {number + 1}",
             settings=lambda: {"stage": stage, "stand_ins": self.stand_ins.learnt(stage.repairs)}, per_point=candidates,

@@ -12,9 +12,10 @@ import pytest
 from maskaudit import foreign
 from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
+from maskaudit.command.child import described
 from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
 from maskaudit.command.relay import OutputRelay
-from maskaudit.command.supervise import Ended, described
+from maskaudit.command.supervise import Ended
 
 
 def sent(secret: bytes, **content: object) -> bytes:
