@@ -401,11 +401,11 @@ def test_code_of_the_users_own_travels_by_value_and_leaves_no_trace(monkeypatch:
     stub = stubbed(monkeypatch)
     packer = Packer(stub.cloudpickle, stub.put)
     monkeypatch.setitem(sys.modules, "another_name", sys.modules[__name__])
-    mine = [module.__name__ for module in packer._modules()]
+    mine = [module.__name__ for module in packer.modules()]
     assert mine.count(__name__) == 1
     assert not {"torch", "maskaudit.api", "__main__", "json"} & set(mine)
     stub.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # by the user
-    assert __name__ not in [module.__name__ for module in packer._modules()]
+    assert __name__ not in [module.__name__ for module in packer.modules()]
     packer.whole(functools.partial(int))
     assert stub.loose == [__name__]
 
