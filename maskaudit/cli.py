@@ -80,7 +80,7 @@ def check(model: str, **options: Any) -> None:
     command = shlex.join(["maskaudit", *sys.argv[1:]])
     request = Request.of(model, take_options(options), AuditSettings(command=command))
 
-    from maskaudit.command.checking import check_and_show  # loads torch, which a wrong option need not wait for
+    from maskaudit.command.auditing import check_and_show  # loads torch, which a wrong option need not wait for
 
     entry.finish(
         check_and_show(

@@ -24,7 +24,17 @@ from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
 from maskaudit.auditing.judging import judged, proven
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.auditing.phases import BLACK_BOX, WHITE_BOX, accuracy, draw, probes, search
+from maskaudit.auditing.phases import (
+    accuracy,
+    challengers,
+    draw,
+    probes,
+    sanity,
+    search,
+    shared,
+    trace,
+    white_box,
+)
 from maskaudit.auditing.spending import BudgetSpent, limit
 from maskaudit.auditing.state import AuditState
 from maskaudit.data import Dataset
@@ -39,6 +49,10 @@ from maskaudit.target.recognise import recognise
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.recorded import SPARED
 
+#: What every look runs before it searches without gradients (`maskaudit.auditing.phases.search`).
+WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run)
+#: What a look runs on a model that has no gradient to follow and nothing to look into.
+BLACK_BOX = (probes.run, challengers.run, shared.run, probes.compare_attacks)
 #: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
 SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
 
