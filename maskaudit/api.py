@@ -40,10 +40,7 @@ def run(
     if out is not None:
         journal = Journal(out / JOURNAL_FOLDER, fingerprint(prepared), resume=resume)
     with limited(prepared.settings.memory):
-        return run_audit(
-            prepared.loaded, prepared.data, prepared.threat, prepared.settings, pool=prepared.pool,
-            surrogates=prepared.surrogates, journal=journal, on_event=on_event, keep=keep,
-        )  # fmt: skip
+        return run_audit(prepared, journal=journal, on_event=on_event, keep=keep)
 
 
 def discard_journal(out: Path) -> None:

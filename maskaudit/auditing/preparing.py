@@ -43,7 +43,13 @@ Points = Dataset | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything an audit needs, resolved."""
+    """Everything an audit needs, resolved.
+
+    Attributes:
+        pool: further inputs (M, …) of the same kind, for training the surrogate and as starts of decision-based search.
+        surrogates: modules for transfer attacks, besides the one trained here; `surrogate_names` what the user called
+            them.
+    """
 
     loaded: LoadedModel
     data: Dataset

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maskaudit import foreign
 from maskaudit.auditing.attacker import Attacker
@@ -35,6 +35,7 @@ from maskaudit.auditing.phases import (
     trace,
     white_box,
 )
+from maskaudit.auditing.preparing import Prepared
 from maskaudit.auditing.spending import BudgetSpent, limit
 from maskaudit.auditing.state import AuditState
 from maskaudit.data import Dataset
@@ -46,7 +47,6 @@ from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
-from maskaudit.threat import ThreatModel
 from maskaudit.verdict.recorded import SPARED
 
 #: What every look runs before it searches without gradients (`maskaudit.auditing.phases.search`).
@@ -75,13 +75,8 @@ class Audit:
 
 
 def run_audit(
-    loaded: LoadedModel,
-    data: Dataset,
-    threat: ThreatModel,
-    settings: AuditSettings,
+    prepared: Prepared,
     *,
-    pool: Tensor | None = None,
-    surrogates: Sequence[nn.Module] = (),
     journal: Journal | None = None,
     on_event: Listener = ignore_events,
     keep: Keeper | None = None,
@@ -89,9 +84,6 @@ def run_audit(
     """Audit a model on a data set under a threat model.
 
     Args:
-        pool: further inputs (M, …) of the same kind, for training the surrogate and as starts of
-            decision-based search; the drawn points where there are none.
-        surrogates: modules for transfer attacks, besides the one trained here.
         journal: keeps finished attacks, so that an interrupted audit can resume.
         keep: is given a partial report now and then, for the case that this process is ended. A caller that
             gives it also takes the partial result of an interrupted audit; for others the interruption goes on.
@@ -100,8 +92,9 @@ def run_audit(
         InputError, UsageError: when the data or settings do not fit the model.
         ModelError: when the model fails before anything was measured.
     """
-    batch_size = settings.batch_size or usual_batch(data.point_shape)
-    settings = dataclasses.replace(settings, batch_size=batch_size)
+    loaded, data, threat = prepared.loaded, prepared.data, prepared.threat
+    batch_size = prepared.settings.batch_size or usual_batch(data.point_shape)
+    settings = dataclasses.replace(prepared.settings, batch_size=batch_size)
     target = Target(
         loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=batch_size,
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
@@ -112,7 +105,7 @@ def run_audit(
         keeper = Keeping(on_event, keep)
         attacker = Attacker(
             target, Ledger(), threat, settings,
-            pool=data.x if pool is None else pool, surrogates=surrogates, journal=journal, on_event=keeper.tell,
+            pool=prepared.pool, surrogates=prepared.surrogates, journal=journal, on_event=keeper.tell,
         )  # fmt: skip
         keeper.state = state = AuditState(
             target, loaded, data, threat, settings, attacker, known, chosen(known, settings),
