@@ -23,6 +23,8 @@ from maskaudit.gate.running import run_gate
 from maskaudit.pytest_plugin import Auditor
 from maskaudit.zoo import ZOO
 
+pytestmark = pytest.mark.heavy
+
 OPTIONS: dict[str, Any] = {
     "budget": "quick", "samples": 16, "select": ["square", "zero-gradient"], "seed": 3, "eps": 0.2,
 }  # fmt: skip

@@ -16,6 +16,8 @@ from maskaudit.data import load_data
 
 from ..docs.pages import ROOT
 
+pytestmark = pytest.mark.heavy
+
 PACKAGE = '''
 """Mean brightness: how light the points are
 

@@ -23,6 +23,8 @@ from maskaudit.results import findings
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
 
+pytestmark = pytest.mark.heavy
+
 ray = pytest.importorskip("ray", reason="the package ray is not installed: pip install 'maskaudit[ray]'")
 
 #: A node that is gone is noticed within a second or two.

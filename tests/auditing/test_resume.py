@@ -26,6 +26,8 @@ from maskaudit.results import RUN_FIELDS, findings
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
 
+pytestmark = pytest.mark.heavy
+
 SELECT = (
     "zero-gradient", "output-kind", "unbounded-attack", "pgd", "apgd-margin", "noise", "transfer", "square",
     "repaired",
