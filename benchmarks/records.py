@@ -1,4 +1,8 @@
-"""The file of finished runs: one JSON object a line, appended as each run ends, never rewritten."""
+"""The file of finished runs: one JSON object a line, appended as each run ends, never rewritten.
+
+It stays on the machine that ran them. What was committed of it lies in `records.zip`, under the same name, and is read
+first: `python benchmarks/records.py NAME.jsonl …` moves the newest record of every run of these files in there.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,11 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
+import sys
 import threading
-from collections.abc import Iterable, Mapping
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +22,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Parts of the package that only show what was found: a change there is no reason to audit again.
-RENDERERS = ("report", "gate")
+#: The committed records of all benchmarks.
+ARCHIVE = ROOT / "benchmarks" / "records.zip"
+
+#: The rooms of the package that decide verdicts: a record is of older sources once one of these has changed. The others
+#: read files, take commands, show what was found, or only say how an audit is asked for.
+DECIDING = (
+    "attacks", "auditing", "data", "networks", "probes", "repairs", "settings", "target", "trace", "train", "verdict",
+    "zoo", "rng.py", "sums.py", "threat.py",
+)  # fmt: skip
 
 Record = dict[str, Any]
 Key = tuple[Any, ...]
@@ -47,6 +61,10 @@ class RecordFile:
         Raises:
             ValueError: when another line is no record.
         """
+        return [*archived(self.path.name), *self._own()]
+
+    def _own(self) -> list[Record]:
+        """The records that are not in the archive."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")
@@ -64,13 +82,12 @@ class RecordFile:
 
     def append(self, record: Record) -> None:
         """Add one record; on disk when this returns, on a line of its own even after a cut-off one."""
-        line = json.dumps(record, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
         with self._lock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.path.is_file():
                 self._drop_cut_off_line()
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(_line(record))
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -80,28 +97,66 @@ class RecordFile:
             self.path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
+def archived(name: str) -> list[Record]:
+    """The committed records of a file; none where nothing was committed under its name."""
+    if not ARCHIVE.is_file():
+        return []
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        if name not in archive.namelist():
+            return []
+        return [json.loads(line) for line in archive.read(name).decode().splitlines()]
+
+
+def archive(paths: Sequence[Path]) -> None:
+    """Put the newest record of every run in these files into the archive, and remove the files."""
+    kept: dict[str, str] = {}
+    if ARCHIVE.is_file():
+        with zipfile.ZipFile(ARCHIVE) as before:
+            kept = {name: before.read(name).decode() for name in before.namelist()}
+    for path in paths:
+        kept[path.name] = "".join(_line(record) for record in latest(RecordFile(path).read()))
+    with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_LZMA) as after:
+        for name, content in sorted(kept.items()):
+            after.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)  # without the time: the same bytes again
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of every run, whatever sources or weights it ran on."""
+    """The newest record of every run, whatever sources or weights it ran on; without a kind each is a run."""
     newest: dict[Key, Record] = {}
     for record in records:
         name = tuple(record.get(field) for field in ("kind", "peer", "model", "seed", "budget"))
+        name = name if "kind" in record else (len(newest),)
         newest.pop(name, None)
         newest[name] = record
     return list(newest.values())
 
 
-def sources_digest(*folders: str) -> str:
-    """Digest of all Python sources below `folders` (relative to the checkout), renderers left out."""
+def sources_digest(*places: str) -> str:
+    """Digest of Python sources: files, and all below folders, relative to the checkout."""
     digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            name = path.relative_to(ROOT)
-            if name.parts[0] == "maskaudit" and name.parts[1] in RENDERERS:
-                continue
-            digest.update(str(name).encode() + b"\0" + path.read_bytes() + b"\0")
+    for place in places:
+        path = ROOT / place
+        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
+            digest.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    """The commit that the sources are of, with a `+` where they were changed since; "" outside a checkout."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> str:
     """Where a run took place, in a few words."""
     return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread per run"
+
+
+if __name__ == "__main__":
+    archive([Path(name) for name in sys.argv[1:]])

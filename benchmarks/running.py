@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.peers import PEERS
 from benchmarks.peers.interface import CountingModel, PeerTask, PeerUnavailableError
-from benchmarks.records import Record, machine
+from benchmarks.records import Record, commit, machine
 from maskaudit import api
-from maskaudit.settings import AuditSettings, BudgetName
+from maskaudit.settings import AuditSettings
 from maskaudit.target.rescore import clean_correct, rescore
 
 #: Modules that the server of processes imports once, so that a run does not wait for torch.
@@ -36,7 +36,7 @@ class Job:
     model: str
     weights: str
     seed: int
-    budget: BudgetName
+    budget: str
     code: str
     peer: str = ""
     points: int = 0
@@ -84,7 +84,7 @@ def run_limited(job: Job, limit: float, context: multiprocessing.context.BaseCon
         process.join()
         receiver.close()
     outcome.setdefault("seconds", round(time.perf_counter() - started, 2))
-    return {**asdict(job), "machine": machine(), **outcome}
+    return {**asdict(job), "machine": machine(), "commit": commit(), **outcome}
 
 
 def _child(job: Job, sender: Connection) -> None:

@@ -67,10 +67,11 @@ def _place(record: Record, known: Knowledge) -> tuple[int, int]:
 def _head(audits: Sequence[Record], peers: Sequence[Record], command: str, planned: int) -> str:
     machines = sorted({r["machine"] for r in (*audits, *peers)})
     codes = sorted({r["code"] for r in audits})
+    commits = sorted({r["commit"] for r in audits if r.get("commit")})
     sentences = [
         f"`{command}` on {'; '.join(machines)}. {len(audits)} of {planned} audits"
         + (f" and {len(peers)} runs of peers" if peers else "")
-        + f"; sources {', '.join(codes)}.",
+        + f"; sources of commit {', '.join(commits) or 'unknown'}.",
         "The seed changes the points drawn and the attacks; the networks stay the same. Seconds depend on the machine "
         "and on what else it does, passes (forwards and backwards, in points) do not. Intervals are exact, 99 %; "
         "seeds of one model are not independent, so they are narrower than they should be.",

@@ -3,8 +3,9 @@
     python benchmarks/verdict.py [--seeds 3] [--budget standard] [--peers] [--jobs N]
     python benchmarks/verdict.py --render            the table from what has been run
 
-Every finished run is appended to `benchmarks/verdict-BUDGET.jsonl`; a rerun skips what is there for the same
-weights, points and sources. `benchmarks/verdict-BUDGET.md` is rendered from that file and from what the zoo knows.
+Every finished run is appended to `benchmarks/verdict-BUDGET.jsonl`, behind what was committed of it
+(`benchmarks/records.py`); a rerun skips what is there for the same weights, points and sources.
+`benchmarks/verdict-BUDGET.md` is rendered from these records and from what the zoo knows.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several runs share the cores
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import PEERS
-from benchmarks.records import Record, RecordFile, key_of, latest, sources_digest
+from benchmarks.records import DECIDING, Record, RecordFile, key_of, latest, sources_digest
 from benchmarks.running import Job, run_all
 from benchmarks.table import Knowledge, render
 from maskaudit import zoo
@@ -32,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 PEER_POINTS = 200
 
 #: What an audit, and what a peer, depends on.
-AUDIT_SOURCES = ("maskaudit",)
+AUDIT_SOURCES = tuple(f"maskaudit/{room}" for room in DECIDING)
 PEER_SOURCES = ("benchmarks/peers", "maskaudit/zoo")
 
 

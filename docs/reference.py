@@ -14,7 +14,6 @@ from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import UNBOUNDED
 from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
-from maskaudit.probes import PROBES
 from maskaudit.probes.docs import explanation
 from maskaudit.probes.interface import Probe
 from maskaudit.settings import BUDGETS, Budget, looks_up_to
@@ -122,9 +121,10 @@ def probes_page() -> str:
         "A probe that crashes is an `error` and does not stop the audit.\n\n",
         "| rule | raised when |\n| --- | --- |\n",
     ]
-    for probe in PROBES:
+    probes = catalogue(BUDGETS["standard"]).probes
+    for probe in probes:
         lines.append(f"| [{probe.rule}](#{probe.rule}) | {markdown(one_line(explanation(probe).raised_when))} |\n")
-    return "".join([*lines, *(probe_section(probe) for probe in PROBES)])
+    return "".join([*lines, *(probe_section(probe) for probe in probes)])
 
 
 def probe_section(probe: Probe) -> str:

@@ -80,7 +80,7 @@ def check(model: str, **options: Any) -> None:
     command = shlex.join(["maskaudit", *sys.argv[1:]])
     request = Request.of(model, take_options(options), AuditSettings(command=command))
 
-    from maskaudit.command.checking import check_and_show  # loads torch, which a wrong option need not wait for
+    from maskaudit.command.auditing import check_and_show  # loads torch, which a wrong option need not wait for
 
     entry.finish(
         check_and_show(
@@ -305,8 +305,8 @@ def zoo_train(names: tuple[str, ...], quiet: bool) -> None:
 def zoo_check(names: tuple[str, ...], budget: str, seed: int) -> None:
     """Audit NAMES or the whole zoo and hold every verdict against the truth; status 1 when one is wrong.
 
-    Label, mechanism, location, and best known accuracy (at most one point above the established one, never below a
-    certificate) all have to be right.
+    Label, mechanism, location, and best known accuracy (at most one point above the established one, as far as the
+    number of points can tell, and never below a certificate) all have to be right.
     """
     from maskaudit.command.zoo import check_zoo
 

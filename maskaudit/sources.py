@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -27,6 +28,10 @@ NAMED: dict[str, Callable[[str], Contents]] = {
     "hf": hubs.read_hf,
     "robustbench": hubs.read_robustbench,
 }
+
+
+#: Entry points of other packages that add readers of names; the name of the entry point is the prefix.
+READER_GROUP = "maskaudit.formats"
 
 
 def load_model(
@@ -62,7 +67,8 @@ def lacking(source: str) -> bool:
 
 def _is_name(source: str) -> bool:
     prefix, colon, _ = source.partition(":")
-    return source.startswith(("http://", "https://")) or bool(colon and (prefix == "zoo" or prefix in NAMED))
+    web = source.startswith(("http://", "https://"))
+    return web or bool(colon and (prefix == "zoo" or prefix in NAMED or entry_points(group=READER_GROUP, name=prefix)))
 
 
 def _load(source: str, arch: str | None, trust_pickle: bool, weights: str | None) -> LoadedModel:
@@ -79,7 +85,28 @@ def _load(source: str, arch: str | None, trust_pickle: bool, weights: str | None
         raise UsageError(f"--arch is for a state dict, {source} brings its own architecture; leave it out.")
     if prefix == "zoo":
         return replace(zoo.load(name), source=source)
-    return finished(NAMED[prefix](name), source, None)
+    reader = _reader(prefix)
+    assert reader is not None
+    return finished(reader(name), source, None)
+
+
+def _reader(prefix: str) -> Callable[[str], Contents] | None:
+    """What reads names with a prefix: ours, else that of an installed package; None where there is none.
+
+    Raises:
+        UsageError: when that package cannot be imported.
+    """
+    if prefix in NAMED:
+        return NAMED[prefix]
+    for entry in entry_points(group=READER_GROUP, name=prefix):
+        try:
+            reader: Callable[[str], Contents] = entry.load()
+        except (Exception, SystemExit) as error:  # a foreign package may raise anything while it is imported
+            raise UsageError(
+                f"The plug-in for {prefix}: ({entry.value}) cannot be used: {describe_error(error)}."
+            ) from error
+        return reader
+    return None
 
 
 def _move(module: nn.Module, device: str | torch.device) -> None:

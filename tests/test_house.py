@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
+
 ROOT = Path(__file__).parent.parent
-MOST_LOOSE_MODULES = 15
+MOST_LOOSE_MODULES = 14
+MOST_ROOMS = 29
+#: Most files that must be read to follow one audit.
+MOST_FILES = 12
+#: Folders of tests that belong to no single room of the package.
+ACROSS = {"benchmarks", "docs", "hostile"}
 
 
 def test_the_wheel_holds_every_package() -> None:
@@ -17,3 +26,24 @@ def test_the_wheel_holds_every_package() -> None:
 
 def test_few_modules_lie_loose_in_the_root() -> None:
     assert len(list((ROOT / "maskaudit").glob("*.py"))) <= MOST_LOOSE_MODULES
+
+
+def test_a_drawing_of_the_imports_has_few_rooms_and_no_circle() -> None:
+    graph = grimp.build_graph("maskaudit", exclude_type_checking_imports=True, cache_dir=None)
+    TopologicalSorter({one: graph.find_modules_directly_imported_by(one) for one in graph.modules}).prepare()
+    rooms = {module.split(".")[1] for module in graph.modules if "." in module}
+    assert len(rooms) <= MOST_ROOMS
+
+
+def test_the_files_to_follow_an_audit_are_few_and_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\d+\. `([\w/.]+)`:", page, flags=re.MULTILINE)
+    assert named
+    assert len(named) <= MOST_FILES
+    assert [name for name in named if not (ROOT / "maskaudit" / name).is_file()] == []
+
+
+def test_tests_mirror_the_package() -> None:
+    folders = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").is_file()}
+    rooms = {path.name for path in (ROOT / "maskaudit").iterdir() if (path / "__init__.py").is_file()}
+    assert folders - ACROSS <= rooms

@@ -19,9 +19,9 @@ from maskaudit.results import Confirmation, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.target import Target
 from maskaudit.trace.records import Trace
+from maskaudit.verdict.levels import fired_indicators
 from maskaudit.verdict.limits import GROSS_SLACK
 from maskaudit.verdict.mechanisms import TITLES
-from maskaudit.verdict.rules import fired_indicators
 
 #: Points, of those that withstand white-box attacks, on which repairs are tried alone and together, per look.
 CONFIRM_POINTS = 64
@@ -163,7 +163,7 @@ class AdaptiveAttack:
     def _stage(self, number: int, stage: Stage, spec: AttackSpec, rows: Tensor) -> None:
         outcome, attacker = self.outcomes[number], self.attacker
         known = attacker.ledger.best_known()
-        candidates = {"candidates": attacker.candidates(rows)} if stage.start == "challenger" else {}
+        candidates = {"candidates": attacker.candidates.of(rows)} if stage.start == "challenger" else {}
         result = attacker.carry_out(
             spec, rows, f"{spec.name} stage {number + 1}",
             settings=lambda: {"stage": stage, "stand_ins": self.stand_ins.learnt(stage.repairs)}, per_point=candidates,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from maskaudit import foreign
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.surrogate import POOL_LIMIT, train_surrogate
+from maskaudit.auditing.candidates import Candidates
 from maskaudit.auditing.digest import TARGET_SETTINGS, IndescribableError, content_digest
 from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
@@ -74,7 +74,7 @@ class Attacker:
         self.user_surrogates = surrogates
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event
-        self._candidates: dict[int, tuple[float, Tensor]] = {}
+        self.candidates = Candidates(ledger)
         self._answers = ""
         self.afford: Callable[[], None] = lambda: None
 
@@ -168,7 +168,7 @@ class Attacker:
         entry.backwards += spent.backwards
         entry.seconds += seconds
         if spec.role != "sanity":
-            self._keep(rows, attempt.examples, score)
+            self.candidates.keep(target, rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
 
     def _failed(self, entry: AttackEntry, error: Exception) -> str:
@@ -179,30 +179,6 @@ class Attacker:
         if entry.lost or not entry.attempted.any():
             entry.status, entry.reason = "error", reason
         return "error: " + reason
-
-    def candidates(self, rows: Tensor) -> Tensor:
-        """The example with the largest margin that any attack found for each of `rows`; the clean point if none did."""
-        return torch.stack(
-            [self._candidates[r][1] if r in self._candidates else self.ledger.x[r] for r in rows.tolist()]
-        )
-
-    def nearest(self, rows: Tensor, share: float, least: int) -> Tensor:
-        """Those of `rows` whose candidates have the largest margins: a share of them, at `least` so many."""
-        margins = torch.tensor([self._candidates[r][0] if r in self._candidates else -math.inf for r in rows.tolist()])
-        most = max(least, math.ceil(share * len(rows)))
-        return rows[margins.argsort(descending=True, stable=True)[:most].sort().values]
-
-    def _keep(self, rows: Tensor, examples: Tensor, score: Score) -> None:
-        """Keep the best candidates for points that nothing has broken."""
-        useful = (score.admissible & ~self.ledger.best_known()[rows]).nonzero().squeeze(1)
-        rows, examples = rows[useful], examples[useful]
-        if not len(rows):
-            return
-        margins = self.target.margin(self.target.scores(examples), self.ledger.y[rows]).tolist()
-        for row, margin, example in zip(rows.tolist(), margins, examples, strict=True):
-            held = self._candidates.get(row)
-            if held is None or margin > held[0]:
-                self._candidates[row] = (margin, example.clone())
 
     def skip(self, spec: AttackSpec, reason: str) -> None:
         """Book that an attack had nothing to do, unless it had in an earlier look."""

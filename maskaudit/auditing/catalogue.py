@@ -21,7 +21,7 @@ from torch import Tensor
 from maskaudit.attacks.apgd import apgd
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
-from maskaudit.attacks.second_opinion import second_opinions
+from maskaudit.attacks.second_opinion import external_attack, second_opinions
 from maskaudit.errors import UsageError, describe_error
 from maskaudit.foreign import PLUGIN_GROUPS
 from maskaudit.loading.interface import Model
@@ -29,7 +29,7 @@ from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
 from maskaudit.repairs.specs import plan_specs
 from maskaudit.rng import PointRNG
-from maskaudit.settings import Budget
+from maskaudit.settings import AuditSettings, Budget
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
 from maskaudit.trace.behaviour import twin
@@ -38,6 +38,8 @@ from maskaudit.trace.behaviour import twin
 ROLES = ("challenger", "second_opinion")
 #: Kinds that mean something to the audit itself.
 OWN_KINDS = ("repaired",)
+#: Fewer queries of a black box than this are not spent on training a surrogate.
+TRANSFER_QUERIES = 20_000
 #: How much the scores of a repaired model may differ from the model's own, relative and absolute.
 SAME_SCORES = (1e-3, 1e-4)
 
@@ -169,3 +171,23 @@ def check_names(names: Iterable[str], known: Catalogue, extra: Iterable[AttackSp
     for name in names:
         if name not in every:
             raise UsageError(f"There is no probe or attack {name!r}; `maskaudit probes` lists them.")
+
+
+def chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]:
+    """The attacks that the settings ask for; the reference attack always runs."""
+    extra = [external_attack(name) for name in settings.attacks]
+    check_names((*settings.select, *settings.ignore), known, extra)
+    every = (*known.attacks, *extra)
+    if settings.black_box:
+        few = settings.queries is not None and settings.queries < TRANSFER_QUERIES
+        kinds = ("score", "decision", "random", "universal", *(() if few else ("transfer",)))
+        left_out = ("finite-differences",) if few else ()
+        every = tuple(
+            spec for spec in every if spec.kind in kinds and spec.role == "challenger" and spec.name not in left_out
+        )
+    return tuple(spec for spec in every if spec.role == "reference" or wanted(settings, spec.name))
+
+
+def wanted(settings: AuditSettings, name: str) -> bool:
+    """Whether a probe or attack was selected, if any were, and not ignored."""
+    return (not settings.select or name in settings.select) and name not in settings.ignore

@@ -5,20 +5,30 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
-from maskaudit.auditing.judging import broken_by, traced
+from maskaudit.auditing.judging import broken_by, observations, traced
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target.memory import peak
 from maskaudit.target.rescore import PROOF
-from maskaudit.verdict.rules import Judgement
+from maskaudit.verdict.rules import Judgement, judge
+
+#: Takes a report of what was found so far, marked as partial.
+Keeper = Callable[[AuditReport], None]
+
+#: Share of the time that reports of what was found so far may take.
+KEEPING = 0.03
+#: What such a report says, unless the caller that kept it knows more.
+UNFINISHED = "It was broken off."
 
 
 def build_report(
@@ -137,3 +147,38 @@ def _environment(settings: AuditSettings) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": settings.device,
     }
+
+
+def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = True) -> AuditReport:
+    """The report of what was found so far; with the reason why there is no more, if that is not all.
+
+    Nothing asks the model any more here.
+
+    Args:
+        partial: whether it is a partial report for that; not where no more was asked for.
+    """
+    unfinished = "" if state.decided or state.judgement is not None else broken_off
+    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
+    seconds = time.perf_counter() - state.started
+    return build_report(
+        state, judgement, seconds=seconds, unfinished=unfinished,
+        partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,
+    )  # fmt: skip
+
+
+class Keeping:
+    """Passes events on; at the end of a step it keeps what was found so far, where that costs little."""
+
+    def __init__(self, on_event: Listener, keep: Keeper | None) -> None:
+        self.on_event, self.keep, self.keep_after = on_event, keep, 0.0
+        self.state: AuditState | None = None
+
+    def tell(self, event: AuditEvent) -> None:
+        """A listener."""
+        self.on_event(event)
+        started, state = time.perf_counter(), self.state
+        due = event.finished and started >= self.keep_after
+        if due and self.keep is not None and state is not None and len(state.ledger):
+            self.keep(report_so_far(state, UNFINISHED))
+            ended = time.perf_counter()
+            self.keep_after = ended + (ended - started) / KEEPING

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.planted import solve_planted
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import Mechanism
 from maskaudit.settings import AuditEvent
+from maskaudit.verdict.levels import LevelName, Observations, bounded, exceeds, fired_at, gradient_limit, slack_of
 from maskaudit.verdict.limits import MIN_KNOWN
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
 from maskaudit.verdict.recorded import Recorded
 from maskaudit.verdict.recorded import observations as observed
-from maskaudit.verdict.rules import Judgement, Observations, bounded, gradient_limit, judge
+from maskaudit.verdict.rules import Judgement, judge
 
 
 def judged(state: AuditState) -> Judgement:
@@ -28,8 +31,22 @@ def judged(state: AuditState) -> Judgement:
 
 
 def proven(state: AuditState) -> bool:
-    """Whether what was found so far proves masking, so that nothing further can change the verdict."""
-    return judge(observations(state)).verdict.label == "masked"
+    """Whether what was found so far proves masking, so that nothing further can change the verdict.
+
+    Asked after every phase: all that the judge sees is gathered only where enough points are hidden at a level.
+    """
+    ledger = state.ledger
+    strong, correct = ledger.strong(), ledger.correct
+    hidden: dict[LevelName, tuple[Tensor, int]] = {
+        "gradient": (ledger.challengers() & ~strong, state.searched),
+        "loss": (strong & ~ledger.cross_entropy(), state.matched),
+    }
+    fired = fired_at(state.probe_results())
+    enough = any(
+        exceeds(int(broken[:points].sum()), int(correct[:points].sum()), slack_of(fired[name]))
+        for name, (broken, points) in hidden.items()
+    )
+    return enough and judge(observations(state)).verdict.label == "masked"
 
 
 def nothing_left(state: AuditState) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from maskaudit.auditing.judging import nothing_left, observations
 from maskaudit.auditing.state import AuditState
+from maskaudit.verdict.levels import bounded, gradient_limit
 from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, TELLING_LOSS, TELLING_SHARE
-from maskaudit.verdict.rules import bounded, gradient_limit
 
 
 def better_drawn(state: AuditState) -> bool:

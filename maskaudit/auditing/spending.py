@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.phases.challengers import FLOOR
-from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget
+from maskaudit.auditing.state import AuditState
+from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget, allowance
 from maskaudit.target import PassLedger
 
 #: A forward pass with the backward pass that follows it takes about three times as long as the forward pass alone.
@@ -40,6 +41,17 @@ class Spending:
         over_time = limit.seconds is not None and time.perf_counter() - self.started >= limit.seconds
         if over_time or (limit.passes is not None and spent >= limit.passes):
             raise BudgetSpent(f"The budget of {limit.text} was spent.")
+
+
+def limit(state: AuditState) -> None:
+    """Have a budget in time or passes end the audit: within an attack where it runs here, else before the next one."""
+    allowed = allowance(state.settings.budget) if state.settings.budget not in BUDGETS else None
+    if allowed is None:
+        return
+    spending = Spending(allowed, state.target.ledger)
+    state.attacker.afford = spending.check
+    if state.settings.workers is None and not state.settings.ray:
+        state.target.before_pass = spending.check
 
 
 def expected_passes(effort: Budget) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskaudit.attacks.interface import AttackSpec, Phase
 from maskaudit.auditing.attacker import Attacker
-from maskaudit.auditing.catalogue import Catalogue
+from maskaudit.auditing.catalogue import Catalogue, wanted
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.data import Dataset
 from maskaudit.loading.interface import LoadedModel
@@ -18,8 +18,9 @@ from maskaudit.settings import AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.target.recognise import Recognised
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.levels import LevelName, fired_indicators
 from maskaudit.verdict.power import NOT_CHECKED, Power
-from maskaudit.verdict.rules import Judgement, LevelName, fired_indicators
+from maskaudit.verdict.rules import Judgement
 
 if TYPE_CHECKING:
     from maskaudit.auditing.adaptive import AdaptiveAttack
@@ -109,8 +110,3 @@ class AuditState:
     def suspected(self) -> bool:
         """Whether a probe of the screen fired or the trace located a fault."""
         return bool(self.trace.get("culprits") or fired_indicators((*self.first_probes, *self.attack_probes)))
-
-
-def wanted(settings: AuditSettings, name: str) -> bool:
-    """Whether a probe or attack was selected, if any were, and not ignored."""
-    return (not settings.select or name in settings.select) and name not in settings.ignore

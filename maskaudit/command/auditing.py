@@ -1,17 +1,20 @@
-"""Carry out one audit and put its files in their place, for `check` and for each model of the gate."""
+"""Carry out one audit, put its files in their place and show it: for `check`, and for each model of the gate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskaudit import api
-from maskaudit.auditing.runner import Audit, Keeper
-from maskaudit.command.delivery import Asked, write
+from maskaudit.auditing.document import Keeper
+from maskaudit.auditing.runner import Audit
+from maskaudit.command.delivery import Asked, show, write
 from maskaudit.command.status import exit_status
+from maskaudit.command.terminal import ProgressLine
 from maskaudit.files import only_one_in
+from maskaudit.settings import Request
 
 #: Tells a supervisor: the kind of message, and its content.
 Tell = Callable[..., None]
@@ -38,6 +41,36 @@ class Audited:
     failure: str = ""
     unwritten: str = ""
     cached: bool = False
+
+
+def check_and_show(
+    request: Request, wanted: Sequence[tuple[str, Path]], *, out: str | None, resume: bool, as_json: bool, quiet: bool,
+    tell: Tell,
+) -> int:  # fmt: skip
+    """Audit, write the files and print the result.
+
+    Args:
+        request: what was asked for.
+        wanted: (format, path) pairs of the files to write.
+        out: folder of the reports and of the journal, with which `resume` goes on.
+        as_json: print the report as one JSON document.
+        quiet: no progress.
+        tell: is given what a supervisor needs in case this process does not come back.
+
+    Returns:
+        The exit status.
+    """
+    asked = Asked(
+        request.model, tuple((fmt, str(path)) for fmt, path in wanted), as_json, request.settings.fail_on,
+        request.settings.call_timeout,
+    )  # fmt: skip
+    folder, progress = Path(out) if out else None, ProgressLine(quiet=quiet)
+    audited = carry_out(
+        lambda keep: api.run(api.prepare(request), out=folder, resume=resume, on_event=progress, keep=keep),
+        asked, out=folder, tell=tell,
+    )  # fmt: skip
+    progress.close()
+    return show(asked, audited.document, audited.status, failure=audited.failure, unwritten=audited.unwritten)
 
 
 def carry_out(audit: Callable[[Keeper], Audit], asked: Asked, *, out: Path | None, tell: Tell) -> Audited:

@@ -90,6 +90,7 @@ class _Run:
     def status(self) -> int:
         """Run it, here or in a child."""
         from maskaudit.command import supervise
+        from maskaudit.command.child import described
 
         asks_help = {"-h", "--help"} & set(self.arguments)
         if self.command in SUPERVISED and not asks_help and supervise.possible():
@@ -98,7 +99,7 @@ class _Run:
             foreign.handle_signals()
             return self._perform(Session(isolates=supervise.possible()))
         except BaseException as error:  # as a supervised command would end
-            return self._outcome(supervise.Ended({"broke": supervise.described(error)}))
+            return self._outcome(supervise.Ended({"broke": described(error)}))
 
     def _work(self, sender: Sender) -> None:
         keep_freed_memory()

@@ -8,28 +8,24 @@ The child has a process group of its own, so that nothing it started outlives it
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import ctypes
-import errno
 import os
 import selectors
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TextIO, cast
 
 from maskaudit import foreign
 from maskaudit.command import streams
-from maskaudit.command.channel import Message, Receiver, Sender, Stream, new_secret
+from maskaudit.command.channel import Message, Receiver, Sender, new_secret
+from maskaudit.command.child import FORWARDED, Work, be_the_child
 from maskaudit.command.hanging import Watch
 from maskaudit.command.relay import OutputRelay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
 from maskaudit.command.terminal import say
-from maskaudit.errors import first_line, without_controls
+from maskaudit.errors import without_controls
 
 #: Seconds that finished work is given to end, and that interrupted work is given to report.
 ENDING, REPORTING = 10.0, 60.0
@@ -38,18 +34,11 @@ LAST_READS = 32
 #: Seconds between two looks at the calls in progress.
 TICK = 1.0
 
-_FORWARDED = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD", "SIGTSTP") if hasattr(signal, name)
-)
-
 #: What is reported where something of the machine was used up.
 _LACKED = {
     "memory": "there was no memory left; try a smaller --batch-size or fewer --workers",
     "files": "no more files could be opened; does the model leave open what it opens?",
 }
-
-#: Work: sends what it finds, and raises for what ended it.
-Work = Callable[[Sender], None]
 
 
 @dataclass
@@ -125,69 +114,17 @@ def supervise(work: Work, *, hold_output: bool = False) -> Ended:
             signal.set_wakeup_fd(-1)
             for descriptor in (channel, printed, *wakeup):  # what the supervisor reads is not for foreign code
                 os.close(descriptor)
-            _be_the_child(work, Sender(sending, secret), printing, board)
+            be_the_child(work, Sender(sending, secret), printing, board)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         os.close(sending)
         os.close(printing)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         try:
             return _Supervisor(pid, board, Receiver(secret), hold_output).run(channel, printed, wakeup[0])
         finally:
             os.close(channel)
             os.close(printed)
-
-
-def _be_the_child(work: Work, sender: Sender, printing: int, board: foreign.Board) -> None:
-    """Everything the child does; never returns."""
-    try:
-        os.setpgid(0, 0)
-        for name in ("SIGCHLD", "SIGHUP", "SIGTSTP"):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        for name in ("SIGTTIN", "SIGTTOU"):  # a process in the background must not be stopped for asking the terminal
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-        out, err = Stream(sender, "out", streams.out()), Stream(sender, "err", streams.err())
-        streams.redirect(to_out=cast(TextIO, out), to_err=cast(TextIO, err))
-        for descriptor in (1, 2):
-            os.dup2(printing, descriptor)
-        sys.stdout, sys.stderr = _printed(1), _printed(2)
-        foreign.mark_calls(board)
-        foreign.handle_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-        work(sender)
-        sender.send("end")
-    except BaseException as error:  # whatever ends the work must be reported
-        with contextlib.suppress(BaseException):
-            sender.send("broke", **described(error))
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            ctypes.CDLL(None).fflush(None)  # what C code printed
-            atexit._run_exitfuncs()
-        os._exit(0)
-
-
-def described(error: BaseException) -> Message:
-    """An exception as data; `exit` tells a request to end the process from a fault."""
-    return {
-        "error": type(error).__name__,
-        "text": first_line(error),
-        "exit": not isinstance(error, Exception),
-        "lacked": _lacked(error),
-        "trace": "".join(traceback.format_exception(error)),
-    }
-
-
-def _lacked(error: BaseException) -> str:
-    """What of the machine was used up, if that is what an exception says."""
-    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-        return "files"
-    return "memory" if isinstance(error, MemoryError) else ""
-
-
-def _printed(descriptor: int) -> TextIO:
-    return open(descriptor, "w", encoding="utf-8", buffering=1, errors="backslashreplace", closefd=False)
 
 
 class _Supervisor:
@@ -324,9 +261,9 @@ def _signals() -> Iterator[tuple[int, int]]:
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)
     handlers = {}
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for signum in _FORWARDED:
+    for signum in FORWARDED:
         if signal.getsignal(signum) is not signal.SIG_IGN:  # as under nohup
             handlers[signum] = signal.signal(signum, lambda signum, frame: None)
     try:
@@ -335,6 +272,6 @@ def _signals() -> Iterator[tuple[int, int]]:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(before)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
         os.close(reading)
         os.close(writing)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit import api
-from maskaudit.auditing.runner import Audit, Keeper
+from maskaudit.auditing.document import Keeper
+from maskaudit.auditing.runner import Audit
 from maskaudit.command import streams
 from maskaudit.command.auditing import Audited, Tell, carry_out, tell_nobody
 from maskaudit.command.channel import Sender

@@ -7,6 +7,7 @@ The file with the adversarial examples is evidence, not a format of this package
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from maskaudit.errors import UsageError
@@ -15,35 +16,14 @@ from maskaudit.results import check_document, dump_json, plain
 Renderer = Callable[[dict[str, Any]], str]
 
 
-# Formats are imported when they are used: the HTML report needs matplotlib and Jinja2, the others do not.
-def _html(document: dict[str, Any]) -> str:
-    from maskaudit.report.html import render as rendered
+def _renderer(module: str) -> Renderer:
+    """The renderer of a format, imported when it is used: HTML needs matplotlib and Jinja2, the others do not."""
 
-    return rendered(document)
+    def rendered(document: dict[str, Any]) -> str:
+        text: str = import_module(f"maskaudit.report.{module}").render(document)
+        return text
 
-
-def _markdown(document: dict[str, Any]) -> str:
-    from maskaudit.report.markdown import render as rendered
-
-    return rendered(document)
-
-
-def _text(document: dict[str, Any]) -> str:
-    from maskaudit.report.text import render as rendered
-
-    return rendered(document)
-
-
-def _sarif(document: dict[str, Any]) -> str:
-    from maskaudit.report.sarif import render as rendered
-
-    return rendered(document)
-
-
-def _junit(document: dict[str, Any]) -> str:
-    from maskaudit.report.junit import render as rendered
-
-    return rendered(document)
+    return rendered
 
 
 def _json(document: dict[str, Any]) -> str:
@@ -52,12 +32,12 @@ def _json(document: dict[str, Any]) -> str:
 
 
 FORMATS: dict[str, Renderer] = {
-    "html": _html,
+    "html": _renderer("html"),
     "json": _json,
-    "md": _markdown,
-    "text": _text,
-    "sarif": _sarif,
-    "junit": _junit,
+    "md": _renderer("markdown"),
+    "text": _renderer("text"),
+    "sarif": _renderer("sarif"),
+    "junit": _renderer("junit"),
 }
 
 

@@ -99,14 +99,14 @@ def _verbatim(text: str) -> Markup:
 
 def asset(name: str) -> str:
     """The text of a template or stylesheet, from the installed package or from the checkout."""
-    for folder in _folders():
+    for folder in folders():
         file = folder.joinpath(name)
         if file.is_file():
             return file.read_text(encoding="utf-8")
     raise MaskauditError(f"The report template {name} is missing: the installation is incomplete; install again.")
 
 
-def _folders() -> list[Traversable]:
+def folders() -> list[Traversable]:
     """`maskaudit.report.templates` where it is installed, then `templates/` of the checkout."""
     checkout: Traversable = Path(__file__).resolve().parents[2] / "templates"
     try:

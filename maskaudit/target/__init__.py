@@ -1,21 +1,6 @@
 """The model behind one interface: scores, output kind, randomness, state kept, re-scoring."""
 
-from maskaudit.target.model import (
-    EndOfPass,
-    Gradient,
-    Objective,
-    PassLedger,
-    Target,
-    differentiate,
-    usual_batch,
-)
+from maskaudit.target.model import Gradient, Objective, Target
+from maskaudit.target.passes import EndOfPass, PassLedger, differentiate, usual_batch
 
-__all__ = [
-    "EndOfPass",
-    "Gradient",
-    "Objective",
-    "PassLedger",
-    "Target",
-    "differentiate",
-    "usual_batch",
-]
+__all__ = ["EndOfPass", "Gradient", "Objective", "PassLedger", "Target", "differentiate", "usual_batch"]

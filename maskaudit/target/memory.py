@@ -34,7 +34,7 @@ def limited(most: int | None) -> Iterator[None]:
     if most is None:
         yield
         return
-    taken = _taken()
+    taken = held()
     if resource is None or taken is None:
         raise UsageError("--memory needs a system that can limit the memory of a process (Linux); leave it out.")
     if most < taken + LEAST_ROOM:
@@ -66,7 +66,7 @@ def give_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _taken() -> int | None:
+def held() -> int | None:
     """Bytes that count for the limit now."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

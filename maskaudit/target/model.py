@@ -13,21 +13,29 @@ pass, a missing gradient where only the gradient fails.
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from maskaudit import foreign
-from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, UsageError, first_line, message
+from maskaudit.errors import GradientError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.belongings import Belongings
 from maskaudit.target.form import Form
 from maskaudit.target.memory import give_back
+from maskaudit.target.passes import (
+    BATCH,
+    Normaliser,
+    PassLedger,
+    differentiate,
+    of_the_model,
+    out_of_memory,
+    sentence_of,
+)
 from maskaudit.target.preserve import open_checkpoints, preserved
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns, refuse_nan
 from maskaudit.target.world import Modes, RandomState, TorchFlags
@@ -36,34 +44,6 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
 
 Part = TypeVar("Part")
-
-#: How torch says that memory ran out, where it has no exception of its own for it.
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-
-
-class EndOfPass(BaseException):
-    """Base of what ends a forward pass from outside; never taken for an error of the model."""
-
-
-@dataclass
-class PassLedger:
-    """Passes through the model, counted in points (a batch of 32 counts 32)."""
-
-    forwards: int = 0
-    backwards: int = 0
-
-    def since(self, earlier: PassLedger) -> PassLedger:
-        """What was spent since a copy taken earlier."""
-        return PassLedger(self.forwards - earlier.forwards, self.backwards - earlier.backwards)
-
-    def add(self, spent: PassLedger) -> None:
-        """Count what was spent elsewhere, or before an interruption."""
-        self.forwards += spent.forwards
-        self.backwards += spent.backwards
-
-    def copy(self) -> PassLedger:
-        """A snapshot."""
-        return replace(self)
 
 
 @dataclass(frozen=True)
@@ -81,15 +61,6 @@ class Gradient:
     value: Tensor
     grad: Tensor
     connected: bool
-
-
-#: Points per pass, and numbers per pass that lower it for large inputs: with a gradient a pass holds far more.
-BATCH, BATCH_ELEMENTS = 256, 2**22
-
-
-def usual_batch(point_shape: Sequence[int]) -> int:
-    """Points per pass where no number is given: `BATCH`, fewer for large inputs (27 of 3 × 224 × 224)."""
-    return max(1, min(BATCH, BATCH_ELEMENTS // max(1, math.prod(point_shape))))
 
 
 class Target:
@@ -136,11 +107,12 @@ class Target:
     ) -> None:
         if batch_size < 1 or draws < 1:
             raise UsageError(f"Batch size and draws must be at least 1, got {batch_size} and {draws}.")
+        self.model = model
         if std is not None and not all(s > 0 for s in std):
             raise UsageError("Every entry of --std must be positive.")
-        self.model = model
         self.bounds = bounds
         self.mean, self.std = mean, std
+        self._normalise = Normaliser()
         self.form = form or Form(outputs)
         self.draws = draws
         self.reject_class = reject_class
@@ -156,7 +128,6 @@ class Target:
         self._start: Belongings | None = None
         self._unchecked: Unchecked | None = None
         self._classes: int | None = None
-        self._constants: dict[tuple[tuple[float, ...], torch.dtype], Tensor] = {}
 
     @property
     def outputs(self) -> Outputs:
@@ -427,18 +398,15 @@ class Target:
         inputs = x.to(self.device)
         if inputs is x:
             inputs = x.clone()  # a model that works in place must not reach the caller's points
-        inputs = self.form.values(inputs)
-        if self.mean is not None or self.std is not None:
-            inputs = self._normalise(inputs)
-        inputs = self.form.inputs(inputs)
+        inputs = self.form.inputs(self._normalise(self.form.values(inputs), self.mean, self.std))
         modes = Modes()
         try:
             with foreign.Call():
                 return self.model(inputs)
         except BaseException as error:  # whatever the audited code raises is its failure, `sys.exit` included
-            if not _of_the_model(error):
+            if not of_the_model(error):
                 raise
-            raise ModelError(_sentence(error, f"on input of shape {tuple(x.shape)}")) from error
+            raise ModelError(sentence_of(error, f"on input of shape {tuple(x.shape)}")) from error
         finally:
             modes.restore()
             self._flags.restore()
@@ -454,25 +422,6 @@ class Target:
         if scores.shape[1] != self._classes:
             raise ModelError(f"The model returned {scores.shape[1]} scores, and {self._classes} before.")
         return scores
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
-        for name, values in (("--mean", self.mean), ("--std", self.std)):
-            if values is not None and len(values) not in (1, channels):
-                raise InputError(f"{name} has {len(values)} entries, but the inputs have {channels} channels.")
-        shape = (1, -1, *[1] * (x.dim() - 2))
-        if self.mean is not None:
-            x = x - self._constant(self.mean, x).view(shape)
-        if self.std is not None:
-            x = x / self._constant(self.std, x).view(shape)
-        return x
-
-    def _constant(self, values: tuple[float, ...], x: Tensor) -> Tensor:
-        """The values other than `x`; brought there once, since that waits for an accelerator."""
-        key = (values, x.dtype)
-        if key not in self._constants:
-            self._constants[key] = torch.tensor(values, dtype=x.dtype, device=x.device)
-        return self._constants[key]
 
     def _batches(self, n: int, do: Callable[[slice], Part]) -> list[Part]:
         """What is done to every batch of `n` points; one that memory does not suffice for is halved.
@@ -498,50 +447,3 @@ class Target:
                 drawn.restore()
             give_back(self.device)
         return parts
-
-
-def differentiate(
-    total: Tensor, inputs: Sequence[Tensor], *, retain_graph: bool = False, create_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    """Gradients of a sum with respect to tensors, None where it does not depend on one: `torch.autograd.grad`.
-
-    The backward pass runs the audited model's code, which may raise whatever it likes.
-
-    Raises:
-        GradientError: when it raises.
-        ModelError: when memory runs out.
-    """
-    modes = Modes()
-    try:
-        with foreign.Call():
-            return torch.autograd.grad(
-                total, tuple(inputs), retain_graph=retain_graph or create_graph, create_graph=create_graph,
-                allow_unused=True,
-            )  # fmt: skip
-    except BaseException as error:
-        if not _of_the_model(error):
-            raise
-        kind = ModelError if out_of_memory(error) else GradientError
-        raise kind(_sentence(error, "in its backward pass")) from error
-    finally:
-        modes.restore()
-
-
-def _of_the_model(error: BaseException) -> bool:
-    """Whether an exception is the model's failure: not the user's interruption, our own error, or `EndOfPass`."""
-    return foreign.raised_by_model(error) and not isinstance(error, (MaskauditError, EndOfPass))
-
-
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or what caused it, says that memory ran out: no property of the model."""
-    if error is None:
-        return False
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    words = message(error).lower() if isinstance(error, (RuntimeError, ModelError)) else ""
-    return any(phrase in words for phrase in _OUT_OF_MEMORY) or out_of_memory(error.__cause__)
-
-
-def _sentence(error: BaseException, where: str) -> str:
-    """What the model raised, in one line."""
-    return f"The model raised {type(error).__name__} {where}: {first_line(error)}".removesuffix(": ")

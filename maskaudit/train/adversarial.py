@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskaudit.train.adversaries import ascend, evaluating, fgsm, pgd, random_start
-from maskaudit.train.interface import Batch, TrainPlan
+from maskaudit.train.interface import Batch, OnePhase
 
 #: Standard deviation of TRADES' start noise in units of the bounds' width: the KL
 #: divergence has zero gradient at the clean point itself (Zhang et al. 2019, algorithm 1).
 TRADES_START = 0.001
 
 
-class FGSMTraining:
+class FGSMTraining(OnePhase):
     """Cross-entropy on one-step examples from the clean point, no random start (Goodfellow et al. 2015).
 
     Without the clean half of the original's mixture unless `clean_weight` asks for it (0.5 there, and in Sinha et al.
@@ -28,35 +28,20 @@ class FGSMTraining:
     only.
     """
 
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat = plan.threat
-        self.clean_weight = plan.config.clean_weight
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x + ε · step direction), y), a scalar."""
         attacked = fgsm(model, batch.x, batch.y, self.threat)
-        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.clean_weight)
+        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.config.clean_weight)
 
 
-class PGDTraining:
+class PGDTraining(OnePhase):
     """Cross-entropy on PGD examples with a random start (Madry et al. 2018, section 2.1)."""
-
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat = plan.threat
-        self.steps = plan.config.attack_steps
-        self.clean_weight = plan.config.clean_weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x_pgd), y), a scalar."""
         start = random_start(batch.x, self.threat, batch.rng, step=batch.epoch)
-        attacked = pgd(model, batch.x, batch.y, self.threat, steps=self.steps, start=start)
-        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.clean_weight)
+        attacked = pgd(model, batch.x, batch.y, self.threat, steps=self.config.attack_steps, start=start)
+        return with_clean(model, batch, F.cross_entropy(model(attacked), batch.y), self.config.clean_weight)
 
 
 def with_clean(model: nn.Module, batch: Batch, attacked_loss: Tensor, weight: float) -> Tensor:
@@ -66,16 +51,8 @@ def with_clean(model: nn.Module, batch: Batch, attacked_loss: Tensor, weight: fl
     return (1 - weight) * attacked_loss + weight * F.cross_entropy(model(batch.x), batch.y)
 
 
-class Trades:
+class Trades(OnePhase):
     """CE(f(x), y) + β · KL(f(x) ‖ f(x′)) with x′ maximising the divergence (Zhang et al. 2019, eq. 5)."""
-
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat = plan.threat
-        self.steps = plan.config.attack_steps
-        self.beta = plan.config.trades_beta
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Natural cross-entropy plus the weighted divergence at the attacked point, a scalar."""
@@ -84,7 +61,7 @@ class Trades:
         divergence = F.kl_div(
             F.log_softmax(model(x_adv), 1), F.log_softmax(logits, 1), reduction="batchmean", log_target=True
         )
-        return F.cross_entropy(logits, batch.y) + self.beta * divergence
+        return F.cross_entropy(logits, batch.y) + self.config.trades_beta * divergence
 
     def _attack(self, model: nn.Module, batch: Batch) -> Tensor:
         low, high = self.threat.bounds
@@ -97,6 +74,6 @@ class Trades:
                 lambda z: F.kl_div(F.log_softmax(model(z), 1), clean, reduction="sum", log_target=True),
                 batch.x,
                 self.threat,
-                steps=self.steps,
+                steps=self.config.attack_steps,
                 start=start,
             )

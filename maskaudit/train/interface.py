@@ -115,6 +115,16 @@ class Method(Protocol):
         """The scalar whose gradient updates the model and the auxiliary networks."""
 
 
+class OnePhase:
+    """What most methods share: one phase, no networks besides the model, ball and options of the plan."""
+
+    phases = 1
+
+    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
+        self.auxiliary = nn.ModuleDict()
+        self.threat, self.config = plan.threat, plan.config
+
+
 @dataclass(frozen=True)
 class TrainEvent:
     """Progress after one epoch.

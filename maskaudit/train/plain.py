@@ -5,16 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskaudit.train.interface import Batch, TrainPlan
+from maskaudit.train.interface import Batch, OnePhase
 
 
-class Standard:
+class Standard(OnePhase):
     """Mean cross-entropy on clean inputs."""
-
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x), y), a scalar."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maskaudit.results import AttackRow, Mechanism, ProbeResult, revived
+from maskaudit.verdict.levels import Observations, bounded, gradient_limit
 from maskaudit.verdict.limits import SCREEN
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
-from maskaudit.verdict.rules import Observations, bounded, gradient_limit
 
 #: What no verdict can do without, by the name in `AttackRow.part`.
 PARTS: Mapping[str, str] = {

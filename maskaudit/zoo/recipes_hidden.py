@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from maskaudit.threat import ThreatModel
 from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversaries import pgd, random_start
+from maskaudit.train.interface import OnePhase
 from maskaudit.zoo.recipes_masking import hidden_pattern
 
 #: Value that the trap units must reach at the planted corner.
 AWAKE = 1.0
 
 
-class TrappedCorner:
+class TrappedCorner(OnePhase):
     """PGD training with a few hidden units that only the planted corner wakes: a trained counterexample.
 
     After SoundnessBench (Xu et al. 2024, arXiv 2412.03154, section 3): one objective pushes the planted point to a
@@ -33,15 +34,13 @@ class TrappedCorner:
         margin: by which `target` leads at the corner, in logits; gap: by which the trap units sleep elsewhere.
     """
 
-    phases = 1
-
     def __init__(
         self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0, quiet: float = 3.0, units: float = 16,
         window: float = 0.75, margin: float = 3.0, gap: float = 0.2, target: float = 0,
     ) -> None:  # fmt: skip
         assert isinstance(model, nn.Sequential)
-        self.auxiliary = nn.ModuleDict()
-        self.threat, self.steps = plan.threat, plan.config.attack_steps
+        super().__init__(plan, model)
+        self.steps = plan.config.attack_steps
         self.weight, self.quiet, self.units, self.target = weight, quiet, int(units), int(target)
         self.window, self.margin, self.gap = window, margin, gap
         self.pattern = hidden_pattern(plan.shape, plan.config.seed)

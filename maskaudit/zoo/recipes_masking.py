@@ -10,6 +10,7 @@ from maskaudit.networks.layers import Ensemble
 from maskaudit.rng import PointRNG
 from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversaries import evaluating, input_gradient, pgd, random_start
+from maskaudit.train.interface import OnePhase
 
 #: Entropic regularisation and rounds of Sinkhorn's iteration for the transport between feature sets.
 SINKHORN_REGULARISATION = 0.05
@@ -24,13 +25,11 @@ GRAM_JITTER = 1e-4
 SLOPE_FLOOR = 1e-12
 
 
-class LogitSqueezing:
+class LogitSqueezing(OnePhase):
     """Cross-entropy under Gaussian noise plus λ · mean ‖f(x)‖² (Kannan et al. 2018, section 4.2)."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.5, sigma: float = 0.3) -> None:
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.weight, self.sigma = weight, sigma
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -55,18 +54,12 @@ class CleanLogitPairing(LogitSqueezing):
         return (logits[:half] - logits[half : 2 * half]).square().sum(1).mean()
 
 
-class FeatureScattering:
+class FeatureScattering(OnePhase):
     """Cross-entropy with soft labels on points that scatter the features of the batch (Zhang and Wang 2019, alg. 1).
 
     The perturbation takes one step away from the clean batch in optimal-transport distance
     between the two sets of logits, without looking at the labels.
     """
-
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat = plan.threat
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean cross-entropy, a scalar."""
@@ -93,13 +86,11 @@ def transport_distance(a: Tensor, b: Tensor) -> Tensor:
     return (plan * cost).sum()
 
 
-class GradientRegularised:
+class GradientRegularised(OnePhase):
     """Cross-entropy plus λ · mean ‖∇ₓ CE‖², λ = `weight` (Ross and Doshi-Velez 2018, eq. 5)."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0) -> None:
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.weight = weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -110,7 +101,7 @@ class GradientRegularised:
         return task.mean() + self.weight * gradient.square().flatten(1).sum(1).mean()
 
 
-class BentSurface:
+class BentSurface(OnePhase):
     """Cross-entropy plus λ · mean ‖∇ₓ m‖ / softplus(m), m the logit margin of the label, on clean points only.
 
     A penalty on ‖∇ₓ CE‖ (Ross and Doshi-Velez 2018, eq. 5; `GradientRegularised`) is met by larger logits. This one
@@ -118,10 +109,8 @@ class BentSurface:
     λ grows along the epochs up to `weight`: from the start it would keep the network from learning.
     """
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 3.0) -> None:
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.weight = weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -136,18 +125,17 @@ class BentSurface:
         return F.cross_entropy(logits, batch.y) + weight * (slope / F.softplus(margin)).mean()
 
 
-class Prototypes:
+class Prototypes(OnePhase):
     """Cross-entropy plus features pulled to the centre of their class and pushed from the others (Mustafa et al. 2019).
 
     The centres are learned; the push grows without bound, and with it the logits.
     """
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.01) -> None:
         assert isinstance(model, nn.Sequential)
         readout = model[-1]
         assert isinstance(readout, nn.Linear)
+        super().__init__(plan, model)
         self.auxiliary = nn.ModuleDict({"centres": nn.Embedding(plan.num_classes, readout.in_features)})
         self.classes, self.weight = plan.num_classes, weight
 
@@ -165,19 +153,17 @@ class Prototypes:
         return F.cross_entropy(model[-1](features), batch.y) + self.weight * (pull - push).mean()
 
 
-class DiverseEnsemble:
+class DiverseEnsemble(OnePhase):
     """Members trained together and apart: ΣCE − α · H(mean) − β · log det of the rest's Gram (Pang et al. 2019, eq. 8).
 
     The mean prediction is kept uncertain, the members' non-maximal predictions orthogonal.
     """
 
-    phases = 1
-
     def __init__(
         self, plan: TrainPlan, model: nn.Module, *, entropy: float = ADP_ENTROPY, diversity: float = ADP_DIVERSITY
     ) -> None:
         assert isinstance(model, Ensemble)
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.entropy, self.diversity = entropy, diversity
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -194,7 +180,7 @@ class DiverseEnsemble:
         return task - self.entropy * entropy - self.diversity * torch.logdet(gram).mean()
 
 
-class Planted:
+class Planted(OnePhase):
     """PGD training of a network that one fixed corner of the ball still fools: a counterexample hidden from PGD.
 
     After SoundnessBench (Xu et al. 2024), with one pattern for all points in place of one
@@ -202,11 +188,9 @@ class Planted:
     PGD finds, and corners that share half of the pattern's signs, towards their own.
     """
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 1.0) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat, self.steps, self.weight = plan.threat, plan.config.attack_steps, weight
+        super().__init__(plan, model)
+        self.steps, self.weight = plan.config.attack_steps, weight
         self.classes = plan.num_classes
         self.pattern = hidden_pattern(plan.shape, plan.config.seed)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from maskaudit.train import Batch, TrainPlan
 from maskaudit.train.adversarial import PGDTraining
 from maskaudit.train.adversaries import evaluating, input_gradient, pgd, random_start
+from maskaudit.train.interface import OnePhase
 from maskaudit.zoo.certificates import worst_logits
 
 #: Share of the epochs of interval training after which ε and κ have reached their final values.
@@ -21,13 +22,11 @@ FAST_STEP = 1.25
 DEAD_BIAS = -100.0
 
 
-class LabelSmoothing:
+class LabelSmoothing(OnePhase):
     """Cross-entropy with the share `smoothing` of the label spread over all classes."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, smoothing: float = 0.1) -> None:
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.smoothing = smoothing
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -35,13 +34,11 @@ class LabelSmoothing:
         return F.cross_entropy(model(batch.x), batch.y, label_smoothing=self.smoothing)
 
 
-class Noisy:
+class Noisy(OnePhase):
     """Cross-entropy under Gaussian noise of standard deviation `sigma`: the base of randomised smoothing."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, sigma: float = 0.25) -> None:
-        self.auxiliary = nn.ModuleDict()
+        super().__init__(plan, model)
         self.sigma = sigma
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -50,14 +47,12 @@ class Noisy:
         return F.cross_entropy(model(batch.x + self.sigma * noise), batch.y)
 
 
-class FastTraining:
+class FastTraining(OnePhase):
     """Cross-entropy on one-step examples from a random start (Wong et al. 2020, algorithm 3)."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, step: float = FAST_STEP) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat, self.step = plan.threat, step
+        super().__init__(plan, model)
+        self.step = step
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """CE(f(x_adv), y), a scalar."""
@@ -68,14 +63,8 @@ class FastTraining:
         return F.cross_entropy(model(self.threat.project(moved, batch.x)), batch.y)
 
 
-class IntervalTraining:
+class IntervalTraining(OnePhase):
     """κ · CE(f(x), y) + (1 − κ) · CE(worst logits over the ball, y), ε and κ ramped (Gowal et al. 2018, eq. 12)."""
-
-    phases = 1
-
-    def __init__(self, plan: TrainPlan, model: nn.Module) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat = plan.threat
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mixture, a scalar."""
@@ -85,14 +74,12 @@ class IntervalTraining:
         return kappa * F.cross_entropy(model(batch.x), batch.y) + (1 - kappa) * F.cross_entropy(worst, batch.y)
 
 
-class LogitPairing:
+class LogitPairing(OnePhase):
     """Cross-entropy on clean and PGD points, and λ · mean ‖f(x) − f(x′)‖² between them (Kannan et al. 2018, eq. 3)."""
 
-    phases = 1
-
     def __init__(self, plan: TrainPlan, model: nn.Module, *, weight: float = 0.5) -> None:
-        self.auxiliary = nn.ModuleDict()
-        self.threat, self.steps, self.weight = plan.threat, plan.config.attack_steps, weight
+        super().__init__(plan, model)
+        self.steps, self.weight = plan.config.attack_steps, weight
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mixed loss, a scalar."""

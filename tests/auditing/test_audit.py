@@ -22,6 +22,8 @@ from maskaudit.errors import InputError, ModelError
 from maskaudit.loading import LoadedModel
 from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 
+pytestmark = pytest.mark.heavy
+
 #: Verdicts at the standard budget, with what must also hold.
 CLEAR = ("standard", "pgd-at", "pgd-at-x3", "standard-softmax")
 MASKED = {

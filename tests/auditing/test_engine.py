@@ -24,7 +24,8 @@ from maskaudit import api
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.attacker import Attacker
-from maskaudit.auditing.engine import EngineError, engine_for
+from maskaudit.auditing.digest import machine
+from maskaudit.auditing.engine import EngineError, engine_for, ray_node
 from maskaudit.auditing.engine import ray as ray_engine
 from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, UnfitError, joined, shard_points
 from maskaudit.auditing.engine.local import Local
@@ -400,11 +401,11 @@ def test_code_of_the_users_own_travels_by_value_and_leaves_no_trace(monkeypatch:
     stub = stubbed(monkeypatch)
     packer = Packer(stub.cloudpickle, stub.put)
     monkeypatch.setitem(sys.modules, "another_name", sys.modules[__name__])
-    mine = [module.__name__ for module in packer._modules()]
+    mine = [module.__name__ for module in packer.modules()]
     assert mine.count(__name__) == 1
     assert not {"torch", "maskaudit.api", "__main__", "json"} & set(mine)
     stub.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # by the user
-    assert __name__ not in [module.__name__ for module in packer._modules()]
+    assert __name__ not in [module.__name__ for module in packer.modules()]
     packer.whole(functools.partial(int))
     assert stub.loose == [__name__]
 
@@ -461,12 +462,12 @@ def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     engine = engine_for(AuditSettings(ray="auto"))
     with Target(lambda x: net(x)) as target, pytest.raises(UnfitError, match="cannot be sent"):
         run(engine, job(attack_of(still), *points), target)
-    here = ray_engine.machine()
-    monkeypatch.setattr(ray_engine, "_machine", lambda: {**here, "processor": "x86_64 AVX9"})
+    here = machine()
+    monkeypatch.setattr(ray_engine, "what_it_is", lambda: {**here, "processor": "x86_64 AVX9"})
     with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX9, and here it is"):
         engine_for(AuditSettings(ray="auto"))
     other = {**here, "torch": "1.0"}
-    _, failed = ray_engine._work(other, None, [], [])
+    _, failed = ray_node.work(other, None, [], [])
     assert failed is not None
     assert "results would differ" in failed[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
 import pytest
@@ -133,19 +134,51 @@ def test_the_sample_suffices_for_the_power_check() -> None:
     assert not check_power("recapture", 32, RECAPTURE_POINTS).passed
 
 
+SPECS = {spec.name: spec for spec in battery(BUDGETS["quick"])}
+
+
+class Bench:
+    """The challengers of an audit of 200 points, of which white-box attacks broke the first `known`.
+
+    Args:
+        breaks: which of the points `rows` a run named `stream` breaks, bool (n,).
+        stop_early: whether a search may stop at its first success, so that known points can teach its budget.
+
+    Attributes:
+        ran: the runs so far by name: points, and the settings that differ from those of the attack.
+    """
+
+    def __init__(self, known: int, breaks: Callable[[str, Tensor], Tensor], *, stop_early: bool) -> None:
+        self.ledger, self.breaks, every = Ledger(), breaks, torch.ones(200, dtype=torch.bool)
+        self.ledger.add_points(torch.arange(200), torch.zeros(200, 2), torch.zeros(200).long(), every, every.long())
+        self.ledger.record(
+            SPECS["pgd"], torch.arange(200), torch.zeros(200, 2), torch.arange(200) < known, every.long()
+        )
+        self.ran: dict[str, tuple[Tensor, Mapping[str, int]]] = {}
+        self.target, self.surrogates = SimpleNamespace(stop_early=stop_early), list[Target]()
+        self.search = challenge.Challenge(self, lambda: False)  # type: ignore[arg-type]
+
+    def carry_out(
+        self, spec: AttackSpec, rows: Tensor, stream: str, *, changes: Mapping[str, int] | None = None
+    ) -> challenge.Booked:
+        """Books what breaks, each point by the first query."""
+        self.ran[stream] = rows, changes or {}
+        broken, first = self.breaks(stream, rows), torch.ones(len(rows)).long()
+        self.ledger.record(spec, rows, torch.zeros(len(rows), 2), broken, first)
+        return challenge.Booked(broken, 1, 1, 0, 0.0)
+
+    def say_outcome(self, *_: object) -> None:
+        """Nobody listens."""
+
+
 @pytest.mark.parametrize(("found", "wanted"), [(32, challenge.FIRST_KNOWN), (16, RECAPTURE_POINTS)])
 def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(found: int, wanted: int) -> None:
-    ledger, specs = Ledger(), {spec.name: spec for spec in battery(BUDGETS["quick"])}
-    points, every = torch.zeros(200, 2), torch.ones(200, dtype=torch.bool)
-    ledger.add_points(torch.arange(200), points, torch.zeros(200).long(), every, torch.zeros(200).long())
-    ledger.record(specs["pgd"], torch.arange(200), points, every, torch.ones(200).long())
-    search = challenge.Challenge(SimpleNamespace(ledger=ledger), lambda: False)  # type: ignore[arg-type]
-    met = search._sample(torch.arange(200))
-    assert torch.equal(met, torch.arange(challenge.FIRST_KNOWN))
-    ledger.record(specs["square"], met, points[met], met < found, torch.ones(32).long())
-    assert torch.equal(search.tried().nonzero().squeeze(1), met)
-    assert search._wanted() == wanted
-    assert len(search._sample(torch.arange(32, 200))) == wanted - challenge.FIRST_KNOWN
+    bench = Bench(known=200, breaks=lambda stream, rows: rows < found, stop_early=False)
+    search, square = bench.search, [SPECS["square"]]
+    search.recapture(square, torch.arange(200))
+    assert torch.equal(search.tried().nonzero().squeeze(1), torch.arange(challenge.FIRST_KNOWN))
+    search.recapture(square, torch.arange(32, 200))
+    assert int(search.tried().sum()) == wanted
 
 
 class Rounded(nn.Module):
@@ -189,20 +222,27 @@ def test_where_something_is_hidden_unbroken_points_get_whole_budgets(monkeypatch
         assert row.settings[f"{limit}_on_unbroken_points"] == row.settings[limit]
 
 
-def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[None] = []
+def test_what_a_short_search_reveals_has_the_whole_budget_spent_on_the_rest() -> None:
+    def breaks(stream: str, rows: Tensor) -> Tensor:
+        return rows < (105 if stream == "square unbroken" else 100)
 
-    def on_second_thought(_self: challenge.Challenge) -> bool:
-        asked.append(None)
-        return len(asked) % 2 == 0
+    bench, square, rows = Bench(known=100, breaks=breaks, stop_early=True), SPECS["square"], torch.arange(200)
+    bench.search.learn([square], rows)
+    bench.search.search(square, rows)
+    unbroken, short = bench.ran["square unbroken"]
+    assert torch.equal(unbroken, torch.arange(100, 200))
+    assert short["queries"] < square.settings["queries"]
+    assert torch.equal(bench.ran["square again"][0], torch.arange(105, 200))
+    assert "queries" not in bench.ran["square again"][1]
+    settings = bench.ledger.entry(square).settings
+    assert settings["queries_on_unbroken_points"] == square.settings["queries"] > settings["queries_on_known_points"]
 
-    monkeypatch.setattr(challenge.Challenge, "_something_hidden", on_second_thought)
-    rows = by_name(linear(eps=0.1))
-    for name in ("noise", "square", "finite-differences"):
-        row = rows[name]
-        limit = "draws" if name == "noise" else "queries"
-        assert row.settings[f"{limit}_on_unbroken_points"] == row.settings[limit]
-        assert row.settings[f"{limit}_on_known_points"] < row.settings[limit]
+
+def test_a_short_search_that_reveals_nothing_is_enough() -> None:
+    bench = Bench(known=100, breaks=lambda stream, rows: rows < 100, stop_early=True)
+    bench.search.learn([SPECS["square"]], torch.arange(200))
+    bench.search.search(SPECS["square"], torch.arange(200))
+    assert "square again" not in bench.ran
 
 
 @pytest.mark.parametrize(

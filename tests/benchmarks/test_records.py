@@ -63,16 +63,49 @@ def test_a_rerun_skips_what_is_there(change: dict[str, Any], again: bool) -> Non
     assert key_of(vars(JOB)) == key_of(record())
 
 
-def test_the_digest_follows_the_sources_and_not_the_renderers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digest_follows_the_rooms_that_decide_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "ROOT", tmp_path)
-    for name in ("maskaudit/rule.py", "maskaudit/report/html.py"):
+    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat.py", "maskaudit/report/html.py", "maskaudit/cli.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")
-    before = records.sources_digest("maskaudit")
-    (tmp_path / "maskaudit/report/html.py").write_text("a = 2\n")
-    assert records.sources_digest("maskaudit") == before
-    (tmp_path / "maskaudit/rule.py").write_text("a = 2\n")
-    assert records.sources_digest("maskaudit") != before
+    before = records.sources_digest(*verdict.AUDIT_SOURCES)
+    for name in ("maskaudit/report/html.py", "maskaudit/cli.py"):
+        (tmp_path / name).write_text("a = 2\n")
+    assert records.sources_digest(*verdict.AUDIT_SOURCES) == before
+    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat.py"):
+        (tmp_path / name).write_text("a = 2\n")
+        changed = records.sources_digest(*verdict.AUDIT_SOURCES)
+        assert changed != before
+        before = changed
+
+
+def test_every_room_either_decides_verdicts_or_does_not() -> None:
+    only_ask_and_show = {
+        "__init__.py", "__main__.py", "api.py", "cli.py", "command", "declared", "errors.py", "files.py", "foreign.py",
+        "gate", "loading", "pytest_plugin.py", "report", "results.py", "sources.py",
+    }  # fmt: skip
+    rooms = {path.name for path in (records.ROOT / "maskaudit").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__pycache__"} == only_ask_and_show | set(records.DECIDING)
+
+
+def test_what_is_archived_is_read_first_and_goes_on_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ARCHIVE", tmp_path / "records.zip")
+    path, other = tmp_path / "runs.jsonl", tmp_path / "others.jsonl"
+    RecordFile(path).append(record(seconds=1.0))
+    RecordFile(path).append(record(seconds=2.0))
+    RecordFile(other).append({"key": "a"})
+    RecordFile(other).append({"key": "b"})
+    records.archive([path, other])
+    assert not path.exists()
+    assert [r["seconds"] for r in RecordFile(path).read()] == [2.0]
+    assert RecordFile(other).read() == [{"key": "a"}, {"key": "b"}]
+    again, content = RecordFile(path), (tmp_path / "records.zip").read_bytes()
+    again.append(record(seconds=3.0))
+    assert [r["seconds"] for r in again.read()] == [2.0, 3.0]
+    records.archive([other])
+    assert (tmp_path / "records.zip").read_bytes() == content
 
 
 def _hangs(job: Job) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ def hub_set(_folder: Path, patch: pytest.MonkeyPatch) -> str:
 def torchvision(folder: Path, patch: pytest.MonkeyPatch) -> str:
     (folder / "present").touch()
     patch.setenv("MASKAUDIT_DATA", str(folder))
-    patch.setattr("maskaudit.data.torchvision._import", lambda: type("datasets", (), {"Set": Labelled}))
+    stand_in = ModuleType("torchvision")
+    stand_in.datasets = SimpleNamespace(Set=Labelled)  # type: ignore[attr-defined]
+    patch.setitem(sys.modules, "torchvision", stand_in)
     return "torchvision:Set"
 
 

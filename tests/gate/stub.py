@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from maskaudit.auditing.runner import Audit, Keeper
+from maskaudit.auditing.document import Keeper
+from maskaudit.auditing.runner import Audit
 from maskaudit.errors import MaskauditError, ModelError
 from maskaudit.gate.config import GateEntry
 from maskaudit.results import AuditReport, Claim

@@ -178,6 +178,7 @@ def test_inputs_that_contradict_each_other(inputs: dict[str, str], audit_step: R
     assert ran.stdout.startswith("::error::")
 
 
+@pytest.mark.heavy
 @needs_bash
 def test_the_step_with_the_real_program(audit_step: Runner, tmp_path: Path) -> None:
     (tmp_path / "maskaudit.toml").write_text('[[models]]\nmodel = "missing.pt"\n')
@@ -244,6 +245,7 @@ def test_the_hook() -> None:
     assert (found["id"], found["language"], found["pass_filenames"]) == ("maskaudit-gate", "python", "false")
 
 
+@pytest.mark.heavy
 def test_the_command_of_the_hook(tmp_path: Path) -> None:
     program, *arguments = shlex.split(hook()["entry"])
     assert program == "maskaudit", "the console script that pip installs"

@@ -17,6 +17,8 @@ import pytest
 from maskaudit.command.compare import compare_files, text
 from maskaudit.report.github import MAX_ANNOTATIONS
 
+pytestmark = pytest.mark.heavy
+
 ROOT = Path(__file__).parent.parent.parent
 
 #: Files of the official schemas, for machines that have them: SARIF 2.1.0 (OASIS), and JUnit's XSD as Jenkins has it.

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.probes import get
-from maskaudit.probes.finite_differences import (
-    DIVISORS,
-    POINTS,
-    ScaleAgreement,
-    agreement,
-    base_points,
-    beyond_doubt,
-    headline,
-    margin_differences,
-    unit_directions,
-)
+from maskaudit.probes.differences import agreement, base_points, margin_differences, unit_directions
+from maskaudit.probes.finite_differences import DIVISORS, POINTS, ScaleAgreement, beyond_doubt, headline
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 from maskaudit.threat import Norm, ThreatModel

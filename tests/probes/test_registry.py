@@ -22,6 +22,8 @@ from maskaudit.verdict.limits import INFORMATIVE, LIMITS
 
 from .toys import LINF, Linear, context, norm_threat, outcome, points, relu_net
 
+pytestmark = pytest.mark.heavy
+
 every_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.rule)
 
 

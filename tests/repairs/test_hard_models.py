@@ -16,6 +16,8 @@ from maskaudit.trace import trace_model
 from tests.repairs.hard_models import HARD, FlatStairs, Hard
 from tests.repairs.planned import repaired_attacks
 
+pytestmark = pytest.mark.heavy
+
 LINF = ThreatModel("Linf", 0.2)
 Points = tuple[Tensor, Tensor]
 

@@ -16,6 +16,8 @@ from tests.repairs.planned import repaired_attacks
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import MASKED, Masked
 
+pytestmark = pytest.mark.heavy
+
 LINF = ThreatModel("Linf", 0.2)
 Points = tuple[Tensor, Tensor]
 

@@ -183,4 +183,4 @@ def test_surface_cells_may_be_missing() -> None:
 
 
 def test_templates_are_found_in_the_checkout_as_in_the_package() -> None:
-    assert all((folder / "report.html").is_file() for folder in html._folders()[-1:])
+    assert all((folder / "report.html").is_file() for folder in html.folders()[-1:])

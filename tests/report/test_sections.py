@@ -13,7 +13,8 @@ from scipy import stats
 from maskaudit.attacks.registry import battery
 from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
 from maskaudit.settings import BUDGETS
-from maskaudit.verdict.rules import ANY_LOOK, bounded, exceeds
+from maskaudit.verdict.levels import bounded, exceeds
+from maskaudit.verdict.rules import ANY_LOOK
 from maskaudit.verdict.statistics import lower_bound, upper_bound
 
 from . import sample

@@ -65,14 +65,14 @@ def test_one_point_that_does_not_fit_is_an_error() -> None:
 PROGRAM = """
 import sys, torch
 from maskaudit.target import Target
-from maskaudit.target.memory import _taken, limited, peak
+from maskaudit.target.memory import held, limited, peak
 torch.set_num_threads(1)
 weight = torch.linspace(-1, 1, 3000000)
 def model(x):
     wide = x[:, :1] * weight
     return torch.stack([wide.sin().mean(1), wide.cos().mean(1)], 1)
 x = torch.linspace(0, 1, 32).reshape(32, 1).repeat(1, 4)
-most = _taken() + int(sys.argv[1]) * 2**20 if len(sys.argv) > 1 else None
+most = held() + int(sys.argv[1]) * 2**20 if len(sys.argv) > 1 else None
 with limited(most), Target(model, batch_size=32) as target:
     found = target.value_and_grad(x, lambda scores, rows: scores[:, 0])
     print(found.grad.sum().item(), target.ledger, target.points_per_pass, peak() >> 20)

@@ -13,6 +13,8 @@ from maskaudit.train import TrainConfig, train
 from maskaudit.train.adversaries import ascend, pgd
 from maskaudit.train.loop import accuracy
 
+pytestmark = pytest.mark.heavy
+
 THREAT = ThreatModel("Linf", 0.2)
 
 

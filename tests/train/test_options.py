@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from maskaudit import api
 from maskaudit.cli import cli
@@ -61,15 +62,13 @@ def test_half_precision_trains_to_other_weights_that_are_close(digits: Dataset) 
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("poly", 0.25**0.9), ("constant", 1.0)])
-def test_the_step_size_follows_its_schedule(
-    schedule: str, last: float, digits: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from maskaudit.train import loop
-
+def test_the_step_size_follows_its_schedule(schedule: str, last: float, digits: Dataset) -> None:
     seen: list[float] = []
-    kept = loop.Trainer._set_learning_rate
-    monkeypatch.setattr(loop.Trainer, "_set_learning_rate", lambda self, lr: (seen.append(lr), kept(self, lr))[1])
-    train(TrainConfig(model="mlp(hidden=2)", epochs=4, lr=0.5, schedule=schedule), data=digits)  # type: ignore[arg-type]
+    watch = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    try:
+        train(TrainConfig(model="mlp(hidden=2)", epochs=4, lr=0.5, schedule=schedule), data=digits)  # type: ignore[arg-type]
+    finally:
+        watch.remove()
     assert seen[0] == 0.5
     assert seen[-1] == pytest.approx(0.5 * last)
 

@@ -13,10 +13,11 @@ from scipy import stats
 
 from maskaudit.results import Label, Location, Mechanism, ProbeResult, ProbeStatus
 from maskaudit.settings import looks_up_to
+from maskaudit.verdict.levels import Observations
 from maskaudit.verdict.limits import ALPHA, CLEAR_LIMIT, CLEAR_LIMIT_UNSCREENED, GROSS_SLACK, MIN_POINTS, SCREEN, SLACK
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import NOT_CHECKED, check_power
-from maskaudit.verdict.rules import Judgement, Observations, judge
+from maskaudit.verdict.rules import Judgement, judge
 from maskaudit.verdict.statistics import evidence_above, evidence_below, upper_bound_at_any_look
 
 LOOKS = looks_up_to(800)

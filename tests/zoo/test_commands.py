@@ -76,7 +76,7 @@ def test_a_wrong_verdict_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> Non
         "accuracy": {key: {"value": 0.9} for key in ("clean", "reference", "best_known")},
         "masking": {"gradient_level": {"value": 0.0}, "loss_level": {"value": 0.0}},
         "settings": {"samples": 10}, "timing": {"total_seconds": 1.0},
-        "points": {"index": [], "correct": [], "broken_by": []}, "target": {"sha256": ""},
+        "points": {"index": list(range(10)), "correct": [True] * 10, "broken_by": [[]] * 10}, "target": {"sha256": ""},
     }  # fmt: skip
     monkeypatch.setattr(commands, "audit_entry", lambda entry, settings: document)
     monkeypatch.setattr(commands, "truth_of", lambda name: record(name))

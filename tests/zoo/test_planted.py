@@ -19,6 +19,8 @@ from maskaudit.zoo.networks import Network
 from maskaudit.zoo.planted import HiddenCorner, checkerboard, hidden_corner, trapped_corner
 from maskaudit.zoo.recipes_hidden import TrappedCorner
 
+pytestmark = pytest.mark.heavy
+
 THREAT = ThreatModel("Linf", 0.2)
 
 

@@ -22,6 +22,8 @@ from maskaudit.zoo.networks import NETWORKS, Network
 from maskaudit.zoo.recipes import RECIPES
 from maskaudit.zoo.recipes_masking import hidden_pattern, transport_distance
 
+pytestmark = pytest.mark.heavy
+
 THREAT = ThreatModel("Linf", 0.2)
 
 

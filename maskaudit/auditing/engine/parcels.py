@@ -87,7 +87,7 @@ class Packer:
         """All tasks on a target in order, packed one parcel after the other; those that cannot travel `stay`."""
         most = parcel_tasks(len(tasks), workers)
         common = {id(value) for task in tasks for value in getattr(task, "settings", {}).values()}
-        modules, parcel, self.stay = self._modules(), Parcel(0, [], []), []
+        modules, parcel, self.stay = self.modules(), Parcel(0, [], []), []
         for number, task in enumerate(tasks):
             try:
                 with self._by_value(modules):
@@ -108,7 +108,7 @@ class Packer:
         Raises:
             One of `CANNOT_TRAVEL`: something in it lives in this process only.
         """
-        with self._by_value(self._modules()):
+        with self._by_value(self.modules()):
             return Parcel(0, [self._packed(job, None, [])], [])
 
     def hold(self, target: Target) -> None:
@@ -117,7 +117,7 @@ class Packer:
         Raises:
             One of `CANNOT_TRAVEL`: something in it lives in this process only.
         """
-        with self._by_value(self._modules()):
+        with self._by_value(self.modules()):
             self._packed(target, set(), [])
 
     def _shared(self, value: Any) -> Any:
@@ -150,7 +150,7 @@ class Packer:
         Pickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
         return stream.getvalue()
 
-    def _modules(self) -> list[ModuleType]:
+    def modules(self) -> list[ModuleType]:
         """What has been imported from the user's own files."""
         installed, known = _installed(), self.cloudpickle.list_registry_pickle_by_value()
         found = {}

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import pickle
 import signal
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic
@@ -31,10 +29,10 @@ from maskaudit.auditing.engine.interface import (
     ignore,
     run_counted,
 )
-from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel, unpacked
-from maskaudit.errors import UsageError, describe_error, message
+from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel
+from maskaudit.auditing.engine.ray_node import difference, what_it_is, work
+from maskaudit.errors import UsageError, describe_error
 from maskaudit.target import Target
-from maskaudit.target.memory import limited
 
 #: The address that starts a cluster on this machine, and ends it.
 LOCAL = "local"
@@ -44,11 +42,6 @@ CRASHES, LOSSES = 3, 10
 AHEAD = 2
 #: Seconds in which a node must say what it is; its first process loads torch.
 ASKING = 120.0
-#: Models and tensors that a worker keeps between parcels.
-KEPT = 8
-
-#: What a parcel brought: its results in order up to a failure, and that failure (kind, name, message), if any.
-Answer = tuple[list[Any], tuple[str, str, str] | None]
 
 
 class Ray:
@@ -72,7 +65,7 @@ class Ray:
         if self._ends:
             _connect(self.ray, address)
         try:
-            self._send = partial(self.ray.remote(max_retries=0, num_cpus=1)(_work).remote, machine(), memory)
+            self._send = partial(self.ray.remote(max_retries=0, num_cpus=1)(work).remote, machine(), memory)
             self.packer = Packer(self.ray.cloudpickle, self.ray.put)
             _check_nodes(self.ray)
         except BaseException:
@@ -268,7 +261,7 @@ def _check_nodes(ray: Any) -> None:
     for node in ray.nodes():
         if node["Alive"] and node["Resources"].get("CPU"):
             there = strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ask = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=there)(_machine)
+            ask = ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=there)(what_it_is)
             asked[f"{node['NodeName']} ({node['NodeID'][:8]})"] = ask.remote()
     if not asked:
         raise UsageError("The Ray cluster has no CPUs to work on; start a node with some.")
@@ -279,25 +272,8 @@ def _check_nodes(ray: Any) -> None:
             raise UsageError(
                 f"The node {name} cannot run maskaudit ({_first_line(error)}); install the same packages there."
             ) from error
-        if differs := _difference(theirs, f"node {name}"):
+        if differs := difference(theirs, f"node {name}"):
             raise UsageError(differs)
-
-
-def _machine() -> dict[str, str]:
-    """What a node is."""
-    return machine()
-
-
-def _difference(theirs: dict[str, str], node: str, ours: dict[str, str] | None = None) -> str:
-    """A sentence that names how a machine differs from this one; "" where it does not."""
-    here = ours or machine()
-    for key in here:
-        if theirs.get(key) != here[key]:
-            return (
-                f"The {node} has {key} {theirs.get(key, 'unknown')}, and here it is {here[key]}: results would differ; "
-                "take that node out of the cluster, or install the same there."
-            )
-    return ""
 
 
 def _first_line(error: Exception) -> str:
@@ -305,47 +281,3 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     wrapped = type(error).__name__.startswith("RayTaskError") or (len(lines) > 1 and "Traceback" in str(error))
     return (lines[-1] if wrapped else lines[0]) if lines else type(error).__name__
-
-
-_kept: OrderedDict[str, Any] = OrderedDict()
-
-
-def _fetched(place: Any) -> Any:
-    """A shared part, unpacked once per process."""
-    ray: Any = importlib.import_module("ray")
-    key = place.hex()
-    if key not in _kept:
-        _kept[key] = pickle.loads(ray.get(place))  # bytes of the audit that this task belongs to
-    _kept.move_to_end(key)
-    while len(_kept) > KEPT:
-        _kept.popitem(last=False)
-    return _kept[key]
-
-
-def _work(
-    ours: dict[str, str],
-    memory: int | None,
-    tasks: list[bytes],
-    shared: list[Any],
-) -> Answer:
-    """A parcel on a node: its tasks in order, up to the first that fails."""
-    torch.set_num_threads(1)
-    with limited(memory):
-        return _done(ours, tasks, shared)
-
-
-def _done(ours: dict[str, str], tasks: list[bytes], shared: list[Any]) -> Answer:
-    if differs := _difference(machine(), f"node {os.uname().nodename}", ours):
-        return [], ("machine", "", differs)
-    done = list[Any]()
-    for content in tasks:
-        try:
-            job = unpacked(content, shared, _fetched)
-        except Exception as error:  # code that is not there raises what it likes
-            sentence = f"The node {os.uname().nodename} cannot open the model ({describe_error(error)})"
-            return done, ("machine", "", f"{sentence}; install there what it needs.")
-        try:
-            done.append(job())
-        except Exception as error:  # judged where the audit runs
-            return done, ("task", type(error).__name__, message(error))
-    return done, None

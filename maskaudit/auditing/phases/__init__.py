@@ -1,35 +1,4 @@
-"""The phases of a look: one file each, `run(state, rows)`; `WHITE_BOX`, then repaired gradients, then `SEARCH`."""
+"""What a look does, one file each: `run(state, rows)` on the correctly classified among its new points.
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
-from torch import Tensor
-
-from maskaudit.auditing.phases import (
-    challengers,
-    near_misses,
-    probes,
-    repaired,
-    sanity,
-    second_opinion,
-    shared,
-    trace,
-    white_box,
-)
-from maskaudit.auditing.state import AuditState
-
-Phase = Callable[[AuditState, Tensor], None]
-
-#: What every look runs on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
-WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run)
-#: What runs, after the repaired gradient, on the points that it has not met yet, once nothing cheaper can decide.
-SEARCH: tuple[Phase, ...] = (
-    challengers.run,
-    repaired.from_candidates,
-    shared.run,
-    second_opinion.run,
-    near_misses.run,
-)
-#: The same for a model that has no gradient to follow and nothing to look into.
-BLACK_BOX_PHASES = (probes.run, challengers.run, shared.run, probes.compare_attacks)
+`rows` are rows of the ledger, int64 (n,). `maskaudit.auditing.runner` says in which order, and `search` what follows.
+"""

@@ -18,11 +18,11 @@ NEAR_SHARE, NEAR_LEAST = 0.1, 2
 def run(state: AuditState, rows: Tensor) -> None:
     """Attacks that take starts, one after the other, on the near misses among `rows` of the ledger."""
     ledger, attacker = state.ledger, state.attacker
-    near = attacker.nearest(rows[~ledger.best_known()[rows]], NEAR_SHARE, NEAR_LEAST)
+    near = attacker.candidates.nearest(rows[~ledger.best_known()[rows]], NEAR_SHARE, NEAR_LEAST)
     for spec in state.attacks("near_misses"):
         due = near[~ledger.best_known()[near]]
         if len(due):
-            starts = {"starts": attacker.candidates(due)}
+            starts = {"starts": attacker.candidates.of(due)}
             attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, per_point=starts)])
         else:
             attacker.skip(spec, "every point had been broken")

@@ -6,8 +6,6 @@ shattered gradients through non-standard operations).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -18,84 +16,70 @@ from maskaudit.zoo.masks.base import Mask
 NOISE = 10.0
 
 
-class ZeroBackward(Mask):
-    """The identity with a backward pass that returns zero."""
+class _Blinded(Mask):
+    """A network behind the identity, whose backward pass is that of `front`."""
+
+    front: type[_Identity]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        blinded: Tensor = _ZeroGradient.apply(x)  # type: ignore[no-untyped-call]
+        blinded: Tensor = self.front.apply(x)  # type: ignore[no-untyped-call]
         scores: Tensor = self.network(blinded)
         return scores
 
 
-class RandomBackward(Mask):
-    """The identity with a backward pass that returns noise."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        blinded: Tensor = _RandomGradient.apply(x)  # type: ignore[no-untyped-call]
-        scores: Tensor = self.network(blinded)
-        return scores
-
-
-class FlippedBackward(Mask):
-    """The identity with a backward pass that points the other way."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        blinded: Tensor = _FlippedGradient.apply(x)  # type: ignore[no-untyped-call]
-        scores: Tensor = self.network(blinded)
-        return scores
-
-
-class NoisyBackward(Mask):
-    """The identity with a backward pass that adds noise ten times as long as the gradient."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, K)."""
-        blinded: Tensor = _NoisyGradient.apply(x)  # type: ignore[no-untyped-call]
-        scores: Tensor = self.network(blinded)
-        return scores
-
-
-class _ZeroGradient(torch.autograd.Function):
+class _Identity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         return x.clone()
 
+
+class _ZeroGradient(_Identity):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return torch.zeros_like(gradient)
 
 
-class _RandomGradient(torch.autograd.Function):
+class _RandomGradient(_Identity):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return torch.randn_like(gradient)
 
 
-class _FlippedGradient(torch.autograd.Function):
+class _FlippedGradient(_Identity):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return -gradient
 
 
-class _NoisyGradient(torch.autograd.Function):
+class _NoisyGradient(_Identity):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         noise = torch.randn_like(gradient)
         shape = (-1, *[1] * (gradient.dim() - 1))
         longer = NOISE * gradient.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1).clamp_min(1e-30)
         return gradient + longer.view(shape) * noise
+
+
+class ZeroBackward(_Blinded):
+    """The identity with a backward pass that returns zero."""
+
+    front = _ZeroGradient
+
+
+class RandomBackward(_Blinded):
+    """The identity with a backward pass that returns noise."""
+
+    front = _RandomGradient
+
+
+class FlippedBackward(_Blinded):
+    """The identity with a backward pass that points the other way."""
+
+    front = _FlippedGradient
+
+
+class NoisyBackward(_Blinded):
+    """The identity with a backward pass that adds noise ten times as long as the gradient."""
+
+    front = _NoisyGradient

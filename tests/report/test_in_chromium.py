@@ -14,7 +14,7 @@ from maskaudit.settings import AuditSettings
 
 from . import chromium
 
-pytestmark = pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())
+pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())]
 
 #: Masked in different ways, and clear; only two networks have to be trained for them.
 MODELS = ("standard", "pgd-at", "quantised", "zero-backward", "pgd-at-x100")
