@@ -234,7 +234,7 @@ def opened(source: str, options: dict[str, Any], x: Tensor, scores: Tensor, grad
             entry["cost"] = round((time.perf_counter() - started) / once, 1)
     except Exception as error:
         return {**entry, "failed": f"{type(error).__name__}: {error}".split("\n")[0][:300]}
-    good = seen["sentence"].startswith("Nothing hides")
+    good = seen["sentence"].startswith(("Nothing hides", "The model gives all"))  # a head of zeros is none's fault
     return {**entry, "ops": seen["ops"], "accused": "" if good else seen["sentence"][:300]}
 
 

@@ -33,7 +33,7 @@ TIMM = {
     "timm:cait_xxs24_224(num_classes=10, img_size=32, depth=2)": 32,
     "timm:coat_tiny(num_classes=10, img_size=32)": 32,
     "timm:convit_tiny(num_classes=10, img_size=32, depth=2)": 32,
-    "timm:convmixer_768_32(num_classes=10, depth=2)": 32,
+    "timm:convmixer_768_32(num_classes=10)": 32,
     "timm:test_convnext(num_classes=10)": 32,
     "timm:cpubone_nano(num_classes=10)": 32,
     "timm:crossvit_tiny_240(num_classes=10)": 32,

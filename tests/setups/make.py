@@ -189,9 +189,7 @@ def signal() -> None:
 def exported() -> None:
     """`torch.export.save` with a free batch size."""
     x, y = digits()
-    program = torch.export.export(
-        fit(nets.cnn(8), x, y), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
+    program = torch.export.export(fit(nets.cnn(8), x, y), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, FILES / "exported.pt2")
 
 
@@ -216,7 +214,12 @@ def hugging_face() -> None:
 
     fit(Scores(), F.interpolate((x - 0.5) / 0.5, size=8), y)
     model.save_pretrained(FILES / "hugging_face")
-    said = {"do_normalize": True, "image_mean": [0.5], "image_std": [0.5], "image_processor_type": "ConvNextImageProcessor"}
+    said = {
+        "do_normalize": True,
+        "image_mean": [0.5],
+        "image_std": [0.5],
+        "image_processor_type": "ConvNextImageProcessor",
+    }
     (FILES / "hugging_face" / "preprocessor_config.json").write_text(json.dumps(said))
 
 

@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+#: Where `make.py` puts the trees.
+FOREST = Path(__file__).resolve().parent / "files" / "forest.ubj"
+
 
 def cnn(width: int = 8) -> nn.Module:
     """For images (N, 1, 8, 8)."""
@@ -51,5 +54,5 @@ def signal() -> nn.Module:
 def forest() -> Any:
     """The trees of XGBoost."""
     model = importlib.import_module("xgboost").XGBClassifier()
-    model.load_model(Path(__file__).resolve().parent / "files" / "forest.ubj")
+    model.load_model(FOREST)
     return model
