@@ -155,7 +155,8 @@ def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differ
 class _Scale:
     """Changes of the margin over 2 × `step`, in input units: as the gradient predicts them, and as they are (M,).
 
-    `floor` (M,) is the rounding that such a change may be made of. `points` holds, per direction, how many points were compared along it: the first ones.
+    `floor` (M,) is the rounding that such a change may be made of. `points` holds, per direction, how many points were
+    compared along it: the first ones.
     """
 
     step: float

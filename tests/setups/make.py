@@ -186,13 +186,6 @@ def signal() -> None:
     np.savez_compressed(FILES / "signals.npz", x=held.x.flatten(2).numpy()[:200], y=held.y.numpy()[:200])
 
 
-def exported() -> None:
-    """`torch.export.save` with a free batch size."""
-    x, y = digits()
-    program = torch.export.export(fit(nets.cnn(8), x, y), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    torch.export.save(program, FILES / "exported.pt2")
-
-
 def hugging_face() -> None:
     """The folder that `save_pretrained` writes, with the configuration of its image processor."""
     tool = importlib.import_module("transformers")
@@ -242,8 +235,8 @@ def forest() -> None:
 
 MAKERS: dict[str, Callable[[], Any]] = {
     made.__name__: made
-    for made in (lightning, keras, hospital, quantised, torchscript, compiled, one_logit, signal, exported, hugging_face,
-                 lora, forest)
+    for made in (lightning, keras, hospital, quantised, torchscript, compiled, one_logit, signal, hugging_face, lora,
+                 forest)
 }  # fmt: skip
 
 

@@ -44,6 +44,7 @@ def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
     asked.CopyFrom(model)
     del asked.graph.output[:]
     asked.graph.output.extend(graph.output)
+    _prune(asked.graph)
     return copy, asked
 
 
@@ -160,7 +161,12 @@ def _answer_with(onnx: Any, graph: Any, scores: Sequence[str]) -> None:
     tensors = [name for name in wanted if name in scores or kinds[name].type.tensor_type.elem_type in (0, 1, 11)]
     del graph.output[:]
     graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
-    needed, kept = set(tensors), list[Any]()
+    _prune(graph)
+
+
+def _prune(graph: Any) -> None:
+    """Drop the nodes that no output hangs on."""
+    needed, kept = {item.name for item in graph.output}, list[Any]()
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
