@@ -74,7 +74,7 @@ TIMM = {
     "timm:test_mambaout(num_classes=10)": 32,
     "timm:test_coatnet(num_classes=10, img_size=32)": 32,
     "timm:poolformerv2_s12(num_classes=10)": 32,
-    "timm:gmlp_ti16_224(num_classes=10, img_size=32, num_blocks=2)": 32,
+    "timm:gmlp_ti16_224(num_classes=10, img_size=32)": 32,
     "timm:lcnet_035(num_classes=10)": 32,
     "timm:mobilevit_xxs(num_classes=10, img_size=32)": 32,
     "timm:mvitv2_tiny(num_classes=10, img_size=32)": 32,
@@ -145,6 +145,9 @@ TORCHVISION = {
     "torchvision:vit_b_16(num_classes=10, image_size=32)": 32,
     "torchvision:wide_resnet50_2(num_classes=10)": 32,
 }
+#: A small transformer, and small patches of a small image.
+SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96}
+PATCHES = {"image_size": 32, "patch_size": 8}
 #: By type: class, shape of a point, and what differs from the defaults of its configuration.
 TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "audio-spectrogram-transformer": (
@@ -152,73 +155,22 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         (1024, 128),
         {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96, "patch_size": 8},
     ),
-    "data2vec-audio": (
-        "Data2VecAudioForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "hubert": (
-        "HubertForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "sew": (
-        "SEWForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "sew-d": (
-        "SEWDForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "unispeech": (
-        "UniSpeechForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "unispeech-sat": (
-        "UniSpeechSatForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "wav2vec2": (
-        "Wav2Vec2ForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "wav2vec2-bert": (
-        "Wav2Vec2BertForSequenceClassification",
-        (100, 160),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "wav2vec2-conformer": (
-        "Wav2Vec2ConformerForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
-    "wavlm": (
-        "WavLMForSequenceClassification",
-        (4000,),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96},
-    ),
+    "data2vec-audio": ("Data2VecAudioForSequenceClassification", (4000,), SMALL),
+    "hubert": ("HubertForSequenceClassification", (4000,), SMALL),
+    "sew": ("SEWForSequenceClassification", (4000,), SMALL),
+    "sew-d": ("SEWDForSequenceClassification", (4000,), SMALL),
+    "unispeech": ("UniSpeechForSequenceClassification", (4000,), SMALL),
+    "unispeech-sat": ("UniSpeechSatForSequenceClassification", (4000,), SMALL),
+    "wav2vec2": ("Wav2Vec2ForSequenceClassification", (4000,), SMALL),
+    "wav2vec2-bert": ("Wav2Vec2BertForSequenceClassification", (100, 160), SMALL),
+    "wav2vec2-conformer": ("Wav2Vec2ConformerForSequenceClassification", (4000,), SMALL),
+    "wavlm": ("WavLMForSequenceClassification", (4000,), SMALL),
     "whisper": (
         "WhisperForAudioClassification",
         (80, 3000),
         {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48},
     ),
-    "beit": (
-        "BeitForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
+    "beit": ("BeitForImageClassification", (3, 32, 32), SMALL | PATCHES),
     "bit": ("BitForImageClassification", (3, 32, 32), {"depths": [1, 1, 1, 1]}),
     "convnext": (
         "ConvNextForImageClassification",
@@ -231,30 +183,8 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         {"image_size": 32, "patch_size": 8, "depths": [1, 1, 1, 1]},
     ),
     "cvt": ("CvtForImageClassification", (3, 32, 32), {}),
-    "data2vec-vision": (
-        "Data2VecVisionForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
-    "deit": (
-        "DeiTForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
+    "data2vec-vision": ("Data2VecVisionForImageClassification", (3, 32, 32), SMALL | PATCHES),
+    "deit": ("DeiTForImageClassification", (3, 32, 32), SMALL | PATCHES),
     "dinov2": (
         "Dinov2ForImageClassification",
         (3, 32, 32),
@@ -272,18 +202,7 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     ),
     "hgnet_v2": ("HGNetV2ForImageClassification", (3, 32, 32), {"depths": [1, 1, 1, 1]}),
     "hiera": ("HieraForImageClassification", (3, 224, 224), {"depths": [1, 1, 1, 1]}),
-    "ijepa": (
-        "IJepaForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
+    "ijepa": ("IJepaForImageClassification", (3, 32, 32), SMALL | PATCHES),
     "levit": ("LevitForImageClassification", (3, 64, 64), {"image_size": 32, "patch_size": 8, "depths": [1, 1, 1]}),
     "mobilenet_v1": ("MobileNetV1ForImageClassification", (3, 32, 32), {"image_size": 32}),
     "mobilenet_v2": ("MobileNetV2ForImageClassification", (3, 32, 32), {"image_size": 32}),
@@ -303,30 +222,8 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "swinv2": ("Swinv2ForImageClassification", (3, 32, 32), {"image_size": 32, "depths": [1, 1, 1, 1]}),
     "textnet": ("TextNetForImageClassification", (3, 32, 32), {"depths": [1, 1, 1, 1]}),
     "timm_wrapper": ("TimmWrapperForImageClassification", (3, 32, 32), {}),
-    "vit": (
-        "ViTForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
-    "vit_msn": (
-        "ViTMSNForImageClassification",
-        (3, 32, 32),
-        {
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-    ),
+    "vit": ("ViTForImageClassification", (3, 32, 32), SMALL | PATCHES),
+    "vit_msn": ("ViTMSNForImageClassification", (3, 32, 32), SMALL | PATCHES),
     "clip": (
         "CLIPForImageClassification",
         (3, 32, 32),
