@@ -38,11 +38,12 @@ FILE = Record({"feature": Items(ENTRY, MAX_ENTRIES, 1)}, required=("feature",))
 
 @dataclass
 class _Column:
-    """What is said of one column; `eps` in its own unit, None for that of the audit."""
+    """What is said of one column; `eps` in its own unit, None for that of the audit; `held` to its bounds or not."""
 
     kind: str = "real"
     bounds: tuple[float, float] = (0.0, 1.0)
     eps: float | None = None
+    held: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Table:
             column = values[:, place]
             low, high = one.bounds
             slack = ROUNDING_ULPS * FLOAT32_EPS * max(abs(low), abs(high))
-            wrong = (column < low - slack) | (column > high + slack)
+            wrong = ((column < low - slack) | (column > high + slack)) & one.held
             what = f"outside its bounds {low:g} … {high:g}"
             if one.kind == "integer" and not bool(wrong.any()):
                 wrong, what = column != column.round(), "no whole number"
@@ -148,6 +149,8 @@ def read_features(path: Path, data: Dataset, bounds: tuple[float, float]) -> Tab
         seen |= set(places)
         for place in places:
             columns[place] = _column(where, entry, bounds)
+            if columns[place].kind == "frozen" and "bounds" not in entry:
+                columns[place] = _as_it_is(data.x[:, place])
         if entry.get("kind") == "categorical":
             groups.append(tuple(places))
     return Table(names, tuple(columns), tuple(groups))
@@ -184,6 +187,12 @@ def _column(where: str, entry: Mapping[str, Any], bounds: tuple[float, float]) -
     if kind == "integer" and eps is not None and eps < 1:
         raise UsageError(f"{where}: the eps of an integer feature is at least 1; below, it is frozen.")
     return _Column(kind, (float(low), float(high)), eps)
+
+
+def _as_it_is(values: Tensor) -> _Column:
+    """A frozen column of values (N,) about which nothing is said: whatever it holds is right."""
+    low, high = float(values.min()), float(values.max())
+    return _Column("frozen", (low, high if high > low else low + 1), held=False)
 
 
 def wide(bounds: tuple[float, float]) -> tuple[float, float]:

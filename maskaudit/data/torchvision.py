@@ -13,6 +13,7 @@ import torch
 
 from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
 from maskaudit.errors import InputError, UsageError
+from maskaudit.loading.vision import ready_torchvision
 
 #: Environment variable that names the folder torchvision keeps its data in; `data` if unset.
 ROOT_VARIABLE = "MASKAUDIT_DATA"
@@ -83,6 +84,7 @@ def _entries(parts: list[Any], rows: list[int] | None) -> Iterator[tuple[Any, An
 
 def _import() -> ModuleType:
     try:
+        ready_torchvision()
         from torchvision import datasets
     except ImportError as error:
         raise InputError(

@@ -1,10 +1,11 @@
 """SPEC: how the user names the code that builds a module.
 
-Four forms, each with optional keyword arguments that are Python literals:
+Five forms, each with optional keyword arguments that are Python literals:
 
     path/to/net.py:make_net(width=2)     a factory in a file
     package.module:make_net(width=2)     a factory in an importable module
     timm:resnet18(num_classes=10)        a model of timm or torchvision, without its weights
+    hf:microsoft/resnet-18(num_labels=4) a classifier of transformers, of its configuration alone
     small_cnn(width=16)                  a built-in architecture
 
 All but the last run code that the user named. A file may name only the last (see `build_from_file`).
@@ -31,14 +32,16 @@ from torch import nn
 
 from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, meant, printable
 from maskaudit.files import is_file
+from maskaudit.loading import hf_config, network
 from maskaudit.loading.interface import count_parameters
+from maskaudit.loading.vision import ready_torchvision
 from maskaudit.networks import registry
 from maskaudit.networks.call import read_call
 
 #: Largest integer argument and largest surplus of parameters that a file may ask for.
 MAX_SIZE = 1_000_000
 SIZE_SLACK = 1_000_000
-EXAMPLE = "net.py:make_net, package.module:make_net, timm:NAME, torchvision:NAME or small_cnn(width=16)"
+EXAMPLE = "net.py:make_net, package.module:make_net, timm:NAME, torchvision:NAME, hf:ID or small_cnn(width=16)"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Collection:
     empty: Mapping[str, Any]
 
 
+HF = "hf"
 #: Packages whose architectures a SPEC names without saying where they are.
 COLLECTIONS = {
     "timm": Collection("timm", "create_model", "list_models", {"pretrained": False}),
@@ -78,6 +82,9 @@ class Architecture:
 def parse(spec: str) -> Architecture:
     """Take a SPEC apart without running anything; raises UsageError for any other form."""
     origin, call = _split(spec.strip())
+    if origin == HF:  # names of the hub and folders are no names of Python
+        name, bracket, rest = call.partition("(")
+        return Architecture(spec.strip(), origin, name, read_call(f"model{bracket}{rest}", spec, EXAMPLE)[1])
     factory, arguments = read_call(call, spec, EXAMPLE)
     if origin is None and "." in factory:
         raise UsageError(f"{printable(spec)!r} is not an architecture; write it as {EXAMPLE}.")
@@ -94,6 +101,8 @@ def build(spec: str) -> nn.Module:
     architecture = parse(spec)
     if architecture.origin in COLLECTIONS:
         made = _build_listed(architecture, COLLECTIONS[architecture.origin])
+    elif architecture.origin == HF:
+        made = _build_configured(architecture)
     else:
         made = _build_builtin(architecture) if architecture.origin is None else make(spec)
     if not isinstance(made, nn.Module):
@@ -211,6 +220,8 @@ def _split(spec: str) -> tuple[str | None, str]:
     head, mark, call = spec.partition(".py:")
     if mark and not re.match(r"[\w.]+(:[\w.]+)?\(\s*\w+\s*=", head):
         return head + ".py", call
+    if spec.startswith(f"{HF}:"):
+        return HF, spec.removeprefix(f"{HF}:")
     before, bracket, arguments = spec.partition("(")
     origin, colon, name = before.rpartition(":")
     return (origin if colon else None), name + bracket + arguments
@@ -233,14 +244,7 @@ def _build_listed(architecture: Architecture, collection: Collection) -> object:
         InputError: the package is not here, or the arguments do not fit.
     """
     package = architecture.origin or ""
-    try:
-        module = importlib.import_module(collection.module)
-    except Exception as error:  # a package built for another torch fails with RuntimeError and others
-        way = "install it" if isinstance(error, ModuleNotFoundError) else "install the version that fits your torch"
-        raise InputError(
-            f"--arch {printable(architecture.spec, 80)} needs the package {package} ({describe_error(error)}); {way}, "
-            "or name a factory of your own: --arch net.py:make_net."
-        ) from error
+    module = _package(architecture, collection.module, package)
     known, name = list(getattr(module, collection.names)()), architecture.factory
     if name.partition(".")[0] not in known:
         raise UsageError(f"{package} has no model {printable(name, 60)!r}{meant(name, known)}.")
@@ -248,6 +252,37 @@ def _build_listed(architecture: Architecture, collection: Collection) -> object:
         return getattr(module, collection.make)(name, **{**collection.empty, **architecture.arguments})
     except Exception as error:  # wrong arguments reach the constructors of torch
         raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
+
+
+def _build_configured(architecture: Architecture) -> object:
+    """A classifier of transformers as its configuration, on this machine or on the hub, describes it.
+
+    Raises:
+        InputError: the package or the configuration is not here, or describes no classifier of real numbers.
+    """
+    _package(architecture, "transformers", "transformers")
+    with network.briefly(HF) as online:
+        try:
+            return hf_config.untrained(architecture.factory, architecture.arguments)
+        except MaskauditError:
+            raise
+        except Exception as error:  # unknown names and downloads without a network each fail in their own way
+            near = "" if online else f"; {network.address(HF)} does not answer"
+            raise InputError(
+                f"--arch {printable(architecture.spec, 80)} cannot be built ({describe_error(error)}){near}."
+            ) from error
+
+
+def _package(architecture: Architecture, module: str, package: str) -> ModuleType:
+    try:
+        ready_torchvision()
+        return importlib.import_module(module)
+    except Exception as error:  # a package built for another torch fails with RuntimeError and others
+        way = "install it" if isinstance(error, ModuleNotFoundError) else "install the version that fits your torch"
+        raise InputError(
+            f"--arch {printable(architecture.spec, 80)} needs the package {package} ({describe_error(error)}); {way}, "
+            "or name a factory of your own: --arch net.py:make_net."
+        ) from error
 
 
 def _import(origin: str) -> ModuleType:

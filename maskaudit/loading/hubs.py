@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError, printable
-from maskaudit.loading import claims, network
+from maskaudit.loading import claims, hf_config, network
 from maskaudit.loading.interface import Contents
 from maskaudit.loading.named import import_package, pretrained
 
@@ -19,32 +16,40 @@ ROBUSTBENCH_EPS = {
     ("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100", "Linf"): 8 / 255, ("imagenet", "Linf"): 4 / 255,
 }  # fmt: skip
 ROBUSTBENCH_DATA = {"cifar10": "torchvision:CIFAR10", "cifar100": "torchvision:CIFAR100"}
+#: What is said of every model of audio.
+AUDIO = "The model takes recordings as its feature extractor leaves them: give points that have been through it."
 
 
 def read_hf(name: str) -> Contents:
-    """`hf:ID` or `hf:FOLDER`: an image classifier of transformers, with its processor's normalisation.
+    """`hf:ID` or `hf:FOLDER`: a classifier of images, with its processor's normalisation, or of audio, of transformers.
 
     Code that comes with a model is never run.
 
     Raises:
-        InputError: without the package, for a model that is not available, or one whose file lacks weights.
+        InputError: without the package, for a model that is not available or of another kind, or weights that lack.
     """
-    with _usable_torchvision(), network.briefly("hf"):
+    with network.briefly("hf"):
         import_package("hf", name, "transformers")
         lacking: list[str] = []
+        kinds: list[str] = []
 
         def make() -> object:
-            auto = importlib.import_module("transformers").AutoModelForImageClassification
-            model, info = auto.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
+            config, kind = hf_config.classifier(name)
+            model, info = hf_config.auto_class(kind).from_pretrained(
+                name, config=config, trust_remote_code=False, output_loading_info=True
+            )
             lacking.extend(sorted(map(str, info.get("missing_keys", ()))))
+            kinds.append(kind)
             return model
 
         contents = pretrained("hf", name, make)
         if lacking:
             raise InputError(
-                f"hf:{name} is no trained image classifier: {len(lacking)} of its weights are not in the file "
-                f"({printable(', '.join(lacking[:3]), 100)}); name a model that was trained to classify images."
+                f"hf:{name} is no trained classifier: {len(lacking)} of its weights are not in the file "
+                f"({printable(', '.join(lacking[:3]), 100)}); name a model that was trained to classify."
             )
+        if kinds != ["Image"]:
+            return replace(contents, notes=(AUDIO,))
         processor = _processor(name)
     metadata: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
@@ -113,23 +118,3 @@ def _processor(name: str) -> dict[str, Any]:
     except Exception:  # no such file, or no network for it: the report then says that there is none
         return {}
     return dict(found)
-
-
-@contextlib.contextmanager
-def _usable_torchvision() -> Iterator[None]:
-    """Hide a torchvision that does not import with this torch: transformers can do without, not with a broken one."""
-    try:
-        importlib.import_module("torchvision")
-        broken = False
-    except ModuleNotFoundError:
-        broken = False
-    except Exception:  # a package built for another torch fails with RuntimeError and others
-        broken = True
-    if not broken:
-        yield
-        return
-    sys.modules["torchvision"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        sys.modules.pop("torchvision", None)

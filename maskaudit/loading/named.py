@@ -12,6 +12,7 @@ from torch import nn
 from maskaudit.errors import InputError, describe_error
 from maskaudit.loading import arch, blackbox, network
 from maskaudit.loading.interface import Contents
+from maskaudit.loading.vision import ready_torchvision
 
 #: The package that a prefix needs.
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers", "robustbench": "robustbench"}
@@ -58,6 +59,7 @@ def read_timm(name: str) -> Contents:
 def import_package(prefix: str, name: str, module: str) -> ModuleType:
     """A module of the package that `prefix:` needs; raises InputError with the way out."""
     try:
+        ready_torchvision()
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
@@ -76,6 +78,8 @@ def pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
     with network.briefly(prefix) as online:
         try:
             made = make()
+        except InputError:
+            raise
         except Exception as error:  # unknown names and downloads without a network each fail in their own way
             near = "" if online else f"; {network.address(prefix)} does not answer"
             raise InputError(

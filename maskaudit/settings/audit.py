@@ -195,7 +195,7 @@ class Request:
 
     model: str
     arch: str | None = option(
-        None, WORD, "Module of a state dict: net.py:factory, pkg.mod:factory, timm:NAME or torchvision:NAME.",
+        None, WORD, "Module of a state dict: net.py:factory, pkg.mod:factory, timm:NAME, torchvision:NAME, hf:ID.",
         metavar="SPEC", group="model", path="source",
     )  # fmt: skip
     weights: str | None = option(

@@ -28,6 +28,8 @@ NO_UNDERFLOW = 1e-12
 #: Standard errors of Fisher's z (1/√(n−3) for n pairs; Fisher 1921) by which a correlation must be clear of `AGREEMENT`
 #: before no more directions are drawn: 3.6 % one-sided. With 16 pairs that is .95 from above and .68 from below.
 CLEAR_BY = 1.8
+#: Rounding that a network may add to its scores, as a share of the largest (float32 has 2⁻²³; a few layers of it).
+ROUNDING = 8 * 2.0**-23
 #: Chance at which so many points without a gradient are put down to luck, if their share were `ZERO_SHARE`.
 LUCK = 0.01
 
@@ -129,6 +131,8 @@ def gradient_health(
         differences.extend(target, found.x, found.pair, found.grad, directions, scales, together=together)
     if together and differences.poor():
         differences = _exactly(target, found, found.grad, differences, rounds[0][0])
+        if differences.poor():
+            differences.leave_out_rounding()
     agreement = tuple((scale.step, scale.correlation) for scale in differences.scales)
     pairs = tuple(len(scale.predicted) for scale in differences.scales)
     return GradientHealth(True, zero, flat, agreement, pairs)
@@ -151,21 +155,28 @@ def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differ
 class _Scale:
     """Changes of the margin over 2 × `step`, in input units: as the gradient predicts them, and as they are (M,).
 
-    `points` holds, per direction, how many points were compared along it: the first ones.
+    `floor` (M,) is the rounding that such a change may be made of. `points` holds, per direction, how many points were
+    compared along it: the first ones.
     """
 
     step: float
     predicted: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     measured: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    floor: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     correlation: float = 0.0
     points: list[int] = field(default_factory=list)
 
-    def add(self, predicted: Tensor, measured: Tensor) -> None:
-        """Take in further pairs and correlate all of them, uncentred; 1 when nothing changes and nothing should."""
-        self.predicted = p = torch.cat([self.predicted, predicted.to(self.predicted)])
-        self.measured = m = torch.cat([self.measured, measured.to(self.measured)])
-        finite = torch.isfinite(p) & torch.isfinite(m)
-        found = correlation(p[finite], m[finite])
+    def add(self, predicted: Tensor, measured: Tensor, largest: Tensor) -> None:
+        """Take in further pairs (M,), with the largest score of each, and correlate all of them."""
+        self.predicted = torch.cat([self.predicted, predicted.to(self.predicted)])
+        self.measured = torch.cat([self.measured, measured.to(self.measured)])
+        self.floor = torch.cat([self.floor, ROUNDING * largest.to(self.floor)])
+        self.correlate(torch.ones_like(self.floor, dtype=torch.bool))
+
+    def correlate(self, counted: Tensor) -> None:
+        """Uncentred, over the pairs (M,) that are counted; 1 when nothing changes and nothing should."""
+        counted = counted & torch.isfinite(self.predicted) & torch.isfinite(self.measured)
+        found = correlation(self.predicted[counted], self.measured[counted])
         self.correlation = 1.0 if found is None else found
 
     def side(self, by: float = CLEAR_BY) -> int:
@@ -202,6 +213,14 @@ class Differences:
         """Whether a correlation, as it is now, says that the gradient does not predict the model."""
         return any(len(scale.predicted) and scale.correlation < AGREEMENT for scale in self.scales)
 
+    def leave_out_rounding(self) -> None:
+        """Correlate without the pairs of which neither side is more than rounding: they say nothing.
+
+        A network that computes in float32 inside, whatever it is given, shows its rounding in any type.
+        """
+        for scale in self.scales:
+            scale.correlate(torch.maximum(scale.predicted.abs(), scale.measured.abs()) > scale.floor)
+
     def unclear(self, by: float) -> list[_Scale]:
         """The step sizes that could still turn the finding: none where one is surely poor, since the worst counts.
 
@@ -237,10 +256,13 @@ class Differences:
         scores = _scores(twin(target), [*around, *again], together=together)
         if again:
             self.answered = scores.pop()
-        margins = lead(torch.cat(scores), torch.cat(pairs)).split([len(batch) for batch in around])
+        sizes = [len(batch) for batch in around]
+        margins = lead(torch.cat(scores), torch.cat(pairs)).split(sizes)
+        largest = torch.cat(scores).abs().amax(dim=1).split(sizes)
         for place, (scale, _, first) in enumerate(wanted):
             (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
-            scale.add(((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64), up - down)
+            predicted = ((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64)
+            scale.add(predicted, up - down, largest[2 * place])
 
 
 def clear_side(correlation: float, pairs: int, by: float = CLEAR_BY) -> int:

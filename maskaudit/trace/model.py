@@ -181,7 +181,7 @@ def _explained(
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
         output_kind=output_kind(target.form.normal(look.graph.raw), flat),
-        health=health,
+        health=dataclasses.replace(health, constant=health.zero_share == 1 and _alike(look.scores)),
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
         parallel=tuple(suspects.parallel),
@@ -189,6 +189,11 @@ def _explained(
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,
     )
+
+
+def _alike(scores: Tensor) -> bool:
+    """Whether several points have the very same scores (N, K)."""
+    return len(scores) > 1 and bool((scores == scores[:1]).all())
 
 
 def _behind_cuts(target: Target, evidence: Evidence, suspects: Suspects) -> list[Culprit]:

@@ -13,7 +13,7 @@ from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.preserve import drawn_since, seed_generators
-from maskaudit.target.scores import answer_in
+from maskaudit.target.scores import answer_in, columns
 from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
@@ -51,10 +51,12 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
+    form = target.form.changed(alone=False, most=0, output_key="" if target.form.most else target.form.output_key)
+
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
-            output = as_written(target.model)(inputs)
-            answer = answer_in(output, target.form.output_key)
+            output = _in_parts(target, inputs) if target.form.most else as_written(target.model)(inputs)
+            answer = answer_in(output, form.output_key)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():
                     observer.adopt((answer,), Frame(None, None))
@@ -63,9 +65,18 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
 
     seed_generators(seed)
     watched = twin(target, model)
-    watched.form = watched.form.changed(alone=False)  # one record of all points
+    watched.form = form  # one record of all points
     with torch.enable_grad():
         return watched.differentiable_scores(observer.leaf)
+
+
+def _in_parts(target: Target, inputs: Tensor) -> Tensor:
+    """The answers of a model whose batch size is fixed to inputs (N, …), as one; the last ones may be filled up."""
+    size, model = target.form.most, as_written(target.model)
+    spare = -len(inputs) % size
+    filled = torch.cat([inputs, inputs[-1:].expand(spare, *inputs.shape[1:])]) if spare else inputs
+    answers = [columns(model(part), size, target.form.output_key) for part in filled.split(size)]
+    return torch.cat(answers)[: len(inputs)]
 
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:

@@ -145,6 +145,7 @@ class GradientHealth:
         ce_zero_share: the same for cross-entropy.
         agreement: (step size, correlation of directional derivatives with central differences) per scale.
         pairs: how many directional derivatives were compared, per scale.
+        constant: whether the gradient is zero everywhere and all points have the very same scores.
     """
 
     connected: bool
@@ -152,6 +153,7 @@ class GradientHealth:
     ce_zero_share: float
     agreement: tuple[tuple[float, float], ...]
     pairs: tuple[int, ...] = ()
+    constant: bool = False
 
     @property
     def poor(self) -> bool:

@@ -113,3 +113,16 @@ def test_points_that_no_feature_may_have(tmp_path: Path, column: int, value: flo
     x[0, column] = value
     with pytest.raises(InputError, match=message):
         table.encode(points(x), features)
+
+
+def test_a_frozen_feature_needs_no_bounds(tmp_path: Path) -> None:
+    x = X.clone()
+    x[:, 0] = torch.linspace(3, 900, len(x))
+    others = [{"column": name, "bounds": [-1000, 1000]} for name in NAMES[1:]]
+    content = {"feature": [{"column": NAMES[0], "kind": "frozen"}, *others]}
+    table = read_features(write(tmp_path, content), points(x), (0, 1))
+    features = table.threat(0.1).features
+    assert features is not None
+    assert features.scale[0] == 0
+    coded = table.encode(points(x), features).x[:, 0]
+    assert torch.allclose(features.low[0] + coded * features.width[0], x[:, 0])

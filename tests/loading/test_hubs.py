@@ -8,31 +8,68 @@ import json
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading.hubs import _usable_torchvision
+from maskaudit.loading import arch
+from maskaudit.loading.vision import ready_torchvision
 from maskaudit.sources import load_model
 
 from .nets import Net
 
 
+class Config:
+    """Of a classifier of images."""
+
+    model_type = "net"
+
+
+class AudioConfig(Config):
+    """Of a classifier of audio."""
+
+
+class TextConfig(Config):
+    """Of what reads tokens."""
+
+    model_type = "reader"
+
+
+class AutoConfig:
+    """Knows the configurations of three models."""
+
+    known: ClassVar = {"some/model": Config, "some/audio": AudioConfig, "some/text": TextConfig}
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, trust_remote_code: bool, **entries: Any) -> Config:
+        assert not trust_remote_code
+        if name not in cls.known:
+            raise OSError("not here")
+        config = cls.known[name]()
+        vars(config).update(entries)
+        return config
+
+
 class Auto:
-    """AutoModelForImageClassification, knowing one model."""
+    """Loads the one network that there is."""
 
     lacking: tuple[str, ...] = ()
 
     @classmethod
-    def from_pretrained(cls, name: str, *, trust_remote_code: bool, output_loading_info: bool) -> tuple[nn.Module, Any]:
+    def from_pretrained(
+        cls, name: str, *, config: Config, trust_remote_code: bool, output_loading_info: bool
+    ) -> tuple[nn.Module, Any]:
         assert not trust_remote_code
         assert output_loading_info
-        if name != "some/model":
-            raise OSError("not here")
         return Net(), {"missing_keys": set(cls.lacking)}
+
+    @classmethod
+    def from_config(cls, config: Config, *, trust_remote_code: bool) -> nn.Module:
+        assert not trust_remote_code
+        return nn.Linear(2, getattr(config, "num_labels", 3))
 
 
 class Processor:
@@ -48,7 +85,10 @@ class Processor:
 @pytest.fixture
 def transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     package, base = types.ModuleType("transformers"), types.ModuleType("transformers.image_processing_base")
-    package.AutoModelForImageClassification = Auto  # type: ignore[attr-defined]
+    package.AutoConfig = AutoConfig  # type: ignore[attr-defined]
+    for kind, config in (("Image", Config), ("Audio", AudioConfig)):
+        setattr(package, f"AutoModelFor{kind}Classification", Auto)
+        setattr(package, f"MODEL_FOR_{kind.upper()}_CLASSIFICATION_MAPPING", {config: Net})
     base.ImageProcessingMixin = Processor  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "transformers", package)
     monkeypatch.setitem(sys.modules, "transformers.image_processing_base", base)
@@ -83,34 +123,49 @@ def test_hf_refuses_what_cannot_be_had_or_was_not_trained(monkeypatch: pytest.Mo
         load_model("hf:some/model")
 
 
-def test_a_broken_torchvision_is_hidden_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator does not exist')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    with _usable_torchvision():
-        assert sys.modules["torchvision"] is None
-    assert "torchvision" not in sys.modules
+@pytest.mark.usefixtures("transformers")
+def test_hf_takes_classifiers_of_audio_and_refuses_readers_of_text() -> None:
+    assert "feature extractor" in load_model("hf:some/audio").notes[0]
+    with pytest.raises(InputError, match=r"hf:some/text is a reader, of which transformers has no classifier"):
+        load_model("hf:some/text")
+
+
+@pytest.mark.usefixtures("transformers")
+def test_an_architecture_from_the_configuration_of_a_model_of_the_hub() -> None:
+    built = arch.build("hf:some/model(num_labels=4)")
+    assert isinstance(built, nn.Linear)
+    assert built.out_features == 4
+    assert arch.trusted_code("hf:some/model") == ("--arch hf:some/model",)
+    with pytest.raises(InputError, match=r"hf:other/model cannot be built .OSError: not here."):
+        arch.build("hf:other/model")
+    with pytest.raises(UsageError, match="is not an architecture"):
+        arch.build("hf:some/model(num_labels=")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 def test_hf_with_a_model_on_this_machine(tmp_path: Path) -> None:
-    with _usable_torchvision():
-        from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel  # type: ignore[import-not-found]
+    ready_torchvision()
+    from transformers import ResNetConfig, ResNetForImageClassification, ResNetModel
 
-        config = ResNetConfig(
-            num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=10
-        )
-        torch.manual_seed(0)
-        model = ResNetForImageClassification(config).eval()
-        model.save_pretrained(tmp_path / "net")
-        ResNetModel(config).save_pretrained(tmp_path / "headless")
+    config = ResNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "net")
+    ResNetModel(config).save_pretrained(tmp_path / "headless")
     (tmp_path / "net" / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5], "image_std": [0.25]}))
     loaded = load_model(f"hf:{tmp_path / 'net'}")
     x = torch.rand(2, 1, 16, 16)
     assert torch.equal(loaded.module(x).logits, model(x).logits)  # type: ignore[attr-defined]
     assert loaded.metadata == {"mean": [0.5], "std": [0.25]}
-    with pytest.raises(InputError, match="no trained image classifier"):
+    with pytest.raises(InputError, match="no trained classifier"):
         load_model(f"hf:{tmp_path / 'headless'}")
+    torch.save(
+        {"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "l.ckpt"
+    )
+    trained = load_model(str(tmp_path / "l.ckpt"), arch=f"hf:{tmp_path / 'net'}")
+    assert torch.equal(trained.module(x).logits, model(x).logits)  # type: ignore[attr-defined]
 
 
 class Data(enum.Enum):

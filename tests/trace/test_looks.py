@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskaudit.auditing.inspection import inspection
 from maskaudit.target import PassLedger, Target
+from maskaudit.target.form import Form
 from maskaudit.trace import MAX_POINTS, passes, trace_model
 from maskaudit.trace.health import Differences, clear_side, deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
@@ -195,9 +197,9 @@ def test_a_step_size_that_is_surely_poor_ends_the_comparison() -> None:
     differences = Differences(0.2)
     coarse, fine = differences.scales
     assert differences.unclear(4.0) == [coarse, fine]
-    coarse.add(many, half_against)
+    coarse.add(many, half_against, 0 * many)
     assert differences.unclear(4.0) == [coarse]  # likely poor: that is pursued, and nothing else
-    fine.add(many, against)
+    fine.add(many, against, 0 * many)
     assert differences.unclear(4.0) == []
 
 
@@ -278,3 +280,60 @@ def test_a_third_class_that_comes_level_is_no_fault_of_the_gradient() -> None:
         found = trace_model(target, x, y, eps=0.2)
     assert found.healthy
     assert min(value for _, value in found.health.agreement) > 0.999
+
+
+class Drowned(nn.Module):
+    """Scores whose changes are smaller than the rounding of the float32 that it computes in, whatever it is given."""
+
+    def __init__(self, sign: float = 1.0, size: float = 1e-6) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+        self.sign, self.size = sign, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.layer(x.flatten(1).float()) * self.size
+        wrong = self.sign * score + (score - self.sign * score).detach()
+        return (wrong + torch.tensor([2.0, 1.0, -1.0])).to(x.dtype)
+
+
+def test_rounding_inside_a_network_accuses_no_gradient() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(16, 1, 8, 8)
+    y = torch.zeros(16, dtype=torch.int64)
+    with Target(Drowned(), bounds=(0.0, 1.0)) as target:
+        assert not trace_model(target, x, y).health.poor
+    with Target(Drowned(sign=-1.0, size=1.0), bounds=(0.0, 1.0)) as target:  # one that lies, where it can be seen
+        assert trace_model(target, x, y).health.poor
+
+
+def test_a_model_that_ignores_its_input_is_called_constant() -> None:
+    layer = nn.Linear(64, 3)
+    nn.init.zeros_(layer.weight)
+    x = torch.rand(16, 1, 8, 8)
+    y = torch.zeros(16, dtype=torch.int64)
+    with Target(nn.Sequential(nn.Flatten(), layer), bounds=(0.0, 1.0)) as target:
+        trace = trace_model(target, x, y)
+    assert trace.health.constant
+    assert "the very same scores" in inspection(trace)["sentence"]
+
+
+class OneAtATime(nn.Module):
+    """A model with its batch size written into it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.reshape(1, 1, 8, 8)).reshape(1, 10)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_fixed_batch_size_is_traced(hidden: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    model = OneAtATime(zoo.Front(net, zoo.Apply(torch.round)) if hidden else net)
+    x = torch.rand(16, 1, 8, 8)
+    with Target(model, bounds=(0.0, 1.0), form=Form(most=1)) as target:
+        trace = trace_model(target, x, target.predict(target.scores(x)))
+    assert trace.healthy is not hidden

@@ -26,6 +26,7 @@ from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
+from maskaudit.loading.onnx.tables import plain_tables
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
 
 CONVERSION_NOTE = (
@@ -50,7 +51,7 @@ def read(file: ModelFile, options: Options) -> Contents:
     digest = hashlib.sha256(file.sha256.encode())
     try:
         check_count(count_fields(file.data), MAX_FIELDS, "fields")
-        model = onnx.load_model_from_string(file.data)
+        model, asked = plain_tables(onnx, onnx.load_model_from_string(file.data))
         graph = model.graph
         check_count(len(graph.node), MAX_NODES, "operators")
         opset = _opset(file.source, model)
@@ -65,7 +66,7 @@ def read(file: ModelFile, options: Options) -> Contents:
         module, notes = any_batch(program, shape, dtype)
         if shape:
             batch = module.size if isinstance(module, FixedBatch) else shape[0] or 2
-            notes += compare(onnx, file.source, model, spelt, program, [batch, *shape[1:]])
+            notes += compare(onnx, file.source, asked, spelt, program, [batch, *shape[1:]])
     except InputError:
         raise
     except TooLarge as error:

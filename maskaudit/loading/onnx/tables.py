@@ -1,0 +1,184 @@
+"""Operators of the domain `ai.onnx.ml`, as exporters of pipelines write them (skl2onnx, sklearn-onnx, ML.NET).
+
+Those that compute with real numbers are put in the words of the standard operators, under the name of their node, so
+that a trace can follow them. What only dresses the answer, a table of probabilities by class or names of classes, is
+taken off. Trees and other steps have no gradient; they are refused, and can be audited as a black box.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskaudit.loading.graph_limits import check_count
+
+DOMAIN = "ai.onnx.ml"
+#: Numbers that the attributes of a node may hold.
+MAX_NUMBERS = 10_000_000
+
+
+def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
+    """The model without operators of the domain, and the file's own with the outputs that this one has.
+
+    Both are the model itself where there are no such operators, or unknown ones.
+
+    Raises:
+        ValueError: for a node whose attributes do not fit each other.
+    """
+    graph = model.graph
+    tables = [node for node in graph.node if node.domain == DOMAIN]
+    if not tables or any(node.op_type not in (*WRITERS, *DRESS) for node in tables):
+        return model, model
+    copy, asked = onnx.ModelProto(), onnx.ModelProto()
+    copy.CopyFrom(model)
+    graph, scores = copy.graph, [node.input[0] for node in tables if node.op_type == "ZipMap"]
+    nodes: list[Any] = []
+    for place, node in enumerate(graph.node):
+        nodes += _Writer(onnx, node, place).nodes() if node.domain == DOMAIN else [node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    _answer_with(onnx, graph, scores)
+    asked.CopyFrom(model)
+    del asked.graph.output[:]
+    asked.graph.output.extend(graph.output)
+    _prune(asked.graph)
+    return copy, asked
+
+
+class _Writer:
+    """Writes one node in standard operators."""
+
+    def __init__(self, onnx: Any, node: Any, place: int) -> None:
+        self.onnx, self.node = onnx, node
+        self.name = node.name or f"{node.op_type}_{place}"
+        self.made: list[Any] = []
+        self.given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+    def nodes(self) -> list[Any]:
+        """What does the node's work: nothing for what only dresses the answer."""
+        if self.node.op_type not in DRESS:
+            WRITERS[self.node.op_type](self)
+        return self.made
+
+    def add(self, operator: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
+        """One standard operator; returns the name of its output."""
+        output = output or f"{self.name}/{len(self.made)}"
+        self.made.append(
+            self.onnx.helper.make_node(operator, inputs, [output], f"{self.name}/{operator}", **attributes)
+        )
+        return output
+
+    def numbers(self, name: str, shape: Sequence[int] = (-1,)) -> str:
+        """An attribute of real numbers, as a constant of that shape."""
+        values = list(self.given.get(name, ()))
+        check_count(len(values), MAX_NUMBERS, "numbers")
+        array = np.asarray(values, dtype=np.float32).reshape(shape)
+        return self.add("Constant", [], value=self.onnx.numpy_helper.from_array(array, f"{self.name}/{name}"))
+
+    def floats(self) -> str:
+        """The input as real numbers."""
+        return self.add("Cast", [self.node.input[0]], to=1)
+
+
+def _scaler(w: _Writer) -> None:
+    """(x − offset) · scale, by column."""
+    shifted = w.add("Sub", [w.floats(), w.numbers("offset")])
+    w.add("Mul", [shifted, w.numbers("scale")], w.node.output[0])
+
+
+def _normalizer(w: _Writer) -> None:
+    """Rows divided by the sum of their magnitudes, or by their length."""
+    kind = w.given.get("norm", b"MAX").decode()
+    if kind not in ("L1", "L2"):
+        raise ValueError("Normalizer divides by the largest magnitude, which is not converted")
+    w.add("LpNormalization", [w.floats()], w.node.output[0], axis=1, p=int(kind[1]))
+
+
+def _linear(w: _Writer) -> str:
+    """x · coefficientsᵀ + intercepts (N, K)."""
+    held = w.given.get("intercepts", ())
+    classes = len(held) or len(w.given.get("classlabels_ints", ())) or int(w.given.get("targets", 1))
+    weights = w.add("Transpose", [w.numbers("coefficients", (classes, -1))], perm=[1, 0])
+    product = w.add("MatMul", [w.floats(), weights])
+    return w.add("Add", [product, w.numbers("intercepts")]) if held else product
+
+
+def _transformed(w: _Writer, x: str, output: str) -> None:
+    """What `post_transform` makes of scores."""
+    kind = w.given.get("post_transform", b"NONE").decode()
+    if kind == "SOFTMAX":
+        w.add("Softmax", [x], output, axis=-1)
+    elif kind in ("NONE", "LOGISTIC"):
+        w.add("Identity" if kind == "NONE" else "Sigmoid", [x], output)
+    else:
+        raise ValueError(f"{w.node.op_type} ends in {kind[:40]}, which is not converted")
+
+
+def _linear_classifier(w: _Writer) -> None:
+    """Scores of all classes; the class that leads is left to the reader."""
+    if len(w.node.output) != 2:
+        raise ValueError("LinearClassifier gives no scores")
+    _transformed(w, _linear(w), w.node.output[1])
+    w.add("ArgMax", [w.node.output[1]], w.node.output[0], axis=1, keepdims=0)
+
+
+def _linear_regressor(w: _Writer) -> None:
+    _transformed(w, _linear(w), w.node.output[0])
+
+
+def _features(w: _Writer) -> None:
+    """Inputs side by side."""
+    w.add("Concat", [w.add("Cast", [name], to=1) for name in w.node.input], w.node.output[0], axis=1)
+
+
+def _imputer(w: _Writer) -> None:
+    """Gaps are filled; points have none."""
+    if not math.isnan(w.given.get("replaced_value_float", 0.0)):
+        raise ValueError("Imputer replaces numbers, not gaps, which is not converted")
+    w.add("Identity", [w.node.input[0]], w.node.output[0])
+
+
+WRITERS: Mapping[str, Callable[[_Writer], None]] = {
+    "Scaler": _scaler,
+    "Normalizer": _normalizer,
+    "LinearClassifier": _linear_classifier,
+    "LinearRegressor": _linear_regressor,
+    "FeatureVectorizer": _features,
+    "Imputer": _imputer,
+}
+#: What dresses an answer: a table by class, the name of the class that leads.
+DRESS = ("ZipMap", "ArrayFeatureExtractor", "LabelEncoder")
+
+
+def _answer_with(onnx: Any, graph: Any, scores: Sequence[str]) -> None:
+    """Keep the outputs that still are computed, and the scores that a table was made of; drop what nothing needs."""
+    kinds = {item.name: item for item in graph.output}
+    names = _computed(graph)
+    wanted = [*dict.fromkeys([*scores, *(name for name in kinds if name in names)])]
+    tensors = [name for name in wanted if name in scores or kinds[name].type.tensor_type.elem_type in (0, 1, 11)]
+    del graph.output[:]
+    graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in tensors)
+    _prune(graph)
+
+
+def _prune(graph: Any) -> None:
+    """Drop the nodes that no output hangs on."""
+    needed, kept = {item.name for item in graph.output}, list[Any]()
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.insert(0, node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _computed(graph: Any) -> set[str]:
+    """Names of values that do not hang on anything taken off."""
+    known = {"", *(item.name for item in (*graph.input, *graph.initializer))}
+    for node in graph.node:
+        if known.issuperset(node.input):
+            known.update(node.output)
+    return known

@@ -1,0 +1,91 @@
+"""Operators of `ai.onnx.ml`: in standard operators, held against the evaluator of the package `onnx`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from maskaudit.errors import InputError
+from maskaudit.loading.interface import ModelFile, Options
+
+onnx = pytest.importorskip("onnx")
+
+from maskaudit.loading.onnx import reader  # noqa: E402
+
+DOMAIN = "ai.onnx.ml"
+CLASSIFIER = {"coefficients": [0.5, -1.0, 2.0, 1.0, 0.0, -0.5], "intercepts": [0.1, -0.2], "classlabels_ints": [3, 7]}
+
+
+def model(nodes: list[tuple[str, list[str], list[str], dict[str, Any]]], outputs: dict[str, int]) -> bytes:
+    """A file with nodes of the domain on `x` (N, 3); the outputs with their types, 0 for a table by class."""
+    made = [onnx.helper.make_node(kind, a, b, domain=DOMAIN, **given) for kind, a, b, given in nodes]
+    row = onnx.helper.make_tensor_value_info("x", 1, [None, 3])
+    given = []
+    for name, kind in outputs.items():
+        given.append(onnx.helper.make_tensor_value_info(name, kind, None) if kind else onnx.ValueInfoProto(name=name))
+    graph = onnx.helper.make_graph(made, "table", [row], given)
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid(DOMAIN, 3)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString()
+
+
+SCALED = ("Scaler", ["x"], ["s"], {"offset": [1.0, 2.0, 3.0], "scale": [0.5, 2.0, 1.0]})
+PIPELINES: dict[str, tuple[list[tuple[str, list[str], list[str], dict[str, Any]]], dict[str, int]]] = {
+    "scaled, softmax, table": (
+        [SCALED, ("LinearClassifier", ["s"], ["c", "p"], {**CLASSIFIER, "post_transform": "SOFTMAX"}),
+         ("ZipMap", ["p"], ["z"], {"classlabels_int64s": [3, 7]})],
+        {"c": 7, "z": 0},
+    ),
+    "logistic": (
+        [("LinearClassifier", ["x"], ["c", "p"], {**CLASSIFIER, "post_transform": "LOGISTIC"})], {"c": 7, "p": 1}
+    ),
+    "normalised": (
+        [("Normalizer", ["x"], ["n"], {"norm": "L2"}),
+         ("LinearRegressor", ["n"], ["p"],
+          {"coefficients": CLASSIFIER["coefficients"], "intercepts": [0.5, 1.0], "targets": 2})],
+        {"p": 1},
+    ),
+    "gaps and columns": (
+        [("Imputer", ["x"], ["i"], {"imputed_value_floats": [0.0] * 3, "replaced_value_float": float("nan")}),
+         ("FeatureVectorizer", ["i"], ["f"], {"inputdimensions": [3]}),
+         ("LinearClassifier", ["f"], ["c", "p"], CLASSIFIER)],
+        {"c": 7, "p": 1},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("nodes", "outputs"), PIPELINES.values(), ids=PIPELINES.keys())
+def test_pipelines_give_the_scores_of_the_file(nodes: Any, outputs: dict[str, int]) -> None:
+    module = reader.read(ModelFile("table.onnx", model(nodes, outputs)), Options()).module
+    x = torch.rand(5, 3, requires_grad=True)
+    found = module(x)
+    asked = onnx.load_model_from_string(model([node for node in nodes if node[0] != "ZipMap"], {"p": 1}))
+    expected = onnx.reference.ReferenceEvaluator(asked).run(None, {"x": x.detach().numpy()})[0]
+    assert np.allclose(found.detach().numpy(), expected, atol=1e-6)
+    (grad,) = torch.autograd.grad(found[:, 0].sum(), x)
+    assert bool((grad != 0).any())
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (("TreeEnsembleClassifier", ["x"], ["c", "p"], {}), "ai.onnx.ml.TreeEnsembleClassifier"),
+        (("Normalizer", ["x"], ["p"], {"norm": "MAX"}), "largest magnitude"),
+        (("Imputer", ["x"], ["p"], {"imputed_value_floats": [0.0]}), "replaces numbers"),
+        (("LinearClassifier", ["x"], ["c", "p"], {**CLASSIFIER, "post_transform": "PROBIT"}), "PROBIT"),
+        (("LinearClassifier", ["x"], ["c", "p"], {**CLASSIFIER, "coefficients": [1.0] * 5}), "cannot be converted"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(node: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        reader.read(ModelFile("table.onnx", model([node], {"p": 1})), Options())
+
+
+def test_a_real_pipeline_keeps_its_probabilities() -> None:
+    path = Path(__file__).resolve().parents[1] / "setups" / "files" / "hospital.onnx"
+    found = reader.read(ModelFile(str(path), path.read_bytes()), Options()).module(torch.rand(4, 5) * 100)
+    assert found.shape == (4, 2)
+    assert torch.allclose(found.sum(dim=1), torch.ones(4))
