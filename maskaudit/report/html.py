@@ -59,6 +59,7 @@ def render(document: dict[str, Any]) -> str:
         matrix_caption=points.caption(matrix) if matrix else "",
         tests=[(test, nulls.draw(test)) for test in tests],
         flow=layers.flow(flow),
+        depth=layers.depth(document),
         repairs=layers.repairs(document, report),
         plan=plan.read(document),
         checklist=advice.read(document, report),

@@ -187,6 +187,27 @@ def test_flow_keeps_culprits_when_thinned() -> None:
     assert any(layer.culprit for layer in shown)
 
 
+def _depth(count: int = 5, **more: Any) -> dict[str, Any]:
+    rows = [{"place": f"l{i}", "norm": 10.0**-i, "low": 0.0, "high": 10.0 ** (1 - i)} for i in range(count)]
+    return {"rule": "layer-gradient-flow", "title": "Flow", "status": "pass", "details": {"layers": rows, **more}}
+
+
+def test_the_gradient_is_drawn_against_depth_and_what_bends_it_is_said(document: dict[str, Any]) -> None:
+    assert "against depth" not in render(document, "html")
+    document["probes"].append(_depth())
+    assert "What reaches the input is 10^-4.0 of what leaves the output." in render(document, "html")
+    bend = {"layer": 2, "location": {"module": "trunk", "op": "Clip"}, "how": "normalises"}
+    document["probes"][-1] = _depth(bend=bend)
+    document["probes"][-1]["details"]["layers"][-1]["norm"] = 0.0
+    page = render(document, "html")
+    assert "It does not reach the input." in page
+    assert "it is normalised (in trunk.Clip)" in page
+    assert layers.depth({"probes": [_depth(2)]}) is None
+    for junk in (None, "junk", -1, 1e308, [[None]], [{"norm": 1}] * 4, [{"norm": "x"}] * 9):
+        layers.depth({"probes": [_depth(bend=junk), junk]})
+        layers.depth({"probes": [{"rule": "layer-gradient-flow", "details": {"layers": junk}}]})
+
+
 def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
     row = next(row for row in document["attacks"] if row["role"] == "repaired")
     row |= {"status": "ran", "attempted": 100, "broken": 1}
