@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskaudit.errors import UsageError
 from maskaudit.probes import (
+    blind_spots,
     curvature,
     dead_relu,
     finite_differences,
@@ -35,6 +36,7 @@ PROBES: tuple[Probe, ...] = (
     dead_relu.PROBE,
     layer_flow.PROBE,
     curvature.PROBE,
+    blind_spots.PROBE,
     unbounded_attack.PROBE,
     random_beats_gradient.PROBE,
     one_step.PROBE,

@@ -53,9 +53,9 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def share_axes(xlabel: str) -> tuple[Figure, Axes]:
+def share_axes(xlabel: str, *, width: float = 0.63) -> tuple[Figure, Axes]:
     """A figure whose upward axis is a share from 0 to 100 %, with room for the names of lines on the right."""
-    figure, axes = plain_axes(xlabel, width=0.63)
+    figure, axes = plain_axes(xlabel, width=width)
     axes.set_ylim(-0.02, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     return figure, axes

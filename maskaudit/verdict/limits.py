@@ -160,5 +160,6 @@ LIMITS: Mapping[str, Limit] = {
 
 #: Probes without a limit, and why.
 INFORMATIVE: Mapping[str, str] = {
+    "blind-spots": "what is ignored outside of the ball says nothing of the gradients inside",
     "randomness": "random answers are not masking by themselves; attacks then average over draws",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import math
 import re
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from maskaudit.attacks.registry import battery
-from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
+from maskaudit.report import advice, blind_spots, bibliography, checklist, layers, methods, nulls, points, render, view
 from maskaudit.settings import BUDGETS
 from maskaudit.verdict.rules import ANY_LOOK, bounded, exceeds
 from maskaudit.verdict.statistics import lower_bound, upper_bound
@@ -206,6 +207,24 @@ def test_the_gradient_is_drawn_against_depth_and_what_bends_it_is_said(document:
     for junk in (None, "junk", -1, 1e308, [[None]], [{"norm": 1}] * 4, [{"norm": "x"}] * 9):
         layers.depth({"probes": [_depth(bend=junk), junk]})
         layers.depth({"probes": [{"rule": "layer-gradient-flow", "details": {"layers": junk}}]})
+
+
+def test_blind_spots_are_drawn_with_their_images(document: dict[str, Any]) -> None:
+    assert 'id="blind"' not in render(document, "html")
+    grey = base64.b64encode(bytes(range(4))).decode()
+    walk = {
+        "label": 8, "goal_label": 3, "left": 0.25, "confidence": 0.9, "lowest_on_line": 0.8,
+        "path": [[0.0, 0.95], [0.75, 0.9]], "shape": [1, 2, 2], "source": grey, "end": grey, "goal": grey,
+    }  # fmt: skip
+    probe = {"rule": "blind-spots", "title": "Blind spots", "status": "pass", "details": {"walks": [walk]}}
+    document["probes"].append(probe)
+    section = render(document, "html").partition('id="blind"')[2].partition("</section>")[0]
+    assert "90.0%, 25.0% of the distance to a 3 left" in " ".join(section.split())
+    assert section.count("data:image/png") == 3
+    for key in walk:
+        for junk in (None, "junk", -1, [[None]], {}, [1e308, "x"]):
+            probe["details"] = {"walks": [{**walk, key: junk}]}
+            blind_spots.draw(blind_spots.read(document))
 
 
 def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
