@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from maskaudit.attacks.registry import battery
-from maskaudit.report import advice, blind_spots, bibliography, checklist, layers, methods, nulls, points, render, view
+from maskaudit.report import advice, bibliography, blind_spots, checklist, layers, methods, nulls, points, render, view
 from maskaudit.settings import BUDGETS
 from maskaudit.verdict.rules import ANY_LOOK, bounded, exceeds
 from maskaudit.verdict.statistics import lower_bound, upper_bound
