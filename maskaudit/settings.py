@@ -237,6 +237,10 @@ class AuditSettings:
     )
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
+    branches: tuple[str, ...] = option(
+        (), WORDS, "Also search through the gradient of this branch (a module) alone, and with it masked.",
+        metavar="MODULE", flag="--branch",
+    )  # fmt: skip
     certified: float | None = option(
         None, _SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
     )
@@ -258,6 +262,8 @@ class AuditSettings:
         check_options(self)
         if self.workers is not None and self.ray:
             raise UsageError("Give either --workers or --ray, not both.")
+        if self.branches and self.black_box:
+            raise UsageError("A black box has no branches to look at: leave out --branch or --black-box.")
 
     @property
     def effort(self) -> Budget:

@@ -35,6 +35,7 @@ from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
+from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport, Partial
 from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings, Listener, allowance, ignore_events
 from maskaudit.target import Target, usual_batch
@@ -110,6 +111,7 @@ def run_audit(
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
         form=Form(features=threat.features),
     )  # fmt: skip
+    check_branches(loaded.module, settings.branches)
     known = catalogue(settings.effort, threat.norm)
     with target, _few_threads(loaded, data, settings):
         keeper = _Keeper(on_event, keep)

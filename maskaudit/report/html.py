@@ -79,12 +79,20 @@ def render(document: dict[str, Any]) -> str:
         depth=layers.depth(document),
         repairs=layers.repairs(document, report),
         plan=plan.read(document),
+        branches=_branches(document),
         checklist=advice.read(document, report),
         methods=methods.read(document, report),
         words=words,
         max_places=MAX_PLACES,
     )
     return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
+
+
+def _branches(document: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    """The branches that were searched: path of the module, and numbers of points."""
+    rows = coerce.mappings(document.get("branches"))[:MAX_PLACES]
+    keys = ("points", "whole", "alone", "masked", "no_gradient", "without_correct", "without_fooled")
+    return [(coerce.text(row.get("branch"), "?"), {key: coerce.count(row.get(key)) for key in keys}) for row in rows]
 
 
 @cache

@@ -24,9 +24,9 @@ from maskaudit.errors import GradientError
 from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.target.preserve import preserved_random_state
+from maskaudit.trace.branches import trunk
 from maskaudit.trace.flow import arriving_norms, margin_cotangent
 from maskaudit.trace.health import deciding_pair
-from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import observe
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.seen import RecordedOp
@@ -136,31 +136,6 @@ def faded(norms: Tensor, inside: torch.finfo, at_input: torch.finfo) -> Tensor:
     small, large = FADED * math.log10(inside.tiny), FADED * math.log10(inside.max)
     useless = ~seen[-1] | (norms[-1] < at_input.tiny)
     return seen[0] & useless & ((reached < small) | (reached > large))
-
-
-def trunk(observer: Observer, raw: Tensor) -> list[int]:
-    """Indices of the ops through which every way of the gradient leads, from the output to the input."""
-    output = observer.maker(raw)
-    if output is None or output < 0:
-        return []
-    ops, way, waiting = observer.ops, set[int](), [output]
-    while waiting:
-        index = waiting.pop()
-        if index not in way and ops[index].live_out:
-            way.add(index)
-            waiting.extend(ops[index].parents)
-    last = dict.fromkeys((-1, *way), -1)  # the last op that reads what an op, or the input, made
-    for index in sorted(way):
-        parents = [parent for parent in ops[index].parents if parent in way]
-        starts = not parents or any(observer.maker(t) in (None, -1) and observer.live(t) for t in ops[index].inputs)
-        for parent in (*parents, *((-1,) if starts else ())):
-            last[parent] = index
-    found, furthest = [], last[-1]
-    for index in sorted(way):
-        if furthest <= index:
-            found.append(index)
-        furthest = max(furthest, last[index])
-    return found[::-1]
 
 
 def _bend(norms: dict[float, Tensor], step: float, info: torch.finfo, places: list[RecordedOp]) -> Bend | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from maskaudit.auditing.phases import (
+    branches,
     challengers,
     near_misses,
     probes,
@@ -22,7 +23,7 @@ from maskaudit.auditing.state import AuditState
 Phase = Callable[[AuditState, Tensor], None]
 
 #: What every look runs on the correctly classified points among its new ones (rows of the ledger, int64 (n,)).
-WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run)
+WHITE_BOX: tuple[Phase, ...] = (probes.run, trace.run, sanity.run, white_box.run, branches.run)
 #: What runs, after the repaired gradient, on the points that it has not met yet, once nothing cheaper can decide.
 SEARCH: tuple[Phase, ...] = (
     challengers.run,
