@@ -1,9 +1,10 @@
-"""`--branch` in an audit and an inspection: an honest network, one that a branch hides, one whose branch has no gradient."""
+"""`--branch` in an audit and an inspection: an honest network, one hidden by a branch, one with a branch of steps."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 from maskaudit import api
 from maskaudit.auditing.branches import added, said, try_branch
+from maskaudit.auditing.phases import branches as phase
 from maskaudit.cli import cli
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
@@ -109,16 +111,15 @@ def test_names_that_are_no_branch_end_the_audit_before_it_starts(honest: nn.Modu
         AuditSettings(branches=("b1",), black_box=True)
 
 
-def test_branches_of_a_random_model_are_not_searched(honest: nn.Module) -> None:
-    noisy = nn.Sequential(honest, Noise())
-    document = audited(noisy, branches=("0",), select=("pgd",))
-    assert document["branches"] == []
-    assert any("branches were not searched" in note for note in document["notes"])
-
-
-class Noise(nn.Module):
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return z + 0.01 * torch.randn_like(z)
+def test_branches_of_a_random_model_are_not_searched_and_that_is_said_once() -> None:
+    state: Any = SimpleNamespace(
+        settings=AuditSettings(branches=("b1", "b5")), target=SimpleNamespace(random=True), notes=[], branches={}
+    )
+    for _ in range(2):
+        phase.run(state, torch.arange(4))
+    assert state.branches == {}
+    assert len(state.notes) == 1
+    assert "branches were not searched" in state.notes[0]
 
 
 def test_inspect_lists_the_branches_and_searches_only_those_named(tmp_path: Path, zoo_cache: Path) -> None:
