@@ -262,8 +262,6 @@ class AuditSettings:
         check_options(self)
         if self.workers is not None and self.ray:
             raise UsageError("Give either --workers or --ray, not both.")
-        if self.branches and self.black_box:
-            raise UsageError("A black box has no branches to look at: leave out --branch or --black-box.")
 
     @property
     def effort(self) -> Budget:

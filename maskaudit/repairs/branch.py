@@ -94,7 +94,7 @@ def check_branches(model: object, branches: tuple[str, ...]) -> None:
     if not branches:
         return
     if not isinstance(model, nn.Module):
-        raise UsageError("--branch names a module, and this model is a plain callable without any.")
+        raise UsageError("--branch names a module, and a black box or plain callable shows none.")
     modules = dict(model.named_modules())
     for branch in branches:
         if branch not in modules or not branch:

@@ -108,7 +108,7 @@ def test_names_that_are_no_branch_end_the_audit_before_it_starts(honest: nn.Modu
     with pytest.raises(UsageError, match="no module 'b7'"):
         audited(honest, branches=("b7",))
     with pytest.raises(UsageError, match="black box"):
-        AuditSettings(branches=("b1",), black_box=True)
+        audited(honest, branches=("b1",), black_box=True)
 
 
 def test_branches_of_a_random_model_are_not_searched_and_that_is_said_once() -> None:
