@@ -67,7 +67,7 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
         ("Randomness", _randomness(document["randomness"])),
         ("Optimisation inside the forward pass", [(f"in {place(where)}", "") for where in document["optimises"]]),
         ("Depends on the rest of the batch", _batch(document["batch_dependent"])),
-        ("Branches, for --branch", _forks(document["forks"])),
+        ("Branches, for --branch", _forks(document.get("forks", []))),
         ("Searched through branches", [(row["branch"], row["sentence"]) for row in document.get("branches", ())]),
     ]  # fmt: skip
     return [(title, items) for title, items in found if items]
