@@ -55,6 +55,18 @@ CLASSES: dict[str, dict[str, str]] = {
         "details": "further figures of this probe; its keys may grow",
         "seconds": "time spent",
     },
+    "BranchRow": {
+        "branch": "path of the module that ends the branch",
+        "points": "points searched, classified correctly",
+        "whole": "fooled by a search through the gradient of the whole network",
+        "alone": "fooled by one through the gradient of the branch alone",
+        "masked": "fooled by one through the gradient of all but the branch",
+        "hides": "fooled with the branch masked and not through the whole gradient",
+        "hidden": "fooled through the branch alone and not through the whole gradient",
+        "no_gradient": "points at which no gradient comes through the branch",
+        "without_correct": "answered rightly by the network whose branch answers zero",
+        "without_fooled": "of these, fooled by what was found through the branch alone",
+    },
     "AttackRow": {
         "name": "stable identifier, see [attacks](attacks.md)",
         "title": "one line",
@@ -150,6 +162,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ignore": "`--ignore` as given",
         "left_out": "probes and attacks that were left out on request, with the essential part that each belongs to",
         "extra_attacks": "`--attack` as given",
+        "branches": "`--branch` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
         "defaults": "settings that the user did not choose, and where their values came from",
@@ -208,6 +221,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "functions": "custom backward functions held against differences of their own forward",
         "randomness": "source and effect of random answers, or null",
         "optimises": "places where the forward pass itself optimises",
+        "forks": "where branches meet again: the modules that end them, and how many ways have none",
         "batch_dependent": "first place where an answer depends on the rest of the batch, or null",
         "ops": "number of operations seen",
         "sentence": "the outcome in words",
@@ -230,6 +244,7 @@ SECTIONS: dict[str, dict[str, str]] = {
 #: The rest of the top level.
 TOP: dict[str, str] = {
     "schema_version": "1. A reader refuses a higher number, and ignores keys that it does not know",
+    "branches": "one entry per branch named with `--branch`",
     "notes": "caveats, as sentences",
     "partial": "null for a finished audit; else `reason`, why it ended before it was finished. The label is then "
     "`inconclusive` unless the verdict had been reached before",

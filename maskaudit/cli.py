@@ -94,11 +94,15 @@ def check(model: str, **options: Any) -> None:
 @model_options
 @data_options
 @shared("seed")
+@shared("branches")
 @click.option("--json", "as_json", is_flag=True, help="Print the inspection as one JSON document.")
 @click.option("-o", "outputs_to", multiple=True, metavar="FORMAT=PATH", help="Write html, json or text.")
 @click.option("--out", metavar="DIR", help="Write inspection.html and inspection.json.")
 def inspect(model: str, as_json: bool, outputs_to: tuple[str, ...], out: str | None, **options: Any) -> None:
-    """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, and what would be repaired."""
+    """Trace MODEL without attacking it: gradient flow by op, cuts, randomness, what would be repaired, branches.
+
+    Only with --branch it searches for examples, through the gradient of that branch and without it.
+    """
     from maskaudit.command.output import parse_outputs, write_all
     from maskaudit.command.terminal import say
     from maskaudit.report.inspection import DIRECTORY_FILES, FORMATS

@@ -176,6 +176,34 @@ class Partial:
 
 
 @dataclass(frozen=True)
+class BranchRow:
+    """One branch of a network, in numbers of points: see `maskaudit.auditing.branches`.
+
+    Attributes:
+        branch: path of the module that ends it.
+        points: points searched.
+        whole: broken through the gradient of the whole network; alone: through that of the branch; masked: through
+            that of everything else.
+        hides: broken with the branch masked and not through the whole gradient; hidden: broken through the branch alone
+            and not through the whole gradient.
+        no_gradient: points at which no gradient comes through the branch.
+        without_correct: answered rightly by the network without the branch.
+        without_fooled: of these, fooled by what was found through the branch alone.
+    """
+
+    branch: str
+    points: int
+    whole: int
+    alone: int
+    masked: int
+    hides: int
+    hidden: int
+    no_gradient: int
+    without_correct: int
+    without_fooled: int
+
+
+@dataclass(frozen=True)
 class AuditReport:
     """Everything an audit found; `to_dict` is the JSON contract.
 
@@ -202,6 +230,7 @@ class AuditReport:
     timing: dict[str, Any] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
     partial: Partial | None = None
+    branches: tuple[BranchRow, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document: plain types only, non-finite numbers as null."""
@@ -298,5 +327,5 @@ def check_document(document: Any) -> dict[str, Any]:
 REQUIRED_SECTIONS = tuple(
     f.name
     for f in dataclasses.fields(AuditReport)
-    if f.name not in ("figures", "notes", "trace", "timing", "plan", "partial")
+    if f.name not in ("figures", "notes", "trace", "timing", "plan", "partial", "branches")
 )

@@ -23,7 +23,7 @@ from maskaudit.errors import ModelError, first_line
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
-from maskaudit.target import Target
+from maskaudit.target import PassLedger, Target
 from maskaudit.target.preserve import seed_generators
 from maskaudit.target.rescore import PROOF, Score, rescore
 from maskaudit.threat import ThreatModel
@@ -159,16 +159,22 @@ class Attacker:
             raise
         except Exception as error:  # one attack's crash must not lose the others: it becomes a row
             return self._failed(entry, error)
+        return self.book(spec, rows, attempt, score, target.ledger.since(before), seconds)
+
+    def book(
+        self, spec: AttackSpec, rows: Tensor, attempt: Attempt, score: Score, spent: PassLedger, seconds: float
+    ) -> Booked:
+        """Book what an attack brought for points `rows` of the ledger, with its fresh score and what both cost."""
+        entry, queries = self.ledger.entry(spec), int(attempt.queries.sum())
         if not entry.lost:
-            entry.status, entry.reason = "ran", _without_gradient(spec, target)
-        ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success, score.won)
-        spent, queries = target.ledger.since(before), int(attempt.queries.sum())
+            entry.status, entry.reason = "ran", _without_gradient(spec, self.target)
+        self.ledger.record(spec, rows, attempt.examples, score.broken, attempt.first_success, score.won)
         entry.queries += queries
         entry.forwards += spent.forwards
         entry.backwards += spent.backwards
         entry.seconds += seconds
         if spec.role != "sanity":
-            self.candidates.keep(target, rows, attempt.examples, score)
+            self.candidates.keep(self.target, rows, attempt.examples, score)
         return Booked(score.broken, queries, spent.forwards, spent.backwards, seconds)
 
     def _failed(self, entry: AttackEntry, error: Exception) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
+from maskaudit.auditing.branches import sentence
 from maskaudit.auditing.judging import broken_by, observations, traced
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
@@ -79,6 +80,7 @@ def build_report(
             "ignore": list(settings.ignore),
             "left_out": state.left_out(),
             "extra_attacks": list(settings.attacks),
+            "branches": list(settings.branches),
             "draws": target.draws,
             "fail_on": settings.fail_on,
             "defaults": list(settings.defaults),
@@ -100,10 +102,11 @@ def build_report(
         points=_points(ledger),
         evidence={"file": None, "sha256": None},
         figures=state.figures,
-        notes=tuple(state.notes),
+        notes=(*state.notes, *map(sentence, state.branches.values())),
         trace=state.trace,
         plan=state.adaptive.to_dict() if state.adaptive else {},
         partial=partial,
+        branches=tuple(state.branches.values()),
         timing={
             "total_seconds": round(seconds, 2),
             "forwards": target.ledger.forwards,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditEvent
 from maskaudit.target import Target
 from maskaudit.target.rescore import rescore
-from maskaudit.threat import ThreatModel
+from maskaudit.threat import ThreatModel, pixels, showable
 
 #: Multiples of ε on the accuracy curve, and the queries of its gradient-free search.
 EPS_FRACTIONS = (0.25, 0.5, 0.75, 1.5)
@@ -33,8 +32,6 @@ SURFACE_STEPS = 21
 SURFACE_RANGE = (-0.5, 1.5)
 
 MAX_STRIPS = 6
-#: Pixels of an image that a strip may show; larger ones would make the report too big.
-MAX_STRIP_PIXELS = 64 * 64 * 3
 
 
 def draw_figures(state: AuditState) -> None:
@@ -152,7 +149,7 @@ def surface(target: Target, ledger: Ledger, threat: ThreatModel) -> dict[str, An
 
 def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str, Any]]:
     """Clean, adversarial and difference images as 8-bit pixels in base64, points hidden from gradients first."""
-    if ledger.x.dim() != 4 or ledger.x.shape[1] not in (1, 3) or ledger.x[0].numel() > MAX_STRIP_PIXELS:
+    if not showable(ledger.x.shape[1:]):
         return []
     best, strong = ledger.best_known(), ledger.strong()
     order = torch.cat([(best & ~strong).nonzero(), (best & strong).nonzero()]).squeeze(1)
@@ -170,9 +167,9 @@ def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str
                 "attack": name,
                 "distance": float(threat.distance(example[None], clean[None])),
                 "shape": list(clean.shape),
-                "clean": _pixels((clean - low) / (high - low)),
-                "adversarial": _pixels((example - low) / (high - low)),
-                "difference": _pixels(0.5 + (example - clean) / (2 * (example - clean).abs().max().clamp_min(1e-12))),
+                "clean": pixels((clean - low) / (high - low)),
+                "adversarial": pixels((example - low) / (high - low)),
+                "difference": pixels(0.5 + (example - clean) / (2 * (example - clean).abs().max().clamp_min(1e-12))),
             }
         )
     return shown
@@ -199,11 +196,6 @@ class _LighterSearch:
                 reject_class=self.target.reject_class,
             ).broken  # fmt: skip
         return found
-
-
-def _pixels(image: Tensor) -> str:
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    return base64.b64encode(levels.contiguous().numpy().tobytes()).decode("ascii")
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -26,6 +26,7 @@ from maskaudit.auditing.judging import judged, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
+    branches,
     challengers,
     draw,
     probes,
@@ -42,6 +43,7 @@ from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
+from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport
 from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, usual_batch
@@ -50,7 +52,7 @@ from maskaudit.target.recognise import recognise
 from maskaudit.verdict.recorded import SPARED
 
 #: What every look runs before it searches without gradients (`maskaudit.auditing.phases.search`).
-WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run)
+WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run, branches.run)
 #: What a look runs on a model that has no gradient to follow and nothing to look into.
 BLACK_BOX = (probes.run, challengers.run, shared.run, probes.compare_attacks)
 #: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
@@ -102,6 +104,7 @@ def run_audit(
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
         form=Form(features=threat.features),
     )  # fmt: skip
+    check_branches(None if settings.black_box else loaded.module, settings.branches)
     known = catalogue(settings.effort, threat.norm)
     with target, _few_threads(loaded, data, settings):
         keeper = Keeping(on_event, keep)

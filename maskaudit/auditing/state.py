@@ -13,7 +13,7 @@ from maskaudit.auditing.ledger import Ledger
 from maskaudit.data import Dataset
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.probes.interface import Probe
-from maskaudit.results import ProbeResult
+from maskaudit.results import BranchRow, ProbeResult
 from maskaudit.settings import AuditSettings, Listener
 from maskaudit.target import Target
 from maskaudit.target.recognise import Recognised
@@ -41,6 +41,7 @@ class AuditState:
         first_probes, attack_probes: results of the probes of the model, and of those that compare attacks.
         trace: the plain form of the trace, empty before it; `adaptive` the plan made from it.
         challenge: how the challengers divide their effort; made by their phase.
+        branches: what was found of each branch that the user named.
         power: the power check; `figures`: data for figures.
         judgement: the verdict on the looks that are finished; None while one is under way.
         decided: whether the verdict is, so that further points serve the accuracy alone.
@@ -68,6 +69,7 @@ class AuditState:
     trace: dict[str, Any] = field(default_factory=dict)
     adaptive: AdaptiveAttack | None = None
     challenge: Challenge | None = None
+    branches: dict[str, BranchRow] = field(default_factory=dict)
     power: Power = NOT_CHECKED
     figures: dict[str, Any] = field(default_factory=dict)
     judgement: Judgement | None = None

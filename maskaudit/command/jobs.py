@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from maskaudit import __version__, api
+from maskaudit.auditing.branches import sentence, try_branch
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import parse_outputs, write_outputs
 from maskaudit.command.terminal import ProgressLine
 from maskaudit.data import load_data
+from maskaudit.errors import UsageError
+from maskaudit.repairs.branch import check_branches
 from maskaudit.results import SCHEMA_VERSION
-from maskaudit.settings import AuditSettings
+from maskaudit.rng import PointRNG
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
@@ -91,6 +99,27 @@ def audit_source(source: str, settings: AuditSettings, *, quiet: bool = True) ->
     return audit
 
 
+def branches_of(
+    target: Target, x: Tensor, y: Tensor, threat: ThreatModel, settings: AuditSettings
+) -> list[dict[str, Any]]:
+    """What each of the branches that were asked for does at those of the points that are answered rightly.
+
+    Raises:
+        UsageError: when answers are random, or a branch is none.
+    """
+    if settings.branches and target.random:
+        raise UsageError("The model answers at random, so that parts of its gradient belong to no single answer.")
+    right = target.predict(target.scores(x)) == y
+    rows = [
+        try_branch(
+            target, x[right], y[right], branch, threat=threat, steps=BUDGETS["quick"].steps,
+            rng=PointRNG.create(settings.seed, f"branch {branch}", torch.arange(int(right.sum()))),
+        )[0]
+        for branch in settings.branches
+    ]  # fmt: skip
+    return [{**dataclasses.asdict(row), "sentence": sentence(row)} for row in rows]
+
+
 def inspect_source(request: api.Request) -> dict[str, Any]:
     """Trace a model on a few points of its data: gradient flow, cuts, randomness, what would be repaired; no attack.
 
@@ -107,6 +136,8 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
         _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
         order = (target.predict(target.scores(x)) != y).int().argsort(stable=True)[:MAX_POINTS]
         found = inspect_model(target, x[order], y[order], eps=threat.per_coordinate(x))
+        check_branches(target.model, settings.branches)
+        found["branches"] = branches_of(target, x[order], y[order], threat, settings)
     loaded = prepared.loaded
     return {
         "schema_version": SCHEMA_VERSION, "tool": f"maskaudit {__version__}", "source": loaded.source,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from maskaudit.errors import UsageError
 from maskaudit.probes import (
+    blind_spots,
     curvature,
     dead_relu,
     finite_differences,
     gradient_free_gap,
     gradient_ratio,
     imbalanced_margin,
+    layer_flow,
     one_step,
     output_kind,
     random_beats_gradient,
@@ -32,7 +34,9 @@ PROBES: tuple[Probe, ...] = (
     finite_differences.PROBE,
     saturation.PROBE,
     dead_relu.PROBE,
+    layer_flow.PROBE,
     curvature.PROBE,
+    blind_spots.PROBE,
     unbounded_attack.PROBE,
     random_beats_gradient.PROBE,
     one_step.PROBE,

@@ -55,7 +55,7 @@ class ProbeContext:
     attacks: Mapping[str, AttackOutcome] = field(default_factory=dict)
     strong: Tensor | None = None
 
-    def part(self, rows: slice) -> ProbeContext:
+    def part(self, rows: slice | Tensor) -> ProbeContext:
         """The same for some of the points, each with the random numbers it has among all; without attacks."""
         return ProbeContext(self.target, self.x[rows], self.y[rows], self.threat, self.rng.select(rows))
 

@@ -53,16 +53,22 @@ _SETTINGS: dict[Any, Any] = {
 }
 
 
-def share_axes(xlabel: str) -> tuple[Figure, Axes]:
+def share_axes(xlabel: str, *, width: float = 0.63) -> tuple[Figure, Axes]:
     """A figure whose upward axis is a share from 0 to 100 %, with room for the names of lines on the right."""
+    figure, axes = plain_axes(xlabel, width=width)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+    return figure, axes
+
+
+def plain_axes(xlabel: str, *, width: float = 0.86) -> tuple[Figure, Axes]:
+    """A figure with a grid of levels; `width` is the share of it that the axes take."""
     figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.add_axes((0.105, 0.155, 0.63, 0.765))
+    axes = figure.add_axes((0.105, 0.155, width, 0.765))
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(COLOURS["soft"])
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     axes.grid(axis="y", color=COLOURS["rule"], lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)

@@ -18,7 +18,21 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from maskaudit.errors import MaskauditError
-from maskaudit.report import advice, coerce, images, layers, methods, nulls, plan, plots, points, surface, view, words
+from maskaudit.report import (
+    advice,
+    blind_spots,
+    coerce,
+    images,
+    layers,
+    methods,
+    nulls,
+    plan,
+    plots,
+    points,
+    surface,
+    view,
+    words,
+)
 
 #: Places of one finding or mechanism that are listed; the JSON has all.
 MAX_PLACES = 12
@@ -42,6 +56,7 @@ def render(document: dict[str, Any]) -> str:
     jinja = environment()
     slice_ = surface.read(figures.get("surface"))
     clean = report.accuracy["clean"]
+    walks = blind_spots.read(document)
     matrix = points.read(document, report)
     tests = nulls.read(document)
     flow = layers.read_flow(figures.get("gradient_flow"))
@@ -55,18 +70,29 @@ def render(document: dict[str, Any]) -> str:
         slice=slice_,
         surfaces=plots.surfaces(slice_),
         strips=images.strips(figures.get("strips")),
+        walks=walks,
+        walked=blind_spots.draw(walks),
         matrix=matrix,
         matrix_caption=points.caption(matrix) if matrix else "",
         tests=[(test, nulls.draw(test)) for test in tests],
         flow=layers.flow(flow),
+        depth=layers.depth(document),
         repairs=layers.repairs(document, report),
         plan=plan.read(document),
+        branches=_branches(document),
         checklist=advice.read(document, report),
         methods=methods.read(document, report),
         words=words,
         max_places=MAX_PLACES,
     )
     return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
+
+
+def _branches(document: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:
+    """The branches that were searched: path of the module, and numbers of points."""
+    rows = coerce.mappings(document.get("branches"))[:MAX_PLACES]
+    keys = ("points", "whole", "alone", "masked", "no_gradient", "without_correct", "without_fooled")
+    return [(coerce.text(row.get("branch"), "?"), {key: coerce.count(row.get(key)) for key in keys}) for row in rows]
 
 
 @cache

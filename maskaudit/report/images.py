@@ -50,15 +50,15 @@ def strips(value: Any) -> tuple[Strip, ...]:
 
 
 def _strip(item: dict[str, Any]) -> Strip | None:
-    shape = [coerce.count(size) for size in coerce.items(item.get("shape"))]
-    if len(shape) != 3 or not all(1 <= size <= _MAX_SIDE for size in shape):
+    size = shape(item.get("shape"))
+    if size is None:
         return None
     panels = []
     for name in _PANELS:
-        pixels = _pixels(item.get(name), prod(shape))
-        if pixels is None:
+        found = pixels(item.get(name), prod(size))
+        if found is None:
             return None
-        panels.append((name, png_uri(pixels, *shape)))
+        panels.append((name, png_uri(found, *size)))
     distance = coerce.number(item.get("distance"))
     return Strip(
         coerce.text(item.get("index"), "?"),
@@ -70,14 +70,23 @@ def _strip(item: dict[str, Any]) -> Strip | None:
     )
 
 
-def _pixels(value: Any, size: int) -> bytes | None:
+def shape(value: Any) -> tuple[int, int, int] | None:
+    """Channels, height and width of an image that a report shows."""
+    sizes = [coerce.count(size) for size in coerce.items(value)]
+    if len(sizes) != 3 or not all(1 <= size <= _MAX_SIDE for size in sizes):
+        return None
+    return sizes[0], sizes[1], sizes[2]
+
+
+def pixels(value: Any, size: int) -> bytes | None:
+    """So many pixels from base64; None where the text holds anything else."""
     if not isinstance(value, str) or len(value) > 4 * (size // 3 + 2):
         return None
     try:
-        pixels = base64.b64decode(value, validate=True)
+        found = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         return None
-    return pixels if len(pixels) == size else None
+    return found if len(found) == size else None
 
 
 def png_uri(pixels: bytes, channels: int, height: int, width: int) -> str:

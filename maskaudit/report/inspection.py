@@ -67,6 +67,8 @@ def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
         ("Randomness", _randomness(document["randomness"])),
         ("Optimisation inside the forward pass", [(f"in {place(where)}", "") for where in document["optimises"]]),
         ("Depends on the rest of the batch", _batch(document["batch_dependent"])),
+        ("Branches, for --branch", _forks(document.get("forks", []))),
+        ("Searched through branches", [(row["branch"], row["sentence"]) for row in document.get("branches", ())]),
     ]  # fmt: skip
     return [(title, items) for title, items in found if items]
 
@@ -140,6 +142,17 @@ def _randomness(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 def _batch(found: dict[str, Any] | None) -> list[tuple[str, str]]:
     return [] if found is None else [(f"in {place(found)}", "a point is answered otherwise in other company")]
+
+
+def _forks(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The first ones: a deep network has many."""
+    shown = [
+        (f"met in {place(fork['join'])}", ", ".join(fork["branches"]) + (
+            f" and {words.plural(fork['unnamed'], 'way')} without a module" if fork["unnamed"] else ""))
+        for fork in found[:TEXT_ROWS]
+    ]  # fmt: skip
+    more = len(found) - len(shown)
+    return [*shown, (f"… and {more} more", "")] if more else shown
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Figures that only some audits have data for: gradient flow by layer, and accuracy before and after a repair."""
+"""Figures that only some audits have data for: gradient flow by op and by depth, accuracy before and after repair."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maskaudit.report import coerce, words
-from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
+from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, plain_axes, svg
 from maskaudit.report.records import AttackView, View
 from maskaudit.results import Rate
 from maskaudit.verdict.statistics import rate
@@ -19,6 +19,8 @@ from maskaudit.verdict.statistics import rate
 #: Most layers and repairs that are drawn: a figure is read, not scrolled.
 _MAX_LAYERS = 28
 _MAX_REPAIRS = 8
+#: Most layers that the line against depth is drawn for.
+_MAX_DEPTH = 2000
 #: Decades that the axis of norms spans at most, and where a norm of exactly zero is drawn.
 _MAX_DECADES = 40.0
 
@@ -91,6 +93,59 @@ def _flow_summary(layers: tuple[Layer, ...]) -> str:
             f"The gradient is exactly zero at {', '.join(zero)}." if zero else "It is exactly zero nowhere.",
         )
     )
+
+
+@dataclass(frozen=True)
+class Depth:
+    """The gradient against depth, drawn, and what there is to say of it."""
+
+    drawn: Markup
+    reading: str
+
+
+def depth(document: dict[str, Any]) -> Depth | None:
+    """Gradient norm against depth as the probe `layer-gradient-flow` measured it; None for fewer than three layers."""
+    probe = next((p for p in coerce.mappings(document.get("probes")) if p.get("rule") == "layer-gradient-flow"), {})
+    details = coerce.mapping(probe.get("details"))
+    norms = [tuple(map(_decades, (row.get("norm"), row.get("low"), row.get("high"))))
+             for row in coerce.mappings(details.get("layers"))[:_MAX_DEPTH]]  # fmt: skip
+    bend = coerce.mapping(details.get("bend"))
+    at = coerce.integer(bend.get("layer"))
+    known = [decades for row in norms for decades in row if decades is not None]
+    if len(norms) < 3 or not known:
+        return None
+    reading = _depth_summary(norms, bend)
+    with drawing():
+        figure, axes = plain_axes("Layers below the output")
+        floor = max(min(known), max(known) - _MAX_DECADES) - 0.05 * max(max(known) - min(known), 1.0)
+        middle, low, high = ([floor if d is None else max(d, floor) for d in line] for line in zip(*norms, strict=True))
+        where = range(len(norms))
+        axes.fill_between(where, low, high, color=COLOURS["rule"], lw=0)
+        axes.plot(where, middle, color=COLOURS["strong"], lw=1.6)
+        lost = [k for k in where if norms[k][0] is None]
+        axes.plot(lost, [floor] * len(lost), "o", ms=4, color=COLOURS["paper"], mec=COLOURS["tone"], clip_on=False)
+        if at is not None and 0 <= at < len(norms):
+            axes.axvline(at, color=COLOURS["tone"], lw=1.2, ls="--")
+        return Depth(svg(figure, "depth", "Gradient norm against depth", reading), reading)
+
+
+def _decades(norm: Any) -> float | None:
+    """log10 of a norm; None where there is none."""
+    value = coerce.number(norm)
+    return math.log10(value) if value is not None and value > 0 else None
+
+
+def _depth_summary(norms: list[tuple[float | None, ...]], bend: dict[str, Any]) -> str:
+    first, last = norms[0][0], norms[-1][0]
+    change = "It does not reach the input."
+    if first is not None and last is not None:
+        change = f"What reaches the input is 10^{last - first + 0.0:.1f} of what leaves the output."
+    if not bend:
+        return change
+    place = coerce.mapping(bend.get("location"))
+    name = ".".join(part for part in (coerce.text(place.get("module")), coerce.text(place.get("op"))) if part)
+    how = "normalised" if bend.get("how") == "normalises" else "clipped"
+    return f"{change} From the dashed line on it is {how} (in {name or 'the model'}), so that its true size is unknown."
 
 
 def repaired(document: dict[str, Any], view: View) -> tuple[tuple[AttackView, Rate], ...]:

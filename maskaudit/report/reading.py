@@ -217,7 +217,9 @@ SECTIONS: dict[str, Kind[Any]] = {
             **_optional(
                 split=PROSE, input_shape=Items(COUNT, 16), mean=NUMBERS, std=NUMBERS, batch_size=COUNT, memory=COUNT
             ),
-            **_optional(select=WORDS, ignore=WORDS, extra_attacks=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE),
+            **_optional(
+                select=WORDS, ignore=WORDS, extra_attacks=WORDS, branches=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE
+            ),
             **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE),
         }
     ),

@@ -130,6 +130,10 @@ class AuditSettings:
     )
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
+    branches: tuple[str, ...] = option(
+        (), WORDS, "Also search through the gradient of this branch (a module) alone, and with it masked.",
+        metavar="MODULE", flag="--branch",
+    )  # fmt: skip
     certified: float | None = option(
         None, SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
     )

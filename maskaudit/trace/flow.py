@@ -60,9 +60,39 @@ def gradient_flow(
     The graph is kept; hooks on its nodes are removed. A backward pass that raises gives the flow up to there, and the
     observer is given the op.
     """
+    found = _taken_back(observer, roots, points)
+    return ({}, None) if found is None else (_flows(found.tallies, found.norms), found.gradient)
+
+
+def arriving_norms(
+    observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], points: int
+) -> tuple[dict[int, Tensor], Tensor | None]:
+    """Norms (N,) of the gradient that arrives at the output of each op, by op index, and the gradient at the leaf.
+
+    As `gradient_flow`, point by point; float64, infinite where an entry is not finite.
+    """
+    found = _taken_back(observer, roots, points)
+    if found is None or not found.tallies:
+        return {}, None
+    squares, infinite = found.norms.squares()
+    arriving = _summed(squares.where(infinite == 0, torch.inf), [tally.arriving for tally in found.tallies.values()])
+    return dict(zip(found.tallies, arriving.sqrt(), strict=True)), found.gradient
+
+
+@dataclass(frozen=True)
+class _TakenBack:
+    """What one backward pass showed: tallies by index of the op, their norms, and the gradient at the leaf."""
+
+    tallies: dict[int, _Tally]
+    norms: _Norms
+    gradient: Tensor | None
+
+
+def _taken_back(observer: Observer, roots: Sequence[tuple[Tensor, Tensor]], points: int) -> _TakenBack | None:
+    """One backward pass under watch; None where no root is on the graph."""
     live = [(tensor, cotangent) for tensor, cotangent in roots if observer.live(tensor)]
     if not live:
-        return {}, None
+        return None
     tallies: dict[int, _Tally] = {}
     norms = _Norms(points)
     gradient: Tensor | None = None
@@ -79,7 +109,7 @@ def gradient_flow(
         raise own[0]
     if failure is not None:
         _blame(observer, total, str(failure))
-    return _flows(tallies, norms), gradient
+    return _TakenBack(tallies, norms, gradient)
 
 
 def _blame(observer: Observer, total: Tensor, sentence: str) -> None:

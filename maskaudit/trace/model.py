@@ -15,6 +15,7 @@ from maskaudit.target import Target
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
+from maskaudit.trace.branches import forks
 from maskaudit.trace.culprits import Evidence, Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
@@ -188,6 +189,7 @@ def _explained(
         estimators=tuple(suspects.estimators),
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,
+        forks=forks(observer, look.graph.raw),
     )
 
 

@@ -180,13 +180,23 @@ class Culprit:
 
 
 @dataclass(frozen=True)
+class Fork:
+    """Branches that run side by side and meet at `join`: the modules that end them, and how many have none."""
+
+    join: Location
+    branches: tuple[str, ...]
+    unnamed: int
+
+
+@dataclass(frozen=True)
 class Trace:
     """Everything a trace found; `to_dict` has JSON types only.
 
     `parallel` are cuts parallel to a path that stays live, where the gradient is poor: faults or not, which only
     their repair shows. `estimators` are the places of straight-through estimators, which are none. `identities` are the
     paths of modules (the root excepted) whose input and output have equal shapes. `batch_dependent` is the op by which
-    the answer to a point depends on the other points of its batch, if one does.
+    the answer to a point depends on the other points of its batch, if one does. `forks` are the places where branches
+    meet again.
     """
 
     kind: ModelKind
@@ -203,6 +213,7 @@ class Trace:
     estimators: tuple[Location, ...] = ()
     identities: tuple[str, ...] = ()
     batch_dependent: Location | None = None
+    forks: tuple[Fork, ...] = ()
 
     @property
     def healthy(self) -> bool:

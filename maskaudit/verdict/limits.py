@@ -146,6 +146,7 @@ LIMITS: Mapping[str, Limit] = {
     "dead-relu": Limit(DEAD_SHARE, "above", "share of units", "a healthy net had 75 % dead units, measured"),
     "loss-decision-gradient-ratio": Limit(LOG_RATIO, "below", "log10", "spacing of float32 below 1, IEEE 754"),
     "imbalanced-margin": Limit(MARGIN_RATIO, "above", "ratio", "the whole within 14° of one term, a choice"),
+    "layer-gradient-flow": Limit(ZERO_GRADIENT_SHARE, "above", "share of points", "as for zero gradients, measured"),
     "low-gradient-curvature": Limit(CURVATURE_SHARE, "above", "share of points", "honest ≤ .14, rippled ≥ .28"),
     "transfer-gap": _GAP,
     "gradient-free-gap": _GAP,
@@ -159,5 +160,6 @@ LIMITS: Mapping[str, Limit] = {
 
 #: Probes without a limit, and why.
 INFORMATIVE: Mapping[str, str] = {
+    "blind-spots": "what is ignored outside of the ball says nothing of the gradients inside",
     "randomness": "random answers are not masking by themselves; attacks then average over draws",
 }

@@ -66,6 +66,7 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "select": (["square", "noise"], ["square", "noise"]),
     "ignore": (["noise"], ["noise"]),
     "attacks": (["torchattacks:PGD"], ["torchattacks:PGD"]),
+    "branches": (["b1", "mixed.b5"], ["b1", "mixed.b5"]),
     "plan": (["PLAN"], "PLAN"),
     "fail_on": (["suspect"], "suspect"),
 }

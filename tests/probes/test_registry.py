@@ -80,7 +80,7 @@ SUBJECTS: dict[str, tuple[Callable[[], nn.Module | Callable[[Tensor], Tensor]], 
 
 def test_rules_are_unique_and_each_has_a_limit_or_a_reason_for_none() -> None:
     rules = [probe.rule for probe in PROBES]
-    assert len(set(rules)) == len(rules) == 14
+    assert len(set(rules)) == len(rules) == 16
     assert set(LIMITS) | set(INFORMATIVE) == set(rules)
     assert not set(LIMITS) & set(INFORMATIVE)
     assert get("saturation").rule == "saturation"

@@ -43,6 +43,7 @@ def inspection(name: str = "front", rows: int = 3) -> dict[str, Any]:
         "functions": [{"name": name, "location": where, "agreement": 0.1, "kind": "lying", "smooth": True}],
         "randomness": {"sources": ["torch"], "location": where, "logit_spread": 1.5, "flips": 0.25},
         "optimises": [where], "batch_dependent": where,
+        "forks": [{"join": where, "branches": ["mixed.b1", "mixed.b5"], "unnamed": 1}],
     }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def test_everything_found_is_shown(render: Any) -> None:
         "revived downstream",
         "lying",
         "of decisions flip",
+        "mixed.b1, mixed.b5 and 1 way without a module",
         "0.05",
     ):
         assert fragment in shown
@@ -71,6 +73,7 @@ def test_sections_without_findings_are_left_out(render: Any) -> None:
     for key in ("culprits", "repairs", "cuts", "estimators", "functions", "optimises", "flow"):
         document[key] = []
     document["randomness"] = document["batch_dependent"] = None
+    document["forks"] = []
     shown = render(document)
     assert not any(title in shown for title in (*SECTIONS, "Gradient flow"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import math
 import re
@@ -11,7 +12,7 @@ import pytest
 from scipy import stats
 
 from maskaudit.attacks.registry import battery
-from maskaudit.report import advice, bibliography, checklist, layers, methods, nulls, points, render, view
+from maskaudit.report import advice, bibliography, blind_spots, checklist, layers, methods, nulls, points, render, view
 from maskaudit.settings import BUDGETS
 from maskaudit.verdict.levels import bounded, exceeds
 from maskaudit.verdict.rules import ANY_LOOK
@@ -186,6 +187,45 @@ def test_flow_keeps_culprits_when_thinned() -> None:
     shown = layers.read_flow(_flow(400))
     assert len(shown) < 60
     assert any(layer.culprit for layer in shown)
+
+
+def _depth(count: int = 5, **more: Any) -> dict[str, Any]:
+    rows = [{"place": f"l{i}", "norm": 10.0**-i, "low": 0.0, "high": 10.0 ** (1 - i)} for i in range(count)]
+    return {"rule": "layer-gradient-flow", "title": "Flow", "status": "pass", "details": {"layers": rows, **more}}
+
+
+def test_the_gradient_is_drawn_against_depth_and_what_bends_it_is_said(document: dict[str, Any]) -> None:
+    assert "against depth" not in render(document, "html")
+    document["probes"].append(_depth())
+    assert "What reaches the input is 10^-4.0 of what leaves the output." in render(document, "html")
+    bend = {"layer": 2, "location": {"module": "trunk", "op": "Clip"}, "how": "normalises"}
+    document["probes"][-1] = _depth(bend=bend)
+    document["probes"][-1]["details"]["layers"][-1]["norm"] = 0.0
+    page = render(document, "html")
+    assert "It does not reach the input." in page
+    assert "it is normalised (in trunk.Clip)" in page
+    assert layers.depth({"probes": [_depth(2)]}) is None
+    for junk in (None, "junk", -1, 1e308, [[None]], [{"norm": 1}] * 4, [{"norm": "x"}] * 9):
+        layers.depth({"probes": [_depth(bend=junk), junk]})
+        layers.depth({"probes": [{"rule": "layer-gradient-flow", "details": {"layers": junk}}]})
+
+
+def test_blind_spots_are_drawn_with_their_images(document: dict[str, Any]) -> None:
+    assert 'id="blind"' not in render(document, "html")
+    grey = base64.b64encode(bytes(range(4))).decode()
+    walk = {
+        "label": 8, "goal_label": 3, "left": 0.25, "confidence": 0.9, "lowest_on_line": 0.8,
+        "path": [[0.0, 0.95], [0.75, 0.9]], "shape": [1, 2, 2], "source": grey, "end": grey, "goal": grey,
+    }  # fmt: skip
+    probe = {"rule": "blind-spots", "title": "Blind spots", "status": "pass", "details": {"walks": [walk]}}
+    document["probes"].append(probe)
+    section = render(document, "html").partition('id="blind"')[2].partition("</section>")[0]
+    assert "90.0%, 25.0% of the distance to a 3 left" in " ".join(section.split())
+    assert section.count("data:image/png") == 3
+    for key in walk:
+        for junk in (None, "junk", -1, [[None]], {}, [1e308, "x"]):
+            probe["details"] = {"walks": [{**walk, key: junk}]}
+            blind_spots.draw(blind_spots.read(document))
 
 
 def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
