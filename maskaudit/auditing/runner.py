@@ -21,6 +21,7 @@ from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.catalogue import Catalogue, catalogue, check_names
+from maskaudit.auditing.certifying import certify
 from maskaudit.auditing.document import build_report, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
@@ -189,6 +190,7 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                     break
             if not state.recognised.hopeless:
                 _more_points(state)
+                certify(state)
             if not (state.recognised.hopeless or state.settings.black_box):
                 draw_figures(state)
     except BudgetSpent as reason:
@@ -318,7 +320,8 @@ def _report(state: AuditState, broken_off: str = "", *, partial: bool = True) ->
         partial: whether it is a partial report for that; not where no more was asked for.
     """
     unfinished = "" if state.decided or state.judgement is not None else broken_off
-    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
+    judgement = None if state.certified is not None else state.judgement
+    judgement = judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
     seconds = time.perf_counter() - state.started
     return build_report(
         state, judgement, seconds=seconds, unfinished=unfinished,
