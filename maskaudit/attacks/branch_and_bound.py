@@ -8,13 +8,12 @@ and gradient steps carry the best of them on. Parts that hold none are dropped, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from maskaudit.attacks.interface import AttackUnavailable, Attempt, BestCandidates
-from maskaudit.bounds.branching import FITTING, PARTS, Margin, Parts
+from maskaudit.bounds.branching import FITTING, PARTS, Margins, Parts
 from maskaudit.bounds.capture import captured
 from maskaudit.bounds.certificate import differences, margins, slack
 from maskaudit.bounds.linear import Region, intervals
@@ -24,8 +23,10 @@ from maskaudit.target import Target
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
 
-#: Parts of one round that are kept from its class's queue, the ones with the lowest bounds.
-POPPED = 16
+#: Parts that a round splits, and rounds on interval bounds before tighter ones are worth their price.
+POPPED, FIRST_ROUNDS = 16, 8
+#: Multiplications of a pass that take as long as what a round does besides (measured on one core).
+OVERHEAD = 400_000
 #: Candidates of a round that gradient steps carry on, how many steps, and the size of the first, in units of ε.
 CARRIED, CARRY_STEPS, CARRY_SIZE = 32, 20, 0.5
 #: Most parts that wait; those with the highest bounds are forgotten, which an attack may.
@@ -77,18 +78,6 @@ def searchable(target: Target, x: Tensor) -> Network:
     return network
 
 
-@dataclass
-class _Queue:
-    """Parts of the ball that wait, for one class that could win there."""
-
-    margin: Margin
-    waiting: Parts | None = None
-
-    @property
-    def done(self) -> bool:
-        return self.waiting is not None and not len(self.waiting.bound)
-
-
 class _Search:
     """The search at one point (1, …)."""
 
@@ -96,38 +85,44 @@ class _Search:
         self.target, self.network, self.threat, self.x, self.y = target, network, threat, x, y
         self.best = BestCandidates(x)
         self.region = Region.around(x, threat)
+        self.spent = 0
 
     def run(self, rounds: int) -> int:
-        """Go round the classes until one wins, none can, or the rounds are spent; returns the parts bounded."""
-        spent, queues = 0, self._queues()
-        while rounds > 0 and any(not queue.done for queue in queues):
-            for queue in [queue for queue in queues if not queue.done][:rounds]:
-                rounds -= 1
-                spent += self._round(queue)
-                if bool(self.best.margin > 0):
-                    return spent
-        return spent
+        """Search on interval bounds first, which cost nothing, then on tighter ones; returns the parts bounded."""
+        dear = rounds_of_bounds(self.network)
+        first = rounds if rounds < 2 * dear else min(FIRST_ROUNDS, rounds)
+        if not self._split(first, tighten=False) and rounds - first > dear:
+            self._split(rounds - first - dear, tighten=True)
+        return self.spent
 
-    def _queues(self) -> list[_Queue]:
-        """The classes that could win by the first bounds, the likeliest first."""
+    def _split(self, rounds: int, *, tighten: bool) -> bool:
+        """Split the ball until a class wins, none can, or the rounds are spent; whether one of the former is so."""
+        margins = self._margins(tighten)
+        if margins is None:
+            return True
+        waiting = margins.whole()
+        self.spent += len(waiting.bound)
+        self._try(waiting.inputs)
+        for _ in range(rounds):
+            if bool(self.best.margin > 0) or not len(waiting.bound):
+                return True
+            order = _fairly(waiting)
+            popped, rest = waiting.rows(order[:POPPED]), waiting.rows(order[POPPED:MOST_WAITING])
+            made = margins.children(popped, max(1, (PARTS // len(popped.bound)).bit_length() - 1))
+            self.spent += len(made.bound)
+            if len(made.bound):
+                self._try(made.inputs)
+            waiting = Parts.joined([rest, made.rows((made.bound <= 0).nonzero().squeeze(1))])
+        return bool(self.best.margin > 0)
+
+    def _margins(self, tighten: bool) -> Margins | None:
+        """The margins over the classes that could win by the first bounds; None where none could."""
         with torch.no_grad():
-            found = intervals(self.network, self.region, tighten=True)
-            bound, extra = margins(self.network, self.region, found, self.y)[0], slack(found, self.y)[0]
-        rows = differences(len(bound) + 1, self.y)[0]
-        order = [k for k in bound.argsort().tolist() if bound[k] <= 0]
-        return [_Queue(Margin(self.network, self.region, found, rows[k], float(extra[k]))) for k in order]
-
-    def _round(self, queue: _Queue) -> int:
-        """Split the parts with the lowest bounds, try where they are lowest, keep what could hold a counterexample."""
-        waiting = queue.margin.whole() if queue.waiting is None else queue.waiting
-        order = waiting.bound.argsort(stable=True)
-        popped, rest = waiting.rows(order[:POPPED]), waiting.rows(order[POPPED:MOST_WAITING])
-        levels = max(1, (PARTS // len(popped.bound)).bit_length() - 1)
-        made = queue.margin.children(popped, levels)
-        if len(made.bound):
-            self._try(made.inputs)
-        queue.waiting = Parts.joined([rest, made.rows((made.bound <= 0).nonzero().squeeze(1))])
-        return len(made.bound)
+            found = intervals(self.network, self.region, tighten=tighten)
+            left = (margins(self.network, self.region, found, self.y)[0] <= 0).nonzero().squeeze(1)
+            extra = slack(found, self.y)[0]
+        rows = differences(len(extra) + 1, self.y)[0]
+        return Margins(self.network, self.region, found, rows[left], extra[left]) if len(left) else None
 
     def _try(self, inputs: Tensor) -> None:
         """Hold candidates (n, …), the best of them carried on by gradient steps, against the model itself."""
@@ -156,9 +151,28 @@ class _Search:
         self.best.offer(torch.tensor([0]), example, margin)
 
 
+def _fairly(parts: Parts) -> Tensor:
+    """The order in which parts are split (D,): the lowest bound of every class, then the second lowest of every one."""
+    order = parts.bound.argsort(stable=True)
+    goal = parts.goal[order]
+    rank = functional.one_hot(goal).cumsum(0).gather(1, goal.unsqueeze(1)).squeeze(1)
+    return order[rank.argsort(stable=True)]
+
+
+def size(network: Network) -> int:
+    """Multiplications of one pass of one point."""
+    return sum(step.shape.numel() * step.terms for step in network.steps)
+
+
+def rounds_of_bounds(network: Network) -> int:
+    """Rounds that cost as much as CROWN bounds of all rectifiers."""
+    return 1 + 2 * network.rectifiers // (PARTS * FITTING * 3)
+
+
 def effort(network: Network, points: int, passes: float) -> int:
-    """Rounds that each of so many points can have for a number of multiplications; 0 if they do not suffice."""
-    size = sum(step.shape.numel() * step.terms for step in network.steps)
-    first = 2 * network.rectifiers * size
-    each = PARTS * FITTING * 3 * size
-    return max(0, int((passes / max(1, points) - first) / each))
+    """Rounds that each of so many points can have for a number of multiplications; 0 if they do not suffice.
+
+    A small network's rounds cost as much as those of one of `OVERHEAD` multiplications, by what is done around them.
+    """
+    each = PARTS * FITTING * 3 * (size(network) + OVERHEAD)
+    return int(passes / each / max(1, points))

@@ -29,7 +29,7 @@ from maskaudit.auditing.journal import Journal
 from maskaudit.auditing.judging import judged, nothing_left, observations, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.patience import better_drawn
-from maskaudit.auditing.phases import BLACK_BOX_PHASES, SEARCH, WHITE_BOX, accuracy, probes, repaired
+from maskaudit.auditing.phases import BLACK_BOX_PHASES, SEARCH, WHITE_BOX, accuracy, bounds, probes, repaired
 from maskaudit.auditing.spending import BudgetSpent, Spending, prices
 from maskaudit.auditing.state import AuditState, wanted
 from maskaudit.data import Dataset
@@ -190,7 +190,7 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
                     break
             if not state.recognised.hopeless:
                 _more_points(state)
-                certify(state)
+                _bounded(state)
             if not (state.recognised.hopeless or state.settings.black_box):
                 draw_figures(state)
     except BudgetSpent as reason:
@@ -304,6 +304,13 @@ def _more_points(state: AuditState) -> None:
         state.judgement = judged(state)
 
 
+def _bounded(state: AuditState) -> None:
+    """What bounds say once the verdict is decided: counterexamples that gradients do not lead to, and proofs."""
+    bounds.run(state)
+    certify(state)
+    state.judgement = judge(dataclasses.replace(observations(state), power=state.power))
+
+
 def _leave_out(state: AuditState, reason: str) -> None:
     """Say of every attack that did not run why; white-box attacks have reported it themselves."""
     for spec in state.specs:
@@ -320,8 +327,7 @@ def _report(state: AuditState, broken_off: str = "", *, partial: bool = True) ->
         partial: whether it is a partial report for that; not where no more was asked for.
     """
     unfinished = "" if state.decided or state.judgement is not None else broken_off
-    judgement = None if state.certified is not None else state.judgement
-    judgement = judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
+    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
     seconds = time.perf_counter() - state.started
     return build_report(
         state, judgement, seconds=seconds, unfinished=unfinished,

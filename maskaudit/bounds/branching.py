@@ -27,11 +27,13 @@ class Parts:
     """Parts of a region, by what is fixed of each rectifier (D, U): 1 on, −1 off, 0 open.
 
     Attributes:
+        goal: number of the class that could win there (D,).
         duals: multipliers ≥ 0 of what is fixed; slopes: of the lower lines of the open ones, in [0, 1]; both (D, U).
         bound: lower bound of the margin (D,); gain: what fixing a rectifier may improve, (D, U); inputs (D, …): where
             the bound is reached.
     """
 
+    goal: Tensor
     signs: Tensor
     duals: Tensor
     slopes: Tensor
@@ -49,17 +51,17 @@ class Parts:
         return cls(*(torch.cat([vars(parts)[name] for parts in several]) for name in vars(several[0])))
 
 
-class Margin:
-    """The margin of one point over one class, lower-bounded on parts of its region.
+class Margins:
+    """The margins of one point over other classes, lower-bounded on parts of its region.
 
     Args:
         network: all of whose activations are rectifiers.
-        region: of the one point; found: its intervals; row: coefficients (K,) of the margin; offset: what it has to
-            exceed to count.
+        region: of the one point; found: its intervals; rows: coefficients (C, K) of the margins; offsets: what they
+            have to exceed to count (C,).
     """
 
-    def __init__(self, network: Network, region: Region, found: Intervals, row: Tensor, offset: float = 0.0) -> None:
-        self.network, self.region, self.row, self.offset = network, region, row, offset
+    def __init__(self, network: Network, region: Region, found: Intervals, rows: Tensor, offsets: Tensor) -> None:
+        self.network, self.region, self.goals, self.offsets = network, region, rows, offsets
         self.numbers = network.activations
         reads = [network.steps[number].reads[0] for number in self.numbers]
         self.shapes = [network.steps[number].shape for number in self.numbers]
@@ -68,18 +70,18 @@ class Margin:
         self.open = (self.low < 0) & (self.high > 0)
 
     def whole(self) -> Parts:
-        """The region as one part."""
-        zeros = torch.zeros(1, len(self.low), dtype=torch.float64)
-        slopes = (self.high > -self.low).double().unsqueeze(0)
-        return self.bounded(zeros, zeros, slopes)
+        """The region as one part for each class."""
+        zeros = torch.zeros(len(self.goals), len(self.low), dtype=torch.float64)
+        slopes = (self.high > -self.low).double().expand_as(zeros)
+        return self.bounded(torch.arange(len(zeros)), zeros, zeros, slopes)
 
-    def bounded(self, signs: Tensor, duals: Tensor, slopes: Tensor) -> Parts:
-        """Parts with these signs (D, U), their bounds fitted from these multipliers and slopes on."""
+    def bounded(self, goal: Tensor, signs: Tensor, duals: Tensor, slopes: Tensor) -> Parts:
+        """Parts with these goals (D,) and signs (D, U), their bounds fitted from these multipliers and slopes on."""
         duals, slopes = duals.clone().requires_grad_(True), slopes.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([duals, slopes], lr=RATE)
         best: Parts | None = None
         for step in range(FITTING):
-            now, value = self._bound(signs, duals, slopes)
+            now, value = self._bound(goal, signs, duals, slopes)
             best = now if best is None else _better(best, now)
             if step == FITTING - 1 or bool((best.bound > 0).all()):
                 break
@@ -93,7 +95,7 @@ class Margin:
         assert best is not None
         return best
 
-    def _bound(self, signs: Tensor, duals: Tensor, slopes: Tensor) -> tuple[Parts, Tensor]:
+    def _bound(self, goal: Tensor, signs: Tensor, duals: Tensor, slopes: Tensor) -> tuple[Parts, Tensor]:
         low = torch.where(signs > 0, self.low.clamp_min(0), self.low)
         high = torch.where(signs < 0, self.high.clamp_max(0), self.high)
         relaxed = {
@@ -101,17 +103,17 @@ class Margin:
             for number, *parts in zip(self.numbers, *map(self._split, (low, high, slopes)), strict=True)
         }
         multipliers = dict(zip(self.numbers, self._split(duals * signs), strict=True))
-        rows = self.row.expand(len(signs), 1, -1).contiguous()
+        rows = self.goals[goal].unsqueeze(1)
         seen: dict[int, Tensor] = {}
         last = len(self.network.steps) - 1
         slope, constant = backward(self.network, last, rows, relaxed, multipliers, seen)
         lowest, inputs = self.region.lowest(slope)
-        value = (lowest + constant).squeeze(1) - self.offset
+        value = (lowest + constant).squeeze(1) - self.offsets[goal]
         with torch.no_grad():
             gain = self._gain(relaxed, seen, low, high)
             gain[(signs != 0) | ~self.open] = -1.0
         fitted, sloped, bound = (held.detach().clone() for held in (duals, slopes, value))
-        parts = Parts(signs, fitted, sloped, bound, gain, inputs.detach().squeeze(1))
+        parts = Parts(goal, signs, fitted, sloped, bound, gain, inputs.detach().squeeze(1))
         return parts, value
 
     def _gain(self, relaxed: dict[int, Relaxation], seen: dict[int, Tensor], low: Tensor, high: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ class Margin:
                 side.signs[each, unit] = sign
                 side.gain[each, unit] = -1.0
             parts = Parts.joined([on, off])
-        return self.bounded(parts.signs, parts.duals, parts.slopes)
+        return self.bounded(parts.goal, parts.signs, parts.duals, parts.slopes)
 
 
 def _better(held: Parts, now: Parts) -> Parts:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from maskaudit.auditing.phases import (
-    bounds,
     challengers,
     near_misses,
     probes,
@@ -31,7 +30,6 @@ SEARCH: tuple[Phase, ...] = (
     shared.run,
     second_opinion.run,
     near_misses.run,
-    bounds.run,
 )
 #: The same for a model that has no gradient to follow and nothing to look into.
 BLACK_BOX_PHASES = (probes.run, challengers.run, shared.run, probes.compare_attacks)

@@ -1,4 +1,7 @@
-"""Branch and bound on points that nothing broke, where the network is small enough."""
+"""Branch and bound on points that nothing broke, where the network is small enough: once, when the verdict is decided.
+
+What it finds counts for the best known accuracy and for no level, so that no look needs it.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +9,40 @@ from torch import Tensor
 
 from maskaudit.attacks.branch_and_bound import effort, searchable
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
+from maskaudit.auditing.judging import proven
 from maskaudit.auditing.state import AuditState
+from maskaudit.verdict.recorded import SPARED
 
-#: Rounds below which a point is not begun with: about one for each class.
-FEWEST_ROUNDS = 8
+#: The share of the points left that a budget must have a round for; with fewer the search would tell too little.
+LEAST_SHARE = 0.25
 
 
-def run(state: AuditState, rows: Tensor) -> None:
-    """The search on the points `rows` that are left, or as many of them as the budget has rounds for."""
+def run(state: AuditState) -> None:
+    """The search on the points that are left, or as many of them as the budget has rounds for."""
+    left = (state.ledger.correct & ~state.ledger.best_known()).nonzero().squeeze(1)
     for spec in state.attacks("bounds"):
-        due = rows[~state.ledger.best_known()[rows]]
         if not spec.settings["rounds"]:
             state.attacker.skip(spec, f"not part of the budget {state.settings.budget}")
-        elif not len(due):
+        elif proven(state):
+            state.attacker.skip(spec, SPARED)
+        elif not len(left):
             state.attacker.skip(spec, "every point had been broken")
         else:
-            _search(state, spec, due)
+            _search(state, spec, left)
 
 
-def _search(state: AuditState, spec: AttackSpec, due: Tensor) -> None:
-    attacker, passes, most = state.attacker, state.settings.effort.bound_passes, int(spec.settings["rounds"])
+def _search(state: AuditState, spec: AttackSpec, left: Tensor) -> None:
+    attacker, passes = state.attacker, state.settings.effort.bound_passes
     try:
-        network = searchable(state.target, state.ledger.x[due[:1]])
+        network = searchable(state.target, state.ledger.x[left[:1]])
     except AttackUnavailable as reason:
         attacker.skip(spec, str(reason))
         return
-    while len(due) and effort(network, len(due), passes) < min(FEWEST_ROUNDS, most):
-        due = due[: len(due) // 2]
-    if not len(due):
+    due = left[: max(1, effort(network, 1, passes))]
+    if not effort(network, len(due), passes) or len(due) < LEAST_SHARE * len(left):
         attacker.skip(spec, "the network is too large for this budget")
         return
-    rounds = min(most, effort(network, len(due), passes))
+    rounds = min(int(spec.settings["rounds"]), effort(network, len(due), passes))
     result = attacker.carry_out(spec, due, spec.name, changes={"rounds": rounds})
+    attacker.ledger.entry(spec).settings["rounds"] = rounds
     attacker.say_outcome(spec, due, [result])
