@@ -33,6 +33,8 @@ def certified(
     proven = torch.zeros(len(x), dtype=torch.bool)
     for tighten in (False, True) if network.rectifiers <= MOST_RECTIFIERS else (False,):
         for rows in (~proven).nonzero().squeeze(1).split(1 if tighten else TOGETHER):
+            if not len(rows):
+                return proven
             before()
             region = Region.around(x[rows], threat)
             with torch.no_grad():

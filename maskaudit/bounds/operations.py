@@ -100,6 +100,12 @@ def _same(build: Builder, op: Any, x: Ref, *args: Any, **kwargs: Any) -> Ref:
     return x
 
 
+def _like(value: float | None, build: Builder, op: Any, x: Ref, *args: Any, **kwargs: Any) -> Tensor:
+    """A constant of the shape of data; None: the next argument says which."""
+    fill = args[0] if value is None else value
+    return torch.full((build.batch, *build.steps[x.number].shape), fill, dtype=torch.float64)
+
+
 def _padded(build: Builder, op: Any, x: Ref, pad: Sequence[int], value: float = 0.0) -> Ref:
     call = lambda x: F.pad(x, list(pad), value=value)  # noqa: E731
     return build.affine("pad", call, lambda x: F.pad(x, list(pad)), x)
@@ -302,6 +308,7 @@ HANDLERS: dict[str, Handler] = {
                      "replication_pad2d", "pixel_shuffle", "unfold", "diagonal"), _moved),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "_reshape"), _sized),
     **dict.fromkeys(("clone", "detach", "alias", "lift_fresh", "_to", "to", "contiguous", "lift", "dropout"), _same),
+    "zeros_like": partial(_like, 0.0), "ones_like": partial(_like, 1.0), "full_like": partial(_like, None),
     "constant_pad_nd": _padded, "cat": _cat, "add": partial(_sum, 1.0), "sub": partial(_sum, -1.0), "rsub": _rsub,
     "mul": _scaled, "div": _divided, "neg": lambda build, op, x: _scaled(build, op, x, -1.0),
     "addmm": _addmm, "mm": _linear, "convolution": _convolution, "_convolution": _convolution,

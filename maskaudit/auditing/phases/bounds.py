@@ -9,9 +9,7 @@ from torch import Tensor
 
 from maskaudit.attacks.branch_and_bound import effort, searchable
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
-from maskaudit.auditing.judging import proven
 from maskaudit.auditing.state import AuditState
-from maskaudit.verdict.recorded import SPARED
 
 #: The share of the points left that a budget must have a round for; with fewer the search would tell too little.
 LEAST_SHARE = 0.25
@@ -23,8 +21,6 @@ def run(state: AuditState) -> None:
     for spec in state.attacks("bounds"):
         if not spec.settings["rounds"]:
             state.attacker.skip(spec, f"not part of the budget {state.settings.budget}")
-        elif proven(state):
-            state.attacker.skip(spec, SPARED)
         elif not len(left):
             state.attacker.skip(spec, "every point had been broken")
         else:
