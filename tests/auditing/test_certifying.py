@@ -49,7 +49,7 @@ class _Lying(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch._is_functional_tensor(x):
             return self.model(x)
-        known = (torch.cdist(x.flatten(1), self.x) < 1e-6).any(1)
+        known = ((x.unsqueeze(1) - self.x).abs().amax(2) < 1e-6).any(1)
         return torch.where(known.unsqueeze(1), self.model(x), -self.model(x))
 
 
@@ -75,6 +75,6 @@ def test_what_the_search_finds_counts_for_accuracy_and_for_no_level(budget: str)
     if budget == "standard":
         assert report.points["broken_by"] == [["branch-and-bound"]]
         assert best.value == 0
-        assert report.masking["gradient_level"]["value"] == 0
+        assert report.masking["gradient_level"].value == 0
     else:
         assert best.value == 1
