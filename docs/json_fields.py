@@ -70,9 +70,10 @@ CLASSES: dict[str, dict[str, str]] = {
     "AttackRow": {
         "name": "stable identifier, see [attacks](attacks.md)",
         "title": "one line",
-        "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `universal` or `repaired`",
-        "role": "what it counts for: `reference`, `strong`, `challenger`, `repaired`, `second_opinion`, or nothing "
-        "(`sanity`: it leaves the ball on purpose)",
+        "kind": "what it goes by: `gradient`, `score`, `decision`, `transfer`, `random`, `universal`, `exact` or "
+        "`repaired`",
+        "role": "what it counts for: `reference`, `strong`, `challenger`, `repaired`, `second_opinion`, `exact`, or "
+        "nothing (`sanity`: it leaves the ball on purpose)",
         "family": "of a white-box attack the loss that it follows, `cross_entropy` or `other_loss`; null for others",
         "robust_accuracy": "share of all drawn points that withstand it; null unless it met every correctly "
         "classified point: then `broken` of `attempted` says what was seen",
@@ -165,6 +166,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "branches": "`--branch` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
+        "certify": "whether points were to be proven robust",
         "defaults": "settings that the user did not choose, and where their values came from",
         "command": "the command line",
     },
@@ -173,7 +175,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "reference": "under the reference attack, as a claim is usually computed",
         "strong_reference": "under every white-box attack, any loss",
         "best_known": "under every attack; the upper end of what the model can claim",
-        "certified": "a certified lower bound, if one was given; else null",
+        "certified": "a certified lower bound, if one was given or `--certify` computed it; else null",
     },
     "masking": {
         "gradient_level": "share of points that only challengers broke",
@@ -201,6 +203,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "predicted": "the model's clean answer",
         "correct": "whether that is the label",
         "broken_by": "names of the attacks that broke it",
+        "certified": "whether bounds prove it robust; only with `--certify`, and where bounds apply",
     },
     "evidence": {"file": "name of the evidence file", "sha256": "its digest"},
     "figures": {

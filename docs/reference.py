@@ -66,6 +66,13 @@ ROLES: dict[str, tuple[str, str, str]] = {
         "known accuracy and prove no level.",
         "If it breaks a point that nothing of ours breaks, run more of its attacks with `--attack torchattacks:NAME`.",
     ),
+    "exact": (
+        "search by bounds",
+        "A search that knows the network's inside and trusts no gradient at the clean point. Its examples count for "
+        "the best known accuracy, and so against a claim. They prove no level: a point that only such a search finds "
+        "is hard, and not hidden by a fault of the gradient.",
+        "Report the accuracy that is left, and do not take the white-box attacks for the last word on this network.",
+    ),
     "sanity": (
         "sanity check",
         "It may leave the ball on purpose, so it should break every point. It counts for no accuracy; the probe "
@@ -81,6 +88,7 @@ KINDS = {
     "decision": "asks for the predicted class only",
     "transfer": "follows the gradients of other models",
     "random": "guesses",
+    "exact": "bounds the network's answers part by part",
     "universal": "carries over what was found at other points",
     "repaired": "follows gradients through a repaired backward pass",
     "sanity": "follows the model's gradients",

@@ -26,7 +26,7 @@ EVIDENCE_FILE = "evidence.safetensors"
 Label = Literal["masked", "suspect", "clear", "inconclusive"]
 ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
-Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "sanity"]
+Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "exact", "sanity"]
 Family = Literal["cross_entropy", "other_loss"]
 #: A part of the search that no verdict can do without; "" for attacks of which none is needed.
 Part = Literal["", "reference", "cross_entropy", "other_loss", "gradient_free"]

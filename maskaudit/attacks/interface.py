@@ -21,7 +21,9 @@ from torch import Tensor
 from maskaudit.results import Family, Part, Role
 
 #: The phases of an audit that run attacks.
-Phase = Literal["sanity", "white_box", "challengers", "repaired", "shared", "second_opinion", "near_misses"]
+Phase = Literal[
+    "sanity", "white_box", "challengers", "repaired", "shared", "second_opinion", "near_misses", "bounds"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class AttackSpec:
     Attributes:
         name: identifier in reports and for `--attack`.
         title: one line for people.
-        kind: "gradient", "score", "decision", "transfer", "random", "universal" or "repaired".
+        kind: "gradient", "score", "decision", "transfer", "random", "universal", "exact" or "repaired".
         role: what it counts for: R₀ (`reference`), G* (`strong`), C (`challenger`, `repaired`), best known only
-            (`second_opinion`), or nothing, since it leaves the ball on purpose (`sanity`).
+            (`second_opinion`, `exact`), or nothing, since it leaves the ball on purpose (`sanity`).
         run: the attack function.
         settings: keyword arguments passed to `run`.
         family: of a white-box attack the loss whose gradient it follows, untargeted cross-entropy (CE*) or another;

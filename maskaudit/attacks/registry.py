@@ -9,6 +9,7 @@ and one line here.
 from __future__ import annotations
 
 from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.branch_and_bound import branch_and_bound
 from maskaudit.attacks.decision import decision_based
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import AttackSpec
@@ -126,6 +127,12 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "square-near", "Square attack from the best candidates, where they nearly broke the point", "score",
             "challenger", square, {"queries": budget.queries // 4, "p_init": 0.1}, None,
             ("Andriushchenko et al. 2020, Square Attack",), phase="near_misses",
+        ),
+        AttackSpec(
+            "branch-and-bound", "Branch and bound over the rectifiers of a small network", "exact", "exact",
+            branch_and_bound, {"rounds": budget.bound_rounds}, None,
+            ("Zhang et al. 2022, A branch and bound framework for stronger adversarial attacks of ReLU networks",),
+            phase="bounds", decisive=False,
         ),
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
@@ -68,6 +69,7 @@ def build_report(
             "budget": settings.budget,
             "samples": len(ledger),
             "precision": settings.precision,
+            "certify": settings.certify,
             "looks": list(state.looks),
             "data": data.name,
             "split": data.split,
@@ -99,7 +101,7 @@ def build_report(
         power=state.power.to_dict(),
         probes=state.probe_results(),
         attacks=ledger.rows(),
-        points=_points(ledger),
+        points=_points(ledger, state.certified),
         evidence={"file": None, "sha256": None},
         figures=state.figures,
         notes=(*state.notes, *map(sentence, state.branches.values())),
@@ -130,13 +132,14 @@ def scoring(state: AuditState) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _points(ledger: Ledger) -> dict[str, Any]:
+def _points(ledger: Ledger, certified: Tensor | None) -> dict[str, Any]:
     return {
         "index": ledger.index,
         "label": ledger.y.tolist(),
         "predicted": ledger.predicted.tolist(),
         "correct": ledger.correct.tolist(),
         "broken_by": broken_by(ledger),
+        **({} if certified is None else {"certified": certified.tolist()}),
     }
 
 

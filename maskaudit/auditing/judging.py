@@ -74,13 +74,20 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
             matched=state.matched,
             left_out=state.left_out(),
             claimed=settings.claim,
-            certified=settings.certified,
+            certified=certified_share(state),
             broken_off=broken_off,
             hopeless=recognised.hopeless,
             caveats=recognised.caveats,
             black_box=settings.black_box,
         )
     )
+
+
+def certified_share(state: AuditState) -> float | None:
+    """The lower bound of robust accuracy: what bounds prove of the drawn points, else what was given."""
+    if state.certified is None:
+        return state.settings.certified
+    return int(state.certified.sum()) / len(state.certified)
 
 
 def traced(state: AuditState) -> tuple[Mechanism, ...]:

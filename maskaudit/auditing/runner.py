@@ -18,14 +18,16 @@ from torch import Tensor
 from maskaudit import foreign
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.catalogue import catalogue, chosen
+from maskaudit.auditing.certifying import certify
 from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, proven
+from maskaudit.auditing.judging import judged, observations, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
+    bounds,
     branches,
     challengers,
     draw,
@@ -50,6 +52,7 @@ from maskaudit.target import Target, usual_batch
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
 from maskaudit.verdict.recorded import SPARED
+from maskaudit.verdict.rules import judge
 
 #: What every look runs before it searches without gradients (`maskaudit.auditing.phases.search`).
 WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run, branches.run)
@@ -184,8 +187,16 @@ def _look_until_decided(state: AuditState) -> None:
     if hopeless:
         return
     _more_points(state)
+    _bound(state)
     if not state.settings.black_box:
         draw_figures(state)
+
+
+def _bound(state: AuditState) -> None:
+    """What bounds say once the verdict is decided: counterexamples that gradients do not lead to, and proofs."""
+    bounds.run(state)
+    certify(state)
+    state.judgement = judge(dataclasses.replace(observations(state), power=state.power))
 
 
 def _look(state: AuditState, points: int) -> None:

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from maskaudit.attacks.interface import AttackSpec, Phase
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.catalogue import Catalogue, wanted
@@ -73,6 +75,7 @@ class AuditState:
     power: Power = NOT_CHECKED
     figures: dict[str, Any] = field(default_factory=dict)
     judgement: Judgement | None = None
+    certified: Tensor | None = None
     decided: bool = False
     undecided: frozenset[LevelName] = frozenset({"gradient", "loss"})
     matched: int = 0

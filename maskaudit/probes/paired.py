@@ -23,7 +23,7 @@ def of_kind(context: ProbeContext, kind: str) -> dict[str, AttackOutcome]:
         name: outcome
         for name, outcome in context.attacks.items()
         if outcome.row.kind == kind and outcome.row.status == "ran"
-        and outcome.row.role not in ("repaired", "second_opinion", "sanity")
+        and outcome.row.role not in ("repaired", "second_opinion", "exact", "sanity")
     }  # fmt: skip
     if not chosen:
         raise NotApplicable(f"No attack of the kind {kind!r} ran on these points.")

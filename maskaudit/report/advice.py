@@ -76,7 +76,9 @@ def _severe_flaws(facts: Facts) -> tuple[Item, ...]:
 
 
 def _pitfalls(facts: Facts) -> tuple[Item, ...]:
-    kinds = sorted({row.kind for row in facts.ran if row.kind and row.role not in ("sanity", "second_opinion")})
+    kinds = sorted(
+        {row.kind for row in facts.ran if row.kind and row.role not in ("sanity", "second_opinion", "exact")}
+    )
     score, decision = facts.kind("score"), facts.kind("decision")
     free = facts.attacks("Gradient-free and hard-label attacks", score + decision, "None of either kind ran.")
     if bool(score) != bool(decision):
@@ -129,9 +131,9 @@ def _special_cases(facts: Facts) -> tuple[Item, ...]:
         missing = "untargeted" if targeted else "targeted"
         aims = Item(aims.advice, "partly", f"{aims.how} No {missing} attack ran.", aims.result, aims.section)
     return (
-        Item("Provable bounds", "done", "A certified lower bound was given.", words.percent(certified.value), "verdict")
+        Item("Provable bounds", "done", "A certified lower bound is given.", words.percent(certified.value), "verdict")
         if certified
-        else Item("Provable bounds", "not done", "No certified lower bound was given to the audit."),
+        else Item("Provable bounds", "not done", "No certified lower bound was given or computed (--certify)."),
         facts.noise("Random noise of full size"),
         aims,
         Item("Parts of the defence removed one by one", "not done", "The author's part: it needs the parts."),

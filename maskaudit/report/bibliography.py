@@ -72,6 +72,11 @@ ENTRIES: Mapping[str, tuple[str, tuple[tuple[str, str], ...]]] = {
          "Efficient Loss Function by Minimizing the Detrimental Effect of Floating-Point Errors on "
          "Gradient-Based Attacks",
          "booktitle", "IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)", "2023"),
+        ("zhang2022branch", "inproceedings",
+         "Zhang, Huan and Wang, Shiqi and Xu, Kaidi and Wang, Yihan and Jana, Suman and Hsieh, Cho-Jui and "
+         "Kolter, Zico",
+         "A Branch and Bound Framework for Stronger Adversarial Attacks of {ReLU} Networks",
+         "booktitle", "International Conference on Machine Learning (ICML)", "2022"),
         ("zimmermann2022increasing", "inproceedings",
          "Zimmermann, Roland S. and Brendel, Wieland and Tram{\\`e}r, Florian and Carlini, Nicholas",
          "Increasing Confidence in Adversarial Robustness Evaluations",
@@ -98,6 +103,7 @@ SHORT = {
     "tashiro2020diversity": "Tashiro, Song and Ermon, 2020",
     "uesato2018adversarial": "Uesato et al., 2018",
     "yu2023efficient": "Yu and Xu, 2023",
+    "zhang2022branch": "Zhang et al., 2022",
     "zimmermann2022increasing": "Zimmermann et al., 2022",
 }
 
@@ -124,6 +130,7 @@ _ATTACKS = {
     "finite-differences": ("uesato2018adversarial",),
     "decision": ("chen2020hopskipjump", "chen2020rays"),
     "universal": ("moosavi2017universal",),
+    "branch-and-bound": ("zhang2022branch",),
 }
 
 

@@ -32,6 +32,7 @@ COLOURS = {
     "challenger": "#010113",
     "repaired": "#010114",
     "second_opinion": "#010115",
+    "exact": "#01011a",
     "sanity": "#010116",
     "other": "#010117",
     "best": "#010118",

@@ -107,6 +107,7 @@ class _Paragraph:
                 "second_opinion",
                 "As a second opinion, an independent implementation attacked a sample of the points not broken yet:",
             ),
+            ("exact", "Where the network is small, what was left was searched with bounds:"),
         )
         sentences = []
         for role, lead in families:

@@ -33,8 +33,24 @@ _LARGEST_N = 10**9
 #: Sideways distance between the interval bars of two lines, as a share of the axis, so that none hides another.
 _DODGE = 0.009
 
-_MARKERS = {"reference": "o", "strong": "s", "challenger": "D", "repaired": "^", "second_opinion": "v", "other": "x"}
-_DASHES = {"reference": "--", "strong": "-", "challenger": "-", "repaired": "-.", "second_opinion": ":", "other": ":"}
+_MARKERS = {
+    "reference": "o",
+    "strong": "s",
+    "challenger": "D",
+    "repaired": "^",
+    "second_opinion": "v",
+    "exact": "P",
+    "other": "x",
+}
+_DASHES = {
+    "reference": "--",
+    "strong": "-",
+    "challenger": "-",
+    "repaired": "-.",
+    "second_opinion": ":",
+    "exact": ":",
+    "other": ":",
+}
 
 
 def eps_curve(view: View, rows: Any) -> Markup | None:

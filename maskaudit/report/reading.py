@@ -178,6 +178,7 @@ _POINTS = Open(
         **{name: Items(LABEL, MAX_POINTS) for name in ("label", "predicted")},
         "correct": Items(FLAG, MAX_POINTS),
         "broken_by": Items(WORDS, MAX_POINTS),
+        **_optional(certified=Items(FLAG, MAX_POINTS)),
     }
 )
 _STAGE = Open(
@@ -220,7 +221,7 @@ SECTIONS: dict[str, Kind[Any]] = {
             **_optional(
                 select=WORDS, ignore=WORDS, extra_attacks=WORDS, branches=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE
             ),
-            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE),
+            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE, certify=FLAG),
         }
     ),
     "accuracy": Table(RATE, MAX_ROWS),

@@ -45,6 +45,10 @@ ROLES = {
         "Gradient attacks through a copy with a repaired backward pass; every example is scored on the original model.",
     ),
     "second_opinion": ("Second opinion", "An independent implementation, on a sample of the points not broken yet."),
+    "exact": (
+        "Search by bounds",
+        "Branch and bound over a small network's rectifiers: counts for the best known accuracy, and for no level.",
+    ),
     "sanity": (
         "Sanity check",
         "May leave the ball on purpose, so it should break every point; it counts for nothing else.",

@@ -137,6 +137,9 @@ class AuditSettings:
     certified: float | None = option(
         None, SHARE, "Certified lower bound of robust accuracy, if one is known.", metavar="FRACTION", one_model=True
     )
+    certify: bool = option(
+        False, Flag(), "Prove points robust by interval and CROWN bounds, where the network allows it.", resumes=True
+    )
     black_box: bool = option(
         False, Flag(), "The model is only asked: no gradients are looked for.", group="model", resumes=True
     )

@@ -25,6 +25,8 @@ class Budget:
         probe_points: points that probes measure.
         second_opinion: points that torchattacks attacks.
         curve_points: points of the figure of accuracy against ε.
+        bound_rounds: rounds of branch and bound on a point at most; 0 for none.
+        bound_passes: multiplications that branch and bound may spend in an audit.
     """
 
     points: int
@@ -38,6 +40,8 @@ class Budget:
     probe_points: int
     second_opinion: int
     curve_points: int
+    bound_rounds: int
+    bound_passes: float
 
 
 #: Points of the first looks: enough to prove that a third is hidden, and to bound the share where nothing is.
@@ -57,15 +61,15 @@ def looks_up_to(most: int) -> tuple[int, ...]:
 BUDGETS: dict[str, Budget] = {
     "quick": Budget(
         points=128, claim_points=128, steps=25, targets=2, queries=400, decision_queries=400, noise_draws=100,
-        surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8,
+        surrogate_rounds=2, probe_points=32, second_opinion=4, curve_points=8, bound_rounds=0, bound_passes=0,
     ),
     "standard": Budget(
         points=800, claim_points=200, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16,
+        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16, bound_rounds=64, bound_passes=2e10,
     ),
     "thorough": Budget(
         points=1600, claim_points=400, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,
-        surrogate_rounds=4, probe_points=64, second_opinion=32, curve_points=32,
+        surrogate_rounds=4, probe_points=64, second_opinion=32, curve_points=32, bound_rounds=512, bound_passes=1e12,
     ),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ from maskaudit.errors import GradientError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.belongings import Belongings
-from maskaudit.target.form import Form
+from maskaudit.target.form import SINGLE, Form
 from maskaudit.target.memory import give_back
 from maskaudit.target.passes import (
     BATCH,
@@ -370,6 +370,14 @@ class Target:
             found = torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
         refuse_nan(int(found.isnan().any(dim=1).sum()), len(x))
         return found
+
+    def bare(self, x: Tensor) -> Tensor:
+        """What the model makes of one batch (n, …), K ≥ 2 columns: neither counted nor checked, for those that record
+        its operations on data without values."""
+        inputs = self.form.values(x.clone())
+        inputs = self._normalise(inputs, self.mean, self.std)
+        raw = columns(self.model(self.form.inputs(inputs)), len(x), self.form.output_key, unseen=True)
+        return self.form.two_classes(raw) if raw.shape[1] == 1 and self.form.outputs in SINGLE else raw
 
     def _columns(self, x: Tensor) -> Tensor:
         """What the model returned for one batch, float32 (n, K)."""

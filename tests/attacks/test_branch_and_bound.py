@@ -1,0 +1,76 @@
+"""Branch and bound finds what gradients do not lead to, proves nothing that it did not bound, and refuses by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.mip import solve
+from maskaudit.attacks.branch_and_bound import branch_and_bound, effort, searchable
+from maskaudit.attacks.interface import AttackUnavailable
+from maskaudit.attacks.pgd import pgd
+from maskaudit.bounds.capture import captured
+from maskaudit.bounds.certificate import differences
+from maskaudit.bounds.linear import Region, intervals
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.threat import ThreatModel
+from tests.bounds.networks import detector, mlp
+
+RNG = PointRNG.create(0, "search", torch.arange(20))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_it_finds_a_corner_that_gradients_miss(norm: str) -> None:
+    torch.manual_seed(0)
+    model, x, y, corner = detector()
+    threat = ThreatModel("Linf", 0.2) if norm == "Linf" else ThreatModel("L2", 0.2 * 12**0.5 + 0.02)
+    with Target(model) as target:
+        assert int(target.raw(corner).argmax()) == 1
+        usual = pgd(target, x, y, threat=threat, rng=RNG.select(slice(0, 1)), steps=100)
+        assert int(target.raw(usual.examples).argmax()) == 0
+        found = branch_and_bound(target, x, y, threat=threat, rng=RNG.select(slice(0, 1)), rounds=20)
+        assert threat.admissible(found.examples, x).all()
+        assert int(target.raw(found.examples).argmax()) == 1
+        assert int(found.first_success) == int(found.queries) > 0
+
+
+def test_it_breaks_every_point_that_an_exact_solver_breaks() -> None:
+    torch.manual_seed(3)
+    x, threat = torch.rand(8, 4), ThreatModel("Linf", 0.12)
+    with Target(mlp(4, 12, 12, 3, scale=3)) as target:
+        network, y = captured(target, x), target.raw(x).argmax(1)
+        attempt = branch_and_bound(target, x, y, threat=threat, rng=RNG.select(slice(0, 8)), rounds=60)
+        alone = branch_and_bound(target, x[5:6], y[5:6], threat=threat, rng=RNG.select(slice(5, 6)), rounds=60)
+        assert torch.equal(alone.examples, attempt.examples[5:6])
+        truth = []
+        for row in range(len(x)):
+            region = Region.around(x[row : row + 1], threat)
+            with torch.no_grad():
+                found = intervals(network, region, tighten=True)
+            rows = differences(3, y[row : row + 1])[0]
+            truth.append(any(solve(network, region, found, one, nodes=10_000).example is not None for one in rows))
+        assert (target.raw(attempt.examples).argmax(1) != y).tolist() == truth
+    assert True in truth
+    assert False in truth
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.Linear(4, 5), nn.Sigmoid(), nn.Linear(5, 3)), "rectifiers are searched"),
+        (nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)), "gelu"),
+        (nn.Sequential(nn.Linear(4, 20_000), nn.ReLU(), nn.Linear(20_000, 3)), "20000 rectifiers"),
+    ],
+)
+def test_it_says_what_it_cannot_search(model: nn.Module, reason: str) -> None:
+    with Target(model) as target, pytest.raises(AttackUnavailable, match=reason):
+        searchable(target, torch.rand(2, 4))
+
+
+def test_effort_is_shared_among_the_points() -> None:
+    with Target(mlp(4, 8, 3)) as target:
+        network = searchable(target, torch.rand(2, 4))
+    assert effort(network, 1, 1e10) >= 10 * effort(network, 10, 1e10) > 0
+    assert effort(network, 10**9, 1e10) == 0

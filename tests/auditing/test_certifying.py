@@ -1,0 +1,80 @@
+"""`--certify`: the share proven robust beside the best known accuracy, and a broken proof, which ends the audit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import maskaudit
+from maskaudit.errors import ModelError
+from tests.bounds.networks import detector, mlp
+
+
+def _data() -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    model, x = mlp(6, 12, 2), torch.rand(40, 6)
+    return model, x, model(x).argmax(1)
+
+
+SMALL = {"budget": "quick", "samples": 40, "outputs": "logits", "norm": "Linf", "select": ("pgd", "apgd-margin")}
+
+
+def test_certified_and_best_known_enclose_robust_accuracy() -> None:
+    model, x, y = _data()
+    report = maskaudit.audit(model, (x, y), eps=0.05, certify=True, **SMALL).report
+    certified, best = report.accuracy["certified"], report.accuracy["best_known"]
+    assert certified is not None
+    assert best is not None
+    assert 0 < certified.value <= best.value < 1
+    proven = report.points["certified"]
+    assert sum(proven) / len(proven) == certified.value
+    assert not any(p and by for p, by in zip(proven, report.points["broken_by"], strict=True))
+
+
+def test_what_cannot_be_bounded_is_said() -> None:
+    model, x, y = _data()
+    report = maskaudit.audit(nn.Sequential(model, nn.GELU()), (x, y), eps=0.05, certify=True, **SMALL).report
+    assert report.accuracy["certified"] is None
+    assert any("No point was certified" in note and "gelu" in note for note in report.notes)
+
+
+class _Lying(nn.Module):
+    """Shows its recorder a steadier network than the one it computes away from the data."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.model, self.x = model, x
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch._is_functional_tensor(x):
+            return self.model(x)
+        known = ((x.unsqueeze(1) - self.x).abs().amax(2) < 1e-6).any(1)
+        return torch.where(known.unsqueeze(1), self.model(x), -self.model(x))
+
+
+def test_a_broken_proof_ends_the_audit() -> None:
+    model, x, y = _data()
+    outcome = maskaudit.audit(_Lying(model, x), (x, y), eps=0.05, certify=True, **SMALL)
+    assert isinstance(outcome.failure, ModelError)
+    assert "Bounds prove point" in str(outcome.failure)
+    assert outcome.failure.exit_code == 4
+    assert outcome.report.partial is not None
+
+
+@pytest.mark.parametrize("budget", ["quick", "standard"])
+def test_what_the_search_finds_counts_for_accuracy_and_for_no_level(budget: str) -> None:
+    torch.manual_seed(0)
+    model, x, y, _ = detector(20)
+    settings = {"budget": budget, "select": ("pgd", "branch-and-bound"), "outputs": "logits", "norm": "Linf"}
+    report = maskaudit.audit(model, (x, y), eps=0.2, **settings).report
+    row = next(row for row in report.attacks if row.name == "branch-and-bound")
+    best = report.accuracy["best_known"]
+    assert best is not None
+    assert (row.status, row.role) == ("ran" if budget == "standard" else "skipped", "exact")
+    if budget == "standard":
+        assert report.points["broken_by"] == [["branch-and-bound"]]
+        assert best.value == 0
+        assert report.masking["gradient_level"].value == 0
+    else:
+        assert best.value == 1
