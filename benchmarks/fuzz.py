@@ -219,9 +219,9 @@ def table(tallies: list[Tally], statuses: Counter[str], seconds: float) -> list[
         "# Hostile files",
         "",
         f"`{command}` at commit {commit()}, {seconds / 60:.0f} minutes on {machine()}. Per execution at most "
-        f"{LIMIT:g} s and {MEMORY // 2**30} GiB beyond what the process starts with; slowest in seconds, peak in MiB "
-        "above the start of a process that reads thousands of files. *Acted*: started a process, opened a connection, "
-        "or wrote a file.",
+        f"{LIMIT:g} s of the processor and {MEMORY // 2**30} GiB beyond what it starts with; slowest in such seconds, "
+        "peak in MiB above the start of a process that reads thousands of files. *Acted*: started a process, "
+        "opened a connection, or wrote a file.",
         "",
         "| reader | executions | accepted | refused | other exceptions | endless messages | acted | crashes | hangs "
         "| slowest | peak | per second |",

@@ -433,9 +433,9 @@ READERS: tuple[Reader, ...] = (
         check,
         lambda _: [samples.exported(), samples.exported(free=False)],
         _torch_file,
-        40,
+        20,
     ),
-    Reader("ONNX", "mutant.onnx", check, _onnx_seed, (mutations.protobuf(*ONNX_WORDS),), 40),
+    Reader("ONNX", "mutant.onnx", check, _onnx_seed, (mutations.protobuf(*ONNX_WORDS),), 20),
     Reader(
         "npz",
         "mutant.npz",

@@ -35,8 +35,8 @@ from maskaudit.errors import MaskauditError
 
 #: Address space that a child may take beyond what it starts with, in bytes.
 MEMORY = 2 * 2**30
-#: Longest that one execution may take, in seconds.
-LIMIT = 10.0
+#: Longest that one execution may take, in seconds of the processor; and by the clock, for one that waits.
+LIMIT, WAITING = 10.0, 120.0
 #: Longest message that is still a sentence for a person, in characters.
 LONGEST_MESSAGE = 1500
 #: Share of mutants that are made without knowledge of the format.
@@ -70,7 +70,7 @@ FORBIDDEN = frozenset(
 #: Exit status of a child in which this program, not a reader, made a mistake.
 TROUBLE = 70
 #: Places in the shared array.
-NUMBER, STARTED, ACCEPTED, REFUSED, SLOWEST, SLOWEST_AT, PEAK = range(7)
+NUMBER, STARTED, STARTED_CPU, ACCEPTED, REFUSED, SLOWEST, SLOWEST_AT, PEAK = range(8)
 
 #: For a child that starts anew: `fork` copies torch as it is loaded, at no cost.
 _PROCESSES = multiprocessing.get_context("fork")
@@ -175,7 +175,7 @@ def _child(
     reader: Reader, seeds: list[bytes], folder: Path, seed: int, start: int, end: int, tally: Tally, kept: Path
 ) -> int:
     """One child's life; returns the number to go on with."""
-    shared = _PROCESSES.Array("d", 7)
+    shared = _PROCESSES.Array("d", 8)
     shared[NUMBER] = start
     log = folder.with_suffix(".log")
     process = _PROCESSES.Process(
@@ -185,8 +185,11 @@ def _child(
     hung = False
     while process.is_alive():
         process.join(0.05)
-        began = shared[STARTED]
-        if began and time.monotonic() - began > LIMIT and process.is_alive():
+        began, cpu = shared[STARTED], shared[STARTED_CPU]
+        if not began or time.monotonic() - began < LIMIT:
+            continue
+        waited = time.monotonic() - began > WAITING
+        if (waited or _cpu_seconds(process.pid) - cpu > LIMIT) and shared[STARTED] == began and process.is_alive():
             hung = True
             process.kill()
             process.join()
@@ -210,6 +213,15 @@ def _child(
         tally.slowest, tally.slowest_at = LIMIT, at
     _note(tally, "hang" if hung else "crash", what, at, reader, mutant(reader, seeds, seed, at), kept)
     return at + 1
+
+
+def _cpu_seconds(pid: int | None) -> float:
+    """Seconds of the processor that a process took; 0 for one that is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _note(tally: Tally, kind: str, what: str, number: int, reader: Reader, data: bytes, kept: Path) -> None:
@@ -252,10 +264,10 @@ def _work(
             data = mutant(reader, seeds, seed, number)
             path.write_bytes(data)
             shared[NUMBER] = number
-            began = time.monotonic()
-            shared[STARTED] = began
+            began = shared[STARTED_CPU] = time.process_time()
+            shared[STARTED] = time.monotonic()
             verdict = _verdict(reader, path)
-            took = time.monotonic() - began
+            took = time.process_time() - began
             shared[STARTED] = 0
             if acted:
                 verdict = ("acted", acted[0])

@@ -32,6 +32,8 @@ def broken(data: bytes) -> None:
         time.sleep(60)
     if kind == 6:
         raise InputError("refused")
+    while kind == 7:
+        pass
 
 
 def reader(read: Callable[[bytes], None]) -> Reader:
@@ -40,7 +42,8 @@ def reader(read: Callable[[bytes], None]) -> Reader:
 
 def test_every_kind_of_finding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "LIMIT", 0.5)
-    seeds = [bytes((kind,)) for kind in range(7)]  # the first executions are the valid files themselves
+    monkeypatch.setattr(running, "WAITING", 2.0)
+    seeds = [bytes((kind,)) for kind in range(8)]  # the first executions are the valid files themselves
     folders = iter(range(100))
 
     def folder() -> Path:
@@ -48,17 +51,17 @@ def test_every_kind_of_finding_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         place.mkdir()
         return place
 
-    tally = running.fuzz(reader(broken), seeds, folder, seed=0, start=0, count=7, kept=tmp_path / "kept")
-    assert (tally.executions, tally.accepted, tally.refused) == (7, 1, 1)
+    tally = running.fuzz(reader(broken), seeds, folder, seed=0, start=0, count=8, kept=tmp_path / "kept")
+    assert (tally.executions, tally.accepted, tally.refused) == (8, 1, 1)
     assert {kind: tally.count(kind) for kind in ("exception", "message", "acted", "crash", "hang")} == {
         "exception": 1,
         "message": 1,
         "acted": 1,
         "crash": 1,
-        "hang": 1,
+        "hang": 2,
     }
     assert {what: number for (kind, what), number in tally.first.items() if kind == "crash"} == {"SIGABRT": 4}
-    assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == seeds[1:6]
+    assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == seeds[1:6]  # one of each finding
 
 
 def test_mutants_are_the_same_each_time_and_differ_from_each_other() -> None:
