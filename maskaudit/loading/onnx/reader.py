@@ -25,6 +25,7 @@ from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
+from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
 
@@ -109,7 +110,7 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
         {
             f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
             for node in model.graph.node
-            if node.domain not in ("", "ai.onnx") or (node.op_type not in OPS and (spelt or not replaces(onnx, node)))
+            if not _is_known(onnx, node, spelt=spelt)
         }
     )
     if unknown:
@@ -117,6 +118,14 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
             f"{source} uses ONNX operators that are not converted: {printable(', '.join(unknown), 120)}; "
             "give the torch model itself, or a TorchScript archive of it."
         )
+
+
+def _is_known(onnx: Any, node: Any, *, spelt: bool) -> bool:
+    """Whether a node can be converted, or, before the model is spelt out, replaced."""
+    if node.domain not in ("", "ai.onnx"):
+        return quantises(node.domain, node.op_type)
+    known = node.op_type in OPS and node.op_type not in QUANTISERS
+    return known or (not spelt and replaces(onnx, node))
 
 
 def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> int:
