@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
 Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
-Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat"]
+Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat", "row", "column"]
 BudgetName = Literal["quick", "standard", "thorough"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
 Schedule = Literal["poly", "cosine", "constant"]
