@@ -22,6 +22,7 @@ from maskaudit.loading.graph import FixedBatch, GraphStep, Program, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
+from maskaudit.loading.onnx.batches import opened
 from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
@@ -64,6 +65,8 @@ def read(file: ModelFile, options: Options) -> Contents:
         _check_operators(onnx, file.source, spelt, spelt=True)
         program, shape, dtype = _convert(onnx, spelt.graph, opset)
         module, notes = any_batch(program, shape, dtype)
+        if isinstance(module, FixedBatch):
+            program, module, notes = _opened(onnx, spelt, opset, module.size) or (program, module, notes)
         if shape:
             batch = module.size if isinstance(module, FixedBatch) else shape[0] or 2
             notes += compare(onnx, file.source, model, spelt, program, [batch, *shape[1:]])
@@ -191,6 +194,22 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[Program, list[int | Non
     if not stated.HasField("shape"):
         return module, None, dtype
     return module, input_shape(size.dim_value if size.dim_value > 0 else None for size in stated.shape.dim), dtype
+
+
+def _opened(onnx: Any, model: Any, opset: int, size: int) -> tuple[Program, nn.Module, tuple[str, ...]] | None:
+    """The program with its batch size opened, where two batches at once then get the answers of each alone."""
+    free = opened(onnx, model, size)
+    if free is None:
+        return None
+    try:
+        program, shape, dtype = _convert(onnx, free.graph, opset)
+        module, _ = any_batch(program, shape, dtype)
+    except Exception:  # whatever a graph says whose reshapes meant something else
+        return None
+    if isinstance(module, FixedBatch):
+        return None
+    said = f"The model was exported for batches of exactly {size}, which only its reshapes say; they were opened."
+    return program, module, (said,)
 
 
 def _check_names(graph: Any) -> None:
