@@ -82,8 +82,10 @@ def find(
     cpu = time.process_time()
     for stage in STAGES:
         rows = standing.nonzero().flatten()
+        if not len(rows):
+            break
         try:
-            examples = _autoattack(scores, stage, x[rows], y[rows], eps, seed, random) if len(rows) else x[rows]
+            examples = _autoattack(scores, stage, x[rows], y[rows], eps, seed, random)
         except Exception as error:  # the package on a model that it was not made for
             stages[stage] = f"{type(error).__name__}: {error}"[:150]
             continue
@@ -99,12 +101,20 @@ def find(
     return {"stages": stages, **zero, "random": random, "shares": shares, **cost}
 
 
-def label(stages: Mapping[str, Any]) -> str:
-    """`masked`, `honest` or `open`, from the points that only attacks without the network's own gradient break."""
+def label(stages: Mapping[str, Any], zero_ce: float | None = None) -> str:
+    """`masked`, `honest` or `open`, from the points that only some kinds of attack break.
+
+    Args:
+        stages: as `find` gives them.
+        zero_ce: share of points where the gradient of cross-entropy is exactly zero. Where it is, points that fall to
+            another loss alone count like those that fall without a gradient; else own gradients of all losses are one.
+    """
     ran = {name: sum(standing) for name, standing in stages.items() if not isinstance(standing, str)}
     if not ran["clean"]:
         return "open"
     white = min([ran[name] for name in ("clean", *STAGES[:-1]) if name in ran])
+    if zero_ce is not None and zero_ce >= LEAST_SHARE:
+        white = ran.get(STAGES[0], white)
     gap = white - min(ran.values())
     if gap >= FEWEST and gap / ran["clean"] >= LEAST_SHARE:
         return "masked"

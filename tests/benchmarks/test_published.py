@@ -48,6 +48,12 @@ def test_the_truth_follows_from_what_each_attack_leaves(counts: dict[str, Any], 
     assert published_truth.label(stages) == label
 
 
+@pytest.mark.parametrize(("zero_ce", "label"), [(1.0, "masked"), (0.0, "honest"), (None, "honest")])
+def test_points_that_fall_to_another_loss_count_where_cross_entropy_is_flat(zero_ce: float | None, label: str) -> None:
+    stages = {name: [1] * n for name, n in (("clean", 60), ("apgd-ce", 60), ("apgd-t", 0), ("square", 0))}
+    assert published_truth.label(stages, zero_ce) == label
+
+
 def test_gradients_that_are_zero_or_cut_are_told_apart() -> None:
     torch.manual_seed(0)
     x, y = torch.rand(6, 4), torch.zeros(6, dtype=torch.long)
@@ -65,6 +71,7 @@ def records(recipe: Recipe) -> list[dict[str, Any]]:
     return [
         same | {
             "kind": "truth", "label": "masked", "clean": 0.75, "index": [7, 8, 9], "stages": stages, "cpu_seconds": 3.0,
+            "zero_ce": 0.0,
             "forwards": 300, "backwards": 0,
         },
         same | {
@@ -77,7 +84,7 @@ def records(recipe: Recipe) -> list[dict[str, Any]]:
 
 def test_a_row_compares_the_points_that_both_have() -> None:
     table = published.render(records(RECIPES[0]))
-    assert "1 masked: 1 `masked`" in table
+    assert "1 honest: 1 `masked`" in table
     (row,) = [line for line in table.splitlines() if line.startswith(f"| {RECIPES[0].name} ")]
     for part in ("0.750", "0.67 / 0.67 / 0.33", "**masked**", "cut in `sign ge`", "0.500 / 0.500 (2)", "320 / 100 a"):
         assert part in row
