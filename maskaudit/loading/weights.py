@@ -18,6 +18,8 @@ from torch.nn.parameter import is_lazy
 
 #: How many objects may lie inside each other, and how many are looked into.
 MAX_DEPTH, MAX_OBJECTS = 4, 1_000
+#: Longest list of objects that is looked into.
+MAX_LISTED = 100
 #: Parts of a name that a prefix may have, and sets that one object may hold.
 MAX_PARTS, MAX_SETS = 8, 50
 #: Parts that wrappers put inside names: torch.compile, FSDP, activation checkpoints, DataParallel.
@@ -122,16 +124,26 @@ class Expected:
 def holders(content: object) -> list[Holder]:
     """Every object with tensors by name in what a checkpoint holds, the outermost first."""
     found: list[Holder] = []
-    waiting = [Holder((), content)] if isinstance(content, Mapping) else []
+    waiting = [Holder((), top)] if (top := _by_name(content)) is not None else []
     for at in waiting:  # grows on the way
         entries = {key: value for key, value in at.entries.items() if isinstance(key, str)}
         tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor) or k.endswith("_extra_state")}
         if any(isinstance(value, Tensor) for value in tensors.values()):
             found.append(Holder(at.path, tensors))
         if len(at.path) < MAX_DEPTH:
-            inner = [(k, v) for k, v in entries.items() if isinstance(v, Mapping) and not STATES.fullmatch(k)]
+            below = ((k, _by_name(v)) for k, v in entries.items() if not STATES.fullmatch(k))
+            inner = [(k, v) for k, v in below if v is not None]
             waiting += [Holder((*at.path, k), v) for k, v in inner[: MAX_OBJECTS - len(waiting)]]
     return found
+
+
+def _by_name(value: object) -> Mapping[Any, Any] | None:
+    """An object whose entries have names; those of a list, as the members of an ensemble, are numbered."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, (list, tuple)) and value and len(value) <= MAX_LISTED:
+        return {str(n): v for n, v in enumerate(value)} if all(isinstance(one, Mapping) for one in value) else None
+    return None
 
 
 def candidates(module: nn.Module, found: list[Holder]) -> list[Weights]:

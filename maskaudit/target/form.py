@@ -68,6 +68,10 @@ LAYOUTS: Mapping[str, _Layout] = {
     ),
     "one-channel": _Layout("with an axis for one channel, (N, 1, …)", lambda shape: True, lambda x: x.unsqueeze(1)),
     "flat": _Layout("as vectors", lambda shape: len(shape) > 1, lambda x: x.flatten(1)),
+    "row": _Layout("as images of one row, (N, 1, 1, D)", lambda shape: True, lambda x: x.flatten(1)[:, None, None]),
+    "column": _Layout(
+        "as images of one column, (N, 1, D, 1)", lambda shape: True, lambda x: x.flatten(1)[:, None, :, None]
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from maskaudit.api import audit
 from maskaudit.errors import InputError
+from maskaudit.loading.graph import FixedBatch
 from maskaudit.settings import AuditSettings
 from maskaudit.sources import load_model
 
@@ -90,7 +91,7 @@ def test_modules_bear_the_names_of_nodes(tmp_path: Path) -> None:
 def test_a_fixed_batch_size(free: bool, tmp_path: Path) -> None:
     class Flat(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.reshape(3, 4) if not free else x * 2
+            return x.reshape(4, 3).reshape(3, 4) if not free else x * 2
 
     path = tmp_path / "m.onnx"
     export(Flat(), X, path, free=free)
@@ -321,3 +322,60 @@ def test_the_verdict_of_a_masked_model_and_its_place(tmp_path: Path, digits_net:
     assert report.verdict.label == "masked"
     places = [place for mechanism in report.verdict.mechanisms for place in mechanism.locations]
     assert [(place.module, place.op) for place in places] == [("/Round", "round")]
+
+
+@pytest.mark.parametrize("domain", ["qonnx.custom_op.general", "onnx.brevitas"])
+def test_quantisers_of_qonnx(domain: str, tmp_path: Path) -> None:
+    """Grids by hand: 2 bits signed and narrow are {-1, 0, 1}, 3 bits unsigned {0 … 7}, both times the step."""
+    scalars = {"step": 0.5, "none": 0.0, "two": 2.0, "three": 3.0, "double": 2.0}
+    signed, unsigned = {"signed": 1, "narrow": 1, "rounding_mode": "ROUND"}, {"signed": 0, "rounding_mode": "FLOOR"}
+    nodes = [
+        HELPER.make_node("Quant", ["x", "step", "none", "two"], ["q"], domain=domain, **signed),
+        HELPER.make_node("Quant", ["x", "step", "none", "three"], ["u"], domain=domain, **unsigned),
+        HELPER.make_node("BipolarQuant", ["x", "double"], ["b"], domain=domain),
+        HELPER.make_node("Concat", ["q", "u", "b"], ["y"], axis=1),
+    ]  # fmt: skip
+    weights = {name: np.array(value, dtype=np.float32) for name, value in scalars.items()}
+    onnx.save(model_of(nodes, weights, ["N", 5]), tmp_path / "q.onnx")
+    loaded = load_model(str(tmp_path / "q.onnx"))
+    q, u, b = loaded.module(torch.tensor([[-9.0, -0.3, 0.0, 0.3, 9.0]])).chunk(3, dim=1)
+    assert q.tolist() == [[-0.5, -0.5, 0.0, 0.5, 0.5]]
+    assert u.tolist() == [[0.0, 0.0, 0.0, 0.0, 3.5]]
+    assert b.tolist() == [[-2.0, -2.0, 2.0, 2.0, 2.0]]
+
+
+def test_a_quantiser_in_the_standard_domain_is_unknown(tmp_path: Path) -> None:
+    nodes = [HELPER.make_node("BipolarQuant", ["x", "s"], ["y"])]
+    onnx.save(model_of(nodes, {"s": np.array(1, dtype=np.float32)}, ["N", 5]), tmp_path / "q.onnx")
+    with pytest.raises(InputError, match="not converted: BipolarQuant"):
+        load_model(str(tmp_path / "q.onnx"))
+
+
+def test_a_file_that_names_the_standard_domain_is_compared(tmp_path: Path) -> None:
+    nodes = [HELPER.make_node("Relu", ["x"], ["h"]), HELPER.make_node("Softmax", ["h"], ["y"])]
+    model = model_of(nodes, {}, [1, 5])
+    model.opset_import[0].domain = "ai.onnx"
+    onnx.save(model, tmp_path / "m.onnx")
+    assert not any("not compared" in note for note in load_model(str(tmp_path / "m.onnx")).notes)
+
+
+def test_a_batch_size_that_only_reshapes_state_is_opened(tmp_path: Path) -> None:
+    """As exporters write a flattening for one image; the weights' own reshape is left as it is."""
+    nodes = [
+        HELPER.make_node("Reshape", ["x", "flat"], ["h"]), HELPER.make_node("Reshape", ["w", "matrix"], ["m"]),
+        HELPER.make_node("MatMul", ["h", "m"], ["y"]),
+    ]  # fmt: skip
+    weights = {"flat": ints(1, 12), "matrix": ints(12, 5), "w": floats(3, 4, 5)}
+    onnx.save(model_of(nodes, weights, [1, 1, 3, 4]), tmp_path / "one.onnx")
+    loaded = load_model(str(tmp_path / "one.onnx"))
+    x = torch.rand(7, 1, 3, 4)
+    assert not isinstance(loaded.module, FixedBatch)
+    assert torch.allclose(loaded.module(x), x.flatten(1) @ torch.from_numpy(weights["w"].reshape(12, 5)))
+    assert any("reshapes" in note for note in loaded.notes)
+
+
+def test_a_reshape_that_mixes_points_keeps_its_batch_size(tmp_path: Path) -> None:
+    nodes = [HELPER.make_node("Reshape", ["x", "turned"], ["h"]), HELPER.make_node("Reshape", ["h", "back"], ["y"])]
+    onnx.save(model_of(nodes, {"turned": ints(2, 6), "back": ints(3, 4)}, [2, 6]), tmp_path / "two.onnx")
+    loaded = load_model(str(tmp_path / "two.onnx"))
+    assert isinstance(loaded.module, FixedBatch)

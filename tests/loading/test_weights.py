@@ -58,6 +58,8 @@ CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
         "'swa/module' is audited; --weights takes net in its place",
     ),
     "nested deeply": (lambda net, _: {"run": {"best": {"model": {"sd": net.state_dict()}}}}, "run/best/model/sd"),
+    "list": (lambda net, _: {"state_dict": [net.state_dict()], "err": (), "epoch": 3}, "under state_dict/0"),
+    "ensemble": (lambda net, o: [net.state_dict(), o.state_dict()], "--weights takes 1 in its place"),
     "parallel": (lambda net, _: nn.DataParallel(net).state_dict(), "'module.'"),
     "compiled inside": (
         lambda net, _: {name.replace("body.", "body._orig_mod."): value for name, value in net.state_dict().items()},

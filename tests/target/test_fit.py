@@ -113,6 +113,8 @@ SHAPED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "tokens that were read as an image": (lambda: Pooled(nn.LSTM(6, 5, batch_first=True), 5), (1, 7, 6), "no-channel"),
     "vectors for a convolution": (lambda: Pooled(nn.Conv1d(1, 5, 3), 5), (16,), "one-channel"),
     "images for a network on vectors": (lambda: nn.Linear(36, 3), (1, 6, 6), "flat"),
+    "images for a network on rows": (lambda: Pooled(nn.Conv2d(1, 5, (1, 36)), 5), (1, 6, 6), "row"),
+    "images for a network on columns": (lambda: Pooled(nn.Conv2d(1, 5, (36, 1)), 5), (1, 6, 6), "column"),
     "channels last": (ChannelsLast, (3, 8, 9), "channels-last"),
 }  # fmt: skip
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from maskaudit.loading.onnx.quantisers import SIGNATURES
+
 #: Numbers of attribute types in ONNX (AttributeProto.AttributeType) that are read; graphs and their like are not.
 ATTRIBUTE_TYPES = {1: "FLOAT", 2: "INT", 3: "STRING", 4: "TENSOR", 6: "FLOATS", 7: "INTS", 8: "STRINGS"}
 #: Operators that hand on the sizes that are their first input.
@@ -33,6 +35,9 @@ def check_node(onnx: Any, node: Any, opset: int) -> None:
 
 @functools.cache
 def _signature(onnx: Any, operator: str, opset: int) -> tuple[int, int, int, dict[str, str]]:
+    if operator in SIGNATURES:
+        inputs, stated = SIGNATURES[operator]
+        return inputs, inputs, 1, stated
     schema = onnx.defs.get_schema(operator, opset)
     attributes = {name: attribute.type.name for name, attribute in schema.attributes.items()}
     return schema.min_input, schema.max_input, schema.max_output, attributes

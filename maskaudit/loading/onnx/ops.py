@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from maskaudit.loading.onnx import layers, pooling, recurrent, resizing, shapes, signals
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes, Operator, ints, number, place
+from maskaudit.loading.onnx.quantisers import QUANTISERS
 from maskaudit.loading.op_guards import check_division
 
 
@@ -331,6 +332,7 @@ OPS: dict[str, Operator] = {
     "QLinearMatMul": layers.qlinear_matmul,
     "ConvInteger": layers.conv_integer,
     "MatMulInteger": layers.matmul_integer,
+    **QUANTISERS,
 }
 #: Operators that give every output that their node names.
 SEVERAL = frozenset(("Split", "TopK", "RNN", "GRU", "LSTM", "LayerNormalization", "MaxPool"))

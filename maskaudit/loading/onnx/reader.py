@@ -22,9 +22,11 @@ from maskaudit.loading.graph import FixedBatch, GraphStep, Program, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
+from maskaudit.loading.onnx.batches import opened
 from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
+from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.tables import plain_tables
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
@@ -64,6 +66,8 @@ def read(file: ModelFile, options: Options) -> Contents:
         _check_operators(onnx, file.source, spelt, spelt=True)
         program, shape, dtype = _convert(onnx, spelt.graph, opset)
         module, notes = any_batch(program, shape, dtype)
+        if isinstance(module, FixedBatch):
+            program, module, notes = _opened(onnx, spelt, opset, module.size) or (program, module, notes)
         if shape:
             batch = module.size if isinstance(module, FixedBatch) else shape[0] or 2
             notes += compare(onnx, file.source, asked, spelt, program, [batch, *shape[1:]])
@@ -110,7 +114,7 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
         {
             f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
             for node in model.graph.node
-            if node.domain not in ("", "ai.onnx") or (node.op_type not in OPS and (spelt or not replaces(onnx, node)))
+            if not _is_known(onnx, node, spelt=spelt)
         }
     )
     if unknown:
@@ -118,6 +122,14 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
             f"{source} uses ONNX operators that are not converted: {printable(', '.join(unknown), 120)}; "
             "give the torch model itself, or a TorchScript archive of it."
         )
+
+
+def _is_known(onnx: Any, node: Any, *, spelt: bool) -> bool:
+    """Whether a node can be converted, or, before the model is spelt out, replaced."""
+    if node.domain not in ("", "ai.onnx"):
+        return quantises(node.domain, node.op_type)
+    known = node.op_type in OPS and node.op_type not in QUANTISERS
+    return known or (not spelt and replaces(onnx, node))
 
 
 def _bring_in(onnx: Any, source: str, tensor: Any, digest: Any, room: int) -> int:
@@ -183,6 +195,22 @@ def _convert(onnx: Any, graph: Any, opset: int) -> tuple[Program, list[int | Non
     if not stated.HasField("shape"):
         return module, None, dtype
     return module, input_shape(size.dim_value if size.dim_value > 0 else None for size in stated.shape.dim), dtype
+
+
+def _opened(onnx: Any, model: Any, opset: int, size: int) -> tuple[Program, nn.Module, tuple[str, ...]] | None:
+    """The program with its batch size opened, where two batches at once then get the answers of each alone."""
+    free = opened(onnx, model, size)
+    if free is None:
+        return None
+    try:
+        program, shape, dtype = _convert(onnx, free.graph, opset)
+        module, _ = any_batch(program, shape, dtype)
+    except Exception:  # whatever a graph says whose reshapes meant something else
+        return None
+    if isinstance(module, FixedBatch):
+        return None
+    said = f"The model was exported for batches of exactly {size}, which only its reshapes say; they were opened."
+    return program, module, (said,)
 
 
 def _check_names(graph: Any) -> None:
