@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskaudit.verdict.limits import MIN_POWER, POWER_ALPHA
-from maskaudit.verdict.statistics import lower_bound, rate
+from maskaudit.verdict.limits import MIN_POWER, POWER_ALPHA, RECAPTURE_POINTS
+from maskaudit.verdict.statistics import lower_bound, rate, upper_bound
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,13 @@ class Power:
         if self.random_found is not None:
             document["random_search_found"] = self.random_found
         return document
+
+    @property
+    def settled(self) -> bool:
+        """Whether more known answers would not let it pass: there are many, or by what was found it is too weak."""
+        if self.passed or self.known == 0:
+            return bool(self.passed)
+        return self.known >= RECAPTURE_POINTS or upper_bound(self.found, self.known, POWER_ALPHA) < MIN_POWER
 
     @property
     def sentence(self) -> str:

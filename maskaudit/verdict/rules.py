@@ -71,7 +71,10 @@ def judge(seen: Observations) -> Judgement:
             },
         },
         needs=needs,
-        undecided=frozenset(name for name, level in levels.items() if not (level.bounded or level.proven)),
+        undecided=frozenset(
+            name for name, level in levels.items()
+            if not (level.bounded or level.proven) or (name == "gradient" and _unpowered(seen, level))
+        ),
     )  # fmt: skip
 
 
@@ -102,12 +105,19 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         ]  # fmt: skip
     certain = levels["gradient"].certain
     if not (certain or seen.power.passed):
-        return "inconclusive", "power" if seen.power == NOT_CHECKED else "points", [seen.power.sentence]
+        checked: Need = "nothing" if seen.power.settled else "points"
+        return "inconclusive", "power" if seen.power == NOT_CHECKED else checked, [seen.power.sentence]
     most = max(level.bound for level in levels.values())
     return "clear", "nothing", [
         f"At most {most:.1%} of the correctly classified points can be hidden by gradients or loss.",
         nothing_left(seen) if certain else seen.power.sentence,
     ]  # fmt: skip
+
+
+def _unpowered(seen: Observations, level: Level) -> bool:
+    """Whether the search must meet more points before its power is known."""
+    checked = seen.power != NOT_CHECKED and not seen.power.passed
+    return checked and not seen.power.settled and not level.certain
 
 
 def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:

@@ -34,6 +34,14 @@ def test_more_found_never_turns_pass_into_fail() -> None:
     assert passed[-1] is True
 
 
+@pytest.mark.parametrize(("found", "known", "settled"), [
+    (0, 0, False), (18, 28, False), (9, 28, True), (40, 64, True), (34, 64, True), (20, 20, True), (0, 4, False),
+])  # fmt: skip
+def test_more_answers_are_asked_for_while_they_could_let_it_pass(found: int, known: int, settled: bool) -> None:
+    assert check_power("recapture", found, known).settled is settled
+    assert not NOT_CHECKED.settled
+
+
 @pytest.mark.parametrize(
     ("power", "says"),
     [

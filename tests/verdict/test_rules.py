@@ -84,11 +84,20 @@ LABELS: list[tuple[str, Observations, Label]] = [
 BY_NAME = {name: observed for name, observed, _ in LABELS}
 
 
+@pytest.mark.parametrize(("found", "needs", "undecided"), [(18, "points", {"gradient"}), (5, "nothing", set())])
+def test_a_search_of_doubtful_power_meets_more_points(found: int, needs: str, undecided: set[str]) -> None:
+    """Eighteen of 28 known answers may still turn out to be more than half of them; five of them will not."""
+    judgement = judge(seen(power=check_power("recapture", found, 28)))
+    assert judgement.verdict.label == "inconclusive"
+    assert (judgement.needs, judgement.undecided) == (needs, undecided)
+
+
 @pytest.mark.parametrize(("observed", "label"), [case[1:] for case in LABELS], ids=[case[0] for case in LABELS])
 def test_labels(observed: Observations, label: Label) -> None:
     judgement = judge(observed)
     assert judgement.verdict.label == label
-    assert (judgement.needs == "nothing") is (label in ("masked", "clear"))
+    settled = label in ("masked", "clear") or (observed.power.settled and observed.power != POWERFUL)
+    assert (judgement.needs == "nothing") is settled
     assert judgement.verdict.reasons
     assert bool(judgement.verdict.mechanisms) is (label in ("masked", "suspect"))
 
