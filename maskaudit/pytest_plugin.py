@@ -10,6 +10,7 @@ that other tests do not wait for it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from maskaudit.errors import InconclusiveAuditWarning, MaskedError
+from maskaudit.errors import InconclusiveAuditWarning, InputError, MaskedError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,6 +60,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note what the test brings; the marker nearest to it wins."""
     options: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers("maskaudit"))):
+        if marker.args or "model" in marker.kwargs:
+            pytest.fail("The marker maskaudit takes options by name, such as eps=0.1, and no model.", pytrace=False)
         options |= marker.kwargs
     item.config.stash[_RUNNING] = item.nodeid, options
 
@@ -78,7 +81,7 @@ class Auditor:
         __tracebackhide__ = True
         from maskaudit import api
 
-        result = api.audit(model, data, **self._completed(options))
+        result = api.audit(model, **self._completed(options if data is None else {"data": data, **options}))
         self._keep(result)
         if result.failure is not None:
             raise result.failure
@@ -112,12 +115,28 @@ class Auditor:
         from maskaudit.command.output import parse_outputs, write_outputs
 
         test = re.sub(r"[^A-Za-z0-9._-]+", "-", self._config.stash.get(_RUNNING, ("test", {}))[0]).strip("-.")[:150]
-        folder, number = Path(out) / test, 1
-        while folder.exists():
-            number += 1
-            folder = Path(out) / f"{test}-{number}"
-        folder.mkdir(parents=True)
+        folder = _new_folder(self._config.invocation_params.dir / out, test)
         write_outputs(parse_outputs((), str(folder)), audit.report.to_dict(), audit.evidence)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    """A folder that was not there, by this name or with a number behind it; other processes may ask for one too.
+
+    Raises:
+        InputError: when it cannot be made.
+    """
+    for number in itertools.count(1):
+        folder = parent / (f"{name}-{number}" if number > 1 else name)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}.") from None
+        else:
+            return folder
+    raise AssertionError
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the next audit gives (`report`, `failure`), and with what it was asked for (`kwargs`)."""
     state: dict[str, Any] = {"report": sample.clear(), "failure": None}
 
-    def audit(model: object, data: object, **kwargs: Any) -> Audit:
+    def audit(model: object, data: object = None, **kwargs: Any) -> Audit:
         state.update(model=model, data=data, kwargs=kwargs)
         return Audit(state["report"], b"", state["failure"])
 
@@ -130,6 +130,34 @@ def test_claim(maskaudit):
 def test_the_nearest_marker_brings_options(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
     run(pytester, code=MARKED).assert_outcomes(passed=1)
     assert audited["kwargs"] == {"norm": "L2", "eps": 0.25, "budget": "thorough", "claim": 0.5}
+
+
+def test_a_marker_brings_the_data_too(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    marked = 'import pytest\npytestmark = pytest.mark.maskaudit(data="digits")\n'
+    run(pytester, code=marked + "def test_it(maskaudit): maskaudit.audit('m')").assert_outcomes(passed=1)
+    assert audited["data"] == "digits"
+    run(pytester, code=marked + "def test_it(maskaudit): maskaudit.audit('m', 'own')").assert_outcomes(passed=1)
+    assert audited["data"] == "own"
+
+
+@pytest.mark.parametrize("arguments", ["'zoo:standard'", "model='zoo:standard'"])
+def test_a_marker_takes_no_model(arguments: str, pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    code = f"import pytest\n@pytest.mark.maskaudit({arguments})\ndef test_it(maskaudit): maskaudit.audit('m')"
+    result = run(pytester, code=code)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["The marker maskaudit takes options by name*"])
+
+
+def test_reports_lie_where_pytest_was_started(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:
+    """Tests that change folder, and tests of the same name: the reports of none are lost."""
+    code = (
+        "import os, pytest\n"
+        "@pytest.mark.parametrize('n', ['a/b', 'a-b'])\n"
+        "def test_it(maskaudit, n, tmp_path, monkeypatch):\n"
+        "    monkeypatch.chdir(tmp_path); maskaudit.audit('m')\n"
+    )
+    run(pytester, "", "--maskaudit-out", "kept", code=code).assert_outcomes(passed=2)
+    assert len(list((pytester.path / "kept").glob("*/audit.json"))) == 2
 
 
 def test_the_command_line_has_the_last_word_on_the_budget(pytester: pytest.Pytester, audited: dict[str, Any]) -> None:

@@ -65,6 +65,24 @@ def finish(status: int) -> NoReturn:
     context.exit(status)
 
 
+def asks_help(command: click.Command, arguments: list[str]) -> bool:
+    """Whether these arguments make click print help: `-qh` does, `--data -h` does not."""
+    context = None
+    while True:
+        context = click.Context(command, parent=context, resilient_parsing=True, **command.context_settings)
+        try:
+            options, rest, _ = command.make_parser(context).parse_args(list(arguments))
+        except click.UsageError:
+            return False
+        option = command.get_help_option(context)
+        if option is not None and options.get(option.name):
+            return True
+        inner = command.get_command(context, rest[0]) if isinstance(command, click.Group) and rest else None
+        if inner is None:
+            return False
+        command, arguments = inner, rest[1:]
+
+
 def main(cli: click.Group) -> NoReturn:
     """Run the command line and exit."""
     streams.make_lasting()
@@ -92,8 +110,7 @@ class _Run:
         from maskaudit.command import supervise
         from maskaudit.command.child import described
 
-        asks_help = {"-h", "--help"} & set(self.arguments)
-        if self.command in SUPERVISED and not asks_help and supervise.possible():
+        if self.command in SUPERVISED and not asks_help(self.cli, self.arguments) and supervise.possible():
             return self._outcome(supervise.supervise(self._work, hold_output=self.as_json))
         try:
             foreign.handle_signals()

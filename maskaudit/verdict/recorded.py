@@ -157,8 +157,11 @@ def _repaired(recorded: Recorded, strong: Sequence[bool]) -> int | None:
 
 
 def _present(recorded: Recorded) -> set[str]:
-    """The essential parts of which an attack ran."""
-    return {row.part for row in recorded.attacks if row.status == "ran" and row.attempted}
+    """The essential parts of which an attack ran; restarts on the few points of another loss make no cross-entropy."""
+    strong = recorded.broken(Families.of(recorded.attacks).strong)
+    left = sum(right and not hit for right, hit in zip(recorded.correct, strong, strict=True))
+    least = {"cross_entropy": max(left, 1)}
+    return {row.part for row in recorded.attacks if row.status == "ran" and row.attempted >= least.get(row.part, 1)}
 
 
 def _failed(recorded: Recorded) -> list[tuple[str, str]]:
@@ -169,13 +172,14 @@ def _failed(recorded: Recorded) -> list[tuple[str, str]]:
 
 
 def _needed(recorded: Recorded) -> set[str]:
-    """The essential parts that had points left which they could break."""
+    """The essential parts that had points left which they could break, or were left out on request."""
     families, correct = Families.of(recorded.attacks), recorded.correct
 
     def left(names: Collection[str]) -> int:
         return sum(right and not hit for right, hit in zip(correct, recorded.broken(names), strict=True))
 
-    searched = not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
+    open_for_search = left(families.every) or "gradient_free" in recorded.left_out.values()
+    searched = open_for_search and not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
     return {
         "reference",
         *(["cross_entropy", "other_loss"] if left(families.cross_entropy) else []),

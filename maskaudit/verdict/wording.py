@@ -53,13 +53,14 @@ def open_levels(seen: Observations, levels: Mapping[LevelName, Level]) -> list[s
     ]
 
 
-def unconfirmed(suspect: Mechanism, seen: Observations) -> str:
+def unconfirmed(suspect: Mechanism, seen: Observations, gradient: Level) -> str:
     """What the trace found on a model of which nothing is proven."""
     if not seen.repaired:
         return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
     return (
         f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
-        f"{seen.left} points that withstand white-box attacks are broken, too few to prove masking."
+        f"{seen.left} points that withstand white-box attacks are broken"
+        f"{'' if gradient.exceeds else ', too few to prove masking'}."
     )
 
 

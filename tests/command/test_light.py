@@ -27,6 +27,8 @@ finally:
 LIGHT = {
     "help": (["--help"], 0),
     "help of a command": (["check", "--help"], 0),
+    "help among short options": (["check", "-qh"], 0),
+    "help of a command within": (["zoo", "list", "-h"], 0),
     "version": (["--version"], 0),
     "unknown command": (["frobnicate"], 2),
     "unknown option": (["check", "m.pt", "--frobnicate"], 2),

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maskaudit.cli import cli
 from maskaudit.command import jobs
+from maskaudit.command.entry import asks_help
 from maskaudit.files import only_one_in
 
 from .calling import ROOT, check, command, start
@@ -292,6 +294,15 @@ def test_a_closed_or_full_stream_is_no_fault_of_ours_and_a_lost_result_no_succes
     fails = "huge" in arguments or ">&-" in where.replace("2>&-", "") or where == ">/dev/full"
     assert done.returncode == (2 if fails else 0)
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "helps"), [
+    ("check -qh", True), ("check m.pt --json -h", True), ("zoo list -h", True), ("-h check", True),
+    ("check m.pt --data -h", False), ("check -- -h", False), ("check m.pt -oh", False), ("check", False),
+    ("zoo -h list", True), ("frobnicate -h", False), ("check --nothing -h", False),
+])  # fmt: skip
+def test_help_is_what_click_takes_for_it(arguments: str, helps: bool) -> None:
+    assert asks_help(cli, arguments.split()) is helps
 
 
 LIGHT = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from maskaudit.results import AttackRow, ProbeResult, plain, revived
+from maskaudit.results import AttackRow, Mechanism, ProbeResult, plain, revived
 from maskaudit.verdict.recorded import Recorded, observations
 from maskaudit.verdict.rules import judge
 
@@ -85,6 +85,39 @@ def test_a_search_is_missed_only_where_it_could_reveal_something() -> None:
     assert not observations(recorded("pgd", ("square",))).missing
     left = recorded("noise", ("square",))
     assert any("gradient-free" in reason for reason in observations(left).missing)
+
+
+def test_no_search_is_missed_where_nothing_is_unbroken() -> None:
+    """Every point falls to something, though not to white-box attacks: no search could add one."""
+    idle = [dataclasses.replace(one, attempted=0, status="skipped") if one.name == "square" else one
+            for one in recorded("noise", ("apgd-margin",)).attacks]  # fmt: skip
+    missing = observations(dataclasses.replace(recorded("noise", ("apgd-margin",)), attacks=idle)).missing
+    assert missing == ("Essential part left out or failed: white-box attacks on other losses.",)
+
+
+def test_restarts_on_a_few_points_are_not_the_attacks_on_cross_entropy() -> None:
+    """Restarts meet only what another loss broke: without Auto-PGD on the rest, the examples prove nothing."""
+    few = recorded("noise", ("apgd-ce",))
+    rows = [dataclasses.replace(one, attempted=1) if one.name == "apgd-ce-restarts" else one for one in few.attacks]
+    verdict = judge(observations(dataclasses.replace(few, attacks=rows))).verdict
+    assert verdict.label == "inconclusive"
+    assert "it lacks further white-box attacks on cross-entropy" in " ".join(verdict.reasons)
+
+
+FAULT = Mechanism("shattered", "The gradient is zero", "high")
+
+
+@pytest.mark.parametrize(("without", "few"), [(("apgd-margin",), False), ((), True)])
+def test_too_few_is_said_of_few_only(without: tuple[str, ...], few: bool) -> None:
+    """All points that withstand white-box attacks fall to the repaired gradient, few or many."""
+    rows = [*recorded("noise", without).attacks, row("repaired", "repaired")]
+    broken_by = [["repaired"]] * (3 if few else HIDDEN) + [["pgd"]] * (POINTS - (3 if few else HIDDEN))
+    left_out = {name: ROWS[name].part for name in without}
+    verdict = judge(
+        observations(Recorded([True] * POINTS, broken_by, rows, traced=(FAULT,), left_out=left_out))
+    ).verdict
+    assert verdict.label != "masked"
+    assert ("too few to prove masking" in " ".join(verdict.reasons)) is few
 
 
 def test_no_attack_is_missed_where_cross_entropy_left_nothing() -> None:
