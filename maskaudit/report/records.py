@@ -6,6 +6,7 @@ attacks are in the order in which they are shown.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -91,6 +92,19 @@ class AttackView:
     curve: tuple[tuple[float, int], ...]
 
 
+#: Status, reason, and the attacks that did not run for it.
+Idle = list[tuple[str, str, list[AttackView]]]
+
+
+def by_reason(rows: Iterable[AttackView]) -> Idle:
+    """The attacks of these that did not run, those with one status and reason together, in order of appearance."""
+    groups: dict[tuple[str, str], list[AttackView]] = {}
+    for row in rows:
+        if row.status != "ran":
+            groups.setdefault((row.status, row.reason), []).append(row)
+    return [(*why, group) for why, group in groups.items()]
+
+
 @dataclass(frozen=True)
 class Indicator:
     """One indicator of the screen."""
@@ -167,9 +181,10 @@ class View:
         return tuple(attack for attack in self.attacks if attack.status == "ran")
 
     @property
-    def attack_groups(self) -> list[tuple[str, list[AttackView]]]:
-        """The rows of each role that has any, in the order of the table."""
-        return [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
+    def attack_groups(self) -> list[tuple[str, list[AttackView], Idle]]:
+        """Of each role, in the order of the table, the attacks that ran, and those that did not by reason."""
+        roles = [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
+        return [(role, [row for row in rows if row.status == "ran"], by_reason(rows)) for role, rows in roles]
 
     @property
     def attacks_not_run(self) -> tuple[AttackView, ...]:
