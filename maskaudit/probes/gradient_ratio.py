@@ -5,7 +5,7 @@ input. Both point at the same weakness; cross-entropy's carries the factor
 1 − p_y besides, so the ratio falls as the logits grow. Where float32 gives an
 exactly zero cross-entropy gradient where there is a margin gradient that is not zero,
 the factor is computed in double precision from the scores, as the difference of two
-log-sum-exps, and stands in for the ratio: an underflow is thus distinguished from a gradient that is
+log-sum-exps, and replaces the ratio: an underflow is thus distinguished from a gradient that is
 really zero. The headline is the median over the points with a margin gradient.
 
 Raised when

@@ -198,4 +198,6 @@ def caption(matrix: Matrix) -> str:
             f"{words.plural(matrix.hidden, 'tinted column')} on the left: hidden points, broken by some attack "
             "but by no white-box attack on cross-entropy."
         )
+    if any(group.key == "found" for group in matrix.groups):
+        return "The attacks that broke each point."
     return "No point is hidden: white-box attacks on cross-entropy broke all that any other attack broke."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from maskaudit.report import words
 from maskaudit.report.facts import Fact, FactGroup
@@ -92,17 +93,17 @@ class AttackView:
     curve: tuple[tuple[float, int], ...]
 
 
-#: Status, reason, and the attacks that did not run for it.
-Idle = list[tuple[str, str, list[AttackView]]]
+#: A probe or an attack.
+Row = TypeVar("Row", ProbeView, AttackView)
 
 
-def by_reason(rows: Iterable[AttackView]) -> Idle:
-    """The attacks of these that did not run, those with one status and reason together, in order of appearance."""
-    groups: dict[tuple[str, str], list[AttackView]] = {}
+def by_reason(rows: Iterable[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Those that did not run: status, reason, and all that have both in common, in order of appearance."""
+    groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        if row.status != "ran":
+        if row.status not in ("ran", "pass", "finding"):
             groups.setdefault((row.status, row.reason), []).append(row)
-    return [(*why, group) for why, group in groups.items()]
+    return [(status, reason, group) for (status, reason), group in groups.items()]
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class View:
         return tuple(attack for attack in self.attacks if attack.status == "ran")
 
     @property
-    def attack_groups(self) -> list[tuple[str, list[AttackView], Idle]]:
+    def attack_groups(self) -> list[tuple[str, list[AttackView], list[tuple[str, str, list[AttackView]]]]]:
         """Of each role, in the order of the table, the attacks that ran, and those that did not by reason."""
         roles = [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
         return [(role, [row for row in rows if row.status == "ran"], by_reason(rows)) for role, rows in roles]

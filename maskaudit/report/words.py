@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from maskaudit.results import Rate
-from maskaudit.verdict.numerals import number, power
+from maskaudit.verdict.numerals import number as number
+from maskaudit.verdict.numerals import power as power
 
 #: Verdict labels, worst first, with the words of the gradient-health axis.
 HEALTH = {

@@ -377,7 +377,10 @@ def test_the_curves_start_where_the_model_starts_and_end_where_the_table_does(au
             ):
                 assert row[key] == sum(r and not b & names for r, b in zip(drawn, by, strict=True)) / len(drawn)
     page = page_of(audited)
-    curves = section(page, "curves")
+    curves = next((part for part in page.iter("section") if part.get("id") == "curves"), None)
+    if curves is None:
+        assert not rows
+        return
     if rows:
         best = ", ".join(
             f"{audited.rate(round(row['best_known'] * row['n']), row['n'])} at ε"
@@ -395,7 +398,9 @@ def test_lines_against_steps_begin_at_clean_accuracy(audited: Counted) -> None:
     figure = next((svg for svg in drawings(page_of(audited), "svg") if "attack steps" in plainly(svg)), None)
     if figure is None:
         assert not any(
-            row["curve"] and audited.whole(name) for name, row in audited.rows.items() if name in audited.every
+            row["curve"] and row["curve"][-1][0] > 1 and audited.whole(name)
+            for name, row in audited.rows.items()
+            if name in audited.every
         )
         return
     paths = [path.get("d") or "" for path in drawings(figure, "path")]
@@ -502,7 +507,8 @@ def written(value: Any) -> Iterator[str]:
     elif isinstance(value, float):
         yield from (f"{value:.3g} {value:.4g} {100 * value:.1f} {value:g}", duration(abs(value)), f"{value:,.0f}")
         yield from (f"{float(f'{value:.3g}'):,.0f}", f"{value:.1e}".split("e")[0].removesuffix(".0"))
-        yield f"{10 ** (value % 1):.2g}"  # the digits before a power of ten, of a figure kept as its logarithm
+        yield f"{10 ** (value % 1):.2g}"  # of a figure kept as its logarithm: digits before a power of ten
+        yield f"{10**value:.3g}" if abs(value) < 300 else ""
     elif value is not None and not isinstance(value, bool):
         yield f"{value:,}" if isinstance(value, int) else str(value)
         yield str(value)
