@@ -183,7 +183,10 @@ def lines_of(counted: Counted) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else f"{round(seconds)} s"
+    whole = round(seconds)
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
 
 
 # --- the verdict and its axes ----------------------------------------------------------------------
