@@ -247,25 +247,25 @@ class ThreatModel:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; features only where there are some."""
-        said = {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)}
-        return said if self.features is None else {**said, "features": asdict(self.features)}
+        fields = {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)}
+        return fields if self.features is None else {**fields, "features": asdict(self.features)}
 
     @classmethod
-    def from_dict(cls, said: Mapping[str, Any]) -> ThreatModel:
+    def from_dict(cls, fields: Mapping[str, Any]) -> ThreatModel:
         """The reverse, from fields that were read with their limits.
 
         Raises:
             UsageError: for features that do not fit each other.
         """
-        given = said.get("features")
+        given = fields.get("features")
         if given is None:
-            return cls(said["norm"], said["eps"], tuple(said["bounds"]))
+            return cls(fields["norm"], fields["eps"], tuple(fields["bounds"]))
         groups = tuple(map(tuple, given["groups"]))
         sizes = {len(given[name]) for name in ("low", "width", "scale", "step")}
         if len(sizes) != 1 or any(number >= min(sizes) for group in groups for number in group):
             raise UsageError("The features of the threat model do not fit each other.")
         low, width, scale, step = (tuple(given[name]) for name in ("low", "width", "scale", "step"))
-        return cls(said["norm"], said["eps"], tuple(said["bounds"]), Features(low, width, scale, step, groups))
+        return cls(fields["norm"], fields["eps"], tuple(fields["bounds"]), Features(low, width, scale, step, groups))
 
 
 def customary_eps(norm: Norm, shape: Sequence[int], bounds: tuple[float, float]) -> float:

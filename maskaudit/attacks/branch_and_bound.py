@@ -89,10 +89,10 @@ class _Search:
 
     def run(self, rounds: int) -> int:
         """Search on interval bounds first, which cost nothing, then on tighter ones; returns the parts bounded."""
-        dear = rounds_of_bounds(self.network)
-        first = rounds if rounds < 2 * dear else min(FIRST_ROUNDS, rounds)
-        if not self._split(first, tighten=False) and rounds - first > dear:
-            self._split(rounds - first - dear, tighten=True)
+        costly = rounds_of_bounds(self.network)
+        first = rounds if rounds < 2 * costly else min(FIRST_ROUNDS, rounds)
+        if not self._split(first, tighten=False) and rounds - first > costly:
+            self._split(rounds - first - costly, tighten=True)
         return self.spent
 
     def _split(self, rounds: int, *, tighten: bool) -> bool:

@@ -49,7 +49,7 @@ def other_term(scores: Tensor, y: Tensor, reject_class: int | None = None) -> Te
 def dlr(scores: Tensor, y: Tensor) -> Tensor:
     """Difference-of-logits ratio (Croce & Hein 2020, eq. 6): margin over (z_π1 − z_π3).
 
-    Two classes have no third logit; the ratio is then constant, so the plain margin stands in.
+    Two classes have no third logit; the ratio is then constant, so the plain margin is used instead.
     """
     if scores.shape[1] < 3:
         return margin(scores, y)

@@ -56,7 +56,7 @@ def square(
         x: clean points, images (N, C, H, W) or vectors (N, D); y: labels (N,).
         queries: evaluations per point, including the one of the starting pattern.
         p_init: share of the pixels changed by the first proposals; AutoAttack's value
-            (Croce & Hein 2020) stands for both norms.
+            (Croce & Hein 2020) is used for both norms.
         starts: points (N, …) at which the search begins, moved into ball and bounds first; without them it begins
             with the paper's pattern.
 

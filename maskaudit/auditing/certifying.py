@@ -49,7 +49,7 @@ def certify(state: AuditState) -> None:
 
 
 def _proven(state: AuditState, rows: Tensor) -> tuple[Tensor | None, str]:
-    """Which drawn points (P,) are proven robust, or None and why that cannot be said."""
+    """Which drawn points (P,) are proven robust, or None and why that is unknown."""
     target, ledger, proven = state.target, state.ledger, torch.zeros(len(state.ledger), dtype=torch.bool)
     if state.settings.black_box:
         return None, "a black box cannot be bounded"

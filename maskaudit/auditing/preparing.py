@@ -96,9 +96,9 @@ def _boxed(prepared: Prepared) -> Prepared:
             raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
         return prepared
     box = blackbox.boxed(loaded.module, limit=settings.queries, rate=settings.rate)
-    said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
+    note = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(
-        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
+        prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, note)),
         settings=replace(settings, black_box=True),
     )  # fmt: skip
 
@@ -200,17 +200,17 @@ def _pool_points(data: Dataset) -> int:
 
 def _settings(settler: Settler, request: Request) -> AuditSettings:
     """The settings with what the model brings where the user left them open."""
-    said = request.settings
+    given = request.settings
     return replace(
-        said,
-        arch=request.arch or said.arch,
-        weights=request.weights or said.weights,
-        plan=said.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
-        outputs=settler.take("outputs", said.outputs if said.outputs != "auto" else None) or "auto",
-        mean=settler.take("mean", said.mean),
-        std=settler.take("std", said.std),
-        reject_class=settler.take("reject_class", said.reject_class),
-        certified=settler.take("certified", said.certified),
+        given,
+        arch=request.arch or given.arch,
+        weights=request.weights or given.weights,
+        plan=given.plan if request.plan is None or isinstance(request.plan, str) else request.plan,
+        outputs=settler.take("outputs", given.outputs if given.outputs != "auto" else None) or "auto",
+        mean=settler.take("mean", given.mean),
+        std=settler.take("std", given.std),
+        reject_class=settler.take("reject_class", given.reject_class),
+        certified=settler.take("certified", given.certified),
         defaults=tuple(settler.defaults),
     )
 
@@ -282,8 +282,8 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
             f"example `maskaudit check {loaded.source} --data test.npz`. ({error})"
         ) from error
     claimed = loaded.metadata.get("outputs")
-    said = "outputs (from the model file)" in settings.defaults and claimed != "auto"
-    if said and (found in SHARES) != (claimed in SHARES):
+    from_file = "outputs (from the model file)" in settings.defaults and claimed != "auto"
+    if from_file and (found in SHARES) != (claimed in SHARES):
         raise InputError(
             f"{loaded.source} says of itself that it returns {claimed}, but its answers are {found}; "
             "say with --outputs what is right."

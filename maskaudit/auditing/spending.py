@@ -19,7 +19,7 @@ _UNIT_LIMIT = 100
 
 
 class BudgetSpent(BaseException):
-    """The budget is spent; the message says so. No handler for errors of attacks, probes or models catches it."""
+    """The budget is spent; the message names it. No handler for errors of attacks, probes or models catches it."""
 
 
 @dataclass

@@ -132,7 +132,7 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
         prepared.loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, device=settings.device,
         reject_class=settings.reject_class, seed=settings.seed, form=Form(features=threat.features),
     ) as target:  # fmt: skip
-        said = recognise(target, prepared.data, settings).notes
+        recognised = recognise(target, prepared.data, settings).notes
         _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
         order = (target.predict(target.scores(x)) != y).int().argsort(stable=True)[:MAX_POINTS]
         found = inspect_model(target, x[order], y[order], eps=threat.per_coordinate(x))
@@ -141,6 +141,6 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
     loaded = prepared.loaded
     return {
         "schema_version": SCHEMA_VERSION, "tool": f"maskaudit {__version__}", "source": loaded.source,
-        "format": loaded.format, "sha256": loaded.sha256, "notes": [*loaded.notes, *said],
+        "format": loaded.format, "sha256": loaded.sha256, "notes": [*loaded.notes, *recognised],
         "threat": threat.to_dict(), **found,
     }  # fmt: skip

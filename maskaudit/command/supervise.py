@@ -77,7 +77,7 @@ class Ended:
         return MODEL_FAILED_STATUS if given > 128 and not self.signum else given
 
     def why(self) -> tuple[str, int]:
-        """Why it did not finish, as a sentence, and the exit status that says so."""
+        """Why it did not finish, as a sentence, and the exit status for it."""
         broke = self.messages.get("broke", {"error": "", "text": "", "lacked": ""})
         raised = f"{broke['error']} ({broke['text']})" if broke["text"] else broke["error"]
         if self.signum:

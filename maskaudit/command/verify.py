@@ -68,5 +68,5 @@ def _digest(given: str) -> str:
 
 def _published(content: bytes, published: str) -> Check:
     found = hashlib.sha256(content).hexdigest()
-    said = "the file has the digest that was given" if found == published else f"the file has the digest {found}"
-    return Check("published digest", found == published, said)
+    detail = "the file has the digest that was given" if found == published else f"the file has the digest {found}"
+    return Check("published digest", found == published, detail)

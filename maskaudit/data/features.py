@@ -38,7 +38,7 @@ FILE = Record({"feature": Items(ENTRY, MAX_ENTRIES, 1)}, required=("feature",))
 
 @dataclass
 class _Column:
-    """What is said of one column; `eps` in its own unit, None for that of the audit; `held` to its bounds or not."""
+    """What one column may be; `eps` in its own unit, None for that of the audit; `held` to its bounds or not."""
 
     kind: str = "real"
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -111,12 +111,12 @@ class Table:
 
     def sentence(self) -> str:
         """What the report says of it."""
-        kinds = [one.kind for one in self.columns]
-        counts = [(len(self.groups), "categorical"), *((kinds.count(kind), kind) for kind in ("integer", "frozen"))]
-        said = ", ".join(f"{count} {kind}" for count, kind in counts if count)
+        columns = [one.kind for one in self.columns]
+        counts = [(len(self.groups), "categorical"), *((columns.count(kind), kind) for kind in ("integer", "frozen"))]
+        kinds = ", ".join(f"{count} {kind}" for count, kind in counts if count)
         return (
-            f"Inputs are shares of each feature's range, and ε is one of it ({len(kinds)} columns"
-            f"{'; ' if said else ''}{said}); attacks change no frozen feature, and bring whole numbers and single "
+            f"Inputs are shares of each feature's range, and ε is one of it ({len(columns)} columns"
+            f"{'; ' if kinds else ''}{kinds}); attacks change no frozen feature, and bring whole numbers and single "
             "categories where the features say so."
         )
 
@@ -190,7 +190,7 @@ def _column(where: str, entry: Mapping[str, Any], bounds: tuple[float, float]) -
 
 
 def _as_it_is(values: Tensor) -> _Column:
-    """A frozen column of values (N,) about which nothing is said: whatever it holds is right."""
+    """A frozen column of values (N,) that the file does not describe: whatever it holds is accepted."""
     low, high = float(values.min()), float(values.max())
     return _Column("frozen", (low, high if high > low else low + 1), held=False)
 

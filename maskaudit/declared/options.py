@@ -33,7 +33,7 @@ class Option:
         default: its value where it is left out.
         kind: what it must be.
         help: one sentence.
-        metavar: what stands for its value in `--help`; the choices where there are some.
+        metavar: placeholder for its value in `--help`; the choices where there are some.
         flag: its name on the command line.
         group: which options it lies with.
         path: how a relative path in it is read in a configuration.

@@ -46,7 +46,7 @@ MAX_CLASSES = 1_000_000
 
 @functools.cache
 def declaration() -> Record:
-    """The fields; null stands for a field that is not there."""
+    """The fields; null means a field that is not there."""
     value = Number(-MAX_VALUE, MAX_VALUE)
     size = Number(MIN_VALUE, MAX_VALUE)
     bounds = Checked(Items(value, 2, 2), "two numbers, smallest first, such as [0, 1]", lambda pair: pair[0] < pair[1])

@@ -40,7 +40,7 @@ class GraphStep:
     Attributes:
         path: where its module is put, dotted, such as `net.0.conv2d`.
         module: called with the values of `inputs`.
-        inputs: names of values; "" stands for an input that is left out (None).
+        inputs: names of values; "" is an input that is left out (None).
         outputs: names that its results get; one name takes the result as it is, none leaves it.
     """
 

@@ -1,4 +1,4 @@
-"""Which classifier of transformers a configuration stands for, and how it is built without weights."""
+"""Which classifier of transformers a configuration describes, and how it is built without weights."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ROBUSTBENCH_EPS = {
     ("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100", "Linf"): 8 / 255, ("imagenet", "Linf"): 4 / 255,
 }  # fmt: skip
 ROBUSTBENCH_DATA = {"cifar10": "torchvision:CIFAR10", "cifar100": "torchvision:CIFAR100"}
-#: What is said of every model of audio.
+#: The note on every audio model.
 AUDIO = "The model takes recordings as its feature extractor leaves them: give points that have been through it."
 
 

@@ -64,8 +64,8 @@ def read_index(file: ModelFile, options: Options) -> Contents:
         )
     module = arch.build(options.arch)
     notes = state.fit(module, [Holder((), tensors)], file.source, options.arch, options.weights)
-    said = f"The weights lie in {len(names)} files beside the index, which the digest covers as well."
-    return Contents(module, "safetensors", {}, arch.trusted_code(options.arch), (said, *notes), digest.hexdigest())
+    note = f"The weights lie in {len(names)} files beside the index, which the digest covers as well."
+    return Contents(module, "safetensors", {}, arch.trusted_code(options.arch), (note, *notes), digest.hexdigest())
 
 
 def index_of(source: str) -> str:

@@ -86,7 +86,7 @@ def wanted_globals(file: ModelFile) -> list[str]:
         if file.data.startswith(b"PK"):
             with torch.serialization.safe_globals(list(HARMLESS)):
                 return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(file.data)))
-    except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still said
+    except Exception:  # a damaged archive, or an opcode that torch refuses: what our own scan sees is still reported
         return _scan_pickles(_pickle_part(file.data))
     return _scan_pickles(_pickle_part(file.data))
 

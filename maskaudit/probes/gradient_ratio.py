@@ -5,7 +5,7 @@ input. Both point at the same weakness; cross-entropy's carries the factor
 1 − p_y besides, so the ratio falls as the logits grow. Where float32 gives an
 exactly zero cross-entropy gradient where there is a margin gradient that is not zero,
 the factor is computed in double precision from the scores, as the difference of two
-log-sum-exps, and stands in for the ratio: an underflow is thus distinguished from a gradient that is
+log-sum-exps, and replaces the ratio: an underflow is thus distinguished from a gradient that is
 really zero. The headline is the median over the points with a margin gradient.
 
 Raised when
@@ -40,6 +40,7 @@ from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
 from maskaudit.threat import per_point_norm
+from maskaudit.verdict.numerals import power
 
 #: 1 − p_y at or below this rounds away next to 1 in float32.
 LOST_NEXT_TO_ONE = 2.0**-24
@@ -75,7 +76,7 @@ def measure(context: ProbeContext) -> Measurement:
         median, "log10 (median over points)", n,
         findings=(
             ProbeFinding(
-                f"The cross-entropy gradient is 10^{median:.1f} times the margin gradient at the median point; "
+                f"The cross-entropy gradient is {power(median)} times the margin gradient at the median point; "
                 f"it underflowed to exactly zero on {int(underflow.sum())} of {n} points."
             ),
         ),

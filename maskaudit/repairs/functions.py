@@ -92,7 +92,7 @@ class FunctionPatches:
 
 
 class _Context:
-    """Stands in for `ctx` while a forward runs again: accepts everything, keeps what it is given."""
+    """A substitute for `ctx` while a forward runs again: accepts everything, keeps what it is given."""
 
     needs_input_grad: tuple[bool, ...] = ()
 

@@ -11,6 +11,7 @@ from maskaudit.repairs.plan import repair_key
 from maskaudit.results import Location
 from maskaudit.trace.records import Culprit, Op, Remedy, Trace
 from maskaudit.trace.rectifiers import is_rectifier
+from maskaudit.verdict.numerals import number
 
 _SENTENCES: dict[Remedy, str] = {
     "straight-through": "Let the gradient pass {op} as if it were the identity.",
@@ -25,7 +26,7 @@ _SENTENCES: dict[Remedy, str] = {
     "ignore-hook": "Do not register the hook that rewrites the gradient.",
     "tap": "Read the scores before {op}.",
     "boundary": "Let the gradient pass the whole module {module} as if it were the identity.",
-    "rescale": "Divide the logits by {scale:.3g}.",
+    "rescale": "Divide the logits by {scale}.",
     "carry": "Give every hard choice, comparison, rounding and cut a soft stand-in.",
     "prefix": "Let the gradient pass everything before {module} as if it were the identity.",
     "open": "Let the gradient pass the units of {op} that fire on none of the audited points, as if they were on.",
@@ -77,7 +78,7 @@ def _repair(culprit: Culprit, op: Op | None) -> Repair:
         remedy=culprit.remedy,
         location=where,
         mechanism=culprit.mechanism,
-        sentence=_SENTENCES[culprit.remedy].format(op=where.op, module=where.module, scale=culprit.scale),
+        sentence=_SENTENCES[culprit.remedy].format(op=where.op, module=where.module, scale=number(culprit.scale)),
         scale=culprit.scale,
         by_node=by_node,
     )
@@ -167,11 +168,11 @@ def resolve(repair: Repair, trace: Trace) -> Repair:
         if where.module in inside:
             return dataclasses.replace(_on_module(repair.remedy, where.module), scale=repair.scale)
     elif repair.remedy == "rescale":
-        return dataclasses.replace(repair, sentence=_SENTENCES["rescale"].format(scale=repair.scale))
+        return dataclasses.replace(repair, sentence=_SENTENCES["rescale"].format(scale=number(repair.scale)))
     for op in trace.ops:
         here = op.location
         if (here.module, here.op) == (where.module, where.op) and where.line in (None, here.line):
-            sentence = _SENTENCES[repair.remedy].format(op=here.op, module=here.module, scale=repair.scale)
+            sentence = _SENTENCES[repair.remedy].format(op=here.op, module=here.module, scale=number(repair.scale))
             by_node = op.kind == "node"
             return dataclasses.replace(repair, location=here, sentence=sentence, by_node=by_node)
     line = "" if where.line is None else f", line {where.line}"

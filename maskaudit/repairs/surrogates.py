@@ -18,7 +18,7 @@ CLAMPS = frozenset({
 })  # fmt: skip
 BELOW = frozenset({"lt", "le", "__lt__", "__le__", "less", "less_equal"})
 ABOVE = frozenset({"gt", "ge", "__gt__", "__ge__", "greater", "greater_equal"})
-#: Calls that return indices or booleans: a soft choice or difference stands in for them.
+#: Calls that return indices or booleans: a soft choice or difference replaces them.
 HARD_CHOICES = frozenset({"argmax", "argmin", "topk", "sort", "argsort", "max", "min"}) | BELOW | ABOVE
 #: Soft choices are made at this temperature in units of the spread of what is chosen from.
 CHOICE_TEMPERATURE = 0.5

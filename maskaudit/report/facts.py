@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from maskaudit.report import coerce, words
+
+#: Most columns of a table that are listed, and what the document says of each.
+MAX_COLUMNS = 24
+_COLUMN = ("low", "width", "scale", "step")
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,38 @@ def audited(
     search = tuple(
         Fact(_name(key), _value(value), key in defaults) for key, value in settings.items() if key not in _PLACED
     )
-    groups = (FactGroup("Model", model), FactGroup("Data and threat model", data), FactGroup("Search", search))
+    features = tuple(_features(coerce.mapping(threat.get("features")), coerce.number(threat.get("eps"))))
+    groups = (
+        FactGroup("Model", model),
+        FactGroup("Data and threat model", data),
+        FactGroup("Search", search),
+        FactGroup("What each column may be", features),
+    )
     return tuple(
         FactGroup(group.title, shown)
         for group in groups
         if (shown := tuple(fact for fact in group.facts if fact.value))
     )
+
+
+def _features(features: dict[str, Any], eps: float | None) -> Iterator[Fact]:
+    """What each column of a table may be and by how much it may change, in its own unit."""
+    numbers = ([coerce.number(item) for item in coerce.items(features.get(key))] for key in _COLUMN)
+    rows = [row for row in zip(*numbers, strict=False) if None not in row]
+    one_of = {coerce.count(column): coerce.items(group) for group in coerce.items(features.get("groups"))
+              for column in coerce.items(group)}  # fmt: skip
+    for column, (low, width, scale, step) in enumerate(rows[:MAX_COLUMNS]):
+        if not scale:
+            allowed = "never changed"
+        elif column in one_of:
+            allowed = f"one category with columns {words.joined(map(coerce.text, one_of[column]))}"
+        else:
+            radius = words.number((eps or 0.0) * scale * width)
+            whole = "whole number, " if step else ""
+            allowed = f"{whole}{words.number(low)} to {words.number(low + width)}, changed by at most {radius}"
+        yield Fact(f"Column {column}", allowed)
+    if len(rows) > MAX_COLUMNS:
+        yield Fact("Further columns", f"{len(rows) - MAX_COLUMNS:,}, in the JSON report")
 
 
 def reproduction(document: dict[str, Any]) -> tuple[Fact, ...]:

@@ -33,6 +33,7 @@ from maskaudit.report import (
     view,
     words,
 )
+from maskaudit.report.records import by_reason
 
 #: Places of one finding or mechanism that are listed; the JSON has all.
 MAX_PLACES = 12
@@ -60,13 +61,15 @@ def render(document: dict[str, Any]) -> str:
     matrix = points.read(document, report)
     tests = nulls.read(document)
     flow = layers.read_flow(figures.get("gradient_flow"))
+    eps_curve, step_curves = plots.eps_curve(report, figures.get("eps_curve")), plots.step_curves(report)
     page = jinja.get_template("report.html").render(
         report=report,
         style=Markup("".join(map(asset, STYLESHEETS))),
-        eps_curve=plots.eps_curve(report, figures.get("eps_curve")),
+        eps_curve=eps_curve,
+        curved=eps_curve is not None or step_curves is not None,
         eps_points=max((coerce.count(row.get("n")) for row in coerce.mappings(figures.get("eps_curve"))), default=0),
         drawn=clean.n if clean else 0,
-        step_curves=plots.step_curves(report),
+        step_curves=step_curves,
         slice=slice_,
         surfaces=plots.surfaces(slice_),
         strips=images.strips(figures.get("strips")),
@@ -107,6 +110,7 @@ def environment() -> Environment:
         auto_reload=False,
     )
     made.filters["percent"] = words.percent
+    made.filters["by_reason"] = by_reason
     made.filters["along"] = _along
     made.filters["verbatim"] = _verbatim
     made.tests["some"] = lambda value: value is not None

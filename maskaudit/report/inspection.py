@@ -50,7 +50,7 @@ def text(document: dict[str, Any]) -> str:
 def sections(document: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """(title, items) of everything that was found; an item is a place and what there is to say of it."""
     found = [
-        ("Suspects; no attack was made, `maskaudit check` confirms or clears them", _suspects(document["culprits"])),
+        ("Suspects (an audit confirms or clears them)", _suspects(document["culprits"])),
         ("Would be repaired", [(f"in {place(r['location'])}", r["sentence"]) for r in document["repairs"]]),
         ("Cuts", [
             (f"in {place(c['location'])}", c["sentence"] + (" (revived downstream)" if c["revived"] else ""))

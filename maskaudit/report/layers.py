@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
@@ -139,7 +140,7 @@ def _depth_summary(norms: list[tuple[float | None, ...]], bend: dict[str, Any]) 
     first, last = norms[0][0], norms[-1][0]
     change = "It does not reach the input."
     if first is not None and last is not None:
-        change = f"What reaches the input is 10^{last - first + 0.0:.1f} of what leaves the output."
+        change = f"The gradient at the input is {words.power(last - first)} times as large as at the output."
     if not bend:
         return change
     place = coerce.mapping(bend.get("location"))
@@ -165,10 +166,12 @@ def repaired(document: dict[str, Any], view: View) -> tuple[tuple[AttackView, Ra
 
 
 def repairs(document: dict[str, Any], view: View) -> Markup | None:
-    """Robust accuracy before and after each repair; None where no repaired attack ran."""
-    rows = repaired(document, view)[:_MAX_REPAIRS]
+    """Robust accuracy before and after each repair that lowered it; None where none did."""
     before = view.accuracy["strong_reference"] or view.accuracy["reference"]
-    if not rows or before is None:
+    if before is None:
+        return None
+    rows = [(attack, after) for attack, after in repaired(document, view) if after.value < before.value][:_MAX_REPAIRS]
+    if not rows:
         return None
     texts = []
     with drawing():
@@ -177,7 +180,15 @@ def repairs(document: dict[str, Any], view: View) -> Markup | None:
             axes.plot([before.value, after.value], [row, row], color=COLOURS["rule"], lw=3, zorder=0)
             _estimate(axes, before, row - 0.06, "strong", hollow=True)
             _estimate(axes, after, row + 0.06, "repaired", hollow=False)
-            axes.text(0.0, row - 0.34, attack.title[:64], ha="left", va="center", color=COLOURS["ink"], fontsize=10)
+            axes.text(
+                0.0,
+                row - 0.34,
+                shorten(attack.title, 72, placeholder=" …"),
+                ha="left",
+                va="center",
+                color=COLOURS["ink"],
+                fontsize=10,
+            )
             texts.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])

@@ -66,8 +66,8 @@ class _Paragraph:
 
     def text(self) -> str:
         """The whole paragraph."""
-        parts = (self._setup(), self._attacks(), self._scoring(), self._figures(), self._test(), self._verdict())
-        return words.joined(parts, " ")
+        parts = (self._attacks(), self._scoring(), self._figures(), self._test()) if self.view.attacks_run else ()
+        return words.joined((self._setup(), *parts, self._verdict()), " ")
 
     def _say(self, text: str) -> str:
         return latex(text) if self.latex else text

@@ -30,13 +30,14 @@ class StageView:
 
 @dataclass(frozen=True)
 class PlanView:
-    """The plan: stages that met a point (all, where none did), sentences on which repair confirmed which mechanism,
-    where the plan came from, and how many stages are left out."""
+    """The plan: stages that met a point, sentences on which repair confirmed which mechanism,
+    where the plan came from, how many stages are left out, and why, where one reason holds for all."""
 
     stages: tuple[StageView, ...]
     confirmed: tuple[str, ...]
     given: bool
     hidden: int
+    reasons: tuple[str, ...] = ()
 
 
 def read(document: dict[str, Any]) -> PlanView | None:
@@ -49,8 +50,9 @@ def read(document: dict[str, Any]) -> PlanView | None:
     confirmed = [
         sentence for mechanism in coerce.mappings(verdict.get("mechanisms")) for sentence in _confirmations(mechanism)
     ]
-    shown = tuple(([stage for stage in stages if stage.ran] or stages)[:MAX_STAGES])
-    return PlanView(shown, tuple(confirmed), plan.get("source") == "file", len(stages) - len(shown))
+    shown = tuple(stage for stage in stages if stage.ran)[:MAX_STAGES]
+    reasons = dict.fromkeys(stage.reason for stage in stages if not stage.ran and stage.reason)
+    return PlanView(shown, tuple(confirmed), plan.get("source") == "file", len(stages) - len(shown), tuple(reasons))
 
 
 def _stage(item: dict[str, Any]) -> StageView:

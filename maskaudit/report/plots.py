@@ -176,7 +176,8 @@ def _stations(x: list[float], y: list[float]) -> list[tuple[float, float]]:
 
 
 def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
-    """At most `_MAX_LINES` attacks with a curve: the strongest of each role, then the next of each role."""
+    """At most `_MAX_LINES` attacks with a curve: the strongest of each role, then the next of each role; none where no
+    curve is longer than one step."""
     ranks: dict[str, int] = {}
     ranked = []
     for attack in attacks:
@@ -188,7 +189,8 @@ def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
         ):
             ranks[attack.role] = ranks.get(attack.role, -1) + 1
             ranked.append((ranks[attack.role], attack))
-    return [attack for _, attack in sorted(ranked, key=lambda pair: pair[0])[:_MAX_LINES]]
+    chosen = [attack for _, attack in sorted(ranked, key=lambda pair: pair[0])[:_MAX_LINES]]
+    return chosen if any(attack.curve[-1][0] > 1 for attack in chosen) else []
 
 
 def _survivors(attack: AttackView, clean: Rate | None) -> tuple[list[float], list[float]]:

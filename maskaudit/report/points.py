@@ -29,6 +29,7 @@ GROUPS = (
     ("gradient", "Hidden at gradient level", "only attacks that do not trust the model's gradients break them"),
     ("loss", "Hidden at loss level", "white-box attacks break them, but not through cross-entropy"),
     ("plain", "Broken by the usual loss", "white-box attacks on cross-entropy break them"),
+    ("found", "Broken", "no white-box attack ran, so that neither level is compared"),
     ("other", "Broken by a second opinion only", "by none of the families that the verdict compares"),
     ("unbroken", "Unbroken", "no attack broke them"),
     ("wrong", "Wrong without an attack", "not attacked"),
@@ -146,6 +147,8 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
             kind = "wrong"
         elif broken & usual:
             kind = "plain"
+        elif broken and not own:
+            kind = "found"
         elif broken & own:
             kind = "loss"
         elif broken & challenging:
@@ -195,4 +198,6 @@ def caption(matrix: Matrix) -> str:
             f"{words.plural(matrix.hidden, 'tinted column')} on the left: hidden points, broken by some attack "
             "but by no white-box attack on cross-entropy."
         )
+    if any(group.key == "found" for group in matrix.groups):
+        return "The attacks that broke each point."
     return "No point is hidden: white-box attacks on cross-entropy broke all that any other attack broke."

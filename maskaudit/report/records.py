@@ -6,8 +6,10 @@ attacks are in the order in which they are shown.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TypeVar
 
 from maskaudit.report import words
 from maskaudit.report.facts import Fact, FactGroup
@@ -91,6 +93,19 @@ class AttackView:
     curve: tuple[tuple[float, int], ...]
 
 
+#: A probe or an attack.
+Row = TypeVar("Row", ProbeView, AttackView)
+
+
+def by_reason(rows: Iterable[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Those that did not run: status, reason, and all that have both in common, in order of appearance."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.status not in ("ran", "pass", "finding"):
+            groups.setdefault((row.status, row.reason), []).append(row)
+    return [(status, reason, group) for (status, reason), group in groups.items()]
+
+
 @dataclass(frozen=True)
 class Indicator:
     """One indicator of the screen."""
@@ -167,9 +182,10 @@ class View:
         return tuple(attack for attack in self.attacks if attack.status == "ran")
 
     @property
-    def attack_groups(self) -> list[tuple[str, list[AttackView]]]:
-        """The rows of each role that has any, in the order of the table."""
-        return [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
+    def attack_groups(self) -> list[tuple[str, list[AttackView], list[tuple[str, str, list[AttackView]]]]]:
+        """Of each role, in the order of the table, the attacks that ran, and those that did not by reason."""
+        roles = [(role, list(rows)) for role, rows in groupby(self.attacks, key=lambda row: row.role)]
+        return [(role, [row for row in rows if row.status == "ran"], by_reason(rows)) for role, rows in roles]
 
     @property
     def attacks_not_run(self) -> tuple[AttackView, ...]:

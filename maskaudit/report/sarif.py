@@ -150,7 +150,7 @@ def _result(
     location: dict[str, Any] = {}
     if artifact := _artifact(place.file or report.source):
         location["physicalLocation"] = {"artifactLocation": artifact}
-        # Code scanning shows only results that have a line; 1 stands for the file as a whole.
+        # Code scanning shows only results that have a line; line 1 means the file as a whole.
         location["physicalLocation"]["region"] = {"startLine": (place.line or 1) if place.file else 1}
     if place.module or place.op:
         name = place.module or place.op

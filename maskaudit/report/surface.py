@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from maskaudit.report import coerce
+from maskaudit.report import coerce, words
 
 #: Filled steps between the lowest and the highest value.
 BANDS = 8
@@ -87,7 +87,7 @@ def panels(data: Surface) -> list[tuple[str, str, Values, str]]:
 
 
 def _span(values: Values) -> str:
-    return f"Values from {values.min() + 0.0:.3g} to {values.max() + 0.0:.3g}."
+    return f"Values from {words.number(float(values.min()) + 0.0)} to {words.number(float(values.max()) + 0.0)}."
 
 
 def draw(
@@ -112,7 +112,7 @@ def draw(
         filled.set_rasterized(as_image)
     else:
         middle = (0.5 * (data.u[0] + data.u[-1]), 0.25 * data.v[0] + 0.75 * data.v[-1])
-        axes.text(*middle, f"{values.min():.3g} everywhere", color=colours["soft"], ha="center")
+        axes.text(*middle, f"{words.number(float(values.min()))} everywhere", color=colours["soft"], ha="center")
     if data.margin.min() < 0 < data.margin.max():
         ink = "#1d1c1a" if as_image else colours["ink"]
         boundary = axes.contour(data.u, data.v, data.margin, levels=[0.0], colors=[ink], linewidths=1.6)

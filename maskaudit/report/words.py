@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from maskaudit.results import Rate
+from maskaudit.verdict.numerals import number as number
+from maskaudit.verdict.numerals import power as power
 
 #: Verdict labels, worst first, with the words of the gradient-health axis.
 HEALTH = {
@@ -101,20 +103,16 @@ def is_share(unit: str) -> bool:
 
 
 def quantity(value: float | None, unit: str, share: bool) -> str:
-    """A probe's figure with its unit: `72.0% of points` for a share, else `0.0213 margin units`; empty for None."""
+    """A probe's figure with its unit: `72.0% of points` for a share, `6 × 10⁻⁸ times` for a ratio as log10, else
+    `0.0213 margin units`; empty for None."""
     if value is None:
         return ""
+    if unit.startswith("log10"):
+        return f"{power(value)} times {unit.removeprefix('log10').strip()}".strip()
     if not share:
         return f"{number(value)} {unit}".strip()
     rest = unit.partition(" ")[2] if is_share(unit) else unit
     return f"{percent(value)} {rest}".strip()
-
-
-def number(value: float) -> str:
-    """Three significant digits; whole numbers with thousands separated."""
-    if value == int(value) and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.3g}"
 
 
 def radius(eps: float | None) -> str:

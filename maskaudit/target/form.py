@@ -20,7 +20,7 @@ from maskaudit.threat import Features
 
 #: Largest batch size that is looked for or read from a file.
 MOST_POINTS = 4096
-#: The smallest normal number of float32: its logarithm stands for that of a probability of 0.
+#: The smallest normal number of float32: its logarithm replaces that of a probability of 0.
 TINY = float(torch.finfo(torch.float32).tiny)
 #: Kinds whose rows are shares of one whole, and kinds of a single output.
 SHARES = ("probabilities", "votes")

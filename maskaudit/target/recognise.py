@@ -103,7 +103,7 @@ def meet(target: Target, x: Tensor, settings: AuditSettings) -> list[str]:
 
 
 def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[str]:
-    """Settle how answers (N, K) are read; the note that says so."""
+    """Settle how answers (N, K) are read; returns the note about it."""
     found = recognise_outputs(answers)
     form = found.form if settings.outputs == "auto" else _told(found, settings, answers.shape[1])
     if form.outputs == "sigmoids" and settings.outputs == "auto":

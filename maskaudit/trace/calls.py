@@ -112,7 +112,7 @@ def _collect(value: Any, found: list[Tensor]) -> None:
 def may_write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call may write to a tensor that it is given, or hand its memory out of torch.
 
-    Either its name says so, or an argument does that is `True`, as `inplace` would be.
+    Either its name shows it, or an argument that is `True`, as `inplace` would be.
     """
     if name in ("numpy", "__array__", "__setitem__") or (name.endswith("_") and not name.endswith("__")):
         return True

@@ -53,6 +53,7 @@ class Observations:
         certified: certified lower bound of robust accuracy, if known.
         caveats: what answers depend on besides the input, as sentences that the verdict repeats.
         black_box: whether the model was only asked.
+        unmeasured: the accuracies, "reference" or "strong_reference", that no attack measured.
     """
 
     drawn: int
@@ -84,6 +85,7 @@ class Observations:
     certified: float | None = None
     caveats: tuple[str, ...] = ()
     black_box: bool = False
+    unmeasured: frozenset[str] = frozenset()
 
     @property
     def gradient_points(self) -> int:

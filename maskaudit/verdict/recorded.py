@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from maskaudit.results import AttackRow, Mechanism, ProbeResult, revived
@@ -114,7 +115,8 @@ def observations(recorded: Recorded) -> Observations:
     missing, without = _missing(recorded)
     hidden = [c and not s for c, s in zip(challengers, strong, strict=True)]
     by_loss = [s and not c for s, c in zip(strong, loss, strict=True)]
-    searched, matched = recorded.correct[: recorded.searched], recorded.correct[: recorded.matched]
+    compared = 0 if recorded.black_box else recorded.searched
+    searched, matched = recorded.correct[:compared], recorded.correct[: recorded.matched]
     return Observations(
         drawn=len(recorded.correct),
         correct=sum(recorded.correct),
@@ -123,7 +125,7 @@ def observations(recorded: Recorded) -> Observations:
         strong=sum(strong),
         challengers=sum(challengers),
         best=sum(best),
-        hidden_by_gradients=sum(hidden[: recorded.searched]),
+        hidden_by_gradients=sum(hidden[:compared]),
         hidden_by_loss=sum(by_loss[: recorded.matched]),
         searched=sum(searched),
         matched=sum(matched),
@@ -145,15 +147,24 @@ def observations(recorded: Recorded) -> Observations:
         certified=recorded.certified,
         caveats=recorded.caveats,
         black_box=recorded.black_box,
+        unmeasured=_unmeasured(recorded, families),
     )
 
 
+def _unmeasured(recorded: Recorded, families: Families) -> frozenset[str]:
+    """The accuracies under white-box attacks of which none met a point, though some could have been met."""
+    met = {row.name for row in recorded.attacks if row.status == "ran" and row.attempted}
+    named = {"reference": families.reference, "strong_reference": families.strong}
+    return frozenset(key for key, names in named.items() if any(recorded.correct) and met.isdisjoint(names))
+
+
 def _repaired(recorded: Recorded, strong: Sequence[bool]) -> int | None:
-    """Points that evaded white-box attacks and were broken through the repaired gradient."""
+    """Points compared at gradient level that evade white-box attacks and were broken through the repaired gradient."""
     if not any(row.role == "repaired" and row.status == "ran" for row in recorded.attacks):
         return None
     names = _names(row for row in recorded.attacks if row.role == "repaired")
-    return sum(hit and not own for hit, own in zip(recorded.broken(names), strong, strict=True))
+    pairs = zip(recorded.broken(names), strong, strict=True)
+    return sum(hit and not own for hit, own in islice(pairs, recorded.searched))
 
 
 def _present(recorded: Recorded) -> set[str]:

@@ -89,7 +89,7 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         return "masked", "nothing", [*proven, *needed]
     if seen.correct < MIN_POINTS:
         return "inconclusive", "points", [
-            f"Only {seen.correct} of {seen.drawn} points are classified correctly; at least {MIN_POINTS} are needed.",
+            f"Of {seen.drawn} points only {seen.correct} are classified correctly; at least {MIN_POINTS} are needed.",
             *seen.missing,
         ]  # fmt: skip
     if lacking := [*seen.missing, *open_levels(seen, levels)]:
@@ -141,16 +141,17 @@ def _uninformative(probes: tuple[ProbeResult, ...]) -> bool:
 
 
 def _accuracy(seen: Observations) -> dict[str, Rate | None]:
-    """Accuracies over all drawn points: a wrong clean answer counts as broken."""
+    """Accuracies over all drawn points, None where nothing measured them: a wrong clean answer counts as broken."""
     if seen.drawn == 0:
         return dict.fromkeys(("clean", "reference", "strong_reference", "best_known", "certified"))
-    return {
+    found: dict[str, Rate | None] = {
         "clean": rate(seen.correct, seen.drawn),
         "reference": rate(seen.correct - seen.reference, seen.drawn),
         "strong_reference": rate(seen.correct - seen.strong, seen.drawn),
         "best_known": rate(seen.correct - seen.best, seen.drawn),
         "certified": None if seen.certified is None else Rate(seen.certified, seen.certified, 1.0, seen.drawn),
     }
+    return found | dict.fromkeys(seen.unmeasured)
 
 
 def _claim_status(seen: Observations) -> ClaimStatus:

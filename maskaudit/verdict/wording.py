@@ -104,7 +104,7 @@ def sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]
     usual, best = (seen.correct - seen.reference) / drawn, (seen.correct - seen.best) / drawn
     ran = [probe for probe in seen.probes if probe.status in ("pass", "finding")]
     left_out = len(seen.probes) - len(ran) + seen.attacks_left_out
-    search = f"{_several(len(ran), 'probe')} and {_several(seen.attacks_run, 'attack')}; {left_out} not applicable"
+    search = f"{_several(len(ran), 'probe')} and {_several(seen.attacks_run, 'attack')}; {left_out} did not run"
     if seen.deselected:
         search += f", {seen.deselected} left out on request"
     if label == "masked":
@@ -125,6 +125,8 @@ def sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]
             f"No verdict on gradients: the model is a black box. At most {best:.1%} of the points withstand every "
             f"attack that was tried by queries and transfer: {seen.attacks_run} attacks."
         )
+    if label == "inconclusive" and not ran and not seen.attacks_run:
+        return "No verdict: the audit cannot say whether gradients mask anything; no probe and no attack ran."
     if label == "inconclusive":
         return f"No verdict: the audit cannot say whether gradients mask anything; it ran {search}."
     return f"No masking found by {search}; {best:.1%} of the points withstand every attack that was tried."

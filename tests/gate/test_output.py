@@ -55,6 +55,17 @@ def test_json_is_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "::error" in result.stderr
 
 
+def test_every_field_of_the_summary_is_described(tmp_path: Path) -> None:
+    write_config(tmp_path, "masked")
+    summary = json.loads(invoke("--json").stdout)
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    described = page[page.index("## summary.json of a gate") :]
+    model = summary["models"][0]
+    assert model["findings"]
+    for name in (*summary, *model, *model["findings"][0]):
+        assert f"`{name}`" in described, name
+
+
 def test_the_status_does_not_depend_on_the_format(tmp_path: Path) -> None:
     write_config(tmp_path, "suspect", "inconclusive")
     statuses = {invoke(*options).exit_code for options in ((), ("--json",), ("-o", "junit=j.xml"), ("--out", "o"))}

@@ -157,7 +157,7 @@ def clear() -> AuditReport:
         settings={**base.settings, "command": "maskaudit check maskaudit-out/pgd_at.safetensors"},
         verdict=Verdict(
             "clear",
-            "No masking found by 7 probes and 8 attacks; 2 not applicable.",
+            "No masking found by 7 probes and 8 attacks; 2 did not run.",
             reasons=("At most 2.3% of points are hidden (99% upper bound).", "The power check passed."),
         ),
         claim=Claim(None, "no_claim"),

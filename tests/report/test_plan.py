@@ -40,9 +40,9 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
     assert "1,234" in page
 
 
-def test_where_no_stage_met_a_point_the_reasons_are_shown() -> None:
+def test_where_no_stage_met_a_point_only_the_reason_is_shown() -> None:
     page = render(plan.read(document({**STAGE, "attempted": 0, "reason": "every point had been broken"})))
-    assert "Skipped: every point had been broken" in page
+    assert "Its only stage met no point: every point had been broken." in page
 
 
 def test_a_single_repair_is_reported_alone() -> None:

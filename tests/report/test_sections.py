@@ -197,7 +197,7 @@ def _depth(count: int = 5, **more: Any) -> dict[str, Any]:
 def test_the_gradient_is_drawn_against_depth_and_what_bends_it_is_said(document: dict[str, Any]) -> None:
     assert "against depth" not in render(document, "html")
     document["probes"].append(_depth())
-    assert "What reaches the input is 10^-4.0 of what leaves the output." in render(document, "html")
+    assert "The gradient at the input is 10⁻⁴ times as large as at the output." in render(document, "html")
     bend = {"layer": 2, "location": {"module": "trunk", "op": "Clip"}, "how": "normalises"}
     document["probes"][-1] = _depth(bend=bend)
     document["probes"][-1]["details"]["layers"][-1]["norm"] = 0.0
@@ -240,7 +240,10 @@ def test_repair_is_drawn_before_and_after(document: dict[str, Any]) -> None:
     for names in evading[:10]:
         names[:] = []
     evading[10].append(next(iter(white_box)))
+    document["accuracy"]["strong_reference"] = document["accuracy"]["reference"]
     assert "5.0% [" in render(document, "html").partition("Robust accuracy before and after repair")[2]
+    document["accuracy"]["strong_reference"] = {"value": 0.05, "low": 0.02, "high": 0.1, "n": 200}
+    assert "Before and after repair" not in render(document, "html")  # nothing was gained
 
 
 # --- checklist --------------------------------------------------------------------------------------

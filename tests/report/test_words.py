@@ -39,8 +39,17 @@ def test_seconds(value: float | None, shown: str) -> None:
 
 def test_quantity() -> None:
     assert words.quantity(0.72, "share of points", True) == "72.0% of points"
-    assert words.quantity(-38.12, "decades", False) == "-38.1 decades"
+    assert words.quantity(-38.12, "decades", False) == "−38.1 decades"
     assert words.quantity(None, "decades", False) == ""
+    assert words.quantity(-54046.2, "log10 (median over points)", False) == "6.3 × 10⁻⁵⁴⁰⁴⁷ times (median over points)"
+
+
+@pytest.mark.parametrize(("value", "shown"), [
+    (7, "7"), (12_345, "12,345"), (-1.59e5, "−159,000"), (59_210.4, "59,200"), (0.0297, "0.0297"), (-3.81, "−3.81"),
+    (6e-8, "6 × 10⁻⁸"), (1e-4, "10⁻⁴"), (9.99e-9, "10⁻⁸"), (2.5e12 + 0.5, "2.5 × 10¹²"),
+])  # fmt: skip
+def test_numbers_are_written_for_people(value: float, shown: str) -> None:
+    assert words.number(value) == shown
 
 
 def test_rate_without_a_sound_interval_shows_none() -> None:

@@ -24,7 +24,7 @@ def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
     shown = text(found)
     assert "round (inputs.py:" in shown.splitlines()[0]
     assert "Would be repaired" in shown
-    assert "no attack was made, `maskaudit check` confirms or clears them" in shown
+    assert "Suspects (an audit confirms or clears them)" in shown
 
 
 def test_healthy_model_says_so(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:

@@ -141,3 +141,19 @@ def test_an_unfinished_audit_proves_nothing() -> None:
 ])  # fmt: skip
 def test_a_document_gives_back_what_was_written(value: Any) -> None:
     assert revived(type(value), {**plain(dataclasses.asdict(value)), "of a later version": 1}) == value
+
+
+def test_what_no_attack_measured_has_no_accuracy() -> None:
+    """Of a black box only challengers ask: nothing is known of its gradients, so neither accuracy nor level."""
+    asked = Recorded([True] * POINTS, [["noise"]] * POINTS, [ROWS["noise"]], black_box=True)
+    judged = judge(observations(asked))
+    assert judged.accuracy["reference"] is None
+    assert judged.accuracy["strong_reference"] is None
+    assert judged.accuracy["best_known"] is not None
+    assert judged.masking["gradient_level"].n == 0
+
+
+def test_repairs_are_counted_among_the_points_that_were_compared() -> None:
+    rows = [*ROWS.values(), row("repaired", "repaired")]
+    seen = observations(Recorded([True] * POINTS, [["repaired"]] * POINTS, rows, searched=30))
+    assert (seen.repaired, seen.left) == (30, 30)

@@ -366,7 +366,7 @@ def test_a_verdict_speaks_of_the_search_never_of_the_models_nature(observed: Obs
 def test_the_sentence_of_a_clear_verdict_names_the_search() -> None:
     observed = seen(attacks_run=9, attacks_left_out=1, probes=(*QUIET, probe("saturation", "not_applicable")))
     sentence = judge(observed).verdict.sentence
-    assert sentence.startswith("No masking found by 1 probe and 9 attacks; 2 not applicable; 90.0% of the points")
+    assert sentence.startswith("No masking found by 1 probe and 9 attacks; 2 did not run; 90.0% of the points")
 
 
 def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> None:

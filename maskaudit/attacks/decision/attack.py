@@ -115,7 +115,7 @@ def _directions_at_once(elements: int) -> int:
 def nearest_of_other_classes(target: Target, x: Tensor, y: Tensor, pool: Tensor | None, starts: int) -> Starts:
     """For each point the nearest (L2) pool member of each of the `starts` nearest other classes.
 
-    Where the pool holds fewer other classes the nearest member stands in again.
+    Where the pool holds fewer other classes the nearest member is used again.
     """
     if pool is None or len(pool) == 0 or starts < 1:
         return Starts(x, torch.zeros(len(x), 0, dtype=torch.int64, device=x.device))

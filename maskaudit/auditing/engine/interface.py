@@ -44,7 +44,7 @@ Result = TypeVar("Result")
 
 
 class EngineError(MaskauditError):
-    """Workers were lost again and again; the attack that they ran becomes an error row, and the verdict says so."""
+    """Workers were lost again and again; the attack that they ran becomes an error row, and the verdict mentions it."""
 
 
 class UnfitError(UsageError):
@@ -109,7 +109,7 @@ class Engine(Protocol):
         Raises:
             EngineError: when workers were lost again and again.
             UnfitError: when this engine cannot run this audit.
-            AttackUnavailable, ModelError, …: what the earliest task that failed raised, or a `TaskError` that stands
+            AttackUnavailable, ModelError, …: what the earliest task that failed raised, or a `TaskError` in place
                 for it; no pass is counted then.
         """
         ...

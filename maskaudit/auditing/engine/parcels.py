@@ -32,7 +32,7 @@ PER_WORKER, PARCEL_BYTES = 4, 32 * 2**20
 #: What pickling raises for something that lives in this process only.
 CANNOT_TRAVEL = (TypeError, AttributeError, RuntimeError, pickle.PicklingError)
 
-#: Puts bytes into the cluster's store, and what stands for them there.
+#: Puts bytes into the cluster's store, and gives the reference to them.
 Put = Callable[[bytes], Any]
 
 

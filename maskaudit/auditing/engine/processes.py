@@ -145,7 +145,7 @@ class _Crew(Generic[Result]):
 
     def _hand(self, worker: _Worker, waiting: deque[int]) -> None:
         worker.holds = waiting.popleft()
-        with contextlib.suppress(OSError):  # already dead: its line says so when it is listened to
+        with contextlib.suppress(OSError):  # already dead: its connection reports that when it is read
             worker.line.send(worker.holds)
 
     def _heard(self, worker: _Worker) -> bool:

@@ -13,10 +13,10 @@ def run(state: AuditState, rows: Tensor) -> None:
     """Each branch on the new points; not where answers are random, since parts of a gradient then belong to none."""
     branches = dict.fromkeys(state.settings.branches)
     if state.target.random:
-        said = (
+        note = (
             "The branches were not searched: the model answers at random, and parts of a gradient belong to no answer."
         )
-        state.notes += [said] if branches and said not in state.notes else []
+        state.notes += [note] if branches and note not in state.notes else []
         return
     for branch in branches:
         _try(state, branch, rows)

@@ -8,6 +8,7 @@ from maskaudit.auditing.engine.interface import Done, EngineError
 from maskaudit.auditing.state import AuditState
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.run import ProbeTask, run_probe
+from maskaudit.report import words
 from maskaudit.results import ProbeResult
 from maskaudit.settings import AuditEvent
 
@@ -59,5 +60,5 @@ def compare_attacks(state: AuditState, rows: Tensor) -> None:
 def _outcome(result: ProbeResult) -> str:
     if result.status in ("not_applicable", "error"):
         return f"{result.status.replace('_', ' ')}: {result.reason}"
-    value = "undefined" if result.value is None else f"{result.value:.3g} {result.unit}"
-    return f"{result.status}: {value}"
+    shown = words.quantity(result.value, result.unit, words.is_share(result.unit))
+    return f"{result.status}: {shown or 'undefined'}"

@@ -120,7 +120,7 @@ REPLACED: dict[str, Callable[..., Any]] = {
 
 
 class FromValues(float):
-    """Stands, in a rehearsal, for a number that a program computes from the values of its input."""
+    """A placeholder, in a rehearsal, for a number that a program computes from the values of its input."""
 
 
 def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:

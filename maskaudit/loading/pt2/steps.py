@@ -41,7 +41,7 @@ class Beyond(Exception):
 
 
 class _Ref:
-    """Stands for a value inside a stated argument."""
+    """A placeholder for a value inside a stated argument."""
 
     def __init__(self, position: int) -> None:
         self.position = position
