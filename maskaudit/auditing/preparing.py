@@ -133,7 +133,7 @@ def _described(
 ) -> tuple[Dataset, Tensor, ThreatModel]:
     """Points, pool and ball in the terms of a file of features."""
     table = read_features(Path(path), data, bounds)
-    described = replace(table.threat(threat.eps), norm=threat.norm)
+    described = table.threat(threat.eps, threat.norm)
     assert described.features is not None
     notes = (*data.notes, table.sentence())
     encoded = table.encode(data, described.features)
