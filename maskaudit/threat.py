@@ -109,8 +109,8 @@ class Features:
 
     def into_ellipsoid(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
         """Coordinates (N, D) in [0, 1] moved so near to `x` (N, D) that what `snapped` makes of them is at most
-        `radius` (N, 1) away, in units of the axes. Whole numbers are shortened with all others and rounded, towards `x` where
-        they do not fit otherwise; the remaining coordinates share the length that whole numbers leave.
+        `radius` (N, 1) away, in units of the axes. Whole numbers are shortened with all others and rounded, towards `x`
+        where they do not fit otherwise; the remaining coordinates share the length that whole numbers leave.
         """
         scale, step = x.new_tensor(self.scale), x.new_tensor(self.step)
         whole, counted = (step > 0) & self.counted(x), self.counted(x)
