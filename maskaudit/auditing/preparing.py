@@ -100,7 +100,10 @@ def _boxed(prepared: Prepared) -> Prepared:
         if settings.queries is not None or settings.rate is not None:
             raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
         return prepared
-    box = blackbox.boxed(loaded.module, limit=settings.queries, rate=settings.rate)
+    box = blackbox.boxed(
+        loaded.module, limit=settings.queries, rate=settings.rate, workers=settings.workers is not None,
+        ray=bool(settings.ray),
+    )  # fmt: skip
     said = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(
         prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, said)),
