@@ -71,8 +71,7 @@ class Features:
 
     def snapped(self, x: Tensor) -> Tensor:
         """The nearest coordinates (N, D) that are whole numbers and single categories where they must be."""
-        step = x.new_tensor(self.step)
-        snapped = torch.where(step > 0, (x / step.clamp_min(1e-12)).round() * step, x)
+        snapped = self.rounded(x)
         for group in self.groups:
             columns = list(group)
             chosen = snapped[:, columns].argmax(dim=1, keepdim=True)
@@ -87,6 +86,52 @@ class Features:
         grouped = sorted(number for group in self.groups for number in group)
         radius[grouped] = (scale[grouped] > 0).to(radius)
         return radius
+
+    def axes(self, eps: float, like: Tensor, norm: Norm) -> Tensor:
+        """Largest change of each coordinate alone as a multiple of ε (D,); in Linf whole steps of whole numbers."""
+        radius = self.radius(eps, like) / eps
+        return radius if norm == "Linf" else torch.where(self.counted(like), like.new_tensor(self.scale), radius)
+
+    def counted(self, like: Tensor) -> Tensor:
+        """Whether changes of each coordinate have a length in L2, bool (D,): those that code categories have none."""
+        counted = torch.ones(len(self.scale), dtype=torch.bool, device=like.device)
+        counted[[number for group in self.groups for number in group]] = False
+        return counted
+
+    def units(self, change: Tensor, slack: float) -> Tensor:
+        """Changes (N, D) of coordinates that count in L2, each in units of its own axis; 0 for those that do not, and
+        for changes up to `slack`; `FARTHEST` where nothing must change."""
+        size = (change.abs() - slack).clamp_min(0)
+        scale = change.new_tensor(self.scale)
+        far = torch.where(size > 0, FARTHEST, 0.0).to(change)
+        units = torch.where(scale > 0, size / scale.clamp_min(1e-12), far)
+        return torch.where(self.counted(change), units * change.sign(), 0.0)
+
+    def into_ellipsoid(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
+        """Coordinates (N, D) in [0, 1] moved so near to `x` (N, D) that what `snapped` makes of them is at most
+        `radius` (N, 1) away, in units of the axes. Whole numbers are shortened with all others and rounded, towards `x`
+        where they do not fit otherwise; the remaining coordinates share the length that whole numbers leave.
+        """
+        scale, step = x.new_tensor(self.scale), x.new_tensor(self.step)
+        whole, counted = (step > 0) & self.counted(x), self.counted(x)
+        change = torch.where((scale > 0) | ~counted, x_adv - x, 0.0)
+        units = self.units(change, 0.0)
+        shrink = radius / per_point_norm(units)[:, None].clamp_min(1e-12).maximum(radius)
+        latent = torch.where(whole, x + change * shrink, x)
+        jump = self.units(self.rounded(latent) - x, 0.0) * whole
+        steps = (change * shrink / step.clamp_min(1e-12)).trunc() * step
+        fits = per_point_norm(jump)[:, None] <= radius * (1 + ROUNDING_ULPS * FLOAT32_EPS)
+        jump = torch.where(fits, jump, self.units(steps, 0.0) * whole)
+        latent = torch.where(fits | ~whole, latent, x + steps)
+        left = (radius.square() - per_point_norm(jump)[:, None].square()).clamp_min(0).sqrt()
+        real = per_point_norm(units * ~whole)[:, None]
+        moved = x + change * torch.where(counted, left / real.clamp_min(1e-12).maximum(left), 1.0)
+        return torch.where(whole, latent, moved).clamp(0, 1)
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The nearest coordinates (N, D) that are whole numbers where they must be."""
+        step = x.new_tensor(self.step)
+        return torch.where(step > 0, (x / step.clamp_min(1e-12)).round() * step, x)
 
     def valid(self, x: Tensor, slack: float) -> Tensor:
         """Whether rows of coordinates (N, D) are whole numbers and single categories where they must be, (N,)."""
@@ -126,11 +171,11 @@ class ThreatModel:
         norm: `"Linf"` or `"L2"`, taken over all coordinates of one input.
         eps: radius in input units, > 0 and finite.
         bounds: smallest and largest admissible coordinate value.
-        features: what each feature of a table may be, if they differ; Linf only, and bounds are then (0, 1).
+        features: what each feature of a table may be, if they differ; bounds are then (0, 1). In L2 the ball is an
+            ellipsoid: changes count in units of each feature's own radius, and those of categories do not.
 
     Raises:
-        UsageError: for an unknown norm, an ε that is not positive and finite, empty bounds, or features in another
-            norm.
+        UsageError: for an unknown norm, an ε that is not positive and finite, empty bounds, or features in others.
     """
 
     norm: Norm = "Linf"
@@ -139,8 +184,8 @@ class ThreatModel:
     features: Features | None = None
 
     def __post_init__(self) -> None:
-        if self.features is not None and (self.norm != "Linf" or tuple(self.bounds) != (0.0, 1.0)):
-            raise UsageError(f"Features have no common length, which {self.norm} needs; give --norm Linf.")
+        if self.features is not None and tuple(self.bounds) != (0.0, 1.0):
+            raise UsageError("Features are shares of their ranges, so that the bounds must be 0 and 1.")
         if self.norm not in get_args(Norm):
             raise UsageError(f"The norm must be Linf or L2, got {self.norm!r}.")
         if not (math.isfinite(self.eps) and self.eps > 0):
@@ -161,9 +206,23 @@ class ThreatModel:
         """Largest change of a coordinate of inputs (N, …) in Linf: ε, or one for each feature (D,)."""
         return self.eps if self.features is None else self.features.radius(self.eps, x)
 
+    def axes(self, like: Tensor) -> float | Tensor:
+        """Largest change of each coordinate alone as a multiple of ε: 1, or one for each feature (D,)."""
+        return 1.0 if self.features is None else self.features.axes(self.eps, like, self.norm)
+
     def scaled(self, change: Tensor) -> Tensor:
-        """Changes (N, …) in units of ε, for each feature in units of its own radius."""
-        return change if self.features is None else change * (self.features.radius(self.eps, change) / self.eps)
+        """Changes (N, …) in units of ε, for each feature in units of its own radius.
+
+        In L2 features that count share the length of the whole change, and categories move by it in their direction.
+        """
+        if self.features is None:
+            return change
+        axes = self.features.axes(self.eps, change, self.norm)
+        if self.norm == "Linf":
+            return change * axes
+        counted = self.features.counted(change)
+        length = _column(per_point_norm(change), change)
+        return axes * length * torch.where(counted, _unit(change * (counted & (axes > 0))), change.sign())
 
     def settle(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """What an attack brings (N, …) as an admissible input: whole numbers and single categories, inside the ball.
@@ -174,26 +233,39 @@ class ThreatModel:
             return x_adv
         return self.features.snapped(self.project(x_adv, x))
 
-    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+    def project(self, x_adv: Tensor, x: Tensor, radius: Tensor | None = None) -> Tensor:
         """Move `x_adv` (N, …) to an admissible point for `x` (N, …).
 
         Linf: the Euclidean projection (clip to ball, then box). L2: shrink radially
         onto the sphere, then clip to the box; both keep the result admissible since
         clipping towards a box that contains `x` never lengthens the perturbation.
+        With features in L2 that holds for the whole numbers and categories next to what comes out
+        (`Features.into_ellipsoid`), and `radius` (N,) may take the place of ε.
         """
         if self.norm == "Linf":
-            radius = self.radius(x)
-            return self.clamp(torch.minimum(torch.maximum(x_adv, x - radius), x + radius))
+            reach = self.radius(x)
+            return self.clamp(torch.minimum(torch.maximum(x_adv, x - reach), x + reach))
+        if self.features is not None:
+            limit = x.new_full((len(x),), self.eps) if radius is None else radius.to(x).clamp_max(FARTHEST)
+            rows = self.clamp(x_adv).flatten(1), x.flatten(1)
+            return self.features.into_ellipsoid(*rows, limit[:, None]).view_as(x)
         delta = x_adv - x
         too_long = _column(per_point_norm(delta) > self.eps, delta)
         return self.clamp(x + torch.where(too_long, self.eps * _unit(delta), delta))
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """‖x_adv − x‖ per point, shape (N,), float64; for Linf the largest difference as float32 rounds it."""
+        """‖x_adv − x‖ per point, shape (N,), float64; for Linf the largest difference as float32 rounds it.
+
+        With features in units of ε for each, where what rounding may add to a coordinate does not count; in L2 of the
+        nearest whole numbers.
+        """
+        if self.features is not None and self.norm == "L2":
+            change = self.features.rounded(x_adv.flatten(1)).double() - x.flatten(1).double()
+            return row_norm(self.features.units(change, self.slack))
         if self.features is not None:
             radius = self.features.radius(self.eps, x)
-            change = (x_adv - x).abs()
-            share = torch.where(change <= self.slack, 0.0, change / radius).clamp_max(FARTHEST)
+            change = ((x_adv - x).abs() - self.slack).clamp_min(0)
+            share = torch.where(change > 0, change / radius, 0.0).clamp_max(FARTHEST)
             return self.eps * share.amax(dim=1).double()
         if self.norm == "Linf":  # the largest of the rounded differences is the largest difference, rounded
             return (x_adv - x).flatten(1).abs_().amax(dim=1).double()
@@ -224,11 +296,22 @@ class ThreatModel:
         """Unit steepest-ascent direction for a gradient (N, …): its sign (Linf) or g/‖g‖₂ (L2); zero stays zero."""
         if self.norm == "Linf":
             return self.scaled(gradient.sign())
-        return _unit(gradient)
+        return self.scaled(_unit(gradient * self.axes(gradient)))
+
+    def full_size(self, change: Tensor) -> Tensor:
+        """The change (N, …) in units of ε that goes the way of another: its signs (Linf), length 1 (L2)."""
+        if self.norm == "Linf" or self.features is None:
+            return self.step_direction(change)
+        return self.scaled(_unit(change / self.axes(change).clamp_min(1e-6)))  # type: ignore[union-attr]
 
     def dual_norm(self, gradient: Tensor) -> Tensor:
         """Dual norm of a gradient (N, …), shape (N,): the first-order gain of a unit step (L1 for Linf, L2 for L2)."""
-        return row_norm(self.scaled(gradient), 1) if self.norm == "Linf" else per_point_norm(gradient)
+        if self.norm == "Linf":
+            return row_norm(self.scaled(gradient), 1)
+        if self.features is None:
+            return per_point_norm(gradient)
+        gain, counted = (gradient * self.axes(gradient)).flatten(1), self.features.counted(gradient)
+        return per_point_norm(gain * counted) + row_norm(gain * ~counted, 1)
 
     def share_of_box(self, shape: Sequence[int]) -> float:
         """ε as a share of the diameter of the box of inputs of `shape` (…), in the norm of the ball."""

@@ -62,6 +62,9 @@ class Ball(SlotState):
             else:
                 torch.add(at, self.scratch, alpha=size, out=out)
             return self.project_(out)
+        if self.threat.features is not None:
+            length = self._column(size) if isinstance(size, Tensor) else size
+            return self.project_(torch.add(at, length * self.threat.step_direction(gradient), out=out))
         length = row_norm(gradient)
         odd = (length < SHORTEST) | ~(length < LONGEST)
         factor = torch.where(odd, 0.0, size / length)
@@ -74,6 +77,8 @@ class Ball(SlotState):
         """`ThreatModel.project` of `x_adv` (b, …), in place."""
         if self.low is not None and self.high is not None:
             return torch.clamp(x_adv, self.low, self.high, out=x_adv)
+        if self.threat.features is not None:
+            return x_adv.copy_(self.threat.project(x_adv, self.clean))
         length = row_norm(torch.sub(x_adv, self.clean, out=self.scratch))
         shrink = self.threat.eps / length.clamp_min(self.threat.eps)
         torch.addcmul(self.clean, self.scratch, self._column(shrink), out=x_adv)
@@ -81,7 +86,7 @@ class Ball(SlotState):
 
     def project_full_(self, x_adv: Tensor) -> Tensor:
         """As `project_`; for L2 the length lost to the bounds is restored, at most twofold, so that no step is lost."""
-        if self.low is not None:
+        if self.low is not None or self.threat.features is not None:
             return self.project_(x_adv)
         wanted = row_norm(torch.sub(x_adv, self.clean, out=self.scratch)).clamp_max(self.threat.eps)
         self.project_(x_adv)

@@ -215,7 +215,12 @@ class _Blocks:
         ends = at.new_empty(n, 2, self.count, centre.shape[1])
         for side, end in enumerate(moved):
             torch.where(chosen, end.unsqueeze(1), centre.unsqueeze(1), out=ends[:, side])
-        inside = torch.cat([self.inside(step, centre, end, block) for end in moved], dim=1)
+        if step.threat.features is None:
+            inside = torch.cat([self.inside(step, centre, end, block) for end in moved], dim=1)
+        else:
+            clean = step.clean.repeat_interleave(2 * self.count, dim=0)
+            settled = step.threat.features.snapped(ends.flatten(0, 2))
+            inside = (step.threat.distance(settled, clean) <= step.threat.reach).view(n, -1)
         margin = step.margins(ends.view(n, 2 * self.count, *at.shape[1:]), inside)
         chord = moved[0] - moved[1]
         squared = self.sums(chord.square(), block).clamp_min(torch.finfo(at.dtype).tiny)

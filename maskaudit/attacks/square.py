@@ -66,6 +66,8 @@ def square(
     images = as_images(x)
     canvas = Canvas.of(images, p_init, queries)
     start, propose = (_stripes, _propose_linf) if threat.norm == "Linf" else (_tiles, _propose_l2)
+    if threat.norm == "L2" and threat.features is not None:
+        propose = _propose_features
     draws = rng.fork("square")
     tick = 0
 
@@ -200,9 +202,27 @@ def _propose_l2(canvas: Canvas, state: _State, batch: ResidentBatch[_State], u: 
     )
 
 
+def _propose_features(canvas: Canvas, state: _State, batch: ResidentBatch[_State], u: Tensor) -> Change:
+    """One segment of the features (N, 1, 1, D) of an ellipsoid set to both ends of its axes, or back, by turns; what
+    is outside the ball then is shortened as a whole."""
+    threat, clean = state.ball.threat, state.ball.clean
+    window = canvas.place(canvas.sides[canvas.stage(batch.number)], u[:, 0], u[:, 1], canvas.largest(
+        canvas.on_host[0], batch.youngest
+    ))  # fmt: skip
+    inside = (
+        torch.zeros_like(clean, dtype=torch.bool).view(len(clean), -1).scatter_(1, window.pixels().flatten(1), True)
+    )
+    sign = torch.where(u[:, 2] < 0.4, -1.0, torch.where(u[:, 2] < 0.8, 1.0, 0.0)).to(clean)[:, None, None, None]
+    ends = clean + sign * threat.eps * threat.axes(clean)
+    new = threat.project(torch.where(inside.view_as(clean), ends, state.current), clean)
+    everywhere = torch.arange(clean[0].numel(), device=clean.device).expand(len(clean), 1, -1)
+    old = state.current.flatten(2).clone()
+    return Change((everywhere,), (old,), (_but_first(batch, old, new.flatten(2)),))
+
+
 def _onto_sphere(threat: ThreatModel, direction: Tensor, clean: Tensor) -> Tensor:
     scale = threat.eps / per_point_norm(direction).clamp_min(torch.finfo(direction.dtype).tiny)
-    return threat.project(clean + direction * scale.view(-1, 1, 1, 1), clean)
+    return threat.project(clean + threat.scaled(direction * scale.view(-1, 1, 1, 1)), clean)
 
 
 def _channel_square(delta: Tensor, length: float) -> Tensor:

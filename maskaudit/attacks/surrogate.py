@@ -181,7 +181,7 @@ def _noisy(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
         noise = threat.eps * rng.signs(pool.shape[1:], step=1).to(pool)
     else:
         noise = rng.normal(pool.shape[1:], step=1).to(pool)
-        noise = noise * (threat.eps / per_point_norm(noise)).view(-1, *[1] * (pool.dim() - 1))
+        noise = threat.scaled(noise * (threat.eps / per_point_norm(noise)).view(-1, *[1] * (pool.dim() - 1)))
     return threat.clamp(pool + noise)
 
 

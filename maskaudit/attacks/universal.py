@@ -54,8 +54,8 @@ def keys(x: Tensor, examples: Tensor, threat: ThreatModel, most: int) -> Tensor:
     """
     moved = examples - x
     chosen = moved[:: -(-len(moved) // (most - 1))]
-    ahead = threat.step_direction(moved).mean(dim=0, keepdim=True)
-    every = threat.step_direction(ahead), threat.step_direction(chosen)
+    ahead = threat.full_size(moved).mean(dim=0, keepdim=True)
+    every = threat.full_size(ahead), threat.full_size(chosen)
     return threat.eps * torch.cat(every)
 
 

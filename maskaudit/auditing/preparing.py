@@ -39,6 +39,11 @@ POOL_ELEMENTS = 2**27
 LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
+#: What the report says of points drawn by class.
+STRATIFIED = (
+    "Points are drawn by class, each with its share of the source; every rate is that under the class shares of the "
+    "points drawn, and intervals are at least as wide as they need to be."
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,10 @@ def _boxed(prepared: Prepared) -> Prepared:
         if settings.queries is not None or settings.rate is not None:
             raise UsageError("--queries and --rate are for black boxes; give --black-box as well.")
         return prepared
-    box = blackbox.boxed(loaded.module, limit=settings.queries, rate=settings.rate)
+    box = blackbox.boxed(
+        loaded.module, limit=settings.queries, rate=settings.rate, workers=settings.workers is not None,
+        ray=bool(settings.ray),
+    )  # fmt: skip
     note = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(
         prepared, loaded=replace(loaded, module=box, notes=(*loaded.notes, note)),
@@ -133,7 +141,7 @@ def _described(
 ) -> tuple[Dataset, Tensor, ThreatModel]:
     """Points, pool and ball in the terms of a file of features."""
     table = read_features(Path(path), data, bounds)
-    described = replace(table.threat(threat.eps), norm=threat.norm)
+    described = table.threat(threat.eps, threat.norm)
     assert described.features is not None
     notes = (*data.notes, table.sentence())
     encoded = table.encode(data, described.features)
@@ -178,11 +186,18 @@ def _points(
             found = type(points).__name__
             raise UsageError(f"The data must be a source, a Dataset, or a pair of inputs and labels; found a {found}.")
         data = points if isinstance(points, Dataset) else dataset_of(*points, bounds=bounds)
-        return data, data.some(_pool_points(data)).x
+        return _by_class(data, request.settings), data.some(_pool_points(data)).x
     source = settler.choose("data", request.data, DEFAULT_DATA)
     data = load_data(source, split="test", bounds=bounds, draw=_draw(request.settings), target=request.target)
     pool = load_data(source, split="train", bounds=bounds, limit=_pool_points(data), target=request.target)
-    return data, pool.x
+    return _by_class(data, request.settings), pool.x
+
+
+def _by_class(data: Dataset, settings: AuditSettings) -> Dataset:
+    """The points in the order in which they are drawn, where that is by class."""
+    if not settings.stratify:
+        return data
+    return replace(data.by_class(settings.seed), notes=(*data.notes, STRATIFIED))
 
 
 def _draw(settings: AuditSettings) -> Draw | None:
@@ -190,7 +205,7 @@ def _draw(settings: AuditSettings) -> Draw | None:
     if settings.samples == "all" or settings.precision is not None:
         return None
     asked = settings.samples or max(settings.effort.points, settings.effort.claim_points)
-    return Draw(max(int(asked), LEAST_DRAWN), settings.seed)
+    return Draw(max(int(asked), LEAST_DRAWN), settings.seed, settings.stratify)
 
 
 def _pool_points(data: Dataset) -> int:

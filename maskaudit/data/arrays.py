@@ -62,7 +62,7 @@ def dataset(
         class_names=names,
         split=split,
         notes=tuple(dict.fromkeys(notes)),
-        draw=draw,
+        draw=draw and draw.of(rows),
         total=len(y) if draw else None,
     )
 

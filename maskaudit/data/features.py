@@ -15,7 +15,7 @@ from maskaudit.declared import Checked, Choice, Either, Items, Number, Record, T
 from maskaudit.declared.parsing import parse_json, parse_toml
 from maskaudit.errors import InputError, UsageError, meant, printable
 from maskaudit.files import read_bounded
-from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS, Features, ThreatModel
+from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS, Features, Norm, ThreatModel
 
 #: Largest file in bytes, most entries, and largest value of a feature.
 MAX_BYTES, MAX_ENTRIES, MAX_VALUE = 4 << 20, 20_000, 1e9
@@ -54,7 +54,7 @@ class Table:
     columns: tuple[_Column, ...]
     groups: tuple[tuple[int, ...], ...]
 
-    def threat(self, eps: float) -> ThreatModel:
+    def threat(self, eps: float, norm: Norm = "Linf") -> ThreatModel:
         """The ball in which each feature has its own radius: the one that is stated, else `eps` as share of its range.
 
         Raises:
@@ -68,7 +68,7 @@ class Table:
         largest = max(own, default=eps)
         if not any(shares):
             raise UsageError("The features leave nothing that may change: all of them are frozen.")
-        return ThreatModel("Linf", largest, (0.0, 1.0), Features(
+        return ThreatModel(norm, largest, (0.0, 1.0), Features(
             low=tuple(one.bounds[0] for one in self.columns),
             width=tuple(one.bounds[1] - one.bounds[0] for one in self.columns),
             scale=tuple(

@@ -66,7 +66,8 @@ def load(
     total = len(files)
     rows = list(range(total))
     if draw is not None:
-        rows = draw.rows(total).tolist()
+        chosen = draw.rows(torch.tensor([label for _, label in files]))
+        draw, rows = draw.of(chosen), chosen.tolist()
     elif limit is not None:
         rows = evenly_spaced(total, limit)
     pixels = decoded([Image(str(file), file) for file, _ in files], rows, notes)

@@ -45,7 +45,7 @@ def load(
         bounds=bounds,
         class_names=names,
         split=split,
-        draw=draw,
+        draw=draw and draw.of(rows),
         total=len(y) if draw else None,
     )
 

@@ -32,15 +32,23 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 class Draw:
     """Which points of a source an audit may need: the first `points` that `Dataset.sample` draws under a seed.
 
-    No others need be decoded, or lie in memory.
+    No others need be decoded, or lie in memory. With `stratify` every class has its share of any number of them;
+    `numbers` are those of the points that were drawn so.
     """
 
     points: int
     seed: int
+    stratify: bool = False
+    numbers: Tensor | None = dataclasses.field(default=None, compare=False)
 
-    def rows(self, total: int) -> Tensor:
-        """Numbers of the points among `total`, int64, in drawn order."""
-        return drawn(total, self.seed)[: self.points]
+    def rows(self, y: Tensor) -> Tensor:
+        """Numbers of the points among those with labels `y` (N,), int64, in drawn order."""
+        order = drawn_by_class(y, self.seed) if self.stratify else drawn(len(y), self.seed)
+        return order[: self.points]
+
+    def of(self, rows: Tensor) -> Draw:
+        """The same with the numbers of the points that it drew."""
+        return dataclasses.replace(self, numbers=rows) if self.stratify else self
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +118,21 @@ class Dataset:
         """
         if n < 1:
             raise UsageError(f"The number of samples must be at least 1, got {n}; try --samples 200.")
-        index = drawn(len(self), seed)[:n]
+        stratified = self.draw is not None and self.draw.numbers is not None
+        index = (self.draw.numbers if stratified else drawn(len(self), seed))[:n]  # type: ignore[index,union-attr]
         if self.draw is None:
             return index, self.x[index], self.y[index]
         if self.draw.seed != seed:
             raise UsageError(f"{self.name} holds the points drawn under seed {self.draw.seed}, not under {seed}.")
         return index[: len(self.x)], self.x[:n], self.y[:n]
+
+    def by_class(self, seed: int) -> Dataset:
+        """The same points in an order in which every class has its share of any number of them."""
+        if self.draw is not None:
+            return self
+        order = drawn_by_class(self.y, seed)
+        draw = Draw(len(self), seed, stratify=True, numbers=order)
+        return dataclasses.replace(self, x=self.x[order], y=self.y[order], draw=draw, total=len(self))
 
     def some(self, limit: int) -> Dataset:
         """At most `limit` of the points: the first, or, where those lack a class, evenly spaced ones."""
@@ -191,6 +208,21 @@ def drawn(total: int, seed: int) -> Tensor:
     return torch.argsort(keys, stable=True)
 
 
+def drawn_by_class(y: Tensor, seed: int) -> Tensor:
+    """All point numbers, int64, in an order in which each class c of N_c of the N points has its share of any number n.
+
+    The points of each class are shuffled, and the one of rank r comes at (r + u_c) / N_c with u_c uniform in [0, 1): so
+    many of them as n·N_c / N on average (Madow & Madow 1944, On the theory of systematic sampling).
+    """
+    shuffled = drawn(len(y), seed)
+    labels, place, count = y[shuffled].unique(return_inverse=True, return_counts=True)
+    grouped = place.argsort(stable=True)
+    rank = torch.empty_like(grouped)
+    rank[grouped] = torch.arange(len(y)) - (count.cumsum(0) - count)[place[grouped]]
+    start = PointRNG.create(seed, "data.strata", labels).uniform(()).double()
+    return shuffled[((rank + start[place]) / count[place]).argsort(stable=True)]
+
+
 def some_rows(y: Tensor, limit: int) -> Tensor:
     """At most `limit` rows of points with labels `y`: the first, or, where those lack a class, evenly spaced ones."""
     if len(y[:limit].unique()) == len(y.unique()):
@@ -201,7 +233,7 @@ def some_rows(y: Tensor, limit: int) -> Tensor:
 def chosen_rows(y: Tensor, limit: int | None, draw: Draw | None) -> Tensor:
     """The rows of a source's points with labels `y` that are wanted: those drawn, at most `limit`, or all."""
     if draw is not None:
-        return draw.rows(len(y))
+        return draw.rows(y)
     return torch.arange(len(y)) if limit is None else some_rows(y, limit)
 
 

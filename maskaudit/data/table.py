@@ -144,7 +144,7 @@ def _dataset(
     return Dataset(
         name=str(path), x=torch.from_numpy(x), y=labels[rows],
         num_classes=len(names) if names else int(labels.max()) + 1, bounds=bounds, class_names=names, split=split,
-        notes=tuple(notes), draw=draw, total=len(labels) if draw else None, columns=tuple(columns),
+        notes=tuple(notes), draw=draw and draw.of(rows), total=len(labels) if draw else None, columns=tuple(columns),
     )  # fmt: skip
 
 

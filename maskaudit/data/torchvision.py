@@ -34,8 +34,8 @@ def load(
     labels: list[int] = []
     known = [label for part in parts for label in _targets(part)]
     choose = bool(known) and all(len(_targets(part)) == len(part) for part in parts)
-    rows = chosen_rows(torch.tensor(known), limit, draw).tolist() if choose else None
-    for image, label in _entries(parts, rows):
+    rows = chosen_rows(torch.tensor(known), limit, draw) if choose else None
+    for image, label in _entries(parts, None if rows is None else rows.tolist()):
         arrays.append(np.asarray(image))
         labels.append(label)
     source = f"torchvision:{name}"
@@ -58,7 +58,7 @@ def load(
         bounds=bounds,
         class_names=tuple(str(item) for item in names) if names else None,
         split=split,
-        draw=draw if choose else None,
+        draw=None if rows is None else draw and draw.of(rows),
         total=len(known) if choose and draw else None,
     )
 

@@ -61,7 +61,7 @@ def load(
     pixels = folder.decoded([images[key] for key in keys], rows.tolist(), notes)
     return Dataset(
         name=str(path), x=scale_to_bounds(torch.from_numpy(pixels), 255, bounds), y=y[rows],
-        num_classes=int(y.max()) + 1, bounds=bounds, split=split, notes=tuple(notes), draw=draw,
+        num_classes=int(y.max()) + 1, bounds=bounds, split=split, notes=tuple(notes), draw=draw and draw.of(rows),
         total=len(y) if draw else None,
     )  # fmt: skip
 

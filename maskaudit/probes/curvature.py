@@ -157,7 +157,7 @@ def curvature(context: ProbeContext, objective: PointObjective, rng: PointRNG, b
     unit = flat / length.clamp_min(1e-300)[:, None]
     start = rng.normal((flat.shape[1],)).to(flat)
     eigenvalue, direction = largest_eigenpair(hessian.product, start, unit, STEPS)
-    step = threat.eps * (direction.sign() if threat.norm == "Linf" else direction)
+    step = threat.eps * threat.scaled(direction.sign() if threat.norm == "Linf" else direction)
     bend = 0.5 * (step * hessian.product(step)).sum(dim=1)
     slope = (flat * step).sum(dim=1)
     along = threat.eps * threat.step_direction(gradient)

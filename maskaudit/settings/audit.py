@@ -55,6 +55,13 @@ class AuditSettings:
         None, Either(COUNT, Choice("all")), "Points to draw, or all; as many as the verdict needs if left out.",
         metavar="N", resumes=True,
     )  # fmt: skip
+    stratify: bool = option(
+        False,
+        Flag(),
+        "Draw points so that every class has its share of any number of them.",
+        group="data",
+        resumes=True,
+    )
     precision: float | None = option(
         None, Number(0, 0.5, above=True, quotient=True),
         "Draw points until the best-known accuracy is known to this much either way.", metavar="HALF-WIDTH",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maskaudit.api import audit
 from maskaudit.data import Draw, load_data, npy
 from maskaudit.data.interface import Dataset
 from maskaudit.errors import InputError, UsageError
@@ -82,22 +84,52 @@ def test_what_is_drawn_is_what_the_whole_source_gives(
     make: Callable[[Path, pytest.MonkeyPatch], str], small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make(tmp_path, monkeypatch)
-    for split in ("test", "all"):
+    for split, by_class in itertools.product(("test", "all"), (False, True)):
         whole = load_data(source, split=split)  # type: ignore[arg-type]
+        ordered = whole.by_class(9) if by_class else whole
         with monkeypatch.context() as patch:
             if not small:
                 patch.setattr(npy, "largest_file", lambda: 4 * 8 * X[0].size)
-            some = load_data(source, split=split, draw=Draw(4, 9))  # type: ignore[arg-type]
+            some = load_data(source, split=split, draw=Draw(4, 9, by_class))  # type: ignore[arg-type]
             first = load_data(source, split=split, limit=3)  # type: ignore[arg-type]
         assert (len(some), len(some.x), some.num_classes) == (len(whole), min(4, len(whole)), whole.num_classes)
         for points in (1, 3, 4):
-            assert same(some.sample(points, 9), whole.sample(points, 9))
+            assert same(some.sample(points, 9), ordered.sample(points, 9))
         assert len(first) == min(3, len(whole))
         assert all(any(torch.equal(point, other) for other in whole.x) for point in first.x)
         if make is not images:  # which takes evenly spaced ones
             assert same((first.x, first.y), (whole.some(3).x, whole.some(3).y))
     with pytest.raises(UsageError, match="drawn under seed 9, not under 1"):
         some.sample(2, 1)
+
+
+def test_every_class_has_its_share_of_any_number() -> None:
+    y = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [3])
+    whole = Dataset("x", torch.rand(100, 2), y, 4, (0.0, 1.0))
+    first = []
+    for seed in range(40):
+        torch.manual_seed(seed)
+        drawn = whole.by_class(3 * seed)
+        index, x, found = drawn.sample(50, 3 * seed)
+        assert torch.equal(x, whole.x[index])
+        assert torch.equal(found, y[index])
+        assert same(drawn.sample(20, 3 * seed), [part[:20] for part in (index, x, found)])
+        for n in range(1, 51):
+            shares = n * torch.tensor([0.6, 0.3, 0.09, 0.01])
+            assert float((found[:n].bincount(minlength=4) - shares).abs().max()) < 2
+        first.append(int(index[0]))
+    assert len(set(first)) > 20
+    assert len(set(drawn.sample(100, 117)[0].tolist())) == 100
+
+
+def test_an_audit_of_points_drawn_by_class() -> None:
+    y = torch.tensor([0] * 75 + [1] * 25)
+    x = torch.rand(100, 2, generator=torch.Generator().manual_seed(0)) / 2 + y[:, None] / 2
+    net = torch.nn.Linear(2, 2)
+    net.weight.data, net.bias.data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]]), torch.tensor([1.0, -1.0])
+    found = audit(net, (x, y), eps=0.01, budget="quick", samples=40, stratify=True, select=("noise",)).report.to_dict()
+    assert [y[found["points"]["index"]].tolist().count(label) for label in (0, 1)] == [30, 10]
+    assert any(note.startswith("Points are drawn by class") for note in found["notes"])
 
 
 def test_too_many_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

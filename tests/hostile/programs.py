@@ -302,6 +302,8 @@ def _onnx() -> Iterator[Case]:
     yield Case(
         "ONNX", "external-sparse", "either", {"": _external("w.bin"), "w.bin": Sparse(5 * 2**30)}, committed=False
     )
+    yield Case("ONNX", "function-recursive", "refused", _functions(1, 0), portable=False)
+    yield Case("ONNX", "functions-expand", "refused", _functions(60, 1), portable=False)
     yield Case("ONNX", "initialiser-claims-much", "refused", _claims(), portable=False)
 
 
@@ -322,6 +324,21 @@ def _external(location: str, **more: str) -> bytes:
     for key, value in {"location": location, **more}.items():
         entry = kernel.external_data.add()
         entry.key, entry.value = key, value
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _functions(levels: int, below: int) -> bytes:
+    """A chain of functions, each of which calls the one `below` it twice; the lowest calls Relu."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+    relu, own = helper.make_node("Relu", ["a"], ["b"]), "own"
+    model = _model(helper.make_node(f"f{levels}", ["x"], ["z"], domain=own))
+    for number in range(levels + 1):
+        name = f"f{number - below}"
+        calls = [helper.make_node(name, pair[:1], pair[1:], domain=own) for pair in (["a", "c"], ["c", "b"])]
+        nodes = calls if number else [relu]
+        model.functions.append(helper.make_function(own, f"f{number}", ["a"], ["b"], nodes, opsets))
+    model.opset_import.extend(opsets[1:])
     content: bytes = model.SerializeToString()
     return content
 

@@ -89,3 +89,41 @@ def test_a_real_pipeline_keeps_its_probabilities() -> None:
     found = reader.read(ModelFile(str(path), path.read_bytes()), Options()).module(torch.rand(4, 5) * 100)
     assert found.shape == (4, 2)
     assert torch.allclose(found.sum(dim=1), torch.ones(4))
+
+
+#: Written by skl2onnx 1.20 for a data frame: a scaler and a logistic regression on age, dose, sex and pressure.
+COLUMNS = Path(__file__).parent / "files" / "columns.onnx"
+
+
+def test_a_pipeline_with_one_input_for_each_column() -> None:
+    found = reader.read(ModelFile("columns.onnx", COLUMNS.read_bytes()), Options())
+    assert any("in this order: age, dose, sex, pressure." in note for note in found.notes)
+    assert any("Whole numbers: age, sex; say so with --features" in note for note in found.notes)
+    x = torch.tensor([[79, 191.99516, 1, 116.891014], [63, 92.949165, 1, 111.28451], [54, 320.75223, 1, 127.968765]])
+    scores = found.module(x.requires_grad_())
+    expected = [[0.054542047, 0.945457953], [0.59833541, 0.40166459], [0.035984555, 0.964015445]]  # scikit-learn's own
+    assert torch.allclose(scores, torch.tensor(expected), atol=1e-5)
+    (grad,) = torch.autograd.grad(scores[:, 0].sum(), x)
+    assert bool((grad != 0).all()), "whole numbers have a gradient as well"
+
+
+def columns(*kinds: int, width: int = 1, operator: str = "Concat") -> bytes:
+    inputs = [onnx.helper.make_tensor_value_info(f"c{i}", kind, [None, width]) for i, kind in enumerate(kinds)]
+    nodes = [onnx.helper.make_node(operator, [item.name for item in inputs], ["columns"], axis=1),
+             onnx.helper.make_node("Cast", ["columns"], ["y"], to=1)]  # fmt: skip
+    graph = onnx.helper.make_graph(nodes, "g", inputs, [onnx.helper.make_tensor_value_info("y", 1, None)])
+    stated = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    content: bytes = stated.SerializeToString()
+    return content
+
+
+def test_whole_numbers_that_the_model_joins() -> None:
+    module = reader.read(ModelFile("columns.onnx", columns(7, 7)), Options()).module
+    assert module(torch.tensor([[1.0, 2.0]])).tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("content", [columns(8, 8), columns(1, 1, width=2), columns(*[1] * 1001)],
+                         ids=["texts", "wide", "too many"])  # fmt: skip
+def test_inputs_that_are_no_columns(content: bytes) -> None:
+    with pytest.raises(InputError, match="inputs, a classifier takes one"):
+        reader.read(ModelFile("columns.onnx", content), Options())

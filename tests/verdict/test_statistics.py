@@ -143,3 +143,15 @@ def test_the_bound_for_any_look_is_where_the_evidence_ends(k: int, n: int) -> No
     if bound < 1 - 1e-6:
         assert evidence_below(k, n, bound + 1e-6) >= -math.log(0.01)
         assert evidence_below(k, n, bound - 1e-6) < -math.log(0.01)
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.2), (0.02, 0.05, 0.23), (0.1, 0.1)])
+def test_evidence_from_points_drawn_by_class(rates: tuple[float, ...]) -> None:
+    """After whole rounds over the classes the evidence against their mean rate is 1 at most on average."""
+    limit = sum(rates) / len(rates)
+    chance = [1.0]
+    for n, share in enumerate(rates * 20, 1):
+        chance = [a * (1 - share) + b * share for a, b in zip([*chance, 0.0], [0.0, *chance], strict=True)]
+        if n % len(rates) == 0:
+            assert math.fsum(p * math.exp(evidence_above(k, n, limit)) for k, p in enumerate(chance)) <= 1 + 1e-9
+            assert math.fsum(p * math.exp(evidence_below(k, n, limit)) for k, p in enumerate(chance)) <= 1 + 1e-9

@@ -57,7 +57,7 @@ def decision_based(
         pool: inputs (M, …) of any class in the same bounds; the attack asks the model for their classes
             (M evaluations, not counted per point). Without it the search starts from uniform noise.
         starts: starting points tried: the nearest pool member of each of the `starts` nearest other classes.
-        method: "rays", "hopskipjump", or "auto": RayS for Linf and HopSkipJump for L2.
+        method: "rays", "hopskipjump", or "auto": RayS for Linf and for features, HopSkipJump for L2.
 
     Returns:
         The admissible candidate with the largest breaking margin (the margin ranks candidates, it never
@@ -67,7 +67,7 @@ def decision_based(
         UsageError: for an unknown method.
     """
     if method == "auto":
-        method = "rays" if threat.norm == "Linf" else "hopskipjump"
+        method = "rays" if threat.norm == "Linf" or threat.features is not None else "hopskipjump"
     if method not in ("rays", "hopskipjump"):
         raise UsageError(f"The decision-based method must be auto, rays or hopskipjump, got {method!r}.")
     found = nearest_of_other_classes(target, x, y, pool, starts)

@@ -177,9 +177,10 @@ class Search(SlotState):
         """`anchor` (b, …) moved into the ball of `radius` (b,) around the clean points and into the bounds."""
         x, threat = self.clean, self.terrain.threat
         bound = self.terrain.column(radius)
-        if threat.norm == "Linf":
-            reach = bound if threat.features is None else threat.scaled(bound.clamp_max(FARTHEST).expand_as(x))
-            return torch.clamp(anchor, x - reach, x + reach).clamp_(*threat.bounds)
+        if threat.norm == "Linf" or threat.features is not None:
+            reach = bound if threat.features is None else bound.clamp_max(FARTHEST) * threat.axes(x)
+            inside = torch.clamp(anchor, x - reach, x + reach).clamp_(*threat.bounds)
+            return inside if threat.norm == "Linf" else threat.project(inside, x, radius)
         delta = anchor - x
         length = self.terrain.column(per_point_norm(delta)).clamp_min(1e-12)
         return torch.where(length > bound, x + delta * (bound / length), anchor).clamp_(*threat.bounds)

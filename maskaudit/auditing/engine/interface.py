@@ -28,6 +28,7 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.errors import MaskauditError, ModelError, UsageError
+from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
 from maskaudit.target import PassLedger, Target, accelerator
 from maskaudit.target.preserve import seed_generators
@@ -212,7 +213,9 @@ def run_counted(task: Task[Result], target: Target) -> Done[Result]:
 
 def failure(name: str, message: str) -> Exception:
     """The exception of a type's name and a message that a task raised elsewhere."""
-    known: dict[str, type[Exception]] = {"ModelError": ModelError, "AttackUnavailable": AttackUnavailable}
+    known: dict[str, type[Exception]] = {
+        kind.__name__: kind for kind in (ModelError, AttackUnavailable, QueriesSpentError)
+    }
     return known[name](message) if name in known else TaskError(name, message)
 
 

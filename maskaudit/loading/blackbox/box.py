@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,9 +60,9 @@ class BlackBox:
         ask: from inputs (N, …), float32 on the CPU, to what the model returns.
         limit: most points that it is asked, none for any number.
         rate: most points per second, none for any number.
+        shared: whether processes forked from this one count with it, so that limit and rate are those of all together.
 
     Attributes:
-        queries: points that it was asked so far.
         black_box: marks it for code that would look for gradients.
     """
 
@@ -67,10 +70,18 @@ class BlackBox:
 
     def __init__(
         self, ask: Callable[[Tensor], Any], *, limit: int | None = None, rate: float | None = None,
-        sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+        shared: bool = False, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.ask, self.limit, self.rate, self.queries = ask, limit, rate, 0
-        self._sleep, self._clock, self._free_at = sleep, clock, 0.0
+        self.ask, self.limit, self.rate = ask, limit, rate
+        self._sleep, self._clock = sleep, clock
+        self._asked: Any = multiprocessing.RawValue("q", 0) if shared else SimpleNamespace(value=0)
+        self._free_at: Any = multiprocessing.RawValue("d", 0.0) if shared else SimpleNamespace(value=0.0)
+        self._lock: Any = multiprocessing.Lock() if shared else contextlib.nullcontext()
+
+    @property
+    def queries(self) -> int:
+        """Points that it was asked so far."""
+        return int(self._asked.value)
 
     def __call__(self, x: Tensor) -> Any:
         """Ask about points (N, …).
@@ -78,21 +89,23 @@ class BlackBox:
         Raises:
             QueriesSpentError: when that would be more than the limit; nothing is asked then.
         """
-        if self.limit is not None and self.queries + len(x) > self.limit:
-            raise QueriesSpentError(f"{self.queries} of {self.limit} allowed queries are spent (--queries).")
-        self._wait(len(x))
-        self.queries += len(x)
+        with self._lock:
+            if self.limit is not None and self.queries + len(x) > self.limit:
+                raise QueriesSpentError(f"{self.queries} of {self.limit} allowed queries are spent (--queries).")
+            self._asked.value += len(x)
+            pause = self._pause(len(x))
+        if pause > 0:
+            self._sleep(pause)
         with torch.no_grad():
             return self.ask(x.detach().cpu())
 
-    def _wait(self, points: int) -> None:
-        """Keep to the rate."""
+    def _pause(self, points: int) -> float:
+        """Seconds to wait so that the rate is kept."""
         if self.rate is None:
-            return
-        now = self._clock()
-        if now < self._free_at:
-            self._sleep(self._free_at - now)
-        self._free_at = max(now, self._free_at) + points / self.rate
+            return 0.0
+        now, free = self._clock(), float(self._free_at.value)
+        self._free_at.value = max(now, free) + points / self.rate
+        return free - now
 
 
 class _Ops(TorchDispatchMode):

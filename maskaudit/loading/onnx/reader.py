@@ -23,12 +23,13 @@ from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, che
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.batches import opened
+from maskaudit.loading.onnx.functions import inlined
 from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
 from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
-from maskaudit.loading.onnx.tables import plain_tables
+from maskaudit.loading.onnx.tables import one_input, plain_tables
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
 
 CONVERSION_NOTE = (
@@ -53,7 +54,8 @@ def read(file: ModelFile, options: Options) -> Contents:
     digest = hashlib.sha256(file.sha256.encode())
     try:
         check_count(count_fields(file.data), MAX_FIELDS, "fields")
-        model, asked = plain_tables(onnx, onnx.load_model_from_string(file.data))
+        given, columns = one_input(onnx, inlined(onnx, onnx.load_model_from_string(file.data)))
+        model, asked = plain_tables(onnx, given)
         graph = model.graph
         check_count(len(graph.node), MAX_NODES, "operators")
         opset = _opset(file.source, model)
@@ -80,7 +82,7 @@ def read(file: ModelFile, options: Options) -> Contents:
             f"{file.source} is an ONNX model that cannot be converted ({describe_error(error)}); export it again, or "
             "give the torch model itself."
         ) from error
-    notes = (CONVERSION_NOTE, *notes)
+    notes = (CONVERSION_NOTE, *columns, *notes)
     if options.arch is not None:
         notes += ("--arch was not used: an ONNX model brings its own operations.",)
     return Contents(module, "onnx", {}, (), notes, digest.hexdigest() if outside else None)

@@ -13,9 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from maskaudit.errors import printable
 from maskaudit.loading.graph_limits import check_count
 
 DOMAIN = "ai.onnx.ml"
+#: Inputs that are one column each, at most, and how many a sentence names.
+MAX_COLUMNS, SHOWN = 1_000, 12
+#: Types that columns have, numbered as in onnx.proto: float, half, double; int8 … int64, bool.
+REAL, WHOLE = frozenset({1, 10, 11}), frozenset({2, 3, 4, 5, 6, 7, 9})
 #: Numbers that the attributes of a node may hold.
 MAX_NUMBERS = 10_000_000
 
@@ -46,6 +51,56 @@ def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
     asked.graph.output.extend(graph.output)
     _prune(asked.graph)
     return copy, asked
+
+
+def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
+    """The model with one input (N, D) in place of D inputs (N, 1), and what to say of that.
+
+    The model itself where it has a single input, or others than columns of numbers. Columns of whole numbers that are
+    cast before they are used stay real numbers: a cast to whole numbers and back would only take their gradient.
+    """
+    held = {item.name for item in model.graph.initializer}
+    inputs = [item for item in model.graph.input if item.name not in held]
+    if not 2 <= len(inputs) <= MAX_COLUMNS or not all(map(_is_column, inputs)):
+        return model, ()
+    copy, make = onnx.ModelProto(), onnx.helper.make_node
+    copy.CopyFrom(model)
+    used = {name for node in model.graph.node if node.op_type != "Cast" for name in node.input}
+    row, nodes = _unused(model.graph, "columns"), list[Any]()
+    for place, item in enumerate(inputs):
+        number, taken = f"{row}/{place}", f"{row}/{place}/taken"
+        kind = item.type.tensor_type.elem_type if item.name in used else onnx.TensorProto.FLOAT
+        value = onnx.helper.make_tensor(number, onnx.TensorProto.INT64, [1], [place])
+        nodes.append(make("Constant", [], [number], number, value=value))
+        nodes.append(make("Gather", [row, number], [taken], taken, axis=1))
+        nodes.append(make("Cast", [taken], [item.name], f"{number}/cast", to=kind))
+    nodes.extend(copy.graph.node)
+    del copy.graph.node[:], copy.graph.input[:]
+    copy.graph.node.extend(nodes)
+    batch = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
+    copy.graph.input.append(onnx.helper.make_tensor_value_info(row, onnx.TensorProto.FLOAT, [batch, len(inputs)]))
+    whole = [item for item in inputs if item.type.tensor_type.elem_type not in REAL]
+    said = (f"The model has one input for each column; inputs hold them in this order: {_names(inputs)}.",)
+    return copy, (*said, f"Whole numbers: {_names(whole)}; say so with --features.") if whole else said
+
+
+def _names(items: Sequence[Any]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(printable(item.name, 40) for item in items[:SHOWN]) + more
+
+
+def _unused(graph: Any, name: str) -> str:
+    """A name that no value of a graph has, nor one that begins with it."""
+    taken = [*(item.name for item in graph.input), *(made for node in graph.node for made in node.output)]
+    while any(item.startswith(name) for item in taken):
+        name += "_"
+    return name
+
+
+def _is_column(given: Any) -> bool:
+    """Whether an input is (N, 1) of real or whole numbers."""
+    kind = given.type.tensor_type
+    return kind.elem_type in REAL | WHOLE and len(kind.shape.dim) == 2 and kind.shape.dim[1].dim_value == 1
 
 
 class _Writer:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from torch import Tensor, nn
 from maskaudit import api
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError
-from maskaudit.loading.blackbox import BlackBox, QueriesSpentError, answering, computes_elsewhere, is_service
+from maskaudit.loading.blackbox import BlackBox, QueriesSpentError, answering, boxed, computes_elsewhere, is_service
 from maskaudit.loading.blackbox.web import AUTHORIZATION, RETRIES, Service
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 
@@ -296,3 +298,65 @@ def test_a_real_session_of_onnx_runtime() -> None:
     session = runtime.InferenceSession(model.SerializeToString())
     assert is_service(session)
     assert torch.allclose(answering(session)(X)["y"], X @ torch.from_numpy(W), atol=1e-5)
+
+
+def audited(workers: int | None, **changes: Any) -> tuple[dict[str, Any], Orders]:
+    """The report of an audit of a service, and what the service saw."""
+    orders = Orders(on_arrays)
+    settings = AuditSettings(**{"budget": "quick", "samples": 24, "workers": workers, **changes})
+    with serving(orders) as url:
+        report = api.run(api.prepare(api.Request(url, settings=settings, eps=0.2), points=DATA)).report
+    return report.to_dict(), orders
+
+
+def test_workers_find_what_one_process_finds_and_count_together() -> None:
+    """No query is lost, none is counted twice, and the limit is that of all processes together."""
+    (alone, first), (shared, second) = (audited(workers, queries=4000) for workers in (None, 2))
+    assert first.points == second.points <= 4000
+    assert [row["queries"] for row in alone["attacks"]] == [row["queries"] for row in shared["attacks"]]
+    assert alone["points"] == shared["points"]
+
+
+def test_workers_keep_to_a_limit_that_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AuditSettings, "effort", BUDGETS["quick"])  # the audit does not fit itself into its queries
+    report, orders = audited(2, queries=1500)
+    assert 500 < orders.points <= 1500
+    assert report["partial"]
+    assert any("allowed queries" in str(row["reason"]) for row in report["attacks"])
+
+
+def test_the_rate_is_that_of_all_processes() -> None:
+    now = [0.0]
+    slept: list[float] = []
+    box = BlackBox(torch.clone, rate=10.0, shared=True, sleep=slept.append, clock=lambda: now[0])
+    box(torch.zeros(5, 2))
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        box(torch.zeros(5, 2))
+        os.write(writer, f"{slept[0]:.2f}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 9) == b"0.50"
+    assert box.queries == 10
+    box(torch.zeros(1, 2))
+    assert slept == [pytest.approx(1.0)]
+
+
+class Session:
+    """Looks like a session of ONNX Runtime."""
+
+    def run(self, outputs: Any, feed: Any) -> list[Any]:
+        return [on_arrays(next(iter(feed.values())))]
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="x", type="tensor(float)")]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="y")]
+
+
+@pytest.mark.parametrize(("where", "says"), [({"workers": True}, "leave --workers out"), ({"ray": True}, "--ray")])
+def test_what_other_processes_cannot_ask(where: dict[str, bool], says: str) -> None:
+    assert boxed(Session())(X[:4])["y"].shape == (4, 3)
+    with pytest.raises(UsageError, match=says):
+        boxed(Session(), **where)
