@@ -146,7 +146,7 @@ def _tightened(
     for row in range(len(low)):
         open_units = ((low[row] < 0) & (high[row] > 0) | smooth).nonzero().squeeze(1)
         alone = {key: _row(value, row) for key, value in relaxed.items()}
-        for units in open_units.split(max(1, CHUNK // (2 * every))):
+        for units in open_units.split(max(1, CHUNK // (2 * every))) if len(open_units) else ():
             ones = torch.zeros(2 * len(units), low.shape[1], dtype=low.dtype)
             ones[torch.arange(len(units)), units] = 1.0
             ones[len(units) + torch.arange(len(units)), units] = -1.0
@@ -231,12 +231,12 @@ def backward(
             offset = minus * lines.upper_at.unsqueeze(1)
             if isinstance(lines.lower_at, Tensor):
                 offset = offset + plus * lines.lower_at.unsqueeze(1)
-            constant = constant + offset.flatten(2).sum(2)
+            constant = constant + offset.reshape(*rows.shape[:2], -1).sum(2)
             if duals is not None and number in duals:
                 below[0] = below[0] - duals[number].unsqueeze(1)
         else:
             assert step.constant is not None
-            constant = constant + (above * step.constant).flatten(2).sum(2)
+            constant = constant + (above * step.constant).reshape(*rows.shape[:2], -1).sum(2)
             below = [part.unflatten(0, above.shape[:2]) for part in network.adjoint(number, above.flatten(0, 1))]
         for read, part in zip(step.reads, below, strict=True):
             held[read] = held[read] + part if read in held else part
