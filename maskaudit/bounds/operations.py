@@ -324,7 +324,7 @@ def _max_pool(
     """The largest of the shifted images that the windows see, two at a time."""
     axes = 1 if op.__name__.startswith("max_pool1d") else 2
     size, step, pad, far = (_each(value, axes) for value in (kernel, stride or kernel, padding, dilation))
-    if len(build.steps[x.number].shape) != axes + 1 or any(pad) and build.steps[x.number].name != "relu":
+    if len(build.steps[x.number].shape) != axes + 1 or (any(pad) and build.steps[x.number].name != "relu"):
         raise UnboundableError("a max pooling pads its windows, and not behind a rectifier")
     if any(pad):
         x = _padded(build, op, x, [width for width in reversed(pad) for _ in range(2)])
@@ -376,6 +376,7 @@ HANDLERS: dict[str, Handler] = {
     "relu": _relu, "leaky_relu": _leaky, "_prelu_kernel": _prelu, "hardtanh": _hardtanh, "clamp": _clamp,
     "clamp_min": lambda build, op, x, low: _clamp(build, op, x, low),
     "clamp_max": lambda build, op, x, high: _clamp(build, op, x, None, high),
-    "maximum": _maximum, "minimum": _minimum, "amax": _amax, "abs": _abs, "logit": _logit, "max_pool2d_with_indices": _max_pool, "max_pool1d": _max_pool1d,
+    "maximum": _maximum, "minimum": _minimum, "amax": _amax, "abs": _abs, "logit": _logit,
+    "max_pool2d_with_indices": _max_pool, "max_pool1d": _max_pool1d,
     "sigmoid": partial(_smooth, "sigmoid", torch.sigmoid), "tanh": partial(_smooth, "tanh", torch.tanh),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Models as files bring them are read as networks: what was made for one point, what names its sizes, and other forms."""
+"""Models as files bring them are read as networks: made for one point, with stated sizes, with a single output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEADS = {
     "Min": ([("Neg", ["m"], {}), ("Min", ["m", "h0", "a"], {})], 32),
     "Gather": ([("Gather", ["m", "places"], {"axis": 1})], 48),
     "GlobalMaxPool": ([("GlobalMaxPool", ["m"], {})], 2),
-    "MaxPool": ([("Relu", ["m"], {}), ("MaxPool", ["h0"], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1] * 4})], 8),
+    "MaxPool": ([("Relu", ["m"], {}), ("MaxPool", ["h0"], {"kernel_shape": [3, 3], "pads": [1] * 4})], 32),
     "Concat": ([("Concat", ["m", "ones"], {"axis": 1})], 48),
     "MatMul": ([("MatMul", ["m", "square"], {})], 32),
 }  # fmt: skip
