@@ -1,7 +1,7 @@
-"""Counterexamples that gradients do not lead to, found by branch and bound over the rectifiers of a small network.
+"""Counterexamples that gradients do not lead to, found by branch and bound over the activations of a small network.
 
 H. Zhang, S. Wang, K. Xu, Y. Wang, S. Jana, C.-J. Hsieh, Z. Kolter, "A branch and bound framework for stronger
-adversarial attacks of ReLU networks", ICML 2022. Parts of the ball in which rectifiers are fixed are bounded; the
+adversarial attacks of ReLU networks", ICML 2022. Parts of the ball in which activations are fixed are bounded; the
 inputs at which the bounds are lowest are where a counterexample can be, whatever the gradient at the clean point says,
 and gradient steps carry the best of them on. Parts that hold none are dropped, so that a robust point ends early.
 """
@@ -26,12 +26,12 @@ from maskaudit.threat import ThreatModel
 #: Parts that a round splits, and rounds on interval bounds before tighter ones are worth their price.
 POPPED, FIRST_ROUNDS = 16, 8
 #: Multiplications of a pass that take as long as what a round does besides (measured on one core).
-OVERHEAD = 400_000
+OVERHEAD = 200_000
 #: Candidates of a round that gradient steps carry on, how many steps, and the size of the first, in units of ε.
 CARRIED, CARRY_STEPS, CARRY_SIZE = 32, 20, 0.5
 #: Most parts that wait; those with the highest bounds are forgotten, which an attack may.
 MOST_WAITING = 4096
-#: Rectifiers up to which a network is searched.
+#: Units of activations up to which a network is searched.
 MOST_RECTIFIERS = 10_000
 
 
@@ -48,7 +48,7 @@ def branch_and_bound(
         The candidate with the largest breaking margin; `first_success` and `queries` count parts.
 
     Raises:
-        AttackUnavailable: when the network cannot be bounded, has other activations than rectifiers, or too many.
+        AttackUnavailable: when the network cannot be bounded, has no activations, or too many.
     """
     network = searchable(target, x)
     held, parts = BestCandidates(x), torch.zeros(len(x), dtype=torch.int64)
@@ -71,10 +71,10 @@ def searchable(target: Target, x: Tensor) -> Network:
         network = captured(target, x)
     except UnboundableError as reason:
         raise AttackUnavailable(f"the network cannot be bounded: {reason}") from reason
-    if not network.activations or not network.piecewise_linear:
-        raise AttackUnavailable("only networks whose activations are rectifiers are searched")
+    if not network.activations:
+        raise AttackUnavailable("the network is affine, gradients tell all about it")
     if network.rectifiers > MOST_RECTIFIERS:
-        raise AttackUnavailable(f"the network has {network.rectifiers} rectifiers, more than {MOST_RECTIFIERS}")
+        raise AttackUnavailable(f"the network has {network.rectifiers} activations, more than {MOST_RECTIFIERS}")
     return network
 
 

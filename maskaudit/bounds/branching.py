@@ -1,5 +1,5 @@
-"""Branch and bound for counterexamples: rectifiers are fixed on or off, and where bounds leave a gap the inputs that
-the bounds point at are tried.
+"""Branch and bound for counterexamples: rectifiers are fixed on or off, sigmoids and tanh to one half of what enters
+them, and where bounds leave a gap the inputs that the bounds point at are tried.
 
 H. Zhang et al., "A branch and bound framework for stronger adversarial attacks of ReLU networks" (BaB-Attack), ICML
 2022; bounds of the parts are those of S. Wang et al., "Beta-CROWN", 2021, the rectifiers to split are chosen as by
@@ -24,7 +24,7 @@ RATE, DECAY = 0.15, 0.93
 
 @dataclass
 class Parts:
-    """Parts of a region, by what is fixed of each rectifier (D, U): 1 on, −1 off, 0 open.
+    """Parts of a region, by what is fixed of each unit (D, U): 1 on (the upper half), −1 off (the lower), 0 open.
 
     Attributes:
         goal: number of the class that could win there (D,).
@@ -55,7 +55,7 @@ class Margins:
     """The margins of one point over other classes, lower-bounded on parts of its region.
 
     Args:
-        network: all of whose activations are rectifiers.
+        network: the network.
         region: of the one point; found: its intervals; rows: coefficients (C, K) of the margins; offsets: what they
             have to exceed to count (C,).
     """
@@ -67,7 +67,10 @@ class Margins:
         self.shapes = [network.steps[number].shape for number in self.numbers]
         self.low = torch.cat([found.low[read].flatten() for read in reads])
         self.high = torch.cat([found.high[read].flatten() for read in reads])
-        self.open = (self.low < 0) & (self.high > 0)
+        inside = (self.low < 0) & (self.high > 0)
+        smooth = [(found.high[n] > found.low[n]).flatten() & (network.steps[n].name != "relu") for n in self.numbers]
+        self.open = inside | torch.cat(smooth)
+        self.middle = torch.where(inside, 0.0, (self.low + self.high) / 2)
 
     def whole(self) -> Parts:
         """The region as one part for each class."""
@@ -96,8 +99,7 @@ class Margins:
         return best
 
     def _bound(self, goal: Tensor, signs: Tensor, duals: Tensor, slopes: Tensor) -> tuple[Parts, Tensor]:
-        low = torch.where(signs > 0, self.low.clamp_min(0), self.low)
-        high = torch.where(signs < 0, self.high.clamp_max(0), self.high)
+        low, high = torch.where(signs > 0, self.middle, self.low), torch.where(signs < 0, self.middle, self.high)
         relaxed = {
             number: relaxation(self.network.steps[number], *parts)
             for number, *parts in zip(self.numbers, *map(self._split, (low, high, slopes)), strict=True)
@@ -108,7 +110,7 @@ class Margins:
         last = len(self.network.steps) - 1
         slope, constant = backward(self.network, last, rows, relaxed, multipliers, seen)
         lowest, inputs = self.region.lowest(slope)
-        value = (lowest + constant).squeeze(1) - self.offsets[goal]
+        value = (lowest + constant).squeeze(1) + (duals * signs) @ self.middle - self.offsets[goal]
         with torch.no_grad():
             gain = self._gain(relaxed, seen, low, high)
             gain[(signs != 0) | ~self.open] = -1.0
@@ -117,11 +119,15 @@ class Margins:
         return parts, value
 
     def _gain(self, relaxed: dict[int, Relaxation], seen: dict[int, Tensor], low: Tensor, high: Tensor) -> Tensor:
-        """How far the lines of each open rectifier are from it where the bound uses them, (D, U)."""
+        """How far the lines of each open unit are from it where the bound uses them, (D, U)."""
         gains = []
         for number, below, above in zip(self.numbers, self._split(low), self._split(high), strict=True):
             lines = relaxed[number]
             arrived = seen[number].squeeze(1) if number in seen else torch.zeros_like(below)
+            if isinstance(lines.lower_at, Tensor):
+                apart = [(lines.upper - lines.lower) * end - lines.lower_at + lines.upper_at for end in (below, above)]
+                gains.append((arrived.abs() * torch.maximum(*apart)).flatten(1))
+                continue
             under = torch.maximum(-lines.lower * below, (1 - lines.lower) * above)
             gains.append((arrived.clamp_min(0) * under - arrived.clamp_max(0) * lines.upper_at).flatten(1))
         return torch.cat(gains, dim=1)

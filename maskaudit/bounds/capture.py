@@ -14,8 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from maskaudit import foreign
 from maskaudit.bounds.network import Network, UnboundableError
-from maskaudit.bounds.operations import HANDLERS, Builder, Ref
+from maskaudit.bounds.operations import FOLDABLE, HANDLERS, Builder, Folded, Ref
 from maskaudit.errors import describe_error
+from maskaudit.loading.graph import FixedBatch, Program
 from maskaudit.target import Target
 from maskaudit.target.belongings import Belongings
 from maskaudit.target.preserve import preserved_random_state
@@ -42,19 +43,24 @@ def captured(target: Target, x: Tensor) -> Network:
     form = target.form
     if target.random or target.reject_class is not None or form.features is not None:
         raise UnboundableError("bounds are for models that are deterministic, reject nothing and read plain numbers")
-    if form.alone or form.fresh or form.most or form.least > BATCH:
+    if form.alone or form.fresh or form.least > BATCH:
         raise UnboundableError("its answers depend on how it is asked")
     network = _built(_recorded(target, x))
-    _compare(network, target, x)
+    _compare(network, target, torch.cat([x, 0.9 * x, 0.8 * x]))
     return network
 
 
 def _recorded(target: Target, x: Tensor) -> fx.GraphModule:
-    example, before = x[:1].expand(BATCH, *x.shape[1:]).contiguous(), Belongings(target.model)
-    call = target.bare
+    model = target.model
+    points = target.form.most or (model.size if isinstance(model, FixedBatch) else BATCH)
+    example, before = x[:1].expand(points, *x.shape[1:]).contiguous(), Belongings(model)
+    call: Callable[[Tensor], Tensor] = target.bare
     try:
         with torch.no_grad(), preserved_random_state(), warnings.catch_warnings(), foreign.Call():
             warnings.simplefilter("ignore")
+            if isinstance(model.module if isinstance(model, FixedBatch) else model, Program):
+                # a rehearsal refuses what reads values of the input; sizes and bounds that it holds must be read
+                call = make_fx(lambda x: target.bare(x), tracing_mode="real")(example)
             functional = functionalize(lambda x: call(x), remove="mutations_and_views")
             return make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(example)
     except BaseException as error:  # the model's code, met by data that have no values
@@ -131,14 +137,16 @@ def _step(builder: Builder, node: fx.Node, found: dict[fx.Node, Any]) -> Any:
         return part[place] if isinstance(part, tuple) and isinstance(place, int) and place < len(part) else None
     args = fx.map_arg(node.args, lambda n: found[n])
     kwargs = fx.map_arg(node.kwargs, lambda n: found[n])
-    name = _name(node)
+    name = _name(node).removesuffix("_copy")
     used: list[Any] = []
     fx.map_arg((node.args, node.kwargs), lambda n: used.append(found[n]))
     if not any(isinstance(value, Ref) for value in used):
         return _evaluated(node, args, kwargs)
-    handler = HANDLERS.get(name.removesuffix("_copy"))
+    handler = HANDLERS.get(name)
     if handler is None:
-        raise UnboundableError(f"no bounds are known for the operation {name.removesuffix('_copy')}")
+        raise UnboundableError(f"no bounds are known for the operation {name}")
+    if name not in FOLDABLE and any(isinstance(value, Folded) for value in used):
+        raise UnboundableError("it moves the axis of the points")
     try:
         return handler(builder, node.target, *args, **kwargs)
     except UnboundableError:

@@ -17,8 +17,12 @@ from torch import Tensor
 from maskaudit.bounds.network import Network, Step
 from maskaudit.threat import ThreatModel
 
-#: Numbers of the largest tensor of coefficients held at once: 128 MB.
-CHUNK = 2**24
+#: Numbers of the largest tensor of coefficients held at once: 8 MB, of which caches hold the most.
+CHUNK = 2**20
+#: Interval of a smooth activation below which its chord is not computed, since rounding would show.
+NARROW = 1e-4
+#: Halvings of the interval in which a line touches a smooth activation.
+BISECTIONS = 10
 #: Relative rounding of one float32 operation, and of one in TF32, which accelerators may use.
 UNIT, COARSE_UNIT = 2.0**-24, 2.0**-11
 
@@ -146,7 +150,7 @@ def _tightened(
     for row in range(len(low)):
         open_units = ((low[row] < 0) & (high[row] > 0) | smooth).nonzero().squeeze(1)
         alone = {key: _row(value, row) for key, value in relaxed.items()}
-        for units in open_units.split(max(1, CHUNK // (2 * every))):
+        for units in open_units.split(max(1, CHUNK // (2 * every))) if len(open_units) else ():
             ones = torch.zeros(2 * len(units), low.shape[1], dtype=low.dtype)
             ones[torch.arange(len(units)), units] = 1.0
             ones[len(units) + torch.arange(len(units)), units] = -1.0
@@ -187,9 +191,31 @@ def relaxation(step: Step, low: Tensor, high: Tensor, slope: Tensor | None = Non
         upper = torch.where(unsure, high / (high - low).clamp_min(1e-300), on)
         lower = torch.where(unsure, (high > -low).to(low.dtype) if slope is None else slope, on)
         return Relaxation(lower, 0.0, upper, torch.where(unsure, -upper * low, 0.0))
-    left, right = step.call(low), step.call(high)
-    slope = torch.minimum(_derivative(step.name, left), _derivative(step.name, right))
-    return Relaxation(slope, left - slope * low, slope, right - slope * high)
+    upper, upper_at = _above(step, low, high)
+    lower, reverse_at = _above(step, -high, -low)
+    return Relaxation(lower, 2 * step.call(torch.zeros(())) - reverse_at, upper, upper_at)
+
+
+def _above(step: Step, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """A line above an S-shaped curve, slope and intercept; below it runs that of its reverse (CROWN, table 3).
+
+    Right of the inflection it is the tangent in the middle, left of it the chord; across it the line from the left end
+    that touches the right part, a little steeper where the bisection is not done, or the chord if it touches nowhere.
+    """
+    left, right, width, middle = step.call(low), step.call(high), high - low, (low + high) / 2
+    start, end = torch.zeros_like(low), torch.minimum(high, -low).clamp_min(0)
+    for _ in range(BISECTIONS):
+        tried = (start + end) / 2
+        value = step.call(tried)
+        steeper = _derivative(step.name, value) * (tried - low) >= value - left
+        start, end = torch.where(steeper, tried, start), torch.where(steeper, end, tried)
+    ends = _derivative(step.name, right) * width >= right - left
+    touching = torch.where(ends, (right - left) / width.clamp_min(1e-300), _derivative(step.name, step.call(start)))
+    tangent = _derivative(step.name, step.call(middle))
+    flat = torch.minimum(_derivative(step.name, left), _derivative(step.name, right))
+    slope = torch.where(width <= NARROW, flat, torch.where(low >= 0, tangent, touching))
+    at = torch.where(low >= 0, step.call(middle) - tangent * middle, left - touching * low)
+    return slope, torch.where(width <= NARROW, right - flat * high, at)
 
 
 def _derivative(name: str, value: Tensor) -> Tensor:
@@ -231,12 +257,12 @@ def backward(
             offset = minus * lines.upper_at.unsqueeze(1)
             if isinstance(lines.lower_at, Tensor):
                 offset = offset + plus * lines.lower_at.unsqueeze(1)
-            constant = constant + offset.flatten(2).sum(2)
+            constant = constant + offset.unsqueeze(-1).flatten(2).sum(2)
             if duals is not None and number in duals:
                 below[0] = below[0] - duals[number].unsqueeze(1)
         else:
             assert step.constant is not None
-            constant = constant + (above * step.constant).flatten(2).sum(2)
+            constant = constant + (above * step.constant).unsqueeze(-1).flatten(2).sum(2)
             below = [part.unflatten(0, above.shape[:2]) for part in network.adjoint(number, above.flatten(0, 1))]
         for read, part in zip(step.reads, below, strict=True):
             held[read] = held[read] + part if read in held else part

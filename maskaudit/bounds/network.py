@@ -78,11 +78,6 @@ class Network:
         """Units of the activations of one point."""
         return sum(self.steps[number].shape.numel() for number in self.activations)
 
-    @property
-    def piecewise_linear(self) -> bool:
-        """Whether all activations are rectifiers."""
-        return all(self.steps[number].name == "relu" for number in self.activations)
-
     def adjoint(self, number: int, rows: Tensor) -> Sequence[Tensor]:
         """Coefficients (n, …) on the result of an affine step as coefficients on what it reads."""
         step = self.steps[number]

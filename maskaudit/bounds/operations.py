@@ -22,6 +22,10 @@ class Ref:
         self.number = number
 
 
+class Folded(Ref):
+    """A result (n, k, …) that the model holds as (n·k, …), as it does for a linear layer on the last of many axes."""
+
+
 class Builder:
     """Collects the steps of a network whose input has `shape` (n, …)."""
 
@@ -85,11 +89,16 @@ def _pooled(build: Builder, op: Any, x: Ref) -> int:
 
 
 def _sized(build: Builder, op: Any, x: Ref, size: Sequence[int], **kwargs: Any) -> Ref:
-    """A view or an expansion, whose first size is the number of points."""
+    """A view or an expansion, whose first size is the number of points, or that times the sizes of the next axes."""
+    shape = build.steps[x.number].shape
+    folded = shape[0] if shape and type(x) is Ref else 0
+    for length in shape[1:-1]:
+        folded *= length if folded * build.batch != size[0] else 1
+    if folded > 1 and size[0] == folded * build.batch and -1 not in size:
+        return Folded(_sized(build, op, x, [build.batch, folded, *size[1:]]).number)
     if not size or size[0] not in (build.batch, -1):
         raise UnboundableError("it moves the axis of the points")
-    rest = list(size[1:])
-    call = lambda x: op(x, [len(x), *rest])  # noqa: E731
+    call = lambda x: op(x, [len(x), *size[1:]])  # noqa: E731
     return build.affine(op.__name__, call, call, x)
 
 
@@ -113,15 +122,28 @@ def _padded(build: Builder, op: Any, x: Ref, pad: Sequence[int], value: float = 
 
 def _cat(build: Builder, op: Any, parts: Sequence[Ref | Tensor], dim: int = 0) -> Ref:
     held = [part for part in parts if isinstance(part, Ref)]
-    if len(held) != len(parts):
-        raise UnboundableError("it joins its data with constants")
-    call = lambda *values: torch.cat(values, dim)  # noqa: E731
-    return build.affine("cat", call, call, *held)
+    constants = [_fixed(part, build) if isinstance(part, Tensor) else None for part in parts]
+
+    def joined(scale: float, *values: Tensor) -> Tensor:
+        rest, n = iter(values), len(values[0])
+        return torch.cat([next(rest) if c is None else scale * c.expand(n, *c.shape[1:]) for c in constants], dim)
+
+    return build.affine("cat", partial(joined, 1.0), partial(joined, 0.0), *held)
+
+
+def _split(build: Builder, op: Any, x: Ref, *args: Any, **kwargs: Any) -> tuple[Ref, ...]:
+    """Parts along an axis, each a result of its own."""
+    call = partial(_with, op, args, kwargs)
+    parts = len(call(torch.zeros((build.batch, *build.steps[x.number].shape))))
+    picks = [lambda p, place=place: call(p)[place] for place in range(parts)]
+    return tuple(build.affine("split", pick, pick, x) for pick in picks)
 
 
 def _sum(sign: float, build: Builder, op: Any, a: Any, b: Any, alpha: float = 1.0) -> Ref:
     """a + sign·alpha·b, either of which may be a constant."""
     factor = sign * alpha
+    if isinstance(a, Ref) and isinstance(b, (int, float)) and not b:
+        return a
     if isinstance(a, Ref) and isinstance(b, Ref):
         return build.affine("add", lambda p, q: p + factor * q, lambda p, q: p + abs(factor) * q, a, b, terms=2)
     if isinstance(a, Ref):
@@ -150,6 +172,8 @@ def _scaled(build: Builder, op: Any, a: Any, b: Any) -> Ref:
     if isinstance(a, Ref) and isinstance(b, Ref):
         raise UnboundableError("it multiplies data with data")
     x, factor = (a, _fixed(b, build)) if isinstance(a, Ref) else (b, _fixed(a, build))
+    if isinstance(factor, float) and factor == 1:
+        return x
     size = factor.abs() if isinstance(factor, Tensor) else abs(factor)
     return build.affine("mul", lambda p: p * factor, lambda p: p * size, x)
 
@@ -165,7 +189,8 @@ def _linear(build: Builder, op: Any, x: Ref, weight: Tensor, bias: Any = 0.0) ->
     if not isinstance(weight, Tensor) or isinstance(x, Tensor) or isinstance(bias, Ref):
         raise UnboundableError("it multiplies data with data")
     size = weight.abs()
-    return build.affine("linear", lambda p: p @ weight + bias, lambda p: p @ size, x, terms=len(weight) + 1)
+    result = build.affine("linear", lambda p: p @ weight + bias, lambda p: p @ size, x, terms=len(weight) + 1)
+    return Folded(result.number) if isinstance(x, Folded) else result
 
 
 def _addmm(build: Builder, op: Any, bias: Any, x: Ref, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Ref:
@@ -260,6 +285,33 @@ def _maximum(build: Builder, op: Any, a: Any, b: Any) -> Ref:
     return build.hull(_larger(build, op, a, b), torch.maximum, a, b)
 
 
+def _minimum(build: Builder, op: Any, a: Any, b: Any) -> Ref:
+    """−max(−a, −b)."""
+    minus = [_scaled(build, op, part, -1.0) if isinstance(part, Ref) else -part for part in (a, b)]
+    return _scaled(build, op, _maximum(build, op, *minus), -1.0)
+
+
+def _amax(build: Builder, op: Any, x: Ref, axes: Sequence[int] = (), keepdim: bool = False) -> Ref:
+    """The largest along axes, of whose halves the larger is taken until one place is left."""
+    places = len(build.steps[x.number].shape) + 1
+    chosen = {axis % places for axis in axes} or set(range(places))
+    for axis in sorted(chosen, reverse=True):
+        while axis and (size := build.steps[x.number].shape[axis - 1]) > 1:
+            half = size // 2
+            first, second, *odd = _split(build, torch.split, x, [half, half, *[1] * (size % 2)], axis)
+            larger = _maximum(build, op, first, second)
+            x = _cat(build, op, [larger, *odd], axis) if odd else larger
+        x = x if keepdim else _moved(build, torch.ops.aten.squeeze.dim, x, axis)
+    return x
+
+
+def _logit(build: Builder, op: Any, x: Ref, eps: float | None = None) -> Ref:
+    """The reverse of a sigmoid: what entered it."""
+    if build.steps[x.number].name != "sigmoid":
+        raise UnboundableError("it takes the logit of what is no sigmoid")
+    return Ref(build.steps[x.number].reads[0])
+
+
 def _abs(build: Builder, op: Any, x: Ref) -> Ref:
     """2·relu(x) − x."""
     return _sum(-1.0, build, op, _scaled(build, op, _relu(build, op, x), 2.0), x)
@@ -272,10 +324,14 @@ def _max_pool(
     """The largest of the shifted images that the windows see, two at a time."""
     axes = 1 if op.__name__.startswith("max_pool1d") else 2
     size, step, pad, far = (_each(value, axes) for value in (kernel, stride or kernel, padding, dilation))
-    if ceil_mode or any(pad) or len(build.steps[x.number].shape) != axes + 1:
-        raise UnboundableError("a max pooling pads its windows")
+    if len(build.steps[x.number].shape) != axes + 1 or (any(pad) and build.steps[x.number].name != "relu"):
+        raise UnboundableError("a max pooling pads its windows, and not behind a rectifier")
+    if any(pad):
+        x = _padded(build, op, x, [width for width in reversed(pad) for _ in range(2)])
     lengths = build.steps[x.number].shape[1:]
     counts = [(n - f * (k - 1) - 1) // s + 1 for n, k, s, f in zip(lengths, size, step, far, strict=True)]
+    if ceil_mode and any((n - f * (k - 1) - 1) % s for n, k, s, f in zip(lengths, size, step, far, strict=True)):
+        raise UnboundableError("a max pooling has windows beyond its data")
     seen = []
     for place in range(math.prod(size)):
         starts = [place // math.prod(size[axis + 1 :]) % size[axis] * far[axis] for axis in range(axes)]
@@ -302,10 +358,14 @@ def _prelu(build: Builder, op: Any, x: Ref, slope: Tensor) -> Ref:
     return _leaky(build, op, x, slope)
 
 
+#: What may be done to results with folded axes.
+FOLDABLE = ("mm", "addmm", "view", "_unsafe_view", "reshape", "clone")
+
 HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("permute", "transpose", "t", "squeeze", "unsqueeze", "slice", "select", "flip", "avg_pool1d",
                      "avg_pool2d", "_adaptive_avg_pool2d", "mean", "sum", "upsample_nearest2d", "reflection_pad2d",
-                     "replication_pad2d", "pixel_shuffle", "unfold", "diagonal"), _moved),
+                     "replication_pad2d", "pixel_shuffle", "unfold", "diagonal", "index_select"), _moved),
+    **dict.fromkeys(("split", "split_with_sizes", "unbind", "chunk"), _split),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "expand", "_reshape"), _sized),
     **dict.fromkeys(("clone", "detach", "alias", "lift_fresh", "_to", "to", "contiguous", "lift", "dropout"), _same),
     "zeros_like": partial(_like, 0.0), "ones_like": partial(_like, 1.0), "full_like": partial(_like, None),
@@ -316,6 +376,7 @@ HANDLERS: dict[str, Handler] = {
     "relu": _relu, "leaky_relu": _leaky, "_prelu_kernel": _prelu, "hardtanh": _hardtanh, "clamp": _clamp,
     "clamp_min": lambda build, op, x, low: _clamp(build, op, x, low),
     "clamp_max": lambda build, op, x, high: _clamp(build, op, x, None, high),
-    "maximum": _maximum, "abs": _abs, "max_pool2d_with_indices": _max_pool, "max_pool1d": _max_pool1d,
+    "maximum": _maximum, "minimum": _minimum, "amax": _amax, "abs": _abs, "logit": _logit,
+    "max_pool2d_with_indices": _max_pool, "max_pool1d": _max_pool1d,
     "sigmoid": partial(_smooth, "sigmoid", torch.sigmoid), "tanh": partial(_smooth, "tanh", torch.tanh),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 #: Largest stride, dilation, kernel, padding or number of pieces.
 MAX_WINDOW, MAX_PIECES = 2**20, 16_384
@@ -82,10 +83,11 @@ def check_division(x: Any, y: Any) -> None:
         return
     if any(isinstance(item, Tensor) and item.is_meta for item in (x, y)):
         return
-    with torch._C.DisableTorchFunction(), torch.no_grad():
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
         least, negative = x == torch.iinfo(dtype).min, y == -1
         hit = least & negative
-    if hit if isinstance(hit, bool) else bool(hit.any()):
+        overflows = hit if isinstance(hit, bool) else bool(hit.any())
+    if overflows:
         raise ValueError("a division of whole numbers overflows")
 
 

@@ -65,7 +65,7 @@ BUDGETS: dict[str, Budget] = {
     ),
     "standard": Budget(
         points=800, claim_points=200, steps=50, targets=4, queries=1500, decision_queries=1000, noise_draws=300,
-        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16, bound_rounds=64, bound_passes=1e10,
+        surrogate_rounds=2, probe_points=32, second_opinion=8, curve_points=16, bound_rounds=256, bound_passes=4e10,
     ),
     "thorough": Budget(
         points=1600, claim_points=400, steps=100, targets=9, queries=5000, decision_queries=4000, noise_draws=1000,

@@ -75,3 +75,29 @@ def detector(inputs: int = 12, eps: float = 0.2) -> tuple[nn.Module, Tensor, Ten
         last.weight[:, 0] = torch.tensor([-20.0, 20.0])
         last.bias[0] = 1.0
     return net.eval(), x, torch.tensor([0]), x + eps * corner
+
+
+def smooth_detector(
+    activation: type[nn.Module], inputs: int = 32, eps: float = 0.2
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network of tanh or sigmoids with a counterexample in one corner of a ball; its units are saturated elsewhere.
+
+    Returns:
+        The network, the point (1, D) of class 0, and the counterexample (1, D).
+    """
+    least, groups = (-1.0 if activation is nn.Tanh else 0.0), torch.arange(inputs).split(4)
+    x, corner = torch.full((1, inputs), 0.5), torch.ones(inputs)
+    corner[::3] = -1
+    first, second, last = nn.Linear(inputs, len(groups)), nn.Linear(len(groups), 3), nn.Linear(3, 2)
+    with torch.no_grad():
+        for unit, group in enumerate(groups):
+            first.weight[unit] = 0
+            first.weight[unit, group] = 2 * corner[group] / eps
+            first.bias[unit] = -(first.weight[unit] @ x[0]) - 4.0
+        for layer in (second, last):
+            layer.weight *= 0.05
+            layer.bias.zero_()
+        second.weight[0] = 4.0
+        second.bias[0] = -4 * len(groups) * (least + (1 - least) * 0.8)
+        last.weight[:, 0], last.bias[0] = torch.tensor([-10.0, 10.0]), 20 * least + 6
+    return nn.Sequential(first, activation(), second, activation(), last).eval(), x, x + eps * corner

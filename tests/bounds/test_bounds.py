@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from benchmarks.mip import solve
 from maskaudit.bounds.capture import captured
 from maskaudit.bounds.certificate import certified, differences, margins
-from maskaudit.bounds.linear import Region, intervals
-from maskaudit.bounds.network import UnboundableError
+from maskaudit.bounds.linear import Region, intervals, relaxation
+from maskaudit.bounds.network import Step, UnboundableError
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from tests.bounds.networks import Joined, Residual, mlp
@@ -81,6 +81,20 @@ def test_certificates_and_an_exact_solver_agree() -> None:
                 assert int(network(example[None]).argmax()) != int(y[row])
     assert proven.any()
     assert broken
+
+
+@pytest.mark.parametrize(("name", "call"), [("sigmoid", torch.sigmoid), ("tanh", torch.tanh)])
+def test_lines_around_a_smooth_activation_enclose_it(name: str, call) -> None:
+    draw, size = torch.Generator().manual_seed(0), 2000
+    low = 4 * torch.randn(size, generator=draw, dtype=torch.float64)
+    high = low + 10 ** (6 * torch.rand(size, generator=draw, dtype=torch.float64) - 5)
+    lines = relaxation(Step(name, (0,), call, None, torch.Size([1])), low, high)
+    at = low + (high - low) * torch.linspace(0, 1, 101, dtype=torch.float64).unsqueeze(1)
+    above, below = lines.upper * at + lines.upper_at - call(at), call(at) - lines.lower * at - lines.lower_at
+    assert above.min() > -1e-12
+    assert below.min() > -1e-12
+    touched = (above.amin(0) < 1e-3) & (below.amin(0) < 1e-3)
+    assert touched.all()
 
 
 class Cancelling(nn.Module):

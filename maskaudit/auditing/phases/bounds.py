@@ -11,7 +11,9 @@ from maskaudit.attacks.branch_and_bound import effort, searchable
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable
 from maskaudit.auditing.state import AuditState
 
-#: The share of the points left that a budget must have a round for; with fewer the search would tell too little.
+#: Rounds that a point must have, since a search that has hardly split finds nothing (benchmarks/bab.md).
+LEAST_ROUNDS = 16
+#: The share of the points left that a budget must have them for; with fewer the search would tell too little.
 LEAST_SHARE = 0.25
 
 
@@ -34,8 +36,8 @@ def _search(state: AuditState, spec: AttackSpec, left: Tensor) -> None:
     except AttackUnavailable as reason:
         attacker.skip(spec, str(reason))
         return
-    due = left[: max(1, effort(network, 1, passes))]
-    if not effort(network, len(due), passes) or len(due) < LEAST_SHARE * len(left):
+    due = left[: effort(network, LEAST_ROUNDS, passes)]
+    if not len(due) or len(due) < LEAST_SHARE * len(left):
         attacker.skip(spec, "the network is too large for this budget")
         return
     rounds = min(int(spec.settings["rounds"]), effort(network, len(due), passes))

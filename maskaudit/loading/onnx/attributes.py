@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 #: Numbers of types in ONNX (TensorProto.DataType).
 DTYPES = {
@@ -70,5 +71,5 @@ def known(value: Tensor) -> Tensor:
     """
     if value.is_meta:
         raise ValueError("a size or bound depends on the values of the input")
-    with torch._C.DisableTorchFunction():
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
         return value.detach().cpu()

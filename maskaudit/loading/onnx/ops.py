@@ -188,7 +188,7 @@ OPS: dict[str, Operator] = {
     "Dropout": lambda a, x, *rest: x,
     "Relu": _plain(torch.relu),
     "LeakyRelu": lambda a, x: F.leaky_relu(x, a.get("alpha", 0.01)),
-    "PRelu": _plain(lambda x, slope: torch.where(x < 0, x * slope, x)),
+    "PRelu": _plain(lambda x, slope: torch.relu(x) - slope * torch.relu(-x)),
     "ThresholdedRelu": lambda a, x: F.threshold(x, a.get("alpha", 1.0), 0.0),
     "Elu": lambda a, x: F.elu(x, a.get("alpha", 1.0)),
     "Celu": lambda a, x: F.celu(x, a.get("alpha", 1.0)),
