@@ -129,7 +129,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             ("Andriushchenko et al. 2020, Square Attack",), phase="near_misses",
         ),
         AttackSpec(
-            "branch-and-bound", "Branch and bound over the rectifiers of a small network", "exact", "exact",
+            "branch-and-bound", "Branch and bound over the activations of a small network", "exact", "exact",
             branch_and_bound, {"rounds": budget.bound_rounds}, None,
             ("Zhang et al. 2022, A branch and bound framework for stronger adversarial attacks of ReLU networks",),
             phase="bounds", decisive=False,
