@@ -64,7 +64,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "hides": "fooled with the branch masked and not through the whole gradient",
         "hidden": "fooled through the branch alone and not through the whole gradient",
         "no_gradient": "points at which no gradient comes through the branch",
-        "without_correct": "answered rightly by the network whose branch answers zero",
+        "without_correct": "classified correctly by the network whose branch answers zero",
         "without_fooled": "of these, fooled by what was found through the branch alone",
     },
     "AttackRow": {
