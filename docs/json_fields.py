@@ -166,6 +166,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "branches": "`--branch` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
+        "black_box": "whether the model was only asked, so that the audit has no verdict on gradients",
         "certify": "whether points were to be proven robust",
         "defaults": "settings that the user did not choose, and where their values came from",
         "command": "the command line",
