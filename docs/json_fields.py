@@ -64,7 +64,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "hides": "fooled with the branch masked and not through the whole gradient",
         "hidden": "fooled through the branch alone and not through the whole gradient",
         "no_gradient": "points at which no gradient comes through the branch",
-        "without_correct": "answered rightly by the network whose branch answers zero",
+        "without_correct": "classified correctly by the network whose branch answers zero",
         "without_fooled": "of these, fooled by what was found through the branch alone",
     },
     "AttackRow": {
@@ -166,6 +166,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "branches": "`--branch` as given",
         "draws": "forward passes averaged per evaluation; above 1 for random models only",
         "fail_on": "`--fail-on` as given",
+        "black_box": "whether the model was only asked, so that the audit has no verdict on gradients",
         "certify": "whether points were to be proven robust",
         "defaults": "settings that the user did not choose, and where their values came from",
         "command": "the command line",

@@ -41,11 +41,11 @@ class StageOutcome:
     status: str = "ran"
     reason: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain form."""
+    def to_dict(self, idle: str) -> dict[str, Any]:
+        """Plain form; `idle` is why it met no point, where no other reason is known."""
         return {
             "status": self.status if self.met or self.status != "ran" else "skipped",
-            "reason": self.reason or ("" if self.met else "every point had been broken"),
+            "reason": self.reason or ("" if self.met else idle),
             "attempted": len(self.met),
             "broken": len(self.broken),
             "new": self.new,
@@ -131,10 +131,11 @@ class AdaptiveAttack:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan with what each stage gained, plain."""
+        idle = self.attacker.ledger.why_idle()
         stages = [
             {
                 **stage.to_dict(), "row": stage.row,
-                "sentences": list(dict.fromkeys(repair.sentence for repair in stage.repairs)), **outcome.to_dict(),
+                "sentences": list(dict.fromkeys(repair.sentence for repair in stage.repairs)), **outcome.to_dict(idle),
             }
             for stage, outcome in zip(self.plan.stages, self.outcomes, strict=True)
         ]  # fmt: skip

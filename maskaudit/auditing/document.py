@@ -70,6 +70,7 @@ def build_report(
             "samples": len(ledger),
             "precision": settings.precision,
             "certify": settings.certify,
+            "black_box": settings.black_box,
             "looks": list(state.looks),
             "data": data.name,
             "split": data.split,

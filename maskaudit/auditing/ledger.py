@@ -138,10 +138,16 @@ class Ledger:
         """One row per attack, in the order they first ran."""
         return tuple(self._row(entry) for entry in self.entries.values())
 
+    def why_idle(self) -> str:
+        """Why an attack that could have run met no point."""
+        if bool((self.correct & ~self.best_known()).any()):
+            return "the verdict was decided, or the audit ended, before it met a point"
+        return "every point had been broken"
+
     def _row(self, entry: AttackEntry) -> AttackRow:
         spec, n = entry.spec, len(self)
         idle = entry.status == "ran" and not bool(entry.attempted.any())
-        status, reason = ("skipped", "no point was left for it") if idle else (entry.status, entry.reason)
+        status, reason = ("skipped", self.why_idle()) if idle else (entry.status, entry.reason)
         whole = bool((entry.attempted | ~self.correct).all()) and status == "ran" and n > 0
         robust = int((self.correct & ~entry.broken).sum())
         steps = sorted(step for step in entry.first_success.values() if step >= 0)

@@ -39,7 +39,7 @@ def reference(context: ProbeContext) -> AttackOutcome:
     for outcome in context.attacks.values():
         if outcome.row.role == "reference" and outcome.row.status == "ran":
             return outcome
-    raise NotApplicable("The reference attack did not run on these points.")
+    raise NotApplicable("The reference attack did not run, or the audit ended before it was compared.")
 
 
 def named(context: ProbeContext, name: str) -> AttackOutcome:

@@ -50,6 +50,7 @@ def read(document: dict[str, Any]) -> PlanView | None:
     confirmed = [
         sentence for mechanism in coerce.mappings(verdict.get("mechanisms")) for sentence in _confirmations(mechanism)
     ]
+    confirmed = list(dict.fromkeys(confirmed))
     shown = tuple(stage for stage in stages if stage.ran)[:MAX_STAGES]
     reasons = dict.fromkeys(stage.reason for stage in stages if not stage.ran and stage.reason)
     return PlanView(shown, tuple(confirmed), plan.get("source") == "file", len(stages) - len(shown), tuple(reasons))

@@ -221,7 +221,8 @@ SECTIONS: dict[str, Kind[Any]] = {
             **_optional(
                 select=WORDS, ignore=WORDS, extra_attacks=WORDS, branches=WORDS, draws=COUNT, fail_on=PROSE, alpha=SHARE
             ),
-            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE, certify=FLAG),
+            **_optional(defaults=WORDS, command=PROSE, left_out=Table(PROSE, MAX_ROWS), precision=SHARE),
+            **_optional(certify=FLAG, black_box=FLAG),
         }
     ),
     "accuracy": Table(RATE, MAX_ROWS),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from dataclasses import replace
 from typing import Any
 
 from maskaudit.errors import InputError
@@ -33,7 +34,7 @@ def read(document: Any) -> View:
             f"The report's verdict must be masked, suspect, clear or inconclusive, got {coerce.text(label)!r}: "
             "it was edited or is damaged; run the audit again."
         )
-    mechanisms = tuple(_mechanism(item) for item in coerce.mappings(verdict.get("mechanisms")))
+    mechanisms = _mechanisms(verdict.get("mechanisms"))
     probes = [_probe(item) for item in coerce.mappings(document["probes"])]
     eps = coerce.number(section["threat"].get("eps"))
     model = coerce.text(target.get("source")) or coerce.text(target.get("name"), "the model")
@@ -115,6 +116,16 @@ def _place(value: Any) -> Place:
         file=coerce.text(fields.get("file")),
         line=line if line and line > 0 else None,
     )
+
+
+def _mechanisms(value: Any) -> tuple[MechanismView, ...]:
+    """The mechanisms, those that differ in their place only as one with several places."""
+    merged: dict[tuple[str, str, str], MechanismView] = {}
+    for found in map(_mechanism, coerce.mappings(value)):
+        key = (found.id, found.title, found.confidence)
+        places = (*merged[key].places, *found.places) if key in merged else found.places
+        merged[key] = replace(found, places=places)
+    return tuple(merged.values())
 
 
 def _mechanism(item: dict[str, Any]) -> MechanismView:

@@ -21,6 +21,7 @@ from maskaudit.loading.blackbox.web import AUTHORIZATION, RETRIES, Service
 from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.verdict.recount import recount
 
 from .server import Orders, serving
 
@@ -170,6 +171,7 @@ def test_a_module_may_be_called_a_black_box() -> None:
     report = api.audit(net, DATA, eps=0.2, black_box=True, settings=QUICK).report
     assert report.verdict.label == "inconclusive"
     assert not [row for row in report.attacks if row.role in ("reference", "strong", "repaired")]
+    assert [check.name for check in recount(report.to_dict()) if not check.holds] == []
 
 
 def test_the_limit_is_never_passed_and_the_rate_is_kept() -> None:
