@@ -131,14 +131,14 @@ def _uninformative(probes: tuple[ProbeResult, ...]) -> bool:
 
 
 def _accuracy(seen: Observations) -> dict[str, Rate | None]:
-    """Accuracies over all drawn points: a wrong clean answer counts as broken."""
+    """Accuracies over all drawn points: a wrong clean answer counts as broken; None where no attack has run."""
     if seen.drawn == 0:
         return dict.fromkeys(("clean", "reference", "strong_reference", "best_known", "certified"))
+    broken = {"reference": seen.reference, "strong_reference": seen.strong, "best_known": seen.best}
+    attacked = seen.attacks_run > 0
     return {
         "clean": rate(seen.correct, seen.drawn),
-        "reference": rate(seen.correct - seen.reference, seen.drawn),
-        "strong_reference": rate(seen.correct - seen.strong, seen.drawn),
-        "best_known": rate(seen.correct - seen.best, seen.drawn),
+        **{name: rate(seen.correct - count, seen.drawn) if attacked else None for name, count in broken.items()},
         "certified": None if seen.certified is None else Rate(seen.certified, seen.certified, 1.0, seen.drawn),
     }
 
