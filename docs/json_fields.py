@@ -175,7 +175,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "clean": "without an attack",
         "reference": "under the reference attack, as a claim is usually computed",
         "strong_reference": "under every white-box attack, any loss",
-        "best_known": "under every attack; the upper end of what the model can claim",
+        "best_known": "under every attack; the upper end of what the model can claim; like the two before it null "
+        "where no attack ran",
         "certified": "a certified lower bound, if one was given or `--certify` computed it; else null",
     },
     "masking": {

@@ -53,7 +53,7 @@ class Observations:
         certified: certified lower bound of robust accuracy, if known.
         caveats: what answers depend on besides the input, as sentences that the verdict repeats.
         black_box: whether the model was only asked.
-        unmeasured: the accuracies, "reference" or "strong_reference", that no attack measured.
+        unmeasured: the accuracies, "reference", "strong_reference" or "best_known", that no attack measured.
     """
 
     drawn: int

@@ -152,9 +152,11 @@ def observations(recorded: Recorded) -> Observations:
 
 
 def _unmeasured(recorded: Recorded, families: Families) -> frozenset[str]:
-    """The accuracies under white-box attacks of which none met a point, though some could have been met."""
+    """The accuracies under attacks of which none met a point, though some could have been met."""
     met = {row.name for row in recorded.attacks if row.status == "ran" and row.attempted}
-    named = {"reference": families.reference, "strong_reference": families.strong}
+    named = {
+        "reference": families.reference, "strong_reference": families.strong, "best_known": families.every,
+    }  # fmt: skip
     return frozenset(key for key, names in named.items() if any(recorded.correct) and met.isdisjoint(names))
 
 

@@ -49,7 +49,7 @@ def judge(seen: Observations) -> Judgement:
     mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=levels["loss"].proven)
     shown = mechanisms if label in ("masked", "suspect") else ()
     if not shown and seen.traced and seen.traced[0].confidence != "low":
-        reasons = [*reasons, unconfirmed(seen.traced[0], seen, levels["gradient"])]
+        reasons = [*reasons, unconfirmed(seen.traced[0], seen, levels)]
     accuracy = _accuracy(seen)
     return Judgement(
         verdict=Verdict(label, sentence(label, seen, shown), shown, (*reasons, *seen.caveats)),

@@ -53,14 +53,15 @@ def open_levels(seen: Observations, levels: Mapping[LevelName, Level]) -> list[s
     ]
 
 
-def unconfirmed(suspect: Mechanism, seen: Observations, gradient: Level) -> str:
-    """What the trace found on a model of which nothing is proven."""
+def unconfirmed(suspect: Mechanism, seen: Observations, levels: Mapping[LevelName, Level]) -> str:
+    """What the trace found on a model of which nothing is proven, for want of attacks or of hidden points."""
     if not seen.repaired:
-        return f"The trace suspects a fault that the attacks did not confirm: {_cause(suspect)}."
+        doubt = "" if any(level.exceeds for level in levels.values()) else " that the attacks did not confirm"
+        return f"The trace suspects a fault{doubt}: {_cause(suspect)}."
     return (
         f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
         f"{seen.left} points that withstand white-box attacks are broken"
-        f"{'' if gradient.exceeds else ', too few to prove masking'}."
+        f"{'' if levels['gradient'].exceeds else ', too few to prove masking'}."
     )
 
 

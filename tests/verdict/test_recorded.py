@@ -120,6 +120,16 @@ def test_too_few_is_said_of_few_only(without: tuple[str, ...], few: bool) -> Non
     assert ("too few to prove masking" in " ".join(verdict.reasons)) is few
 
 
+def test_a_fault_is_not_unconfirmed_where_only_an_attack_is_missing() -> None:
+    """Points that another loss broke speak for the fault, though they prove nothing without the restarts."""
+    said = " ".join(
+        judge(observations(recorded("apgd-margin", ("apgd-ce-restarts",), traced=(FAULT,)))).verdict.reasons
+    )
+    assert "The trace suspects a fault: the gradient is zero" in said
+    none = " ".join(judge(observations(recorded("pgd", ("zero-gradient",), traced=(FAULT,)))).verdict.reasons)
+    assert "The trace suspects a fault that the attacks did not confirm" in none
+
+
 def test_no_attack_is_missed_where_cross_entropy_left_nothing() -> None:
     """One point withstands the reference attack and falls to another run on cross-entropy: Auto-PGD had none left."""
     rows = [one for one in ROWS.values() if one.part in ("reference", "gradient_free")]

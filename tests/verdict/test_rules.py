@@ -52,6 +52,13 @@ def seen(
 NEEDED = -np.log(ALPHA / 2)
 
 
+def test_no_accuracy_under_attack_where_none_ran() -> None:
+    """A model that failed before the first attack withstood nothing."""
+    accuracy = judge(seen(attacks_run=0)).accuracy
+    assert accuracy["clean"] is not None
+    assert {accuracy[name] for name in ("reference", "strong_reference", "best_known")} == {None}
+
+
 def least_proof(n: int, slack: float) -> int:
     """The smallest hidden count that proves a share above the slack."""
     return next(k for k in range(n + 1) if evidence_above(k, n, slack) >= NEEDED)
