@@ -43,6 +43,18 @@ class LoadedModel:
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes in the order of its scores, as its file or its configuration (`id2label`) has
+        them; none where it has none."""
+        if self.metadata.get("class_names"):
+            return tuple(self.metadata["class_names"])
+        for part in self.module.modules() if isinstance(self.module, nn.Module) else ():
+            known = getattr(getattr(part, "config", None), "id2label", None)
+            if isinstance(known, dict) and set(known) == set(range(len(known))):
+                return tuple(str(known[number]) for number in range(len(known)))
+        return ()
+
 
 @dataclass(frozen=True)
 class ModelFile:
