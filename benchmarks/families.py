@@ -55,7 +55,13 @@ SAME = 1e-4
 #: Multiple of the rounding that the network itself shows between float32 and float64, where that is larger.
 ROUNDING = 10
 #: Networks of which something is rightly said, and why.
-TRUE = {"timm:inception_v3(num_classes=10)": "its random weights give scores of 10⁸: cross-entropy has no gradient"}
+TRUE = dict.fromkeys(
+    (
+        "timm:inception_v3(num_classes=10)",
+        "torchvision:inception_v3(num_classes=10, init_weights=True, aux_logits=False)",
+    ),
+    "its random weights give scores of 10⁸: cross-entropy has no gradient",
+)
 #: Seconds and bytes that one network may take.
 LIMIT, MEMORY = 300, 6 * 2**30
 

@@ -141,7 +141,8 @@ def run_torchattacks(
     queries = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     with preserved(target.model, seed=seed):
         if isinstance(target.model, nn.Module):
-            target.model.eval()
+            with contextlib.suppress(NotImplementedError):  # an exported program, whose mode is settled
+                target.model.eval()
         for start in range(0, len(x), target.batch_size):
             rows = slice(start, start + target.batch_size)
             before = target.ledger.forwards

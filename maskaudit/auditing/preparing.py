@@ -131,6 +131,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
     warning = _check_radius(threat, data)
     settings = _settings(settler, request)
     data = _numbered(data, settings.first_label)
+    data = data if settings.first_label else data.with_classes_of(loaded.class_names)
     surrogates = tuple(_surrogate(spec, data, threat) for spec in request.surrogates)
     loaded = replace(loaded, notes=(*warning, *loaded.notes, *settler.note()))
     return Prepared(loaded, data, threat, settings, pool, surrogates, request.surrogates)

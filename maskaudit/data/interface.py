@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.declared import Items, Text, read
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError, UsageError, printable
 from maskaudit.rng import PointRNG
 from maskaudit.target.chunks import chunks
 from maskaudit.threat import FLOAT32_EPS, ROUNDING_ULPS
@@ -134,6 +135,29 @@ class Dataset:
         draw = Draw(len(self), seed, stratify=True, numbers=order)
         return dataclasses.replace(self, x=self.x[order], y=self.y[order], draw=draw, total=len(self))
 
+    def with_classes_of(self, names: Sequence[str]) -> Dataset:
+        """The same points with their labels counted as a model's classes of these names, and a note where that differs.
+
+        Names are compared without regard to case, underscores and hyphens, and by the first of several that commas
+        separate. Where there are none, some are no class of the model, or two classes have one, labels stay.
+        """
+        own, theirs = ([_plain(name) for name in given] for given in (self.class_names or (), names))
+        if own == theirs[: len(own)] or not set(own) & set(theirs):
+            return self
+        lost = [name for name, plain in zip(self.class_names or (), own, strict=True) if plain not in theirs]
+        if lost or len(set(theirs)) < len(theirs) or len(set(own)) < len(own):
+            what = f"{printable(lost[0], 60)} is no class of the model" if lost else "two classes have one name"
+            return dataclasses.replace(self, notes=(*self.notes, f"Labels were not matched by name: {what}."))
+        place = torch.tensor([theirs.index(name) for name in own])
+        first = next(number for number, name in enumerate(own) if theirs.index(name) != number)
+        said = (
+            f"Labels were matched by the names of the classes: {printable(self.class_names[first], 60)} is class "  # type: ignore[index]
+            f"{place[first]} of the model, not {first}."
+        )
+        return dataclasses.replace(
+            self, y=place[self.y], num_classes=len(names), class_names=tuple(names), notes=(*self.notes, said)
+        )
+
     def some(self, limit: int) -> Dataset:
         """At most `limit` of the points: the first, or, where those lack a class, evenly spaced ones."""
         if len(self.x) <= limit:
@@ -200,6 +224,11 @@ class Dataset:
             )
         if smallest < low or largest > high:
             object.__setattr__(self, "x", self.x.clamp(low, high))
+
+
+def _plain(name: str) -> str:
+    """A name of a class as it is compared."""
+    return " ".join(name.split(",")[0].casefold().replace("_", " ").replace("-", " ").split())
 
 
 def drawn(total: int, seed: int) -> Tensor:

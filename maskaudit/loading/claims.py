@@ -59,6 +59,7 @@ def declaration() -> Record:
         mean=Items(value, MAX_CHANNELS, 1, single=True),
         std=Items(size, MAX_CHANNELS, 1, single=True),
         reject_class=Whole(0, MAX_CLASSES - 1),
+        class_names=Items(Text(200), MAX_CLASSES),
         certified=Number(0, 1),
         method=Text(200),
         trained_on=Text(1000),

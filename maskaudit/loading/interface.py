@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
@@ -42,6 +43,18 @@ class LoadedModel:
     metadata: dict[str, Any]
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes in the order of its scores, as its file or its configuration (`id2label`) has
+        them; none where it has none."""
+        if self.metadata.get("class_names"):
+            return tuple(self.metadata["class_names"])
+        for part in self.module.modules() if isinstance(self.module, nn.Module) else ():
+            known = getattr(getattr(part, "config", None), "id2label", None)
+            if isinstance(known, dict) and set(known) == set(range(len(known))):
+                return tuple(str(known[number]) for number in range(len(known)))
+        return ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,8 @@ def count_parameters(module: Model) -> int:
 def state_digest(module: Model) -> str:
     """SHA-256 over names, types, shapes and values of parameters and buffers.
 
-    Empty for a plain callable, and for a state without plain bytes (lazy, sparse or quantised tensors).
+    Empty for a plain callable, and for a state without plain bytes (lazy, sparse or quantised tensors, and those of
+    other packages, such as torchao's).
     """
     if not isinstance(module, nn.Module):
         return ""
@@ -96,6 +110,8 @@ def state_digest(module: Model) -> str:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         if is_lazy(tensor) or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            return ""
+        if is_traceable_wrapper_subclass(tensor):
             return ""
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(errors="surrogatepass"))
         values = tensor.detach().cpu().contiguous().flatten()

@@ -155,8 +155,10 @@ class Target:
             if isinstance(self.model, nn.Module):
                 if self.device.type != "cpu":
                     self.model.to(self.device)
-                if hasattr(self.model, "training"):  # frozen TorchScript has no mode
-                    self.model.eval()
+                # frozen TorchScript has no mode, and that of an exported program was settled when it was exported
+                if hasattr(self.model, "training"):
+                    with contextlib.suppress(NotImplementedError):
+                        self.model.eval()
             self._flags = TorchFlags.read()
             if self.form.fresh:
                 self.remember()

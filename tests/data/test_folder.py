@@ -6,12 +6,15 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from maskaudit.data import load_data
+from maskaudit.api import audit
+from maskaudit.data import Dataset, load_data
 from maskaudit.errors import InputError
 
 Image = pytest.importorskip("PIL.Image")
@@ -154,3 +157,34 @@ def test_too_little(tmp_path: Path, classes: tuple[str, ...], message: str) -> N
         (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=message):
         load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", [
+    ("zebra", "Hot Dog, frankfurter", "cat"), ("zebra", "cat", "hot-dog"), ("zebra", "horse", "cat", "hot_dog")
+])  # fmt: skip
+def test_labels_are_matched_by_the_names_of_the_classes(named: tuple[str, ...], tmp_path: Path) -> None:
+    """A folder counts its classes in alphabetical order, a model in its own."""
+    for number, name in enumerate(("cat", "hot_dog", "zebra")):
+        (tmp_path / name).mkdir()
+        for copy in range(12):
+            shade = np.full((4, 4, 3), 40 + 80 * number + copy, np.uint8)
+            Image.fromarray(shade).save(tmp_path / name / f"{copy}.png")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, len(named)))
+    shades = torch.tensor([0.85 if "zebra" in n else 0.5 if "og" in n else 0.2 if n == "cat" else -9 for n in named])
+    net[1].weight.data, net[1].bias.data = shades[:, None].expand(-1, 48) / 24, -(shades**2)  # the nearest shade
+    net.config = SimpleNamespace(id2label=dict(enumerate(named)))
+    found = audit(net, str(tmp_path), eps=0.01, budget="quick", samples=30, select=("noise",)).report.to_dict()
+    assert found["accuracy"]["clean"]["value"] == 1.0
+    assert any("cat is class" in note or "hot_dog is class" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(("named", "said"), [
+    (("cat", "dog"), ()), (("LABEL_0", "LABEL_1"), ()), ((), ()), (("cat", "dog", "zebra"), ()),
+    (("dog", "horse"), ("Labels were not matched by name: cat is no class of the model.",)),
+    (("dog", "cat", "cat"), ("Labels were not matched by name: two classes have one name.",)),
+])  # fmt: skip
+def test_labels_that_stay(named: tuple[str, ...], said: tuple[str, ...]) -> None:
+    data = Dataset("x", torch.zeros(2, 3), torch.tensor([0, 1]), 2, (0.0, 1.0), class_names=("cat", "dog"))
+    found = data.with_classes_of(named)
+    assert torch.equal(found.y, data.y)
+    assert found.notes == said
