@@ -9,7 +9,7 @@ from pathlib import Path
 from maskaudit.auditing.evidence import Check, conclusion, read_evidence, verify_audit
 from maskaudit.auditing.evidence_file import MAX_BYTES as MAX_EVIDENCE
 from maskaudit.declared.kinds import shown
-from maskaudit.errors import UsageError
+from maskaudit.errors import InputError, UsageError
 from maskaudit.files import is_folder, read_bounded
 from maskaudit.loading.blackbox import boxed
 from maskaudit.report.reading import MAX_BYTES, parse_report
@@ -48,6 +48,8 @@ def verify_files(
         where = f"The report {path}"
         content = read_bounded(path, MAX_BYTES, where)
         document = parse_report(content, where)
+    if document is not None and not document["evidence"] and document.get("partial"):
+        raise InputError(f"{where} is that of an audit that ended before it wrote its evidence: run the audit again.")
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it next to the report")
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)

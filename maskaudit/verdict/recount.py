@@ -53,7 +53,9 @@ def recount(document: Mapping[str, Any]) -> list[Check]:
             _claim(document, judgement),
             _verdict(document, judgement),
         ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ValueError as error:
+        return [Check("points", False, f"what is recorded of them contradicts itself: {error}")]
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"The report lacks what its verdict is judged by ({type(error).__name__}: {error})."
         ) from error
@@ -65,8 +67,9 @@ def _whole(document: Mapping[str, Any]) -> None:
         index, named = points["index"], points["broken_by"]  # type: ignore[index]
         lengths = {len(index), len(named), len(points["correct"]), len(points["label"])}  # type: ignore[index]
         whole = len(lengths) == 1 and len(set(index)) == len(index) > 0
-        float(accuracy["best_known"]["value"])  # type: ignore[index]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        best = accuracy["best_known"]  # type: ignore[index]
+        assert best is None or math.isfinite(float(best["value"]))
+    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
         raise InputError("The report's points or accuracy section is damaged.") from error
     if not whole:
         raise InputError("The report's points or accuracy section is damaged.")
@@ -121,9 +124,11 @@ def _probes(probes: Sequence[ProbeResult]) -> Check:
 
 def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgement) -> Check:
     stated, found = document["accuracy"], plain({k: v and dataclasses.asdict(v) for k, v in judgement.accuracy.items()})
-    best = float(stated["best_known"]["value"])
+    best = "no accuracy, since no attack ran"
+    if stated["best_known"] is not None:
+        best = f"best known {float(stated['best_known']['value']):.1%}"
     unbroken = sum(right and not by for right, by in zip(recorded.correct, recorded.broken_by, strict=True))
-    detail = f"best known {best:.1%}, {unbroken} of {len(recorded.correct)} points withstand every attack"
+    detail = f"{best}, {unbroken} of {len(recorded.correct)} points withstand every attack"
     odd = [f"correct is {n} of {len(recorded.correct)}" for n in [sum(recorded.correct)] if _misjudged(document)]
     return Check("accuracy", not odd and _alike(stated, found), _told(odd + _differences(stated, found), detail))
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+import maskaudit
 from maskaudit.attacks.interface import AttackSpec, Attempt
 from maskaudit.auditing.evidence import (
     conclusion,
@@ -35,6 +36,7 @@ from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import LIMITS
 from maskaudit.verdict.recorded import Recorded, observations
+from maskaudit.verdict.recount import recount
 from maskaudit.verdict.rules import judge
 
 THREAT = ThreatModel("Linf", 0.1)
@@ -512,6 +514,22 @@ def test_a_damaged_points_section_is_refused(points: object) -> None:
     files.document["points"] = points
     with pytest.raises(InputError, match="points or accuracy section is damaged"):
         failures(files)
+
+
+def test_counts_that_contradict_each_other_are_no_error_of_the_report_but_a_failed_check() -> None:
+    files = audit()
+    files.document["points"]["correct"] = [False] * len(files.document["points"]["correct"])
+    (check,) = [one for one in recount(files.document) if one.name == "points"]
+    assert not check.holds
+    assert "contradicts itself" in check.detail
+
+
+def test_a_report_without_any_attack_has_no_accuracy_to_check() -> None:
+    guesses = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(guesses[1].weight)
+    document = maskaudit.audit(guesses, "digits", eps=0.1, budget="quick", samples=24).report.to_dict()
+    assert document["accuracy"]["best_known"] is None
+    assert [check for check in recount(document) if not check.holds] == []
 
 
 # --- on disk --------------------------------------------------------------------------------------
