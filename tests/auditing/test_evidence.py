@@ -291,7 +291,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "a row that is gone": (lambda d: d["attacks"].pop(2), {"attacks", "accuracy", "levels", "verdict"}),
     "a row of another role": (_attack("square", role="strong", family="other_loss"), {"levels", "accuracy"}),
     "a row of another family": (_attack("apgd-margin", family="cross_entropy"), {"levels"}),
-    "a point broken without example": (_breaks(4, "square"), {"points", "attacks", "accuracy", "levels"}),
+    "a point broken without example": (_breaks(4, "square"), {"points", "attacks", "accuracy", "levels", "verdict"}),
     "a point no longer broken": (_breaks(3), {"points", "attacks", "accuracy"}),
     "a point broken by the reference as well": (_breaks(2, "pgd", "square"),
                                                 {"points", "attacks", "accuracy", "levels"}),
