@@ -56,6 +56,7 @@ def build_report(
             "architecture": str(loaded.metadata.get("arch", "")),
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,
+            "classes": data.num_classes,
             "random": target.random,
             "depends_on": state.recognised.dependence.to_dict(),
             "caveats": list(state.recognised.caveats),

@@ -102,7 +102,7 @@ def _boxed(prepared: Prepared) -> Prepared:
         return prepared
     box = blackbox.boxed(
         loaded.module, limit=settings.queries, rate=settings.rate, workers=settings.workers is not None,
-        ray=bool(settings.ray),
+        ray=bool(settings.ray), classes=prepared.data.num_classes,
     )  # fmt: skip
     note = "The model is a black box: its answers are all that is asked of it, and its gradients are not audited."
     return replace(

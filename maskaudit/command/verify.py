@@ -54,7 +54,8 @@ def verify_files(
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; keep it next to the report")
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
-    module = boxed(loaded.module) if asked_only else loaded.module
+    classes = int(document["target"].get("classes", 0)) if document else 0
+    module = boxed(loaded.module, classes=classes) if asked_only else loaded.module
     checks = verify_audit(document, read_evidence(evidence, str(beside)), module, loaded.sha256)
     if published is not None:
         checks.insert(0, _published(evidence if alone else content, published))

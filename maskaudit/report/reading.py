@@ -204,7 +204,9 @@ SECTIONS: dict[str, Kind[Any]] = {
             **_optional(
                 source=PROSE, format=PROSE, sha256=PROSE, parameters=COUNT, name=PROSE, arch=PROSE, weights=PROSE
             ),
-            **_optional(architecture=PROSE, method=PROSE, outputs=PROSE, random=FLAG, reject_class=COUNT),
+            **_optional(
+                architecture=PROSE, method=PROSE, outputs=PROSE, random=FLAG, reject_class=COUNT, classes=COUNT
+            ),
             **_optional(depends_on=Record(_optional(batch=FLAG, state=FLAG, random=FLAG), ignore_unknown=True)),
             **_optional(notes=WORDS, trusted_code=WORDS),
         }
@@ -245,7 +247,7 @@ SECTIONS: dict[str, Kind[Any]] = {
     "points": Checked(
         _POINTS,
         "an object whose lists are of one length",
-        lambda points: len({len(points[name]) for name in _POINTS.fields if name in points}) < 2,
+        lambda points: len({len(points[name]) for name in _POINTS.fields if points.get(name) is not None}) < 2,
     ),
     "evidence": Open(_optional(file=Prose(255), sha256=PROSE, count=COUNT)),
     "figures": Open(

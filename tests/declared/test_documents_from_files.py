@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from safetensors.torch import load
 
-from maskaudit import settings
 from maskaudit.auditing import evidence_file as evidence
 from maskaudit.command import config_file, verify
 from maskaudit.command.check_config import KEYS, read_check_options
@@ -43,6 +42,7 @@ from maskaudit.gate import config
 from maskaudit.repairs import plan_file
 from maskaudit.report import FORMATS, reading, render
 from maskaudit.results import EVIDENCE_FILE
+from maskaudit.settings.kinds import MAX_LIST
 
 from ..auditing.test_evidence import SHA, audit, network
 
@@ -347,6 +347,6 @@ def test_the_limits_are_those_that_the_documentation_states() -> None:
         f"draws | {plan_file.MAX_COST:,} |",
         f"(TOML) | size | {config_file.MAX_BYTES >> 20} MiB |",
         f"baselines | {config.MAX_MODELS:,}; {config.MAX_BASELINES:,} |",
-        f"other list | {settings.MAX_LIST:,} |",
+        f"other list | {MAX_LIST:,} |",
     ):
         assert row in limits, row

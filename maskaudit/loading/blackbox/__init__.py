@@ -12,9 +12,13 @@ __all__ = ["BlackBox", "QueriesSpentError", "answering", "boxed", "computes_else
 
 
 def boxed(
-    model: Any, *, limit: int | None = None, rate: float | None = None, workers: bool = False, ray: bool = False
-) -> BlackBox:
+    model: Any, *, limit: int | None = None, rate: float | None = None, workers: bool = False, ray: bool = False,
+    classes: int = 0,
+) -> BlackBox:  # fmt: skip
     """A model in memory as a black box of at most `limit` queries, `rate` a second, those of workers included.
+
+    Args:
+        classes: number of classes, for one that answers with class numbers.
 
     Raises:
         UsageError: where the model cannot be asked by other processes, or not be counted there.
@@ -27,4 +31,4 @@ def boxed(
             "out."
         )
     ask = model.eval() if isinstance(model, nn.Module) else answering(model)
-    return BlackBox(ask, limit=limit, rate=rate, shared=workers)
+    return BlackBox(ask, limit=limit, rate=rate, shared=workers, classes=classes)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maskaudit.errors import MaskauditError
+from maskaudit.errors import MaskauditError, ModelError
 
 #: Operations of torch that only carry data to another runtime and back.
 _CARRIES = frozenset(
@@ -47,6 +48,10 @@ _CARRIES = frozenset(
 )
 
 
+#: Types of class numbers.
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 class QueriesSpentError(MaskauditError):
     """The queries that were allowed are spent."""
 
@@ -61,6 +66,7 @@ class BlackBox:
         limit: most points that it is asked, none for any number.
         rate: most points per second, none for any number.
         shared: whether processes forked from this one count with it, so that limit and rate are those of all together.
+        classes: number of classes, for a model that answers with class numbers instead of scores.
 
     Attributes:
         black_box: marks it for code that would look for gradients.
@@ -70,9 +76,10 @@ class BlackBox:
 
     def __init__(
         self, ask: Callable[[Tensor], Any], *, limit: int | None = None, rate: float | None = None,
-        shared: bool = False, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
+        shared: bool = False, classes: int = 0,
+        sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.ask, self.limit, self.rate = ask, limit, rate
+        self.ask, self.limit, self.rate, self.classes = ask, limit, rate, classes
         self._sleep, self._clock = sleep, clock
         self._asked: Any = multiprocessing.RawValue("q", 0) if shared else SimpleNamespace(value=0)
         self._free_at: Any = multiprocessing.RawValue("d", 0.0) if shared else SimpleNamespace(value=0.0)
@@ -84,10 +91,11 @@ class BlackBox:
         return int(self._asked.value)
 
     def __call__(self, x: Tensor) -> Any:
-        """Ask about points (N, …).
+        """Ask about points (N, …); class numbers become votes (N, K).
 
         Raises:
             QueriesSpentError: when that would be more than the limit; nothing is asked then.
+            ModelError: for class numbers that the data do not have.
         """
         with self._lock:
             if self.limit is not None and self.queries + len(x) > self.limit:
@@ -97,7 +105,20 @@ class BlackBox:
         if pause > 0:
             self._sleep(pause)
         with torch.no_grad():
-            return self.ask(x.detach().cpu())
+            return self._votes(self.ask(x.detach().cpu()))
+
+    def _votes(self, answer: Any) -> Any:
+        """Whole numbers (N,) as one vote each (N, K), anything else as it is."""
+        whole = isinstance(answer, Tensor) and answer.dim() == 1 and answer.dtype in WHOLE
+        if not (whole and self.classes and len(answer)):
+            return answer
+        low, high = int(answer.min()), int(answer.max())
+        if low < 0 or high >= self.classes:
+            raise ModelError(
+                f"The model answers class numbers from {low} to {high}, and the data have {self.classes} classes, "
+                "counted from 0; --first-label tells where counting begins."
+            )
+        return functional.one_hot(answer.long(), self.classes).float()
 
     def _pause(self, points: int) -> float:
         """Seconds to wait so that the rate is kept."""

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.declared import Either, Items, Number, Record, read
+from maskaudit.declared import Anything, Items, Kind, Number, Record, read
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, ModelError, printable
 from maskaudit.loading.interface import Contents
@@ -39,9 +39,10 @@ MAX_BYTES = 64 << 20
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 _NPY, _JSON = "application/x-npy", "application/json"
 
-_ROWS = Either(Items(Items(Number(-1e30, 1e30), 1_000_000, 1), 1_000_000, 1), Items(Number(-1e30, 1e30), 1_000_000, 1))
+_ROW = Items(Number(-1e30, 1e30), 1_000_000, 1)
+_ROWS = Items(_ROW, 1_000_000, 1)
 _NAMES = ("scores", "outputs", "predictions", "probabilities", "logits")
-_ANSWER = Record(dict.fromkeys(_NAMES, _ROWS), ignore_unknown=True)
+_ANSWER = Record(dict.fromkeys(_NAMES, Anything()), ignore_unknown=True)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -129,7 +130,8 @@ def _read(content: bytes, url: str) -> Tensor:
     if content.startswith(b"\x93NUMPY"):
         try:
             array = np.load(io.BytesIO(content), allow_pickle=False)
-            return torch.as_tensor(np.asarray(array, dtype=np.float32))
+            numbers = array.ndim == 1 and array.dtype.kind in "iu"  # of classes
+            return torch.as_tensor(np.asarray(array, dtype=np.int64 if numbers else np.float32))
         except (ValueError, TypeError, EOFError, MemoryError, OSError):
             raise ModelError(f"{url} answered a damaged .npy array.") from None
     document = parse_json(content, f"The answer of {url}", error=ModelError)
@@ -138,9 +140,12 @@ def _read(content: bytes, url: str) -> Tensor:
         document = next((found[name] for name in _NAMES if name in found), None)
         if document is None:
             raise ModelError(f"{url} answered without any of {', '.join(_NAMES)}.")
-    rows = read(_ROWS, document, f"The answer of {url}", error=ModelError)
+    nested = isinstance(document, list) and any(isinstance(row, list) for row in document)
+    kind: Kind[Any] = _ROWS if nested else _ROW
+    rows = read(kind, document, f"The answer of {url}", error=ModelError)
     try:
-        return torch.tensor(rows, dtype=torch.float32)
+        numbers = all(type(row) is int for row in rows)  # of classes
+        return torch.tensor(rows, dtype=torch.int64 if numbers else torch.float32)
     except ValueError:
         raise ModelError(f"{url} answered rows of different lengths.") from None
 

@@ -147,6 +147,30 @@ def test_a_forest_is_never_masked(model: Callable[[Any], Any]) -> None:
     assert any("black box" in note for note in report.notes)
 
 
+def numbers(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The class that wins, and nothing else."""
+    return on_arrays(np.asarray(x)).argmax(1)
+
+
+def test_a_model_that_answers_class_numbers_is_audited() -> None:
+    report = api.audit(numbers, DATA, eps=0.2, settings=QUICK).report
+    assert "black box" in report.verdict.sentence
+    assert report.accuracy["clean"].value == 1.0  # type: ignore[union-attr]
+    assert report.accuracy["best_known"].value < 0.8  # type: ignore[union-attr]
+    assert [check.name for check in recount(report.to_dict()) if not check.holds] == []
+
+
+def test_class_numbers_that_the_data_do_not_have_are_refused() -> None:
+    with pytest.raises(ModelError, match="class numbers from 7 to 9, and the data have 3 classes"):
+        api.audit(lambda x: numbers(x) + 7, DATA, eps=0.2, settings=QUICK)
+
+
+@pytest.mark.parametrize("npy", [False, True])
+def test_a_service_may_answer_class_numbers(npy: bool) -> None:
+    with serving(Orders(numbers, npy=npy)) as url:
+        assert patient(url)[0](X).tolist() == numbers(POINTS).tolist()
+
+
 def test_queries_are_counted_and_kept_to_the_limit() -> None:
     counted: list[int] = []
 
