@@ -28,8 +28,8 @@ ARCHIVE = ROOT / "benchmarks" / "records.zip"
 #: The rooms of the package that decide verdicts: a record is of older sources once one of these has changed. The others
 #: read files, take commands, show what was found, or only say how an audit is asked for.
 DECIDING = (
-    "attacks", "auditing", "data", "networks", "probes", "repairs", "settings", "target", "trace", "train", "verdict",
-    "zoo", "rng.py", "sums.py", "threat.py",
+    "attacks", "auditing", "bounds", "data", "networks", "probes", "repairs", "settings", "target", "trace", "train",
+    "verdict", "zoo", "rng.py", "sums.py", "threat.py",
 )  # fmt: skip
 
 Record = dict[str, Any]

@@ -45,7 +45,7 @@ def test_what_is_not_decided_when_the_passes_are_spent_is_inconclusive() -> None
     assert report.verdict.label == "inconclusive"
     assert "The budget of 2000 was spent." in report.verdict.reasons[0]
     assert report.partial is None
-    assert report.accuracy["best_known"].n == report.settings["samples"]  # type: ignore[union-attr]
+    assert report.accuracy["clean"].n == report.settings["samples"]  # type: ignore[union-attr]
 
 
 def test_what_is_decided_before_is_told_as_ever() -> None:

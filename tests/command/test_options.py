@@ -67,6 +67,8 @@ VALUES: dict[str, tuple[list[str], Any]] = {
     "ignore": (["noise"], ["noise"]),
     "attacks": (["torchattacks:PGD"], ["torchattacks:PGD"]),
     "branches": (["b1", "mixed.b5"], ["b1", "mixed.b5"]),
+    "certify": ([], True),
+    "stratify": ([], True),
     "plan": (["PLAN"], "PLAN"),
     "fail_on": (["suspect"], "suspect"),
 }

@@ -105,7 +105,7 @@ def test_an_exported_program(tmp_path: Path) -> None:
         nets.cnn().eval(), (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
     torch.export.save(program, tmp_path / "model.pt2")
-    loaded = api.load_model(str(tmp_path / "model.pt2"))
+    loaded = api.load(str(tmp_path / "model.pt2"))
     assert loaded.module(torch.rand(5, 1, 8, 8)).shape == (5, 10)
 
 

@@ -21,10 +21,10 @@ def run(state: AuditState) -> None:
     """The search on the points that are left, or as many of them as the budget has rounds for."""
     left = (state.ledger.correct & ~state.ledger.best_known()).nonzero().squeeze(1)
     for spec in state.attacks("bounds"):
-        if not spec.settings["rounds"]:
-            state.attacker.skip(spec, f"not part of the budget {state.settings.budget}")
-        elif not len(left):
+        if not len(left):
             state.attacker.skip(spec, "every point had been broken")
+        elif not spec.settings["rounds"]:
+            state.attacker.skip(spec, f"not part of the budget {state.settings.budget}")
         else:
             _search(state, spec, left)
 
