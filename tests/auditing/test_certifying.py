@@ -48,9 +48,10 @@ class _Lying(nn.Module):
         self.model, self.x = model, x
 
     def forward(self, x: Tensor) -> Tensor:
-        if get_proxy_mode() is not None:
+        if get_proxy_mode() is not None:  # recorded
             return self.model(x)
-        known = ((x.unsqueeze(1) - self.x).abs().amax(2) < 1e-6).any(1)
+        asked = torch.cat([self.x, 0.9 * self.x, 0.8 * self.x])  # where the recording is held against the model
+        known = ((x.unsqueeze(1) - asked).abs().amax(2) < 1e-6).any(1)
         return torch.where(known.unsqueeze(1), self.model(x), -self.model(x))
 
 
