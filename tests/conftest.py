@@ -15,7 +15,6 @@ from maskaudit import zoo
 from maskaudit.data import load_data
 from maskaudit.loading import LoadedModel
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
