@@ -90,7 +90,7 @@ def test_a_limit_is_kept_and_changes_no_result() -> None:
     limited_found, limited_passes, limited_most = outcome("500")
     assert limited_found == found
     assert (int(passes), int(limited_passes)) == (32, 8)
-    assert int(limited_most) < int(most) / 2
+    assert int(limited_most) < 0.6 * int(most)  # what the program itself takes is part of both
 
 
 @linux
