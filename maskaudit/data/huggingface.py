@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
-from maskaudit.errors import InputError, describe_error
+from maskaudit.errors import InputError
 from maskaudit.loading import network
 
 #: Names of a held-out part, in order of preference.
@@ -65,15 +65,9 @@ def _parts(source: str, name: str, split: Split) -> list[Any]:
             f"{source} needs the package datasets; install it (pip install datasets), or export the data to an .npz "
             "file with arrays x and y."
         ) from error
-    with network.briefly("hf") as online:
-        try:
-            every = package.load_dataset(name)
-        except Exception as error:  # unknown names and missing networks each fail in their own way
-            near = "" if online else f"; {network.address('hf')} does not answer"
-            raise InputError(
-                f"{source} is not available ({describe_error(error)}); check the name, and that the data are here "
-                f"or can be downloaded{near}."
-            ) from error
+    advice = "; check the name, and that the data are here or can be downloaded"
+    with network.explained("hf", f"{source} is not available", advice):
+        every = package.load_dataset(name)
     held_out = next((part for part in HELD_OUT if part in every), None)
     wanted = {"train": ("train",), "test": (held_out,), "all": ("train", held_out)}[split]
     if any(part not in every for part in wanted):

@@ -261,16 +261,8 @@ def _build_configured(architecture: Architecture) -> object:
         InputError: the package or the configuration is not here, or describes no classifier of real numbers.
     """
     _package(architecture, "transformers", "transformers")
-    with network.briefly(HF) as online:
-        try:
-            return hf_config.untrained(architecture.factory, architecture.arguments)
-        except MaskauditError:
-            raise
-        except Exception as error:  # unknown names and downloads without a network each fail in their own way
-            near = "" if online else f"; {network.address(HF)} does not answer"
-            raise InputError(
-                f"--arch {printable(architecture.spec, 80)} cannot be built ({describe_error(error)}){near}."
-            ) from error
+    with network.explained(HF, f"--arch {printable(architecture.spec, 80)} cannot be built"):
+        return hf_config.untrained(architecture.factory, architecture.arguments)
 
 
 def _package(architecture: Architecture, module: str, package: str) -> ModuleType:

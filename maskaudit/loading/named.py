@@ -75,17 +75,9 @@ def import_package(prefix: str, name: str, module: str) -> ModuleType:
 
 def pretrained(prefix: str, name: str, make: Callable[[], object]) -> Contents:
     """What `make` gives, as a model; whatever it raises becomes an InputError."""
-    with network.briefly(prefix) as online:
-        try:
-            made = make()
-        except InputError:
-            raise
-        except Exception as error:  # unknown names and downloads without a network each fail in their own way
-            near = "" if online else f"; {network.address(prefix)} does not answer"
-            raise InputError(
-                f"{prefix}:{name} is not available ({describe_error(error)}); check the name, and that its weights are "
-                f"on this machine or can be downloaded{near}."
-            ) from error
+    advice = "; check the name, and that its weights are on this machine or can be downloaded"
+    with network.explained(prefix, f"{prefix}:{name} is not available", advice):
+        made = make()
     if not isinstance(made, nn.Module):
         raise InputError(f"{prefix}:{name} gave an object of type {type(made).__name__}, not a torch.nn.Module.")
     return Contents(made, prefix, trusted_code=(f"package {PACKAGES[prefix]}",))

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from maskaudit.errors import InputError, describe_error
+
 #: Longest wait for a hub to accept a connection, in seconds.
 PATIENCE = 1.5
 #: Variables by which the packages of Hugging Face are told to use what is on the disk only.
@@ -76,6 +78,26 @@ def briefly(prefix: str) -> Iterator[bool]:
                 stack.callback(setattr, held, name, getattr(held, name))
                 setattr(held, name, True)
         yield False
+
+
+@contextlib.contextmanager
+def explained(prefix: str, failed: str, advice: str = "") -> Iterator[None]:
+    """As `briefly`; whatever a package raises within becomes a sentence, which tells whether the hub answers.
+
+    Args:
+        failed: what did not work, before the reason; advice: what to do, behind it.
+
+    Raises:
+        InputError: that sentence, or the one that was raised.
+    """
+    with briefly(prefix) as online:
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # unknown names and downloads without a network each fail in their own way
+            near = "" if online else f"; {address(prefix)} does not answer"
+            raise InputError(f"{failed} ({describe_error(error)}){advice}{near}.") from error
 
 
 def _restore(name: str, value: str | None) -> None:
