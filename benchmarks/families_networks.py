@@ -153,7 +153,7 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "audio-spectrogram-transformer": (
         "ASTForAudioClassification",
         (1024, 128),
-        {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96, "patch_size": 8},
+        SMALL | {"patch_size": 8},
     ),
     "data2vec-audio": ("Data2VecAudioForSequenceClassification", (4000,), SMALL),
     "hubert": ("HubertForSequenceClassification", (4000,), SMALL),
@@ -227,30 +227,12 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "clip": (
         "CLIPForImageClassification",
         (3, 32, 32),
-        {
-            "vision_config": {
-                "image_size": 32,
-                "patch_size": 8,
-                "hidden_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            }
-        },
+        {"vision_config": SMALL | PATCHES},
     ),
     "metaclip_2": (
         "MetaClip2ForImageClassification",
         (3, 32, 32),
-        {
-            "vision_config": {
-                "image_size": 32,
-                "patch_size": 8,
-                "hidden_size": 48,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            }
-        },
+        {"vision_config": SMALL | PATCHES},
     ),
     "efficientnet": (
         "EfficientNetForImageClassification",
