@@ -7,7 +7,6 @@ one threat model.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -371,21 +370,6 @@ def per_point_norm(delta: Tensor) -> Tensor:
     """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
     largest = _largest(delta)
     return row_norm(delta / largest) * largest.flatten()
-
-
-#: Pixels of an image that a report shows; larger ones would make it too big.
-MAX_SHOWN_PIXELS = 64 * 64 * 3
-
-
-def showable(shape: Sequence[int]) -> bool:
-    """Whether points of this shape are small grey or colour images (C, H, W)."""
-    return len(shape) == 3 and shape[0] in (1, 3) and math.prod(shape) <= MAX_SHOWN_PIXELS
-
-
-def pixels(image: Tensor) -> str:
-    """An image of values from 0 to 1 as 8-bit pixels in base64, for a report."""
-    levels = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    return base64.b64encode(levels.cpu().contiguous().numpy().tobytes()).decode("ascii")
 
 
 def _unit(delta: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
+from maskaudit.data.shown import pixels, showable
 from maskaudit.errors import MaskauditError
 from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditEvent
 from maskaudit.target import Target
 from maskaudit.target.rescore import rescore
-from maskaudit.threat import ThreatModel, pixels, showable
+from maskaudit.threat import ThreatModel
 
 #: Multiples of ε on the accuracy curve, and the queries of its gradient-free search.
 EPS_FRACTIONS = (0.25, 0.5, 0.75, 1.5)

@@ -35,10 +35,11 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.losses import margin
+from maskaudit.data.shown import pixels, showable
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.target import Gradient
-from maskaudit.threat import per_point_norm, pixels, showable
+from maskaudit.threat import per_point_norm
 from maskaudit.trace.behaviour import vanishes
 
 #: Points followed, and steps: every step costs a forward and a backward pass for each of them.
