@@ -15,14 +15,14 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.auditing.branches import sentence
-from maskaudit.auditing.judging import broken_by, observations, traced
+from maskaudit.auditing.judging import broken_by, judged_so_far, traced
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target.memory import peak
 from maskaudit.target.rescore import PROOF
-from maskaudit.verdict.rules import Judgement, judge
+from maskaudit.verdict.rules import Judgement
 
 #: Takes a report of what was found so far, marked as partial.
 Keeper = Callable[[AuditReport], None]
@@ -166,7 +166,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         partial: whether it is a partial report for that; not where no more was asked for.
     """
     unfinished = "" if state.decided or state.judgement is not None else broken_off
-    judgement = state.judgement or judge(dataclasses.replace(observations(state, unfinished), power=state.power))
+    judgement = state.judgement or judged_so_far(state, unfinished)
     seconds = time.perf_counter() - state.started
     return build_report(
         state, judgement, seconds=seconds, unfinished=unfinished,

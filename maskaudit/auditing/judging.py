@@ -30,6 +30,15 @@ def judged(state: AuditState) -> Judgement:
     return judge(replace(seen, power=state.power))
 
 
+def judged_so_far(state: AuditState, broken_off: str = "") -> Judgement:
+    """The verdict on what has been seen, with the power that is known; the model is not asked.
+
+    Args:
+        broken_off: why the audit ended before its verdict was decided, if it did.
+    """
+    return judge(replace(observations(state, broken_off), power=state.power))
+
+
 def proven(state: AuditState) -> bool:
     """Whether what was found so far proves masking, so that nothing further can change the verdict.
 

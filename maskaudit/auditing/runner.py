@@ -23,7 +23,7 @@ from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, observations, proven
+from maskaudit.auditing.judging import judged, judged_so_far, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
@@ -52,7 +52,6 @@ from maskaudit.target import Target, usual_batch
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
 from maskaudit.verdict.recorded import SPARED
-from maskaudit.verdict.rules import judge
 
 #: What every look runs before it searches without gradients (`maskaudit.auditing.phases.search`).
 WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run, branches.run)
@@ -196,7 +195,7 @@ def _bound(state: AuditState) -> None:
     """What bounds say once the verdict is decided: counterexamples that gradients do not lead to, and proofs."""
     bounds.run(state)
     certify(state)
-    state.judgement = judge(dataclasses.replace(observations(state), power=state.power))
+    state.judgement = judged_so_far(state)
 
 
 def _look(state: AuditState, points: int) -> None:

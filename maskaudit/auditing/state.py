@@ -45,6 +45,7 @@ class AuditState:
         challenge: how the challengers divide their effort; made by their phase.
         branches: what was found of each branch that the user named.
         power: the power check; `figures`: data for figures.
+        certified: per drawn point whether bounds prove it robust; None where that was not asked, or cannot be known.
         judgement: the verdict on the looks that are finished; None while one is under way.
         decided: whether the verdict is, so that further points serve the accuracy alone.
         undecided: levels at which attacks are still compared.

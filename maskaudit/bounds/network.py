@@ -33,7 +33,7 @@ class Step:
         terms: how many products each result sums, for what rounding can add.
         hull: steps and a function that rises in all of them and equals this step's result; intervals through single
             steps would forget how they belong together.
-        constant: of an affine map the value at zero (1, …); `spread`: the magnitude that its rounding goes by (1, …).
+        constant: of an affine map the value at zero (1, …).
     """
 
     name: str
