@@ -433,19 +433,19 @@ READERS: tuple[Reader, ...] = (
         check,
         lambda _: [samples.exported(), samples.exported(free=False)],
         _torch_file,
-        20,
+        12,
     ),
-    Reader("ONNX", "mutant.onnx", check, _onnx_seed, (mutations.protobuf(*ONNX_WORDS),), 20),
+    Reader("ONNX", "mutant.onnx", check, _onnx_seed, (mutations.protobuf(*ONNX_WORDS),), 14),
     Reader(
         "npz",
         "mutant.npz",
         data,
         lambda _: [samples.npz(), samples.rich_npz()],
         (mutations.archive(lambda _: mutations.npy_header),),
-        110,
+        180,
     ),
     Reader(
-        "idx", "mutant-ubyte", idx.read, lambda _: [samples.idx((3, 4, 4)), samples.packed(samples.idx((9,)))], (), 100
+        "idx", "mutant-ubyte", idx.read, lambda _: [samples.idx((3, 4, 4)), samples.packed(samples.idx((9,)))], (), 200
     ),
     Reader(
         "image folder",
@@ -463,7 +463,7 @@ READERS: tuple[Reader, ...] = (
         (mutations.cells,),
         60,
     ),
-    Reader("npy, inputs", "mutant.npy", pair, lambda _: [samples.npy(samples.POINTS)], (mutations.npy_header,), 50),
+    Reader("npy, inputs", "mutant.npy", pair, lambda _: [samples.npy(samples.POINTS)], (mutations.npy_header,), 80),
     Reader("npy, labels", "mutant.npy", labels, lambda _: [samples.npy(samples.LABELS)], (mutations.npy_header,), 50),
     Reader("tensors, torch", "mutant.pt", data, lambda _: [samples.saved(samples.tensors())], _torch_file, 40),
     Reader(
@@ -472,7 +472,7 @@ READERS: tuple[Reader, ...] = (
         data,
         lambda _: [samples.plain(samples.tensors())],
         (mutations.safetensors_header("x", "y", "F32", "I64", "BOOL", "F8_E4M3", "dtype"),),
-        40,
+        80,
     ),
     Reader("WebDataset", "mutant.tar", data, lambda _: [samples.shard()], (mutations.tar_members,), 50),
     Reader(
@@ -481,7 +481,7 @@ READERS: tuple[Reader, ...] = (
         house_numbers,
         lambda _: [samples.house_numbers(packed) for packed in (False, True)],
         (),
-        20,
+        50,
     ),
     Reader(
         "index of shards",
@@ -489,7 +489,7 @@ READERS: tuple[Reader, ...] = (
         state_dict,
         lambda _: [samples.index(MODEL)],
         (mutations.json_tree("weight_map", "metadata", MODEL, EVIDENCE, "../" + MODEL, "/etc/passwd"),),
-        30,
+        12,
     ),
     Reader(
         "features",
@@ -502,14 +502,14 @@ READERS: tuple[Reader, ...] = (
     Reader("report", "mutant.json", report, _report_seeds, _report_tree, 40),
     Reader("report, HTML", "mutant.json", html, _report_seeds, _report_tree, 1),
     Reader("compare", "mutant.json", compare, _report_seeds, _report_tree, 40),
-    Reader("verify", "mutant.json", verify, _report_seeds, _report_tree, 40),
+    Reader("verify", "mutant.json", verify, _report_seeds, _report_tree, 8),
     Reader(
         "evidence",
         "mutant.safetensors",
         evidence,
         lambda folder: [(folder / EVIDENCE).read_bytes()],
         (mutations.safetensors_header("reject_class", "seed", "threat", "random", "mean", "attacks"),),
-        50,
+        10,
     ),
     Reader(
         "plan",
