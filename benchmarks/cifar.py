@@ -42,8 +42,8 @@ COMMON = f"--data cifar-10 --model '{RESNET20}' --lr 0.004 --batch-size 128 --au
 #: How the networks were trained.
 TRAINED = {
     "standard": f"train standard {COMMON} --epochs 6 --fraction 0.4",
-    "robust": f"train pgd-at {COMMON} --epochs 7 --fraction 0.4 --attack-steps 2",
-    "distilled": f"train distill {COMMON} --epochs 4 --fraction 0.3",
+    "robust": f"train pgd-at {COMMON} --epochs 6 --fraction 0.3 --attack-steps 2",
+    "distilled": f"train distill {COMMON} --epochs 3 --fraction 0.3",
 }
 #: Network, the trained one that it is made of, the one whose examples are transferred to it, and what it is.
 SUBJECTS = {
