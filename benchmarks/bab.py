@@ -79,7 +79,6 @@ PLANS = (
     Plan("deep, 25 inputs", 25, (120, 120, 120), 2, 6, 0.2, 450, deep=True),
     Plan("deep, convolution, 75 inputs", 75, (100,), 2, 6, 0.2, 450, channels=20, deep=True),
     Plan("deep, convolution of tanh, 75 inputs", 75, (100,), 2, 6, 0.5, 450, nn.Tanh, 20, deep=True),
-    Plan("deep, larger convolution, 192 inputs", 192, (1000,), 2, 6, 0.2, 150, nn.ReLU, 32, 8, True),
 )
 
 
