@@ -93,13 +93,13 @@ def small() -> list[Subject]:
     """The study for a CPU, in the order of what is learned most from."""
     digits = {"data": "digits", "model": "small_cnn", "epochs": 60}
     normalised = {"data": "digits", "model": SMALL_RESNET, "epochs": 12}
-    cifar = {"data": "cifar-10", "model": SMALL_RESNET, "epochs": 8, "fraction": 0.02}
+    cifar = {"data": "cifar-10", "model": SMALL_RESNET, "epochs": 10, "fraction": 0.05}
     plain = "digits, small CNN without batch norm"
     found = _five(plain, 0.2, digits)
     greace = {**digits, **METHODS["GREACE"]}
     found += [Subject(plain, f"GREACE, {form}", 0.2, {**greace, "greace": form}) for form in ("zero-sum", "bounded")]
     found += [Subject(plain, f"GREACE, β {beta:g}", 0.2, {**greace, "beta": beta}) for beta in (0.1, 10.0)]
-    found += _five("CIFAR-10 (2 %), small ResNet", 0.1, cifar)
+    found += _five("CIFAR-10 (5 %), small ResNet", 0.1, cifar)
     found += _five("digits, small ResNet", 0.2, normalised)
     for seed in (1, 2):
         found += _five(plain, 0.2, {**digits, "seed": seed})

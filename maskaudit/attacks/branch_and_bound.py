@@ -169,10 +169,9 @@ def rounds_of_bounds(network: Network) -> int:
     return 1 + 2 * network.rectifiers // (PARTS * FITTING * 3)
 
 
-def effort(network: Network, points: int, passes: float) -> int:
-    """Rounds that each of so many points can have for a number of multiplications; 0 if they do not suffice.
+def effort(network: Network, passes: float) -> int:
+    """Rounds that a number of multiplications suffices for, over all points.
 
     A small network's rounds cost as much as those of one of `OVERHEAD` multiplications, by what is done around them.
     """
-    each = PARTS * FITTING * 3 * (size(network) + OVERHEAD)
-    return int(passes / each / max(1, points))
+    return int(passes / (PARTS * FITTING * 3 * (size(network) + OVERHEAD)))

@@ -80,3 +80,19 @@ def test_what_the_search_finds_counts_for_accuracy_and_for_no_level(budget: str)
         assert report.masking["gradient_level"].value == 0
     else:
         assert best.value == 1
+
+
+@pytest.mark.parametrize(("affordable", "status", "rounds"), [(0, "skipped", 256), (2, "ran", 1), (10, "ran", 8)])
+def test_every_point_has_a_first_round_and_what_is_left_the_rest(
+    affordable: int, status: str, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maskaudit.auditing.phases.bounds.effort", lambda network, passes: affordable)
+    torch.manual_seed(0)
+    model, x, y, corner = detector(20)
+    points = torch.cat([x, x - 2 * (corner - x)])
+    settings = {"budget": "standard", "select": ("pgd", "branch-and-bound"), "outputs": "logits", "norm": "Linf"}
+    report = maskaudit.audit(model, (points, y.repeat(2)), eps=0.2, **settings).report
+    row = next(row for row in report.attacks if row.name == "branch-and-bound")
+    assert (row.status, row.settings["rounds"]) == (status, rounds)
+    found = [["branch-and-bound"], []] if affordable else [[], []]
+    assert report.points["broken_by"] == found
