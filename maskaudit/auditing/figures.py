@@ -159,12 +159,11 @@ def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str
     for row in order[:MAX_STRIPS].tolist():
         name, example = ledger.examples_of(row)[0]
         clean = ledger.x[row]
-        predicted = target.raw(example[None]).argmax(dim=1)
         shown.append(
             {
                 "index": ledger.index[row],
                 "label": int(ledger.y[row]),
-                "predicted": int(predicted),
+                "predicted": taken_for(target, example, int(ledger.y[row])),
                 "attack": name,
                 "distance": float(threat.distance(example[None], clean[None])),
                 "shape": list(clean.shape),
@@ -174,6 +173,13 @@ def strips(target: Target, ledger: Ledger, threat: ThreatModel) -> list[dict[str
             }
         )
     return shown
+
+
+def taken_for(target: Target, example: Tensor, label: int) -> int:
+    """The class that an example (…) of a point of class `label` is taken for: the likeliest that is an error."""
+    scores = target.scores(example[None]).clone()
+    scores[:, [label, *([] if target.reject_class is None else [target.reject_class])]] = -torch.inf
+    return int(scores.argmax())
 
 
 @dataclass(frozen=True)

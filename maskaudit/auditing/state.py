@@ -103,10 +103,9 @@ class AuditState:
 
     def left_out(self) -> dict[str, str]:
         """Attacks and probes that the user left out, with the essential part that each belongs to, if any."""
-        runs = {spec.name for spec in self.specs}
-        attacks = {spec.name: spec.part for spec in self.catalogue.attacks if spec.name not in runs}
-        probes = [probe.rule for probe in self.catalogue.probes if not wanted(self.settings, probe.rule)]
-        return {**attacks, **dict.fromkeys(probes, "")}
+        attacks = {spec.name: spec.part for spec in self.catalogue.attacks if spec.role != "reference"}
+        parts = {**attacks, **{probe.rule: "" for probe in self.catalogue.probes}}
+        return {name: part for name, part in parts.items() if not wanted(self.settings, name)}
 
     def probe_results(self) -> tuple[ProbeResult, ...]:
         """All results so far, in the order of the catalogue."""

@@ -1,8 +1,8 @@
 """Output kind: what the model's answers look like, and whether a float32 loss can use them
 
-The outputs at the audited points are named: logits, probabilities, log-probabilities,
-one-hot answers, a constant, or logits clipped to a limit (the same extreme value
-at 5 % of the points or more). The headline is the share of points whose output carries
+The outputs at the audited points are named: logits, probabilities, probabilities rounded
+to steps, log-probabilities, one-hot answers, a constant, or logits clipped to a limit (the
+same extreme value at 5 % of the points or more). The headline is the share of points whose output carries
 no usable cross-entropy in float32: one-hot, constant or clipped rows, logits whose top two
 lie more than 103.3 apart (exp underflows to 0), probabilities of which all but one are below
 the smallest normal number.
@@ -44,12 +44,14 @@ UNDERFLOW_GAP = 149 * math.log(2)
 CLIP_SHARE = 0.05
 
 
-def output_kind(raw: Tensor) -> str:
-    """Name what outputs (N, K) are, from their values."""
+def output_kind(raw: Tensor, *, coarse: bool = False) -> str:
+    """Name what outputs (N, K) are, from their values; `coarse` probabilities are known to be rounded."""
     if len(raw) > 1 and bool((raw == raw[0]).all()):
         return "constant"
     if bool((((raw == 0) | (raw == 1)).all(dim=1) & (raw.sum(dim=1) == 1)).all()):
         return "one-hot"
+    if coarse:
+        return "rounded probabilities"
     if bool((raw >= 0).all()) and bool(((raw.sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all()):
         return "probabilities"
     if bool((raw <= 0).all()) and bool(((raw.double().exp().sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all()):
@@ -85,7 +87,7 @@ def unusable(raw: Tensor, kind: str) -> Tensor:
     """Points (N,) whose output gives a float32 cross-entropy nothing to follow."""
     if kind in ("constant", "one-hot"):
         return torch.ones(len(raw), dtype=torch.bool, device=raw.device)
-    if kind == "probabilities":
+    if kind in ("probabilities", "rounded probabilities"):
         return raw.topk(2, dim=1).values[:, 1] < torch.finfo(torch.float32).tiny
     flat = top_gap(raw) > UNDERFLOW_GAP
     if kind == "clipped logits":
@@ -98,8 +100,9 @@ def unusable(raw: Tensor, kind: str) -> Tensor:
 
 def measure(context: ProbeContext) -> Measurement:
     """Share of points whose output carries no usable float32 cross-entropy."""
-    raw, n = context.target.form.normal(context.target.raw(context.x)), len(context.x)
-    kind = output_kind(raw)
+    form, n = context.target.form, len(context.x)
+    raw = form.normal(context.target.raw(context.x))
+    kind = output_kind(raw, coarse=form.coarse)
     flat = unusable(raw, kind)
     count = int(flat.sum())
     gaps = top_gap(context.target.scores(context.x))

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from maskaudit.report import coerce, words
 from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, plain_axes, svg
@@ -118,6 +119,7 @@ def depth(document: dict[str, Any]) -> Depth | None:
     reading = _depth_summary(norms, bend)
     with drawing():
         figure, axes = plain_axes("Layers below the output")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         floor = max(min(known), max(known) - _MAX_DECADES) - 0.05 * max(max(known) - min(known), 1.0)
         middle, low, high = ([floor if d is None else max(d, floor) for d in line] for line in zip(*norms, strict=True))
         where = range(len(norms))

@@ -271,7 +271,7 @@ def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:
     source = coerce.text(target.get("source"))
     if not source or not coerce.text(evidence.get("file")):
         return ""
-    parts = ["maskaudit", "verify", "audit.json", source]
+    parts = ["maskaudit", "verify", "audit.json", "MODEL" if source.startswith("in memory: ") else source]
     for name in ("arch", "weights"):
         if given := coerce.text(target.get(name)):
             parts += [f"--{name}", given]

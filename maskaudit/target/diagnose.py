@@ -1,15 +1,17 @@
 """Why a model is often wrong on clean points: causes that people's data and options have, found by trying each.
 
-Every cause has one repair, an option. A few points are asked as the model would want them if the cause were real;
-what lifts accuracy by more than luck is the cause, and is named with the option.
+Every cause has one repair: an option, or other labels. A few points are asked as the model would want them if the
+cause were real; what lifts accuracy by more than luck is the cause, and is named with its repair.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from maskaudit.errors import ModelError
 from maskaudit.settings import AuditSettings
@@ -20,6 +22,8 @@ from maskaudit.verdict.statistics import binomial_tail
 
 #: Points that are tried at most.
 TRIED_POINTS = 128
+#: Labels that are listed with what they should be.
+LISTED = 6
 #: Customary normalisations by number of channels: name, mean, deviation.
 CUSTOMARY: tuple[tuple[str, tuple[float, ...], tuple[float, ...]], ...] = (
     ("of ImageNet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -39,7 +43,7 @@ class Remedy:
 
     Attributes:
         cause: what is wrong, as a sentence without its full stop.
-        option: the command line that repairs it.
+        option: what repairs it: options, or how labels have to be numbered.
         accuracy: share of the tried points that are answered rightly with it.
     """
 
@@ -55,11 +59,15 @@ class Diagnosis:
     Attributes:
         right, tried: points answered rightly, of so many.
         chance: what guessing among the classes of the data would answer rightly.
+        only: the class that every point is answered as; None where there are several.
+        inputs: whether the inputs were shown otherwise, too, to find a remedy.
     """
 
     right: int
     tried: int
     chance: float
+    only: int | None = None
+    inputs: bool = False
     remedy: Remedy | None = None
 
     @property
@@ -74,10 +82,12 @@ class Diagnosis:
         if self.remedy is not None:
             return f"{seen}. {self.remedy.cause}: with {self.remedy.option} it is {self.remedy.accuracy:.0%} of them."
         if self.hopeless:
+            alike = "" if self.only is None else f" (every one is answered as class {self.only})"
+            tried = "numbering of labels"
+            tried = f"normalisation, range, order of channels or {tried}" if self.inputs else tried
             return (
-                f"{seen}, no better than chance ({self.chance:.0%}), and no other normalisation, range, order of "
-                "channels or numbering of labels that was tried helps: give the data, labels and weights that belong "
-                "together."
+                f"{seen}{alike}, no better than chance ({self.chance:.0%}), and no other {tried} that was tried helps: "
+                "give the data, labels and weights that belong together."
             )
         return ""
 
@@ -92,16 +102,18 @@ def diagnose(target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, l
     """
     x, y = x[:TRIED_POINTS], y[:TRIED_POINTS]
     answers = target.scores(x)
-    right = answers.argmax(dim=1) == y
-    found = Diagnosis(int(right.sum()), len(y), 1 / max(2, len(y.unique())))
+    predicted = answers.argmax(dim=1)
+    right = predicted == y
+    only = int(predicted[0]) if len(predicted) and bool((predicted == predicted[0]).all()) else None
+    found = Diagnosis(int(right.sum()), len(y), 1 / max(2, len(y.unique())), only, inputs=not labels_only)
     if float(right.double().mean()) >= CLEAN_DOUBT:
         return found
-    remedies = [*_other_labels(answers, y), *([] if labels_only else _other_inputs(target, x, y, settings))]
+    remedies = [*_other_labels(predicted, y), *([] if labels_only else _other_inputs(target, x, y, settings))]
     best = max(remedies, key=lambda one: one[1].sum(), default=None)
     if best is None or not _better(right, best[1], y):
         return found
     cause, option = best[0]
-    return Diagnosis(found.right, found.tried, found.chance, Remedy(cause, option, float(best[1].double().mean())))
+    return dataclasses.replace(found, remedy=Remedy(cause, option, float(best[1].double().mean())))
 
 
 def _better(before: Tensor, after: Tensor, y: Tensor) -> bool:
@@ -117,11 +129,23 @@ def _better(before: Tensor, after: Tensor, y: Tensor) -> bool:
     return gain >= CAUSE_GAIN and binomial_tail(gained, gained + lost, 0.5) < HOPELESS / 10
 
 
-def _other_labels(answers: Tensor, y: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
+def _other_labels(predicted: Tensor, y: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:
     """The labels numbered otherwise."""
-    predicted = answers.argmax(dim=1)
     yield ("The labels count from 1, the model's classes from 0", "--first-label 1"), predicted == y - 1
     yield ("The model's first class is none of the data's", "--first-label -1"), predicted == y + 1
+    alike = _as_most(predicted, y) & _as_most(y, predicted)
+    pairs = set(zip(y[alike].tolist(), predicted[alike].tolist(), strict=True))
+    order = [f"{label} as {answer}" for label, answer in sorted(pairs) if label != answer]
+    told = ", ".join(order[:LISTED]) + (f" and {len(order) - LISTED} more" if len(order) > LISTED else "")
+    cause = "The labels name the classes in another order than the model", f"the data's labels renumbered ({told})"
+    yield cause, alike
+
+
+def _as_most(values: Tensor, groups: Tensor) -> Tensor:
+    """Points (N,) whose value is the commonest among the others of their group: no point speaks for itself."""
+    shown = F.one_hot(values).float()
+    others = (groups[:, None] == groups).float() @ shown - shown
+    return (others.argmax(dim=1) == values) & (others.amax(dim=1) > 0)
 
 
 def _other_inputs(

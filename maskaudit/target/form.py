@@ -127,6 +127,11 @@ class Form:
         """Number type of the scores: float64 for a model that computes in it, else float32."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    @property
+    def coarse(self) -> bool:
+        """Whether probabilities are given in steps, or in a type, too coarse for small ones: a 0 says "less than"."""
+        return self.outputs in SHARES and self.smallest > TINY
+
     def normal(self, raw: Tensor) -> Tensor:
         """Answers (N, K) in their usual unit: probabilities between 0 and 1; others as they are."""
         if self.outputs not in SHARES or (self.scale, self.offset) == (1.0, 0.0):
@@ -137,7 +142,7 @@ class Form:
         """Answers (N, K) on the scale of logits, so that every loss can use them; the graph is kept."""
         if self.outputs in SHARES:
             p = self.normal(raw)
-            return (p.clamp_min(TINY) if self.smallest <= TINY else p.clamp_min(0) + self.smallest).log()
+            return (p.clamp_min(0) + self.smallest if self.coarse else p.clamp_min(TINY)).log()
         if self.outputs == "sigmoids":
             return torch.logit(raw, eps=max(self.smallest, torch.finfo(raw.dtype).eps))
         return raw

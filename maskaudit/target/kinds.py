@@ -79,6 +79,8 @@ def _shares(values: Tensor, step: float, precision: float, offset: float) -> Kin
     evidence = f"non-negative rows that sum to {whole:g}"
     if step and step < whole:
         evidence += f", in steps of {step:g}"
+    elif step == whole:
+        evidence = "hard labels: a 1 at one class, 0 at the others"
     elif precision > torch.finfo(torch.float32).eps:
         evidence += f", of {'bfloat16' if precision > 2e-3 else 'half'} precision"
     if offset:

@@ -159,10 +159,10 @@ def _check_classes(data: Dataset, answers: Tensor, settings: AuditSettings) -> N
         return
     if low == 1 and high == classes and settings.first_label == 0:
         y = data.sample(len(answers), settings.seed)[2]
-        right, shifted = (float((answers.argmax(dim=1) == labels).double().mean()) for labels in (y, y - 1))
+        right = float((answers.argmax(dim=1) == y - 1).double().mean())
         raise InputError(
-            f"The labels run from 1 to {high}, the model's classes from 0 to {classes - 1}: counted from 1 they are "
-            f"answered rightly on {shifted:.0%} of the first points, as they are on {right:.0%}; give --first-label 1."
+            f"The labels run from 1 to {high}, the model's classes from 0 to {classes - 1}: give --first-label 1; "
+            f"{right:.0%} of the first points are answered rightly then."
         )
     raise InputError(
         f"The data have labels up to {high}, which do not fit the model's {classes} classes"

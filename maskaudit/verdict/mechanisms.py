@@ -31,7 +31,7 @@ _ORDER = tuple(TITLES)
 _BESIDES_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
 #: Kinds of output, by the probe of that name, from which no loss can be computed, however large the scores are.
-DESTROYED = ("constant", "one-hot", "clipped logits")
+DESTROYED = ("constant", "one-hot", "clipped logits", "rounded probabilities")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.
 _OF_THE_LOSS = ("output-hides-loss", "logit-scale", "flat-loss", "imbalanced-margin")

@@ -6,8 +6,11 @@ import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from maskaudit import api
@@ -16,6 +19,8 @@ from maskaudit.loading import LoadedModel
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import Norm
 from maskaudit.zoo import ZOO
+
+from .branch_models import Inception, trained
 
 #: Attacks and probes of an audit on request.
 FEW = ("noise", "square", "zero-gradient")
@@ -65,7 +70,37 @@ def broken_off(passes: int) -> Own:
     return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(Failing(net, 10**9)))
 
 
-def of_a_callable() -> Own:
+def with_bounds_and_a_branch() -> Own:
+    """An audit of a network of branches that is bounded, and searched through one branch alone."""
+    network = trained(Inception(), 60)
+    audit = api.audit(
+        network, load_data("digits", split="test"), eps=0.02, budget="quick", samples=24, certify=True,
+        branches=("b5", "pool"), ignore=SLOW,
+    )  # fmt: skip
+    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
+
+
+def of_a_table() -> Own:
+    """An audit of a small network on a table whose columns have units of their own."""
+    numbers = torch.Generator().manual_seed(0)
+    age, dose = torch.randint(18, 91, (200,), generator=numbers).float(), 400 * torch.rand(200, generator=numbers)
+    weights = torch.tensor([[-1 / 20, 1 / 80], [1 / 20, -1 / 80]])
+
+    def network(x: Tensor) -> Tensor:
+        return (x - torch.tensor([54.0, 200.0])) @ weights.T
+
+    columns = {"feature": [{"column": 0, "kind": "integer", "bounds": [18, 90], "eps": 3},
+                           {"column": 1, "bounds": [0, 400]}]}  # fmt: skip
+    with TemporaryDirectory() as folder:
+        (file := Path(folder) / "features.json").write_text(json.dumps(columns))
+        x = torch.stack([age, dose], 1)
+        audit = api.audit(
+            network, (x, network(x).argmax(1)), features=str(file), eps=0.05, budget="quick", samples=32, ignore=SLOW
+        )
+    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
+
+
+def of_a_callable(*, black_box: bool = False) -> Own:
     """An audit of a function that hides its module and gives labels only."""
     net = api.load("zoo:hard-labels").module
 
@@ -73,7 +108,8 @@ def of_a_callable() -> Own:
         scores: Tensor = net(x).detach()
         return scores
 
-    audit = api.audit(answer, load_data("digits", split="test"), budget="quick", samples=24)
+    data = load_data("digits", split="test")
+    audit = api.audit(answer, data, budget="quick", samples=24, black_box=black_box)
     return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(answer))
 
 
@@ -85,6 +121,9 @@ MAKERS: dict[str, Callable[[], Own]] = {
     "random": lambda: of_the_zoo("dropout-on", 10),
     "broken off": lambda: broken_off(400),
     "a callable with hard labels": of_a_callable,
+    "a black box": lambda: of_a_callable(black_box=True),
+    "bounds and branches": with_bounds_and_a_branch,
+    "a table": of_a_table,
     "few parts on request": lambda: of_the_zoo("logits-x1e4", 30, select=FEW),
     "L2": lambda: of_the_zoo("standard", 20, ball=("L2", 0.8)),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -13,6 +14,8 @@ from maskaudit.probes import get
 from maskaudit.probes.output_kind import output_kind
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
+from maskaudit.target.kinds import recognise_outputs
+from maskaudit.verdict.mechanisms import name_mechanisms
 
 from .toys import Linear, Through, context, points
 
@@ -53,6 +56,16 @@ def test_probabilities_that_are_nearly_saturated_are_counted_point_by_point() ->
     assert output_kind(raw) == "probabilities"
     with context(lambda x: raw[: len(x)], points(4, 6)) as ctx:
         assert run_probe(get("output-kind"), ctx).value == 0.25
+
+
+def test_rounded_probabilities_accuse_the_rounding_and_not_the_logits() -> None:
+    model = after(lambda z: (z.softmax(1) * 100).round() / 100)
+    with context(model, points(40, 6)) as ctx:
+        ctx.target.form = recognise_outputs(ctx.target.raw(ctx.x)).form
+        result = run_probe(get("output-kind"), ctx)
+    assert result.details["kind"] == "rounded probabilities"
+    saturated = dataclasses.replace(result, status="finding")
+    assert [m.id for m in name_mechanisms((saturated,), by_loss=False)] == ["output-hides-loss"]
 
 
 def test_one_point_is_neither_constant_nor_clipped() -> None:

@@ -69,6 +69,7 @@ class Counted:
         self.by = [set(names) for names in points["broken_by"]]
         self.n, self.correct = len(self.right), sum(self.right)
         self.rows = {row["name"]: row for row in document["attacks"]}
+        self.black_box = document["settings"]["black_box"]
         self.reference = self.named(("reference",))
         self.usual = {n for n in self.named(("reference", "strong")) if self.rows[n]["family"] == "cross_entropy"}
         self.strong = self.named(("reference", "strong"))
@@ -93,7 +94,9 @@ class Counted:
         return row["broken"] if row["role"] == "sanity" else self.broken({name})
 
     def compared(self, level: str) -> int:
-        """Correct points on which attacks were compared at a level."""
+        """Correct points on which attacks were compared at a level; none of a black box."""
+        if self.black_box:
+            return 0
         return sum(self.right[: self.document["masking"]["searched" if level == "gradient" else "matched"]])
 
     @property
@@ -122,10 +125,9 @@ class Counted:
 
     @property
     def accuracies(self) -> dict[str, int]:
-        return {
-            "clean": self.correct, "reference": self.left(self.reference), "strong_reference": self.left(self.strong),
-            "best_known": self.left(self.every),
-        }  # fmt: skip
+        by_gradients = {"reference": self.left(self.reference), "strong_reference": self.left(self.strong)}
+        ends = {"clean": self.correct, "best_known": self.left(self.every)}
+        return ends if self.black_box else {**ends, **by_gradients}
 
     def whole(self, name: str) -> bool:
         """Whether an attack met every correct point."""
@@ -221,16 +223,15 @@ def test_the_marks_of_the_ruler_lie_where_the_figures_say(audited: Counted) -> N
         for mark in verdict.iter("span") if "ruler-mark" in (mark.get("class") or "")
     }  # fmt: skip
     for key, glyph in (("clean", "clean"), ("reference", "reference"), ("best_known", "best")):
-        assert at[glyph] == f"left:{100 * audited.accuracies[key] / n:.2f}%"
+        assert (glyph in at) is (key in audited.accuracies)
+        assert key not in audited.accuracies or at[glyph] == f"left:{100 * audited.accuracies[key] / n:.2f}%"
 
 
 def test_the_axes_of_text_and_markdown(audited: Counted) -> None:
     facts = " ".join(" ".join(lines_of(audited)).split())
     k = audited.accuracies
-    assert (
-        f"at most {audited.rate(k['best_known'], dash='-')}; reference attack {audited.rate(k['reference'], dash='-')}"
-        in facts
-    )
+    usual = "" if audited.black_box else f"; reference attack {audited.rate(k['reference'], dash='-')}"
+    assert f"at most {audited.rate(k['best_known'], dash='-')}{usual}" in facts
     for level, meaning in (("gradient", "hidden from the model's gradients"), ("loss", "hidden from attacks on cross")):
         shown = f"{level} level {bracketed(audited, level, '-')}"
         assert (f"{shown} {meaning}" if audited.compared(level) else shown) in facts
@@ -240,7 +241,7 @@ def test_the_axes_of_text_and_markdown(audited: Counted) -> None:
         ("Gradient level", bracketed(audited, "gradient")),
         ("Loss level", bracketed(audited, "loss")),
         ("Robust accuracy", f"**at most {audited.rate(k['best_known'])}**"),
-        ("Reference attack", audited.rate(k["reference"])),
+        *([] if audited.black_box else [("Reference attack", audited.rate(k["reference"]))]),
         ("Clean accuracy", audited.rate(k["clean"])),
         ("Proof", plural(sum(map(bool, audited.by)), "point") + " broken"),
     ):
@@ -249,7 +250,8 @@ def test_the_axes_of_text_and_markdown(audited: Counted) -> None:
 
 def test_the_sentence_and_the_reasons_count_the_points(audited: Counted) -> None:
     verdict = audited.document["verdict"]
-    best, usual = (percent(audited.accuracies[key], audited.n) for key in ("best_known", "reference"))
+    k = audited.accuracies
+    best, usual = (percent(k.get(key, audited.correct), audited.n) for key in ("best_known", "reference"))
     label, sentence = verdict["label"], verdict["sentence"]
     ran = [row for row in audited.rows.values() if row["role"] != "sanity"]
     probes = audited.document["probes"]
@@ -265,6 +267,10 @@ def test_the_sentence_and_the_reasons_count_the_points(audited: Counted) -> None
         assert sentence.startswith(
             f"Robustness is overstated: {usual} of the points withstand the usual attack, at most {best} withstand"
         )
+    elif audited.black_box:
+        assert sentence.startswith("No verdict on gradients: the model is a black box.")
+        assert f"At most {best} of the points withstand every attack" in sentence
+        assert sentence.endswith(f" {searched[1]} attacks.")
     else:
         found = re.search(
             r"(\d+) probes? and (\d+) attacks?; (\d+) did not run(?:, (\d+) left out on request)?", sentence
@@ -357,6 +363,8 @@ def test_the_map_of_points(audited: Counted) -> None:
 def _kind(audited: Counted, right: bool, by: set[str]) -> str:
     if not right:
         return "wrong"
+    if audited.black_box:
+        return "found" if by else "unbroken"
     for kind, names in (("plain", audited.usual), ("loss", audited.strong), ("gradient", audited.challengers)):
         if by & names:
             return kind
@@ -530,6 +538,7 @@ SHOWN = (
     "evidence",
     "power",
     "timing",
+    "branches",
 )
 
 
@@ -561,7 +570,18 @@ def test_no_number_of_the_text_is_unexplained(audited: Counted) -> None:
 def test_no_number_of_the_page_is_unexplained(audited: Counted) -> None:
     """The sections that hold figures; checklist, method and citations are prose, and curves are compared above."""
     page = page_of(audited)
-    for name in ("verdict", "audited", "findings", "attacks", "coverage", "plan"):
+    for name in (
+        "verdict",
+        "audited",
+        "findings",
+        "attacks",
+        "coverage",
+        "plan",
+        "branches",
+        "blind",
+        "points",
+        "test",
+    ):
         found = next((part for part in page.iter("section") if part.get("id") == name), None)
         if found is not None:
             words = " ".join(" ".join("".join(part.itertext()).split()) for part in _leaves(found))
@@ -588,12 +608,14 @@ def test_the_paragraph_for_a_paper(audited: Counted) -> None:
     )
     k = audited.accuracies
     assert f"classifies {audited.rate(k['clean'])} of them correctly" in shown
-    usual, strong, best = (audited.rate(k[key]) for key in ("reference", "strong_reference", "best_known"))
-    robust = f"{usual} under the reference attack, {strong} under all white-box attacks together, at most {best}"
+    robust = f"at most {audited.rate(k['best_known'])}"
+    if not audited.black_box:
+        usual, strong = audited.rate(k["reference"]), audited.rate(k["strong_reference"])
+        robust = f"{usual} under the reference attack, {strong} under all white-box attacks together, {robust}"
     assert f"Robust accuracy was {robust} under every attack together" in shown
     compared = [level for level in ("gradient", "loss") if audited.compared(level)]
     hidden = " and ".join(f"{bracketed(audited, level)} at {level} level" for level in compared)
-    assert f"Hidden shares were {hidden}." in shown
+    assert f"Hidden shares were {hidden}." in shown or not compared
     card = page.split("Section for a model card:")[1]
     assert (
         f"**Robust accuracy**: at most {percent(k['best_known'], audited.n)} ({interval(k['best_known'], audited.n)})"

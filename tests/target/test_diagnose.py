@@ -72,11 +72,71 @@ def test_the_sentence_ends_the_audit_and_the_option_repairs_it() -> None:
 
 def test_labels_from_one_without_an_output_for_the_last() -> None:
     data = Dataset("points", X, Y + 1, 7, (0.0, 1.0))
-    with pytest.raises(InputError, match=r"from 1 to 6, .* 100%.*give --first-label 1"):
+    with pytest.raises(InputError, match=r"from 1 to 6, .*give --first-label 1; 100% of"):
         api.audit(net, data, eps=0.1, settings=QUICK)
     assert api.audit(net, data, eps=0.1, first_label=1, settings=QUICK).report.accuracy["clean"].value == 1  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="--first-label 2 does not fit points: its labels begin at 1"):
         api.audit(net, data, eps=0.1, first_label=2, settings=QUICK)
+
+
+@pytest.mark.parametrize("order", [(1, 0), (1, 2, 0), (0, 1, 2, 3, 5, 4), (5, 3, 4, 1, 2, 0)])
+def test_classes_in_another_order_are_told_one_by_one(order: tuple[int, ...]) -> None:
+    """Also where the model is sometimes wrong; the labels as they should be repair it."""
+    k = len(order)
+    found = Y % k
+    found[::10] = (found[::10] + 1) % k
+    y = torch.tensor(order).argsort()[Y % k]
+
+    def model(x: Tensor) -> Tensor:
+        return nn.functional.one_hot(found[: len(x)], k).float()
+
+    with Target(model) as target:
+        diagnosis = diagnose(target, X, y, AuditSettings(), labels_only=True)
+    told = ", ".join(f"{label} as {answer}" for label, answer in enumerate(order) if label != answer)
+    assert diagnosis.remedy is not None
+    assert "in another order than the model: with the data's labels renumbered" in diagnosis.sentence
+    assert f"renumbered ({told}) it is" in diagnosis.sentence
+    assert diagnosis.remedy.accuracy == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize("k", [2, 3, 10, 60])
+def test_random_answers_show_no_order(k: int) -> None:
+    numbers = torch.Generator().manual_seed(3)
+    named = 0
+    for _ in range(40):
+        y, answers = torch.randint(0, k, (2, 128), generator=numbers)
+        answers[torch.rand(128, generator=numbers) < 0.4] = 0  # some collapse onto one class
+        shown = nn.functional.one_hot(answers, k).float()
+        with Target(lambda x, shown=shown: shown[: len(x)]) as target:
+            named += diagnose(target, X, y, AuditSettings(), labels_only=True).remedy is not None
+    assert named <= 2
+
+
+@pytest.mark.parametrize("classes", [1, 2])
+def test_two_classes_the_wrong_way_round_end_the_audit(classes: int) -> None:
+    middle = net(X)[:, :2].mean(0)
+
+    def model(x: Tensor) -> Tensor:
+        scores = net(x)[:, :2] - middle
+        return scores if classes == 2 else scores[:, 1:] - scores[:, :1]
+
+    scores = model(X)
+    truth = scores.argmax(1) if classes == 2 else (scores[:, 0] > 0).long()
+    with pytest.raises(InputError, match=r"Only 0 of 128 .* renumbered \(0 as 1, 1 as 0\) it is 100%"):
+        api.audit(model, Dataset("points", X, 1 - truth, 2, (0.0, 1.0)), eps=0.1, settings=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("labels_only", "tried"), [(True, "no other numbering of labels"), (False, "no other normalisation")]
+)
+def test_one_answer_for_all_is_told_and_only_what_was_tried(labels_only: bool, tried: str) -> None:
+    y = torch.arange(128) % 4
+    with Target(lambda x: torch.tensor([0.0, 0, 1, 0]).expand(len(x), 4) + 0 * x.flatten(1)[:, :1]) as target:
+        sentence = diagnose(target, X, y, AuditSettings(), labels_only=labels_only).sentence
+    assert sentence.startswith(
+        "Only 32 of 128 clean points are classified correctly (every one is answered as class 2)"
+    )
+    assert tried in sentence
 
 
 def test_a_hopeless_audit_stops_at_once_and_says_so() -> None:
