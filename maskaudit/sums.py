@@ -20,6 +20,11 @@ CHUNK = 2**14
 KEPT_BITS = 48
 
 
+def column(per_point: Tensor, like: Tensor) -> Tensor:
+    """One number per point (N,) in a shape that broadcasts over `like` (N, …)."""
+    return per_point.view(-1, *[1] * (like.dim() - 1))
+
+
 def row_norm(rows: Tensor, order: int = 2) -> Tensor:
     """‖·‖ of each row of (N, …) for `order` 1 or 2, shape (N,), in the precision of `rows`."""
     flat = rows.flatten(1).contiguous()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maskaudit.errors import UsageError
 from maskaudit.results import Norm as Norm
-from maskaudit.sums import row_norm
+from maskaudit.sums import column, row_norm
 
 #: Slack for float32 rounding when an example is checked against the ball and the
 #: bounds: relative to the largest magnitude involved, 8 units in the last place
@@ -220,7 +220,7 @@ class ThreatModel:
         if self.norm == "Linf":
             return change * axes
         counted = self.features.counted(change)
-        length = _column(per_point_norm(change), change)
+        length = column(per_point_norm(change), change)
         return axes * length * torch.where(counted, _unit(change * (counted & (axes > 0))), change.sign())
 
     def settle(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class ThreatModel:
             rows = self.clamp(x_adv).flatten(1), x.flatten(1)
             return self.features.into_ellipsoid(*rows, limit[:, None]).view_as(x)
         delta = x_adv - x
-        too_long = _column(per_point_norm(delta) > self.eps, delta)
+        too_long = column(per_point_norm(delta) > self.eps, delta)
         return self.clamp(x + torch.where(too_long, self.eps * _unit(delta), delta))
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
@@ -375,14 +375,10 @@ def per_point_norm(delta: Tensor) -> Tensor:
 def _unit(delta: Tensor) -> Tensor:
     """Each row of (N, …) divided by its ‖·‖₂, down to subnormal numbers (nearly saturated losses); zero stays zero."""
     scaled = delta / _largest(delta)
-    return scaled / _column(row_norm(scaled).clamp_min(1.0), scaled)
+    return scaled / column(row_norm(scaled).clamp_min(1.0), scaled)
 
 
 def _largest(delta: Tensor) -> Tensor:
     """Largest magnitude in each row of (N, …), shape (N, 1, …); 1 for rows of zeros."""
     largest = delta.flatten(1).abs().amax(dim=1)
-    return _column(torch.where(largest > 0, largest, 1.0), delta)
-
-
-def _column(per_point: Tensor, like: Tensor) -> Tensor:
-    return per_point.view(-1, *[1] * (like.dim() - 1))
+    return column(torch.where(largest > 0, largest, 1.0), delta)

@@ -21,6 +21,7 @@ from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import random_start
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Objective, Target
 from maskaudit.threat import ThreatModel
 
@@ -209,7 +210,7 @@ def _move(state: _State, gradient: Tensor, first_step: Tensor) -> None:
     Eq. 2 in the form (1 − α)·(2·x_k − x_{k−1}) + α·z, two interpolations in place.
     """
     ahead = state.ball.step(state.current, gradient, state.eta, out=state.ahead, full=True)
-    weight = torch.where(first_step, 1.0, MOMENTUM).to(ahead.dtype).view(-1, *[1] * (ahead.dim() - 1))
+    weight = column(torch.where(first_step, 1.0, MOMENTUM).to(ahead.dtype), ahead)
     moved = state.previous
     moved.lerp_(state.current, 2.0)
     moved.lerp_(ahead, weight)

@@ -19,6 +19,7 @@ from maskaudit.bounds.certificate import differences, margins, slack
 from maskaudit.bounds.linear import Region, intervals
 from maskaudit.bounds.network import Network, UnboundableError
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
@@ -139,7 +140,7 @@ class _Search:
             with torch.no_grad():
                 better = margin > reached
                 reached = torch.where(better, margin, reached)
-                best = torch.where(better.view(-1, *[1] * (at.dim() - 1)), at, best)
+                best = torch.where(column(better, at), at, best)
                 size = self.threat.eps * CARRY_SIZE * (1 - step / (CARRY_STEPS + 1))
                 at = self.threat.project(at + size * self.threat.step_direction(gradient), x0)
         self._offer(best.detach(), reached.detach())

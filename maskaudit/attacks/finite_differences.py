@@ -24,7 +24,7 @@ from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
-from maskaudit.sums import row_norm
+from maskaudit.sums import column, row_norm
 from maskaudit.target import Target, accelerator
 from maskaudit.threat import ThreatModel
 
@@ -90,7 +90,7 @@ def finite_differences(
         draws = streams.select(points)
         step = _Step(target, threat, batch, y[points])
         gradient = blocks.gradient(step, state.iterate, sizes[state.scale], draws, batch.number)
-        length = threat.dual_norm(gradient).view(-1, *[1] * (x.dim() - 1))
+        length = column(threat.dual_norm(gradient), x)
         ahead = torch.where(length > 0, MOMENTUM * state.direction + gradient / length.clamp_min(1e-30), 0.0)
 
         moved, reached = step.climb(state.iterate, ahead)

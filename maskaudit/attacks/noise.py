@@ -14,6 +14,7 @@ from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
 
@@ -59,4 +60,4 @@ def surface_noise(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int | 
         return threat.project(x + threat.eps * rng.signs(shape, step=step).to(x), x)
     direction = rng.normal(shape, step=step).to(x)
     scale = threat.eps / per_point_norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
-    return threat.project(x + threat.scaled(direction * scale.view(-1, *[1] * (x.dim() - 1))), x)
+    return threat.project(x + threat.scaled(direction * column(scale, x)), x)

@@ -12,6 +12,7 @@ from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
 
@@ -32,7 +33,7 @@ def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0
     direction = rng.normal(shape, step=step).to(x)
     distance = rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
     scale = threat.eps * distance / per_point_norm(direction).clamp_min(1e-12)
-    return threat.project(x + threat.scaled(direction * scale.view(-1, *[1] * (x.dim() - 1))), x)
+    return threat.project(x + threat.scaled(direction * column(scale, x)), x)
 
 
 def fgsm(target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce") -> Attempt:

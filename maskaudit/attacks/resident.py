@@ -22,6 +22,7 @@ from torch import Tensor
 
 from maskaudit.attacks.confirm import Recheck, look_after
 from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.sums import column
 from maskaudit.target import accelerator
 
 #: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
@@ -259,7 +260,7 @@ class ResidentBatch(Generic[State]):
 def keep(mask: Tensor, new: Tensor, held: Tensor) -> None:
     """Write the rows of `new` (b, …) where `mask` (b,) into `held` (b, …), in place."""
     if held.numel() <= FEW_ELEMENTS or not accelerator.asking_is_free(held.device):
-        torch.where(mask.view(-1, *[1] * (held.dim() - 1)), new, held, out=held)
+        torch.where(column(mask, held), new, held, out=held)
         return
     rows = mask.nonzero().squeeze(1)
     if len(rows) == len(mask):

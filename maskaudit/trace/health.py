@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.errors import GradientError
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target, differentiate
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.preserve import seed_generators
@@ -70,7 +71,7 @@ def gradients(
         grad: what a backward pass of the margin gave, or None.
     """
     if grad is not None and not bool(torch.isfinite(grad).all()):  # leads nowhere, as a gradient of zero does
-        grad = grad.where(torch.isfinite(grad).flatten(1).all(dim=1).view(-1, *[1] * (grad.dim() - 1)), 0.0)
+        grad = grad.where(column(torch.isfinite(grad).flatten(1).all(dim=1), grad), 0.0)
     return Gradients(leaf.detach(), pair, grad, _flat(target, leaf, scores, y, slope, grad))
 
 
