@@ -1,8 +1,8 @@
 """What is known of the zoo's models: the best attack outcome per point, on points fixed once.
 
 A zoo model was built here, so it can be attacked as no one else can: through the network behind the mask
-(`maskaudit.zoo.masks.unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and
-search without gradients run as well, at several times the budget of an audit, and what a certificate proves is
+(`unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and search without
+gradients run as well, at several times the budget of an audit, and what a certificate proves is
 recorded with it. `truth.json` keeps the outcome; `maskaudit zoo truth` writes it, one record per model.
 """
 

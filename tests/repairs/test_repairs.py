@@ -46,7 +46,7 @@ def test_nothing_is_proposed_for_healthy_models(name: str, build: object, net: n
 
 
 def test_straight_through_gives_the_gradient_of_the_rest(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.QuantisedInput(net, 4).eval()
+    model = zoo.masks.inputs.QuantisedInput(net, 4).eval()
     x = points[0].clone().requires_grad_(True)
     repaired = RepairedModel(model, proposals(model, points)[0])
     with repaired.installed():
@@ -84,7 +84,7 @@ def test_boundary_is_the_identity(net: nn.Module, points: Points) -> None:
 
 
 def test_taps_decide_alike_and_passes_are_counted(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.SharpSoftmax(net, 50.0).eval()
+    model = zoo.masks.outputs.SharpSoftmax(net, 50.0).eval()
     target = Target(model, outputs="probabilities")
     chosen = proposals(model, points)[0]
     before = target.ledger.copy()

@@ -56,8 +56,8 @@ def random_input(net: nn.Module) -> nn.Module:
 
 LOOKS: list[tuple[Build, int]] = [
     (linear, FEW_POINTS),
-    (lambda net: zoo.masks.QuantisedInput(net, 4), FEW_POINTS),
-    (lambda net: zoo.masks.SineInput(net), FEW_POINTS),
+    (lambda net: zoo.masks.inputs.QuantisedInput(net, 4), FEW_POINTS),
+    (lambda net: zoo.masks.inputs.SineInput(net), FEW_POINTS),
     (honest_quantiser, FEW_POINTS),
     (zigzag, MAX_POINTS),
     (random_input, MAX_POINTS),
@@ -82,9 +82,9 @@ def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
 @pytest.mark.parametrize(
     ("build", "recorded"),
     [
-        (lambda net: zoo.masks.QuantisedInput(net, 4), 1),
+        (lambda net: zoo.masks.inputs.QuantisedInput(net, 4), 1),
         (honest_quantiser, 1),
-        (lambda net: zoo.masks.SineInput(net), 2),
+        (lambda net: zoo.masks.inputs.SineInput(net), 2),
     ],
 )
 def test_what_moves_is_looked_at_only_where_nothing_else_tells(
@@ -143,7 +143,7 @@ def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
 
 
 def test_a_dead_gradient_is_compared_with_nothing(net: nn.Module, points: Points) -> None:
-    with Target(zoo.masks.QuantisedInput(net, 4).eval()) as target:
+    with Target(zoo.masks.inputs.QuantisedInput(net, 4).eval()) as target:
         target.ledger = PassLedger()
         health = trace_model(target, *points, eps=0.2).health
         assert target.ledger.forwards == FEW_POINTS + AGAIN_POINTS

@@ -50,7 +50,7 @@ def test_no_culprit_in_a_healthy_model(name: str, build: object, net: nn.Module,
 
 
 def test_masks_in_series_are_both_named(net: nn.Module, points: Points) -> None:
-    found = trace(zoo.masks.SharpSoftmax(zoo.masks.QuantisedInput(net, 4), 100.0).eval(), points)
+    found = trace(zoo.masks.outputs.SharpSoftmax(zoo.masks.inputs.QuantisedInput(net, 4), 100.0).eval(), points)
     assert {c.mechanism for c in found.culprits} == {"shattered", "logit-scale"}
 
 
@@ -139,10 +139,10 @@ def test_op_without_derivative(net: nn.Module, points: Points) -> None:
 def test_output_kinds(net: nn.Module, points: Points) -> None:
     builds = {
         "logits": net,
-        "probabilities": zoo.masks.SoftmaxOutput(net),
+        "probabilities": zoo.masks.outputs.SoftmaxOutput(net),
         "log-probabilities": nn.Sequential(net, nn.LogSoftmax(1)),
-        "hard labels": zoo.masks.HardLabels(net),
-        "scaled logits": zoo.masks.ScaledLogits(net, 1e4),
+        "hard labels": zoo.masks.outputs.HardLabels(net),
+        "scaled logits": zoo.masks.outputs.ScaledLogits(net, 1e4),
         "clipped": nn.Sequential(net, nn.Hardtanh(-0.1, 0.1)),
     }
     assert {kind: trace(model.eval(), points).output_kind for kind, model in builds.items()} == {k: k for k in builds}
