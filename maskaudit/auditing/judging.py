@@ -107,8 +107,7 @@ def traced(state: AuditState) -> tuple[Mechanism, ...]:
 
 def broken_by(ledger: Ledger) -> list[list[str]]:
     """Per drawn point the names of the attacks that broke it, in the order they ran."""
-    counted = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
-    return [[entry.spec.name for entry in counted if row in entry.examples] for row in range(len(ledger))]
+    return [[name for name, _ in ledger.examples_of(row)] for row in range(len(ledger))]
 
 
 def _checked_power(state: AuditState) -> Power:
