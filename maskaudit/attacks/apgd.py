@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
-from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import random_start
@@ -150,14 +149,10 @@ def _runs(
     marks = np.zeros(steps + 2, dtype=bool)  # on the host, with a copy where the slots are
     marks[checkpoints(steps)] = True
     marks_here = torch.from_numpy(marks).to(x.device)
-    batch = ResidentBatch(
-        best,
-        limit=steps + 1,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
+    batch = ResidentBatch.on(
+        target, x, y, limit=steps + 1, best=best,
         enter=lambda points: _State.at(begins[points], Ball.around(x[points], threat)),
-    )
+    )  # fmt: skip
     while len(batch):
         state, points = batch.state, batch.points
         result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]

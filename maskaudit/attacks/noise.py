@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.rng import PointRNG
 from maskaudit.sums import column
@@ -35,11 +34,7 @@ def random_noise(
         The draw with the largest breaking margin; `first_success` counts draws.
     """
     stream = rng.fork("noise")
-    batch = ResidentBatch(
-        BestCandidates(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=lambda points: Ball.around(x[points], threat),
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=draws, enter=lambda points: Ball.around(x[points], threat))
     while len(batch):
         ball, points = batch.state, batch.points
         draw = stream.select(points)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
@@ -79,14 +78,7 @@ def pgd(
             first = random_start(clean, threat=threat, rng=rng.select(points)) if start == "random" else clean.clone()
         return _State(Ball.around(clean, threat), first)
 
-    batch = ResidentBatch(
-        BestCandidates(x),
-        limit=steps + 1,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )
+    batch = ResidentBatch.on(target, x, y, limit=steps + 1, enter=enter)
     while len(batch):
         state, points = batch.state, batch.points
         result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]

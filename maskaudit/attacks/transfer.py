@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.ball import finite
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
@@ -72,11 +72,7 @@ def transfer(
     def enter(points: Tensor) -> _State:
         return _State(x[points], x[points], torch.zeros_like(x[points]))
 
-    batch = ResidentBatch(
-        BestCandidates(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=queries, enter=enter)
     while len(batch):
         state, points = batch.state, batch.points
         restart, turn = batch.number // steps, batch.number % steps
@@ -132,4 +128,4 @@ def _surrogate_gradient(surrogate: Target, x: Tensor, y: Tensor, attempt: Tensor
         free = surrogate.margin(scores, y[at])
         return torch.where(attempt[at] == 0, free, targeted_margin(scores, y[at], goal[at]))
 
-    return torch.nan_to_num(surrogate.value_and_grad(x, objective).grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite(surrogate.value_and_grad(x, objective).grad)
