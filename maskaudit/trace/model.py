@@ -12,9 +12,10 @@ from torch import Tensor
 from maskaudit.errors import GradientError
 from maskaudit.results import Location
 from maskaudit.target import Target
+from maskaudit.target.kinds import output_kind
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
-from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
+from maskaudit.trace.behaviour import loss_slope, model_kind, zero_share
 from maskaudit.trace.branches import forks
 from maskaudit.trace.culprits import Evidence, Suspects, behind_cuts, find_culprits, ranked
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
@@ -181,7 +182,7 @@ def _explained(
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(target.form.normal(look.graph.raw), flat),
+        output_kind=output_kind(target.form.normal(target.checked(look.graph.raw.detach(), len(look.y)))),
         health=dataclasses.replace(health, constant=health.zero_share == 1 and _alike(look.scores)),
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),

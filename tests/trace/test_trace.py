@@ -141,9 +141,9 @@ def test_output_kinds(net: nn.Module, points: Points) -> None:
         "logits": net,
         "probabilities": zoo.masks.outputs.SoftmaxOutput(net),
         "log-probabilities": nn.Sequential(net, nn.LogSoftmax(1)),
-        "hard labels": zoo.masks.outputs.HardLabels(net),
+        "one-hot": zoo.masks.outputs.HardLabels(net),
         "scaled logits": zoo.masks.outputs.ScaledLogits(net, 1e4),
-        "clipped": nn.Sequential(net, nn.Hardtanh(-0.1, 0.1)),
+        "clipped logits": nn.Sequential(net, nn.Hardtanh(-0.1, 0.1)),
     }
     assert {kind: trace(model.eval(), points).output_kind for kind, model in builds.items()} == {k: k for k in builds}
 
