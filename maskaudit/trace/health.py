@@ -20,6 +20,7 @@ from maskaudit.target.preserve import seed_generators
 from maskaudit.trace.behaviour import correlation, loss_slope, twin, vanishes, zero_share
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
+from maskaudit.verdict.statistics import binomial_tail
 
 #: Step sizes of the central differences, in units of ε: the smaller one sees ripples, the larger one what an
 #: attack's step would gain.
@@ -280,9 +281,7 @@ def clear_side(correlation: float, pairs: int, by: float = CLEAR_BY) -> int:
 
 def surely_common(share: float, points: int) -> bool:
     """Whether so many of the points are without a gradient that their share is above `ZERO_SHARE`, not by luck."""
-    fewest = round(share * points)
-    fewer = sum(math.comb(points, k) * ZERO_SHARE**k * (1 - ZERO_SHARE) ** (points - k) for k in range(fewest))
-    return 1 - fewer <= LUCK
+    return binomial_tail(round(share * points), points, ZERO_SHARE) <= LUCK
 
 
 def surely_poor(health: GradientHealth, points: int) -> bool:

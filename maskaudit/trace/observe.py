@@ -251,6 +251,10 @@ class Observer:
             return known[1]
         return None if tensor.grad_fn is None else self.owner.get(tensor.grad_fn)
 
+    def reads_input(self, op: RecordedOp) -> bool:
+        """Whether an op reads what the model was given."""
+        return any(self.live(tensor) and self.maker(tensor) in (None, -1) for tensor in op.inputs)
+
     def _open(self, name: str, site: Frame, kind: Kind, inputs: tuple[Tensor, ...]) -> RecordedOp:
         module = self._watcher.place(name, site).module
         op = RecordedOp(len(self.ops), name, module, site.file, site.line, kind, torch.is_grad_enabled())
