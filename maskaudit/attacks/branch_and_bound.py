@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from maskaudit.attacks.interface import AttackUnavailable, Attempt, BestCandidates
 from maskaudit.bounds.branching import FITTING, PARTS, Margins, Parts
-from maskaudit.bounds.capture import captured
 from maskaudit.bounds.certificate import differences, margins, slack
 from maskaudit.bounds.linear import Region, intervals
 from maskaudit.bounds.network import Network, UnboundableError
+from maskaudit.bounds.shared import network_of
 from maskaudit.rng import PointRNG
 from maskaudit.sums import column
 from maskaudit.target import Target
@@ -69,7 +69,7 @@ def searchable(target: Target, x: Tensor) -> Network:
         AttackUnavailable: when it cannot.
     """
     try:
-        network = captured(target, x)
+        network = network_of(target, x)
     except UnboundableError as reason:
         raise AttackUnavailable(f"the network cannot be bounded: {reason}") from reason
     if not network.activations:

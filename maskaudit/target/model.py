@@ -88,6 +88,7 @@ class Target:
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
+        worked_out: what others found out about the model and need not find again, by name; a copy begins anew.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Target:
         self.before_pass: Callable[[], None] | None = None
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
+        self.worked_out: dict[str, object] = {}
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._start: Belongings | None = None
@@ -167,18 +169,19 @@ class Target:
 
     def __getstate__(self) -> dict[str, Any]:
         """A closed target that has counted nothing, as it is sent to another process."""
-        return {**self.__dict__, "ledger": PassLedger(), "_stack": None, "_unchecked": None}
+        return {**self.__dict__, "ledger": PassLedger(), "worked_out": {}, "_stack": None, "_unchecked": None}
 
     def __copy__(self) -> Target:
         """The same settings around the same model, counting in the same ledger."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other.__dict__.update(self.__dict__, worked_out={})
         return other
 
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
         self._stack = self._start = None
+        self.worked_out = {}
 
     @contextlib.contextmanager
     def late_checks(self) -> Iterator[None]:
