@@ -18,11 +18,10 @@ from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, zero_share
 from maskaudit.trace.branches import forks
 from maskaudit.trace.culprits import Evidence, Suspects, behind_cuts, find_culprits, ranked
+from maskaudit.trace.differences import CLEAR_BY, Differences
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.health import (
-    CLEAR_BY,
-    Differences,
     Gradients,
     deciding_pair,
     further_gradients,

@@ -14,7 +14,7 @@ from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.target.kinds import output_kind
 from maskaudit.trace.behaviour import model_kind
-from maskaudit.trace.health import DIFFERENCE_STEPS
+from maskaudit.trace.differences import DIFFERENCE_STEPS
 from maskaudit.trace.records import Culprit, GradientHealth, Trace
 from maskaudit.trace.scope import is_users
 

@@ -15,7 +15,8 @@ from maskaudit.auditing.inspection import inspection
 from maskaudit.target import PassLedger, Target
 from maskaudit.target.form import Form
 from maskaudit.trace import MAX_POINTS, passes, trace_model
-from maskaudit.trace.health import Differences, clear_side, deciding_pair, margin_gradient, surely_common
+from maskaudit.trace.differences import Differences, clear_side
+from maskaudit.trace.health import deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import AGAIN_POINTS
