@@ -20,6 +20,7 @@ from maskaudit.trace.health import deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import AGAIN_POINTS
+from maskaudit.zoo.masks import inputs
 from tests.trace import masked_models as zoo
 
 Points = tuple[Tensor, Tensor]
@@ -57,8 +58,8 @@ def random_input(net: nn.Module) -> nn.Module:
 
 LOOKS: list[tuple[Build, int]] = [
     (linear, FEW_POINTS),
-    (lambda net: zoo.masks.inputs.QuantisedInput(net, 4), FEW_POINTS),
-    (lambda net: zoo.masks.inputs.SineInput(net), FEW_POINTS),
+    (lambda net: inputs.QuantisedInput(net, 4), FEW_POINTS),
+    (lambda net: inputs.SineInput(net), FEW_POINTS),
     (honest_quantiser, FEW_POINTS),
     (zigzag, MAX_POINTS),
     (random_input, MAX_POINTS),
@@ -83,9 +84,9 @@ def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
 @pytest.mark.parametrize(
     ("build", "recorded"),
     [
-        (lambda net: zoo.masks.inputs.QuantisedInput(net, 4), 1),
+        (lambda net: inputs.QuantisedInput(net, 4), 1),
         (honest_quantiser, 1),
-        (lambda net: zoo.masks.inputs.SineInput(net), 2),
+        (lambda net: inputs.SineInput(net), 2),
     ],
 )
 def test_what_moves_is_looked_at_only_where_nothing_else_tells(
@@ -144,7 +145,7 @@ def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
 
 
 def test_a_dead_gradient_is_compared_with_nothing(net: nn.Module, points: Points) -> None:
-    with Target(zoo.masks.inputs.QuantisedInput(net, 4).eval()) as target:
+    with Target(inputs.QuantisedInput(net, 4).eval()) as target:
         target.ledger = PassLedger()
         health = trace_model(target, *points, eps=0.2).health
         assert target.ledger.forwards == FEW_POINTS + AGAIN_POINTS
