@@ -15,7 +15,7 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.auditing.branches import sentence
-from maskaudit.auditing.judging import broken_by, judged_so_far, traced
+from maskaudit.auditing.judging import broken_by, judged_so_far, traced_mechanisms
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
@@ -97,7 +97,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         accuracy=judgement.accuracy,
         masking={
             **judgement.masking,
-            "traced": [dataclasses.asdict(one) for one in traced(state)],
+            "traced": [dataclasses.asdict(one) for one in traced_mechanisms(state)],
             "searched": state.searched,
             "matched": state.matched,
             "unfinished": unfinished,

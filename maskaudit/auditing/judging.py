@@ -78,7 +78,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
             broken_by=broken_by(ledger),
             attacks=ledger.rows(),
             probes=state.probe_results(),
-            traced=traced(state),
+            traced=traced_mechanisms(state),
             searched=state.searched,
             matched=state.matched,
             left_out=state.left_out(),
@@ -99,7 +99,7 @@ def certified_share(state: AuditState) -> float | None:
     return int(state.certified.sum()) / len(state.certified)
 
 
-def traced(state: AuditState) -> tuple[Mechanism, ...]:
+def traced_mechanisms(state: AuditState) -> tuple[Mechanism, ...]:
     """The mechanisms that the trace located, with what their repair broke."""
     found = located(state.trace)
     return state.adaptive.confirmed(found) if state.adaptive else found

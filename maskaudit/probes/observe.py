@@ -13,7 +13,7 @@ from maskaudit.probes.interface import ProbeContext
 from maskaudit.results import Location
 from maskaudit.trace.functorch import bare, below
 from maskaudit.trace.rectifiers import ActivationCall, canonical
-from maskaudit.trace.watch import Call, watch_points
+from maskaudit.trace.watch import WatchedCall, watch_points
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> Non
     Only of calls on floating-point tensors of two or more dimensions, whose first holds a multiple of the batch.
     """
 
-    def name_of(call: Call) -> str | None:
+    def name_of(call: WatchedCall) -> str | None:
         op = canonical(call.name)
         x = _argument(call) if op in ops else None
         told = x is not None and x.is_floating_point() and x.dim() >= 2 and x.shape[0] % call.points == 0
         return op if told else None
 
-    def tell(place: Location, number: int, call: Call) -> None:
+    def tell(place: Location, number: int, call: WatchedCall) -> None:
         x = _argument(call)
         assert x is not None
         with below():
@@ -48,7 +48,7 @@ def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> Non
     watch_points(context.target, context.x, name_of, tell)
 
 
-def _argument(call: Call) -> Tensor | None:
+def _argument(call: WatchedCall) -> Tensor | None:
     """The tensor (N, …) that an activation is given."""
     x = call.args[0] if call.args else call.kwargs.get("input")
     return bare(x) if isinstance(x, Tensor) else None

@@ -2,7 +2,7 @@
 
 An example proves a point when it is finite, inside the ball and the bounds, and
 the model's answer to it is neither the true class nor a refusal. The model is
-asked anew, in company and alone, and both answers must agree: an example
+asked again, in company and alone, and both answers must agree: an example
 that flips with the batch it travels in proves nothing. For a random model a test on
 fresh draws decides.
 """

@@ -290,7 +290,7 @@ def recorded_in(document: Mapping[str, Any]) -> Recorded:
 
 
 def power_in(section: Mapping[str, Any]) -> Power:
-    """The power check as a report holds it, graded anew."""
+    """The power check as a report holds it, graded again."""
     known = section["n"]
     if section["method"] == "none":
         return NOT_CHECKED
