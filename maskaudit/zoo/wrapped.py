@@ -14,11 +14,9 @@ from torch import nn
 
 from maskaudit.zoo.interface import Level, ZooEntry
 from maskaudit.zoo.masks import backward, controls, inputs, layers, loops, outputs, random
+from maskaudit.zoo.unmasked import FASHION
 
 Wrap = Callable[[nn.Module], nn.Module]
-
-#: The ball of the networks on Fashion-MNIST.
-FASHION_EPS = 0.1
 
 
 def _masked(
@@ -48,7 +46,6 @@ def _two_masks(network: nn.Module) -> nn.Module:
 
 
 TUNE = partial(_masked, part="tune")
-FASHION: dict[str, Any] = {"data": "fashion-mnist", "eps": FASHION_EPS}
 
 #: Noise of the smoothed networks, that of their training (`maskaudit.zoo.recipes_robust.Noisy`).
 SMOOTHING_SIGMA = 0.25
@@ -206,7 +203,7 @@ FASHION_MNIST = (
            family="robust", **FASHION),
     # In the ball of its training this network loses 7 points in all: too few to hide ten.
     _masked("fashion-pgd-at-x1e4", "Fashion, PGD-trained, logits × 10 000, in twice the ball", "loss",
-            "fashion-pgd-at", _scaled(1e4), "logit-scale", data="fashion-mnist", eps=2 * FASHION_EPS),
+            "fashion-pgd-at", _scaled(1e4), "logit-scale", data="fashion-mnist", eps=2 * FASHION["eps"]),
     _masked("fashion-two-masks", "Fashion, 4 levels and softmax(100 z): two masks in series", "gradient",
             "fashion-standard", _two_masks, "shattered", module="network", ops="round", **FASHION),
 )  # fmt: skip
