@@ -29,7 +29,7 @@ ARCHIVE = ROOT / "benchmarks" / "records.zip"
 #: read files, take commands, show what was found, or only say how an audit is asked for.
 DECIDING = (
     "attacks", "auditing", "bounds", "data", "networks", "probes", "repairs", "settings", "target", "trace", "train",
-    "verdict", "zoo", "rng.py", "sums.py", "threat.py",
+    "verdict", "zoo", "rng.py", "sums.py", "threat",
 )  # fmt: skip
 
 Record = dict[str, Any]

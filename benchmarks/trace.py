@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.engine_networks import resnet18, resnet20
 from maskaudit.repairs.blame import traced
 from maskaudit.target import Target
-from maskaudit.zoo.masks import QuantisedInput, SineInput
+from maskaudit.zoo.masks.inputs import QuantisedInput, SineInput
 
 HERE = Path(__file__).parent
 #: Points of an audited batch, the default of `check`.

@@ -20,6 +20,11 @@ CHUNK = 2**14
 KEPT_BITS = 48
 
 
+def column(per_point: Tensor, like: Tensor) -> Tensor:
+    """One number per point (N,) in a shape that broadcasts over `like` (N, …)."""
+    return per_point.view(-1, *[1] * (like.dim() - 1))
+
+
 def row_norm(rows: Tensor, order: int = 2) -> Tensor:
     """‖·‖ of each row of (N, …) for `order` 1 or 2, shape (N,), in the precision of `rows`."""
     flat = rows.flatten(1).contiguous()
@@ -28,6 +33,24 @@ def row_norm(rows: Tensor, order: int = 2) -> Tensor:
         flat = torch.stack(pieces, dim=1)
     length: Tensor = torch.linalg.vector_norm(flat, order, dim=1)
     return length
+
+
+def per_point_norm(delta: Tensor) -> Tensor:
+    """‖·‖₂ of each row of (N, …), shape (N,), safe against under- and overflow of the squares."""
+    largest = _largest(delta)
+    return row_norm(delta / largest) * largest.flatten()
+
+
+def unit(delta: Tensor) -> Tensor:
+    """Each row of (N, …) divided by its ‖·‖₂, down to subnormal numbers (nearly saturated losses); zero stays zero."""
+    scaled = delta / _largest(delta)
+    return scaled / column(row_norm(scaled).clamp_min(1.0), scaled)
+
+
+def _largest(delta: Tensor) -> Tensor:
+    """Largest magnitude in each row of (N, …), shape (N, 1, …); 1 for rows of zeros."""
+    largest = delta.flatten(1).abs().amax(dim=1)
+    return column(torch.where(largest > 0, largest, 1.0), delta)
 
 
 def exact_total(values: Tensor, bound: float) -> Tensor:

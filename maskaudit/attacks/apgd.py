@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
-from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import random_start
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Objective, Target
 from maskaudit.threat import ThreatModel
 
@@ -149,14 +149,10 @@ def _runs(
     marks = np.zeros(steps + 2, dtype=bool)  # on the host, with a copy where the slots are
     marks[checkpoints(steps)] = True
     marks_here = torch.from_numpy(marks).to(x.device)
-    batch = ResidentBatch(
-        best,
-        limit=steps + 1,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
+    batch = ResidentBatch.on(
+        target, x, y, limit=steps + 1, best=best,
         enter=lambda points: _State.at(begins[points], Ball.around(x[points], threat)),
-    )
+    )  # fmt: skip
     while len(batch):
         state, points = batch.state, batch.points
         result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]
@@ -209,7 +205,7 @@ def _move(state: _State, gradient: Tensor, first_step: Tensor) -> None:
     Eq. 2 in the form (1 − α)·(2·x_k − x_{k−1}) + α·z, two interpolations in place.
     """
     ahead = state.ball.step(state.current, gradient, state.eta, out=state.ahead, full=True)
-    weight = torch.where(first_step, 1.0, MOMENTUM).to(ahead.dtype).view(-1, *[1] * (ahead.dim() - 1))
+    weight = column(torch.where(first_step, 1.0, MOMENTUM).to(ahead.dtype), ahead)
     moved = state.previous
     moved.lerp_(state.current, 2.0)
     moved.lerp_(ahead, weight)

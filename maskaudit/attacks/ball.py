@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.resident import SlotState
-from maskaudit.sums import row_norm
+from maskaudit.sums import column, row_norm
 from maskaudit.target import accelerator
 from maskaudit.threat import ThreatModel
 
@@ -58,17 +58,17 @@ class Ball(SlotState):
             if self.threat.features is not None:
                 self.scratch.copy_(self.threat.scaled(self.scratch))
             if isinstance(size, Tensor):
-                torch.addcmul(at, self.scratch, self._column(size), out=out)
+                torch.addcmul(at, self.scratch, column(size, self.clean), out=out)
             else:
                 torch.add(at, self.scratch, alpha=size, out=out)
             return self.project_(out)
         if self.threat.features is not None:
-            length = self._column(size) if isinstance(size, Tensor) else size
+            length = column(size, self.clean) if isinstance(size, Tensor) else size
             return self.project_(torch.add(at, length * self.threat.step_direction(gradient), out=out))
         length = row_norm(gradient)
         odd = (length < SHORTEST) | ~(length < LONGEST)
         factor = torch.where(odd, 0.0, size / length)
-        torch.addcmul(at, gradient, self._column(factor), out=out)
+        torch.addcmul(at, gradient, column(factor, self.clean), out=out)
         if accelerator.perhaps(odd):
             self._step_by_scaled(at, gradient, size, odd, out)
         return self.project_full_(out) if full else self.project_(out)
@@ -81,7 +81,7 @@ class Ball(SlotState):
             return x_adv.copy_(self.threat.project(x_adv, self.clean))
         length = row_norm(torch.sub(x_adv, self.clean, out=self.scratch))
         shrink = self.threat.eps / length.clamp_min(self.threat.eps)
-        torch.addcmul(self.clean, self.scratch, self._column(shrink), out=x_adv)
+        torch.addcmul(self.clean, self.scratch, column(shrink, self.clean), out=x_adv)
         return x_adv.clamp_(*self.threat.bounds)
 
     def project_full_(self, x_adv: Tensor) -> Tensor:
@@ -92,17 +92,14 @@ class Ball(SlotState):
         self.project_(x_adv)
         length = row_norm(torch.sub(x_adv, self.clean, out=self.scratch))
         grow = (wanted / length.clamp_min(1e-12)).clamp(1.0, 2.0)
-        torch.addcmul(self.clean, self.scratch, self._column(grow), out=x_adv)
+        torch.addcmul(self.clean, self.scratch, column(grow, self.clean), out=x_adv)
         return x_adv.clamp_(*self.threat.bounds)
 
     def _step_by_scaled(self, at: Tensor, gradient: Tensor, size: float | Tensor, odd: Tensor, out: Tensor) -> None:
         """The step where the length of the gradient under- or overflows (and the zero step for a zero gradient)."""
-        length = self._column(size) if isinstance(size, Tensor) else size
+        length = column(size, self.clean) if isinstance(size, Tensor) else size
         scaled = at + length * self.threat.step_direction(gradient)
-        torch.where(self._column(odd), scaled, out, out=out)
-
-    def _column(self, per_slot: Tensor) -> Tensor:
-        return per_slot.view(-1, *[1] * (self.clean.dim() - 1))
+        torch.where(column(odd, self.clean), scaled, out, out=out)
 
 
 def finite(gradient: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from maskaudit.attacks.interface import AttackUnavailable, Attempt, BestCandidates
 from maskaudit.bounds.branching import FITTING, PARTS, Margins, Parts
-from maskaudit.bounds.capture import captured
 from maskaudit.bounds.certificate import differences, margins, slack
 from maskaudit.bounds.linear import Region, intervals
 from maskaudit.bounds.network import Network, UnboundableError
+from maskaudit.bounds.shared import network_of
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
@@ -68,7 +69,7 @@ def searchable(target: Target, x: Tensor) -> Network:
         AttackUnavailable: when it cannot.
     """
     try:
-        network = captured(target, x)
+        network = network_of(target, x)
     except UnboundableError as reason:
         raise AttackUnavailable(f"the network cannot be bounded: {reason}") from reason
     if not network.activations:
@@ -139,7 +140,7 @@ class _Search:
             with torch.no_grad():
                 better = margin > reached
                 reached = torch.where(better, margin, reached)
-                best = torch.where(better.view(-1, *[1] * (at.dim() - 1)), at, best)
+                best = torch.where(column(better, at), at, best)
                 size = self.threat.eps * CARRY_SIZE * (1 - step / (CARRY_STEPS + 1))
                 at = self.threat.project(at + size * self.threat.step_direction(gradient), x0)
         self._offer(best.detach(), reached.detach())

@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.ball import as_images
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.ball import as_images, finite
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.rng import PointRNG
-from maskaudit.sums import row_norm
+from maskaudit.sums import column, row_norm
 from maskaudit.target import Target, accelerator
 from maskaudit.threat import ThreatModel
 
@@ -80,17 +79,13 @@ def finite_differences(
         unmeasured = torch.full((len(points),), -torch.inf, device=x.device)
         return _State(x[points], x[points], torch.zeros_like(x[points]), unmeasured, torch.zeros_like(points))
 
-    batch = ResidentBatch(
-        BestCandidates(x), limit=-(-queries // per_step), batch_size=per_chunk, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=-(-queries // per_step), batch_size=per_chunk, enter=enter)
     while len(batch):
         state, points = batch.state, batch.points
         draws = streams.select(points)
         step = _Step(target, threat, batch, y[points])
         gradient = blocks.gradient(step, state.iterate, sizes[state.scale], draws, batch.number)
-        length = threat.dual_norm(gradient).view(-1, *[1] * (x.dim() - 1))
+        length = column(threat.dual_norm(gradient), x)
         ahead = torch.where(length > 0, MOMENTUM * state.direction + gradient / length.clamp_min(1e-30), 0.0)
 
         moved, reached = step.climb(state.iterate, ahead)
@@ -225,7 +220,7 @@ class _Blocks:
         chord = moved[0] - moved[1]
         squared = self.sums(chord.square(), block).clamp_min(torch.finfo(at.dtype).tiny)
         slope = (margin[:, : self.count] - margin[:, self.count :]) / squared
-        return torch.nan_to_num((slope.gather(1, block) * chord).view_as(at), nan=0.0, posinf=0.0, neginf=0.0)
+        return finite((slope.gather(1, block) * chord).view_as(at))
 
     def layout(self, rng: PointRNG, turn: Tensor) -> tuple[Tensor, Tensor]:
         """The block of every coordinate, int64, and its sign, both (n, D); single coordinates all have the sign 1."""

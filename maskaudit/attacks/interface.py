@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.results import Family, Part, Role
+from maskaudit.sums import column
 
 #: The phases of an audit that run attacks.
 Phase = Literal[
@@ -112,6 +113,5 @@ class BestCandidates:
         """Keep `examples` (len(rows), …) where their `margin` (len(rows),) beats what is held."""
         held = self.margin[rows]
         better = margin > held
-        column = better.view(-1, *[1] * (examples.dim() - 1))
-        self.examples[rows] = torch.where(column, examples, self.examples[rows])
+        self.examples[rows] = torch.where(column(better, examples), examples, self.examples[rows])
         self.margin[rows] = torch.where(better, margin, held)

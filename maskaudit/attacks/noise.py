@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
 
@@ -34,11 +34,7 @@ def random_noise(
         The draw with the largest breaking margin; `first_success` counts draws.
     """
     stream = rng.fork("noise")
-    batch = ResidentBatch(
-        BestCandidates(x), limit=draws, batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=lambda points: Ball.around(x[points], threat),
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=draws, enter=lambda points: Ball.around(x[points], threat))
     while len(batch):
         ball, points = batch.state, batch.points
         draw = stream.select(points)
@@ -59,4 +55,4 @@ def surface_noise(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int | 
         return threat.project(x + threat.eps * rng.signs(shape, step=step).to(x), x)
     direction = rng.normal(shape, step=step).to(x)
     scale = threat.eps / per_point_norm(direction).clamp_min(torch.finfo(x.dtype).tiny)
-    return threat.project(x + threat.scaled(direction * scale.view(-1, *[1] * (x.dim() - 1))), x)
+    return threat.project(x + threat.scaled(direction * column(scale, x)), x)

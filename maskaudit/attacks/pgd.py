@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, finite
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel, per_point_norm
 
@@ -32,7 +32,7 @@ def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0
     direction = rng.normal(shape, step=step).to(x)
     distance = rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
     scale = threat.eps * distance / per_point_norm(direction).clamp_min(1e-12)
-    return threat.project(x + threat.scaled(direction * scale.view(-1, *[1] * (x.dim() - 1))), x)
+    return threat.project(x + threat.scaled(direction * column(scale, x)), x)
 
 
 def fgsm(target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce") -> Attempt:
@@ -78,14 +78,7 @@ def pgd(
             first = random_start(clean, threat=threat, rng=rng.select(points)) if start == "random" else clean.clone()
         return _State(Ball.around(clean, threat), first)
 
-    batch = ResidentBatch(
-        BestCandidates(x),
-        limit=steps + 1,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )
+    batch = ResidentBatch.on(target, x, y, limit=steps + 1, enter=enter)
     while len(batch):
         state, points = batch.state, batch.points
         result = target.value_and_grad(state.current, lambda s, r, points=points: objective(s, points[r]))  # type: ignore[misc]

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import Recheck, look_after
+from maskaudit.attacks.confirm import Recheck, confirmation, look_after
 from maskaudit.attacks.interface import Attempt, BestCandidates
-from maskaudit.target import accelerator
+from maskaudit.sums import column
+from maskaudit.target import Target, accelerator
 
 #: Steps between two looks at which slots are free, on an accelerator; a look waits for the device.
 LOOK_EVERY = 8
@@ -111,6 +112,18 @@ class ResidentBatch(Generic[State]):
         self._first_joined = self._last_joined = 0
         self._slots = self._fresh(points)
         self.state = enter(points)
+
+    @classmethod
+    def on(
+        cls, target: Target, x: Tensor, y: Tensor, *, limit: int, enter: Callable[[Tensor], State],
+        best: BestCandidates | None = None, batch_size: int | None = None,
+        candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
+    ) -> ResidentBatch[State]:  # fmt: skip
+        """Points (N, …) with labels (N,) under an attack on a target, which says when they leave."""
+        return cls(
+            best or BestCandidates(x), limit=limit, batch_size=batch_size or target.batch_size,
+            stop_early=target.stop_early, confirm=confirmation(target, x, y), enter=enter, candidates=candidates,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._slots.points)
@@ -259,7 +272,7 @@ class ResidentBatch(Generic[State]):
 def keep(mask: Tensor, new: Tensor, held: Tensor) -> None:
     """Write the rows of `new` (b, …) where `mask` (b,) into `held` (b, …), in place."""
     if held.numel() <= FEW_ELEMENTS or not accelerator.asking_is_free(held.device):
-        torch.where(mask.view(-1, *[1] * (held.dim() - 1)), new, held, out=held)
+        torch.where(column(mask, held), new, held, out=held)
         return
     rows = mask.nonzero().squeeze(1)
     if len(rows) == len(mask):

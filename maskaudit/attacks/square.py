@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.ball import Ball, as_images
-from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.interface import Attempt, BestCandidates
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.attacks.square_canvas import SMALLEST_L2_WINDOW, Canvas, Change, eta_pattern
@@ -85,10 +84,9 @@ def square(
         low = torch.full((len(points),), -torch.inf, device=x.device)
         return _State(Ball.around(clean, threat), first, low, drawn(points, torch.zeros_like(points)))
 
-    batch = ResidentBatch(
-        BestCandidates(images), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter, candidates=lambda state: (state.current, state.height),
+    batch = ResidentBatch.on(
+        target, x, y, limit=queries, enter=enter, best=BestCandidates(images),
+        candidates=lambda state: (state.current, state.height),
     )  # fmt: skip
     while len(batch):
         state, points = batch.state, batch.points

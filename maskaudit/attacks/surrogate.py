@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim.adam import adam
 
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.target.chunks import chunks
 from maskaudit.target.preserve import preserved_random_state
@@ -181,7 +182,7 @@ def _noisy(pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Tensor:
         noise = threat.eps * rng.signs(pool.shape[1:], step=1).to(pool)
     else:
         noise = rng.normal(pool.shape[1:], step=1).to(pool)
-        noise = threat.scaled(noise * (threat.eps / per_point_norm(noise)).view(-1, *[1] * (pool.dim() - 1)))
+        noise = threat.scaled(noise * column(threat.eps / per_point_norm(noise), pool))
     return threat.clamp(pool + noise)
 
 
@@ -189,7 +190,7 @@ def _mixed(part: Tensor, pool: Tensor, threat: ThreatModel, rng: PointRNG) -> Te
     """Members of a part of the pool moved some of the way to another one of the pool, where classes meet."""
     partner = pool[rng.integers(len(pool), step=2)]
     share = LARGEST_MIX * rng.uniform((), step=3).to(part)
-    return threat.clamp(torch.lerp(part, partner, share.view(-1, *[1] * (pool.dim() - 1))))
+    return threat.clamp(torch.lerp(part, partner, column(share, pool)))
 
 
 def _adversarial(

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from maskaudit.attacks.interface import Attempt
 from maskaudit.errors import MaskauditError, ModelError, UsageError, first_line
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.target.preserve import preserved
 from maskaudit.threat import ThreatModel
@@ -147,7 +148,7 @@ def run_torchattacks(
             rows = slice(start, start + target.batch_size)
             before = target.ledger.forwards
             found = _run_batch(attack_class, arguments, target, x[rows], y[rows], threat, name)
-            examples[rows] = torch.where(_column(torch.isfinite(found).flatten(1).all(dim=1), x), found, x[rows])
+            examples[rows] = torch.where(column(torch.isfinite(found).flatten(1).all(dim=1), x), found, x[rows])
             examples[rows] = threat.project(examples[rows], x[rows])
             broken = target.margin(target.scores(examples[rows]), y[rows]) > 0
             first[rows] = torch.where(broken, 1, -1)
@@ -265,7 +266,3 @@ def _package() -> ModuleType:
     if not ready:
         raise UsageError(f"{reason[0].upper()}{reason[1:]}.")
     return importlib.import_module("torchattacks")
-
-
-def _column(per_point: Tensor, like: Tensor) -> Tensor:
-    return per_point.view(-1, *[1] * (like.dim() - 1))

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.ball import finite
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import targeted_margin, wrong_class
 from maskaudit.attacks.noise import surface_noise
 from maskaudit.attacks.resident import ResidentBatch, SlotState, keep
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
+from maskaudit.sums import column
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
@@ -71,18 +72,14 @@ def transfer(
     def enter(points: Tensor) -> _State:
         return _State(x[points], x[points], torch.zeros_like(x[points]))
 
-    batch = ResidentBatch(
-        BestCandidates(x), limit=queries, batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=queries, enter=enter)
     while len(batch):
         state, points = batch.state, batch.points
         restart, turn = batch.number // steps, batch.number % steps
         if batch.any_at(begins):
             begin = _restart_point(state.clean, restart < len(surrogates), threat, streams.select(points), batch.number)
             keep(turn == 0, begin, state.iterate)
-            state.direction.masked_fill_(_column(turn == 0, x), 0.0)
+            state.direction.masked_fill_(column(turn == 0, x), 0.0)
         gradient = torch.empty_like(state.iterate)
         for number, surrogate in enumerate(surrogates):
             here = restart_of % len(surrogates) == number
@@ -92,10 +89,10 @@ def transfer(
                 found = _surrogate_gradient(surrogate, state.iterate[slots], y[part], attempt, goals[number][part])
                 gradient[slots] = found
         length = threat.dual_norm(gradient)
-        state.direction.mul_(MOMENTUM).add_(gradient / _column(length.clamp_min(1e-30), x))
+        state.direction.mul_(MOMENTUM).add_(gradient / column(length.clamp_min(1e-30), x))
         size = FIRST_STEP * threat.eps * (1 - 0.9 * turn / steps).to(x)
         ahead = threat.step_direction(state.direction)
-        state.iterate = threat.project(state.iterate + _column(size, x) * ahead, state.clean)
+        state.iterate = threat.project(state.iterate + column(size, x) * ahead, state.clean)
         reached = target.margin(target.scores(state.iterate), y[points])
         batch.offer(state.iterate, reached)
         batch.advance(reached > 0)
@@ -120,11 +117,7 @@ def _ranked_classes(surrogate: Target, x: Tensor, y: Tensor) -> Tensor:
 
 def _restart_point(clean: Tensor, first: Tensor, threat: ThreatModel, draws: PointRNG, number: Tensor) -> Tensor:
     """The clean point for first restarts (bool (b,)), a random point of the ball's surface otherwise, (b, …)."""
-    return torch.where(_column(first, clean), clean, surface_noise(clean, threat=threat, rng=draws, step=number))
-
-
-def _column(per_point: Tensor, like: Tensor) -> Tensor:
-    return per_point.view(-1, *[1] * (like.dim() - 1))
+    return torch.where(column(first, clean), clean, surface_noise(clean, threat=threat, rng=draws, step=number))
 
 
 def _surrogate_gradient(surrogate: Target, x: Tensor, y: Tensor, attempt: Tensor, classes: Tensor) -> Tensor:
@@ -135,4 +128,4 @@ def _surrogate_gradient(surrogate: Target, x: Tensor, y: Tensor, attempt: Tensor
         free = surrogate.margin(scores, y[at])
         return torch.where(attempt[at] == 0, free, targeted_margin(scores, y[at], goal[at]))
 
-    return torch.nan_to_num(surrogate.value_and_grad(x, objective).grad, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite(surrogate.value_and_grad(x, objective).grad)

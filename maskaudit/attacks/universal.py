@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import confirmation
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.resident import ResidentBatch, SlotState
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
@@ -32,11 +31,7 @@ def universal(
     Returns:
         The candidate with the largest breaking margin; `first_success` counts perturbations.
     """
-    batch = ResidentBatch(
-        BestCandidates(x), limit=len(perturbations), batch_size=target.batch_size, stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=lambda points: _State(x[points]),
-    )  # fmt: skip
+    batch = ResidentBatch.on(target, x, y, limit=len(perturbations), enter=lambda points: _State(x[points]))
     while len(batch):
         turn = batch.number.clamp_max(len(perturbations) - 1)  # a point that is done keeps its slot until a look
         candidate = threat.project(batch.state.clean + perturbations[turn], batch.state.clean)

@@ -11,7 +11,7 @@ from torch import Tensor
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import PLAN_VERSION, Plan, Stage, repair_key, same_place
+from maskaudit.repairs.plan import PLAN_VERSION, Plan, Stage, repair_key
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings, resolve
 from maskaudit.repairs.stages import StandIns
@@ -236,7 +236,7 @@ class AdaptiveAttack:
         if not cures or not self.sampled:
             return mechanism
         cure = cures[0]
-        alone = self._broken_by(lambda repairs: len(repairs) == 1 and same_place(repairs[0], cure))
+        alone = self._broken_by(lambda repairs: len(repairs) == 1 and repair_key(repairs[0]) == repair_key(cure))
         together = self._broken_by(lambda repairs: repairs == whole) if len(whole) > 1 and cure in whole else None
         if alone is None and together is None:
             return mechanism

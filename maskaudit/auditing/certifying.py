@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from maskaudit.auditing.state import AuditState
-from maskaudit.bounds.capture import captured
 from maskaudit.bounds.certificate import certified
 from maskaudit.bounds.network import UnboundableError
+from maskaudit.bounds.shared import network_of
 from maskaudit.errors import ModelError
 from maskaudit.settings import AuditEvent
-
-#: Points on which a recorded network is held against the model.
-COMPARED = 16
 
 
 def certify(state: AuditState) -> None:
@@ -56,7 +53,7 @@ def _proven(state: AuditState, rows: Tensor) -> tuple[Tensor | None, str]:
     if not len(rows):
         return proven, ""
     try:
-        network = captured(target, ledger.x[rows[:COMPARED]])
+        network = network_of(target, ledger.x[rows])
     except UnboundableError as reason:
         return None, str(reason)
     proven[rows] = certified(

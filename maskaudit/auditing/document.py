@@ -15,14 +15,13 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.auditing.branches import sentence
-from maskaudit.auditing.judging import broken_by, judged_so_far, traced
+from maskaudit.auditing.judging import broken_by, judged_so_far, traced_mechanisms
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import AuditReport, Partial
 from maskaudit.settings import AuditEvent, AuditSettings, Listener
 from maskaudit.target.memory import peak
 from maskaudit.target.rescore import PROOF
-from maskaudit.verdict.rules import Judgement
 
 #: Takes a report of what was found so far, marked as partial.
 Keeper = Callable[[AuditReport], None]
@@ -33,14 +32,17 @@ KEEPING = 0.03
 UNFINISHED = "It was broken off."
 
 
-def build_report(
-    state: AuditState, judgement: Judgement, *, seconds: float, unfinished: str = "", partial: Partial | None = None
-) -> AuditReport:
-    """The report of one audit, without its evidence section (see `AuditReport.with_evidence`).
+def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = True) -> AuditReport:
+    """The report of what was found so far, without its evidence section (see `AuditReport.with_evidence`).
+
+    Nothing asks the model any more here.
 
     Args:
-        unfinished: why the audit ended before the judgement was decided, if it did.
+        broken_off: the reason why there is no more, if that is not all.
+        partial: whether it is a partial report for that; not where no more was asked for.
     """
+    unfinished = "" if state.decided or state.judgement is not None else broken_off
+    judgement = state.judgement or judged_so_far(state, unfinished)
     loaded, data, threat, settings = state.loaded, state.data, state.threat, state.settings
     target, ledger = state.target, state.ledger
     return AuditReport(
@@ -95,7 +97,7 @@ def build_report(
         accuracy=judgement.accuracy,
         masking={
             **judgement.masking,
-            "traced": [dataclasses.asdict(one) for one in traced(state)],
+            "traced": [dataclasses.asdict(one) for one in traced_mechanisms(state)],
             "searched": state.searched,
             "matched": state.matched,
             "unfinished": unfinished,
@@ -109,10 +111,10 @@ def build_report(
         notes=(*state.notes, *map(sentence, state.branches.values())),
         trace=state.trace,
         plan=state.adaptive.to_dict() if state.adaptive else {},
-        partial=partial,
+        partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,
         branches=tuple(state.branches.values()),
         timing={
-            "total_seconds": round(seconds, 2),
+            "total_seconds": round(time.perf_counter() - state.started, 2),
             "forwards": target.ledger.forwards,
             "backwards": target.ledger.backwards,
             "peak_memory": peak(),
@@ -155,23 +157,6 @@ def _environment(settings: AuditSettings) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": settings.device,
     }
-
-
-def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = True) -> AuditReport:
-    """The report of what was found so far; with the reason why there is no more, if that is not all.
-
-    Nothing asks the model any more here.
-
-    Args:
-        partial: whether it is a partial report for that; not where no more was asked for.
-    """
-    unfinished = "" if state.decided or state.judgement is not None else broken_off
-    judgement = state.judgement or judged_so_far(state, unfinished)
-    seconds = time.perf_counter() - state.started
-    return build_report(
-        state, judgement, seconds=seconds, unfinished=unfinished,
-        partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,
-    )  # fmt: skip
 
 
 class Keeping:

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from maskaudit.auditing.ledger import AttackEntry, Ledger
+from maskaudit.auditing.ledger import Ledger
 from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, Record, Text, Whole, read
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
@@ -147,27 +147,16 @@ def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, A
 
 def _kept_examples(ledger: Ledger) -> list[tuple[int, str]]:
     """(row, attack name) pairs that prove every family's union, row by row."""
-    entries = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
-    families: tuple[list[AttackEntry], ...] = (
-        [e for e in entries if e.spec.role == "reference"],
-        [e for e in entries if e.spec.role in ("reference", "strong") and e.spec.family == "cross_entropy"],
-        [e for e in entries if e.spec.role in ("reference", "strong")],
-        [e for e in entries if e.spec.role in ("challenger", "repaired")],
-        entries,
-    )
+    families = ledger.families
     kept: list[tuple[int, str]] = []
     for row in ledger.best_known().nonzero().squeeze(1).tolist():
-        chosen: list[str] = []
-        for family in families[:-1] if any(_breaks(family, row) for family in families[:-1]) else families:
-            name = next((e.spec.name for e in family if row in e.examples), None)
-            if name is not None and name not in chosen:
-                chosen.append(name)
-        kept += [(row, name) for name in chosen]
+        broke = [name for name, _ in ledger.examples_of(row)]
+        first = [
+            next((name for name in broke if name in family), None)
+            for family in (families.reference, families.cross_entropy, families.strong, families.challengers)
+        ]
+        kept += [(row, name) for name in dict.fromkeys(filter(None, first)) or broke[:1]]
     return kept
-
-
-def _breaks(family: list[AttackEntry], row: int) -> bool:
-    return any(row in entry.examples for entry in family)
 
 
 def read_evidence(data: bytes, source: str) -> Evidence:

@@ -7,7 +7,6 @@ with a chance of at most `CHANCE` together.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,8 +118,7 @@ class Hearing:
             return wins.bool()
         for _ in range(FURTHER_DRAWS):
             wins += self._wrong(examples, y)
-        chances: Callable[[int], float] = lambda won: float(bdtr(won, FURTHER_DRAWS, 0.5))  # noqa: E731
-        return torch.tensor([chances(won) > CHANCE / 2 / tests for won in wins.tolist()])
+        return torch.tensor([float(bdtr(won, FURTHER_DRAWS, 0.5)) > CHANCE / 2 / tests for won in wins.tolist()])
 
     def _wrong(self, examples: Tensor, y: Tensor) -> Tensor:
         return breaking_margin(self.target.raw(examples.clamp(*self.threat.bounds)), y, self.reject_class) > 0

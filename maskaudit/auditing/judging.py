@@ -78,7 +78,7 @@ def observations(state: AuditState, broken_off: str = "") -> Observations:
             broken_by=broken_by(ledger),
             attacks=ledger.rows(),
             probes=state.probe_results(),
-            traced=traced(state),
+            traced=traced_mechanisms(state),
             searched=state.searched,
             matched=state.matched,
             left_out=state.left_out(),
@@ -99,7 +99,7 @@ def certified_share(state: AuditState) -> float | None:
     return int(state.certified.sum()) / len(state.certified)
 
 
-def traced(state: AuditState) -> tuple[Mechanism, ...]:
+def traced_mechanisms(state: AuditState) -> tuple[Mechanism, ...]:
     """The mechanisms that the trace located, with what their repair broke."""
     found = located(state.trace)
     return state.adaptive.confirmed(found) if state.adaptive else found
@@ -107,8 +107,7 @@ def traced(state: AuditState) -> tuple[Mechanism, ...]:
 
 def broken_by(ledger: Ledger) -> list[list[str]]:
     """Per drawn point the names of the attacks that broke it, in the order they ran."""
-    counted = [entry for entry in ledger.entries.values() if entry.spec.role != "sanity"]
-    return [[entry.spec.name for entry in counted if row in entry.examples] for row in range(len(ledger))]
+    return [[name for name, _ in ledger.examples_of(row)] for row in range(len(ledger))]
 
 
 def _checked_power(state: AuditState) -> Power:

@@ -9,13 +9,15 @@ the role `sanity` leave the ball on purpose and count nowhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
-from maskaudit.results import AttackRow, Family
+from maskaudit.results import AttackRow
+from maskaudit.verdict.recorded import Families
 from maskaudit.verdict.statistics import rate
 
 
@@ -94,37 +96,36 @@ class Ledger:
             if won is not None:
                 entry.won[row] = int(won[position])
 
-    def union(self, *, roles: tuple[str, ...] | None = None, family: Family | None = None) -> Tensor:
-        """Points broken by any attack of the given roles and family, bool (P,)."""
+    @property
+    def families(self) -> Families:
+        """The names of the attacks so far, by family."""
+        return Families.of(entry.spec for entry in self.entries.values())
+
+    def _broken_by(self, names: Collection[str]) -> Tensor:
         broken = torch.zeros(len(self), dtype=torch.bool)
-        for entry in self.entries.values():
-            spec = entry.spec
-            if spec.role == "sanity" or (roles is not None and spec.role not in roles):
-                continue
-            if family is not None and spec.family != family:
-                continue
-            broken |= entry.broken
+        for name in names:
+            broken |= self.entries[name].broken
         return broken
 
     def reference(self) -> Tensor:
         """R₀, bool (P,)."""
-        return self.union(roles=("reference",))
+        return self._broken_by(self.families.reference)
 
     def cross_entropy(self) -> Tensor:
         """CE*, bool (P,)."""
-        return self.union(roles=("reference", "strong"), family="cross_entropy")
+        return self._broken_by(self.families.cross_entropy)
 
     def strong(self) -> Tensor:
         """G*, bool (P,)."""
-        return self.union(roles=("reference", "strong"))
+        return self._broken_by(self.families.strong)
 
     def challengers(self) -> Tensor:
         """C, bool (P,)."""
-        return self.union(roles=("challenger", "repaired"))
+        return self._broken_by(self.families.challengers)
 
     def best_known(self) -> Tensor:
         """Broken by anything, bool (P,)."""
-        return self.union()
+        return self._broken_by(self.families.every)
 
     def examples_of(self, row: int) -> list[tuple[str, Tensor]]:
         """Attacks that broke a point, with their examples, in the order they ran."""

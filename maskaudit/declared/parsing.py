@@ -10,6 +10,8 @@ import math
 import re
 import tomllib
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from maskaudit.declared.kinds import CONTROL, MAX_NUMBER, MAX_TEXT, shown
@@ -49,27 +51,27 @@ def parse_json(
     Raises:
         MaskauditError: of the class `error`, one sentence.
     """
-    try:
-        text = _text(content, where, most, error)
-        document = json.loads(
-            text, parse_int=_int, parse_float=_float, parse_constant=_no_constant, object_pairs_hook=_object
-        )
-        check_tree(document)
-    except (ValueError, RecursionError) as problem:
-        raise error(f"{where} is not valid JSON: {_reason(problem)}.") from None
-    return document
+    read = partial(
+        json.loads, parse_int=_int, parse_float=_float, parse_constant=_no_constant, object_pairs_hook=_object
+    )
+    return _parsed(read, "JSON", content, where, most, error)
 
 
 def parse_toml(
     content: bytes | str, where: str, *, most: int = MAX_BYTES, error: type[MaskauditError] = InputError
 ) -> Any:
     """TOML from an untrusted file under the same limits; see `parse_json`."""
+    return _parsed(partial(tomllib.loads, parse_float=_float), "TOML", content, where, most, error)
+
+
+def _parsed(
+    loads: Callable[[str], Any], language: str, content: bytes | str, where: str, most: int, error: type[MaskauditError]
+) -> Any:
     try:
-        text = _text(content, where, most, error)
-        document = tomllib.loads(text, parse_float=_float)
+        document = loads(_text(content, where, most, error))
         check_tree(document)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{where} is not valid TOML: {_reason(problem)}.") from None
+        raise error(f"{where} is not valid {language}: {_reason(problem)}.") from None
     return document
 
 

@@ -3,7 +3,7 @@
 From a few points the level set of the model's confidence is followed towards a point of another class: of the way to
 it, the part orthogonal to the gradient of the logit margin is walked, with a small step against the gradient to stay
 on the level, as long as the label is answered with a confidence at most 0.2 below the first. The headline is the share
-of the distance between the two points that is left at the end (median). The end is shown beside both, with the
+of the distance between the two points that is left at the end (median). The end is shown next to both, with the
 confidence on the way, and on the straight line from the point to its end.
 
 Raised when
@@ -55,7 +55,7 @@ PLACES = 9
 
 
 @dataclass(frozen=True)
-class Walk:
+class Traversal:
     """What a traversal found, for N points.
 
     Attributes:
@@ -72,7 +72,7 @@ class Walk:
         return self.path[0].amin(dim=0)
 
 
-def traverse(context: ProbeContext, goals: Tensor, *, steps: int = STEPS, correction: float = CORRECTION) -> Walk:
+def traverse(context: ProbeContext, goals: Tensor, *, steps: int = STEPS, correction: float = CORRECTION) -> Traversal:
     """Follow the level sets of the confidence in the labels from the context's points (N, …) towards `goals` (N, …).
 
     Args:
@@ -104,7 +104,7 @@ def traverse(context: ProbeContext, goals: Tensor, *, steps: int = STEPS, correc
         end = torch.where((left < torch.stack(distances).amin(dim=0)).view(shape), at, end)
         distances.append(left)
         confidences.append(sure)
-    return Walk(end, (torch.stack(distances), torch.stack(confidences)))
+    return Traversal(end, (torch.stack(distances), torch.stack(confidences)))
 
 
 def _asked(context: ProbeContext, x: Tensor) -> Gradient:
@@ -155,7 +155,7 @@ def _lowest_on_the_line(context: ProbeContext, end: Tensor) -> Tensor:
 
 
 def _row(
-    context: ProbeContext, chosen: ProbeContext, walk: Walk, lowest: Tensor, row: int, pair: tuple[int, int]
+    context: ProbeContext, chosen: ProbeContext, walk: Traversal, lowest: Tensor, row: int, pair: tuple[int, int]
 ) -> dict[str, Any]:
     """One walk for the report, with its images where the points are images."""
     source, goal = pair

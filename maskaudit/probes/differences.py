@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from maskaudit.attacks.losses import targeted_margin
 from maskaudit.probes.interface import ProbeContext
+from maskaudit.sums import column
 from maskaudit.threat import per_point_norm
 
 #: Random directions per point.
@@ -33,7 +34,7 @@ def unit_directions(context: ProbeContext) -> Tensor:
             directions.append(context.rng.fork("sign").signs(shape, step=k) * size)
         else:
             normal = context.rng.fork("normal").normal(shape, step=k)
-            directions.append(normal / _column(per_point_norm(normal), normal))
+            directions.append(normal / column(per_point_norm(normal), normal))
     return torch.stack(directions).to(context.x)
 
 
@@ -50,7 +51,7 @@ def base_points(context: ProbeContext, directions: Tensor, step: float) -> Tenso
         offset = (2 * noise.uniform(shape) - 1).to(x) * (threat.eps / 2)
     else:
         normal = noise.normal(shape).to(x)
-        offset = normal / _column(per_point_norm(normal), normal) * (threat.eps / 2)
+        offset = normal / column(per_point_norm(normal), normal) * (threat.eps / 2)
     low, high = threat.bounds
     offset = offset.clamp(-(high - low) / 4, (high - low) / 4)
     room = directions.abs().amax(dim=0) * step
@@ -121,7 +122,3 @@ def agreement(measured: Tensor, predicted: Tensor, noise: Tensor) -> tuple[Tenso
 
 def _margin(scores: Tensor, y: Tensor, rival: Tensor) -> Tensor:
     return targeted_margin(scores.double(), y, rival)
-
-
-def _column(per_point: Tensor, like: Tensor) -> Tensor:
-    return per_point.view(-1, *[1] * (like.dim() - 1))

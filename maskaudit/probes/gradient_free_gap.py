@@ -2,7 +2,7 @@
 
 Share of points broken by attacks that use scores only (Square, finite
 differences) and by no white-box attack; with the plain
-difference to the reference attack beside it.
+difference to the reference attack next to it.
 
 Raised when
     The lower end of the 99 % interval of that share is above 3.5 %, the largest

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from maskaudit.probes.interface import ProbeContext
 from maskaudit.results import Location
 from maskaudit.trace.functorch import bare, below
-from maskaudit.trace.rectifiers import ActivationCall, canonical
-from maskaudit.trace.watch import Call, watch_points
+from maskaudit.trace.rectifiers import ActivationCall, activation, canonical
+from maskaudit.trace.watch import WatchedCall, watch_points
 
 
 @dataclass(frozen=True)
@@ -33,25 +33,18 @@ def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> Non
     Only of calls on floating-point tensors of two or more dimensions, whose first holds a multiple of the batch.
     """
 
-    def name_of(call: Call) -> str | None:
-        op = canonical(call.name)
-        x = _argument(call) if op in ops else None
-        told = x is not None and x.is_floating_point() and x.dim() >= 2 and x.shape[0] % call.points == 0
-        return op if told else None
+    def name_of(call: WatchedCall) -> str | None:
+        found = activation(call.name, call.args, call.kwargs) if canonical(call.name) in ops else None
+        x = None if found is None else bare(found.x)
+        return None if found is None or x is None or x.dim() < 2 or x.shape[0] % call.points else found.op
 
-    def tell(place: Location, number: int, call: Call) -> None:
-        x = _argument(call)
-        assert x is not None
+    def tell(place: Location, number: int, call: WatchedCall) -> None:
+        found = activation(call.name, call.args, call.kwargs)
+        assert found is not None
         with below():
-            handler(ActivationSite(place, number), ActivationCall(place.op, x.detach(), call.args[1:], call.kwargs))
+            handler(ActivationSite(place, number), replace(found, x=bare(found.x).detach()))
 
     watch_points(context.target, context.x, name_of, tell)
-
-
-def _argument(call: Call) -> Tensor | None:
-    """The tensor (N, …) that an activation is given."""
-    x = call.args[0] if call.args else call.kwargs.get("input")
-    return bare(x) if isinstance(x, Tensor) else None
 
 
 def opaque(model: object) -> bool:

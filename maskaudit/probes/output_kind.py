@@ -28,59 +28,13 @@ Source
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.results import ProbeFinding
-from maskaudit.target.kinds import PROBABILITY_TOLERANCE
-
-#: Difference of logits (nats) beyond which exp(−gap) is 0 in float32.
-UNDERFLOW_GAP = 149 * math.log(2)
-#: Exact ties at the extreme value on at least this share of points: no unclipped float does that.
-CLIP_SHARE = 0.05
-
-
-def output_kind(raw: Tensor, *, coarse: bool = False) -> str:
-    """Name what outputs (N, K) are, from their values; `coarse` probabilities are known to be rounded."""
-    if len(raw) > 1 and bool((raw == raw[0]).all()):
-        return "constant"
-    if bool((((raw == 0) | (raw == 1)).all(dim=1) & (raw.sum(dim=1) == 1)).all()):
-        return "one-hot"
-    if coarse:
-        return "rounded probabilities"
-    if bool((raw >= 0).all()) and bool(((raw.sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all()):
-        return "probabilities"
-    if bool((raw <= 0).all()) and bool(((raw.double().exp().sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all()):
-        return "log-probabilities"
-    low, high = clipped_rows(raw)
-    if max(float(low.double().mean()), float(high.double().mean())) >= CLIP_SHARE:
-        return "clipped logits"
-    gaps = top_gap(raw)
-    return "scaled logits" if float(gaps.quantile(0.5)) > UNDERFLOW_GAP else "logits"
-
-
-def top_gap(scores: Tensor) -> Tensor:
-    """Largest less second largest entry per point (N,), float64."""
-    top = scores.double().topk(2, dim=1).values
-    return top[:, 0] - top[:, 1]
-
-
-def clipped_rows(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (N,) that hold the overall smallest, and the overall largest, value, where several rows do.
-
-    Outputs that are the same for all points (a class fixed at 0) are not looked at.
-    """
-    varying = (raw != raw[0]).any(dim=0)
-    if not bool(varying.any()):
-        nothing = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
-        return nothing, nothing
-    values = raw[:, varying]
-    low, high = (values == values.min()).any(dim=1), (values == values.max()).any(dim=1)
-    return low & (low.sum() > 1), high & (high.sum() > 1)
+from maskaudit.target.kinds import UNDERFLOW_GAP, clipped_rows, output_kind, top_gap
 
 
 def unusable(raw: Tensor, kind: str) -> Tensor:
@@ -101,8 +55,8 @@ def unusable(raw: Tensor, kind: str) -> Tensor:
 def measure(context: ProbeContext) -> Measurement:
     """Share of points whose output carries no usable float32 cross-entropy."""
     form, n = context.target.form, len(context.x)
-    raw = form.normal(context.target.raw(context.x))
-    kind = output_kind(raw, coarse=form.coarse)
+    answers = context.target.raw(context.x)
+    raw, kind = form.normal(answers), output_kind(answers, form)
     flat = unusable(raw, kind)
     count = int(flat.sum())
     gaps = top_gap(context.target.scores(context.x))

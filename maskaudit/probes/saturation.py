@@ -49,33 +49,12 @@ FLAT_SLOPE = 1e-3
 NAMED_LAYERS = 5
 
 
-def _tanh(call: ActivationCall) -> Tensor:
-    return 1 - call.x.double().tanh().square() < FLAT_SLOPE
-
-
-def _sigmoid(call: ActivationCall) -> Tensor:
-    p = call.x.double().sigmoid()
-    return p * (1 - p) < FLAT_SLOPE * 0.25
-
-
-def _softsign(call: ActivationCall) -> Tensor:
-    return (1 + call.x.double().abs()).square().reciprocal() < FLAT_SLOPE
-
-
 def _hardtanh(call: ActivationCall) -> Tensor:
     low = call.argument(0, "min_val", default=-1.0)
     high = call.argument(1, "max_val", default=1.0)
     if low == 0:  # relu6 and its kind: the lower side is that of a ReLU
         return torch.gt(call.x, high)
     return torch.lt(call.x, low) | torch.gt(call.x, high)
-
-
-def _relu6(call: ActivationCall) -> Tensor:
-    return call.x > 6
-
-
-def _hardsigmoid(call: ActivationCall) -> Tensor:
-    return call.x.abs() > 3
 
 
 def _clamp(call: ActivationCall) -> Tensor | None:
@@ -87,10 +66,16 @@ def _clamp(call: ActivationCall) -> Tensor | None:
     return above if low is None else above | torch.lt(call.x, low)
 
 
+#: Which units (of the argument's shape) are flat, by name of the activation; None where a call is no bounded one.
 _FLAT: dict[str, Callable[[ActivationCall], Tensor | None]] = {
-    "tanh": _tanh, "sigmoid": _sigmoid, "softsign": _softsign, "hardtanh": _hardtanh, "relu6": _relu6,
-    "hardsigmoid": _hardsigmoid, "clamp": _clamp,
-}  # fmt: skip
+    "tanh": lambda call: 1 - call.x.double().tanh().square() < FLAT_SLOPE,
+    "sigmoid": lambda call: (p := call.x.double().sigmoid()) * (1 - p) < FLAT_SLOPE * 0.25,
+    "softsign": lambda call: (1 + call.x.double().abs()).square().reciprocal() < FLAT_SLOPE,
+    "hardtanh": _hardtanh,
+    "relu6": lambda call: call.x > 6,
+    "hardsigmoid": lambda call: call.x.abs() > 3,
+    "clamp": _clamp,
+}
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 Share of points broken by examples made on a surrogate and on no gradient of the
 model itself, out of the audited points; with the plain difference to the
-reference attack beside it.
+reference attack next to it.
 
 Raised when
     The lower end of the 99 % interval of that share is above 3.5 %, the largest

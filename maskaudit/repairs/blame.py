@@ -19,7 +19,8 @@ from maskaudit.target import Target
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.trace.behaviour import zero_share
 from maskaudit.trace.culprits import ranked
-from maskaudit.trace.health import Differences, deciding_pair
+from maskaudit.trace.differences import Differences
+from maskaudit.trace.health import deciding_pair
 from maskaudit.trace.model import FEW_POINTS, trace_model, usual_radius
 from maskaudit.trace.records import Culprit, Trace
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE

@@ -20,7 +20,7 @@ from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.trace.functorch import bare, below
 from maskaudit.trace.rectifiers import activation, is_rectifier, off_everywhere
-from maskaudit.trace.watch import Call, watch_points
+from maskaudit.trace.watch import WatchedCall, watch_points
 
 #: Per place, for each call there within one forward pass: which units (one point's shape) are off at every point;
 #: None where the units of different points cannot be told apart.
@@ -34,7 +34,7 @@ def dormant_units(target: Target, x: Tensor) -> DormantUnits:
     """
     found: dict[Location, list[Tensor | None]] = {}
 
-    def note(place: Location, number: int, call: Call) -> None:
+    def note(place: Location, number: int, call: WatchedCall) -> None:
         rectifier = activation(call.name, call.args, call.kwargs)
         off = None if rectifier is None else rectifier.off()
         calls = found.setdefault(place, [])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.repairs.graft import graft
-from maskaudit.trace.calls import tensors_of
+from maskaudit.trace.calls import mapped, tensors_of
 
 
 class Entries:
@@ -42,12 +42,13 @@ class Entries:
 
     def tie(self, value: Any, path: str) -> Any:
         """Tensors that no call of this pass made, met in a module with an entry, get their gradient back."""
-        if isinstance(value, Tensor):
-            known = value is self.inputs or id(value) in self._made or path not in self.modules
-            return value if known else self._tied(value)
-        if type(value) in (tuple, list):
-            return type(value)(self.tie(item, path) for item in value)
-        return value
+        if path not in self.modules:
+            return value
+
+        def tied(tensor: Tensor) -> Tensor:
+            return tensor if tensor is self.inputs or id(tensor) in self._made else self._tied(tensor)
+
+        return mapped(value, tied)
 
     def _tied(self, tensor: Tensor) -> Tensor:
         source = self._live_by_shape.get(tuple(tensor.shape))

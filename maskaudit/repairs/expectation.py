@@ -38,23 +38,15 @@ class ExpectedTarget(Target):
         earlier: Tensor | None = None
         for draw in range(self.most_draws):
             with seeded(self.stream + draw):
-                one = self._single(x, rows, objective)
-            total = one if total is None else _sum(total, one)
+                one = self._gradient_once(x, rows, objective)
+            total = one if total is None else total + one
             number = self.spent = draw + 1
             if number >= FIRST_LOOK and number & (number - 1) == 0:
                 if earlier is not None and _stable(total.grad, earlier):
                     break
                 earlier = total.grad.clone()
         assert total is not None
-        n = self.spent
-        return Gradient(total.scores / n, total.value / n, total.grad / n, total.connected)
-
-    def _single(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
-        draws, self.draws = self.draws, 1
-        try:
-            return super()._gradient_of_batch(x, rows, objective)
-        finally:
-            self.draws = draws
+        return total.over(self.spent)
 
 
 def expected(target: Target, most_draws: int, stream: int) -> Target:
@@ -68,10 +60,6 @@ def expected(target: Target, most_draws: int, stream: int) -> Target:
     other.__dict__.update(target.__dict__)
     other.most_draws, other.stream = most_draws, stream
     return other
-
-
-def _sum(a: Gradient, b: Gradient) -> Gradient:
-    return Gradient(a.scores + b.scores, a.value + b.value, a.grad + b.grad, a.connected and b.connected)
 
 
 def _stable(now: Tensor, before: Tensor) -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskaudit.sums import column
+
 #: Random directions of the difference estimate, and their length in standard deviations of the input:
 #: long enough to see the trend of a staircase over its steps.
 DIRECTIONS = 32
@@ -196,7 +198,7 @@ def _differences(
             change = (plus - minus) * gradient
             rows = change.flatten(1).sum(dim=1) if change.dim() > 1 and len(change) == len(base) else change.sum()
             gain = gain + rows
-        total += gain.view(-1, *[1] * (base.dim() - 1)) * signs
+        total += column(gain, base) * signs
     return total / (2 * step * DIRECTIONS)
 
 

@@ -23,7 +23,7 @@ from maskaudit.repairs.surrogates import (
     soft_comparison,
     softened,
 )
-from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, tensors_of
+from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, mapped, tensors_of
 from maskaudit.trace.functorch import bare
 from maskaudit.trace.scope import user_site
 from maskaudit.trace.vocabulary import HARD
@@ -82,7 +82,7 @@ class RepairMode:
         live = next((t for t in inputs if bare(t).requires_grad and id(t) not in self.constants), None)
         if self.enable and live is not None and not torch.is_grad_enabled() and self._may_enable():
             with torch.inference_mode(False), torch.enable_grad():
-                output = func(*_normal(args), **_normal(kwargs))
+                output = func(*mapped(args, _normal), **mapped(kwargs, _normal))
         else:
             output, _ = called(func, args, kwargs)
         self.entries.escaped = self.entries.escaped or name in ESCAPES
@@ -229,12 +229,6 @@ class RepairMode:
         return None
 
 
-def _normal(value: Any) -> Any:
-    """The same arguments with inference tensors copied: those cannot be saved for a backward pass."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if type(value) in (tuple, list):
-        return type(value)(_normal(item) for item in value)
-    if type(value) is dict:
-        return {key: _normal(item) for key, item in value.items()}
-    return value
+def _normal(tensor: Tensor) -> Tensor:
+    """A copy of an inference tensor, which could not be saved for a backward pass; others as they are."""
+    return tensor.clone() if tensor.is_inference() else tensor

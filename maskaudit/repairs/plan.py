@@ -80,17 +80,7 @@ class Stage:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, as in a plan file."""
-        return {
-            "repairs": [repair_to_dict(repair) for repair in self.repairs],
-            "loss": self.loss,
-            "start": self.start,
-            "steps": self.steps,
-            "step": self.step,
-            "restarts": self.restarts,
-            "targets": self.targets,
-            "draws": self.draws,
-            "purpose": self.purpose,
-        }
+        return {**vars(self), "repairs": [repair_to_dict(repair) for repair in self.repairs]}
 
 
 @dataclass(frozen=True)
@@ -124,11 +114,6 @@ class Plan:
 def repair_key(repair: Repair) -> tuple[Any, ...]:
     """What tells one repair from another in a model, wherever its source file lies."""
     return repair.remedy, repair.location.module, repair.location.op, repair.location.line
-
-
-def same_place(first: Repair, second: Repair) -> bool:
-    """Whether two repairs are the same remedy at the same place."""
-    return repair_key(first) == repair_key(second)
 
 
 def repair_to_dict(repair: Repair) -> dict[str, Any]:

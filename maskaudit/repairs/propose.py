@@ -9,6 +9,7 @@ from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import repair_key
 from maskaudit.results import Location
+from maskaudit.trace.branches import modules_around
 from maskaudit.trace.records import Culprit, Op, Remedy, Trace
 from maskaudit.trace.rectifiers import is_rectifier
 from maskaudit.verdict.numerals import number
@@ -164,7 +165,7 @@ def resolve(repair: Repair, trace: Trace) -> Repair:
         if repair_key(known) == repair_key(repair):
             return dataclasses.replace(known, scale=repair.scale)
     if repair.remedy in ("boundary", "prefix", "stand-in", "carry"):
-        inside = {"", *(part for op in trace.ops for part in _ancestors(op.location.module))}
+        inside = {"", *(part for op in trace.ops for part in modules_around(op.location.module))}
         if where.module in inside:
             return dataclasses.replace(_on_module(repair.remedy, where.module), scale=repair.scale)
     elif repair.remedy == "rescale":
@@ -180,9 +181,3 @@ def resolve(repair: Repair, trace: Trace) -> Repair:
         f"The plan repairs {where.op!r} in module {where.module!r}{line}, which this model does not have: "
         "`maskaudit inspect` lists what it has."
     )
-
-
-def _ancestors(path: str) -> list[str]:
-    """The module path and those around it: a.b.c → a, a.b, a.b.c."""
-    parts = path.split(".")
-    return [".".join(parts[: n + 1]) for n in range(len(parts))]

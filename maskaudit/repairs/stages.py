@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.ball import finite
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import pgd, random_start
@@ -180,6 +181,6 @@ def ascend(
     """The last iterate (N, …) of projected ascent from `start` with the given step sizes in input units."""
     iterate = start
     for size in sizes:
-        gradient = torch.nan_to_num(target.value_and_grad(iterate, objective).grad, nan=0.0, posinf=0.0, neginf=0.0)
+        gradient = finite(target.value_and_grad(iterate, objective).grad)
         iterate = threat.project(iterate + size * threat.step_direction(gradient), x)
     return iterate

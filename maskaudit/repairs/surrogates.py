@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskaudit.trace.calls import mapped
+
 #: Slope that a leaky stand-in gives to the dead side of a rectifier.
 LEAK = 0.2
 
@@ -103,16 +105,12 @@ def on_stand_ins(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwa
             votes = (args[3].unsqueeze(-1) * choice).sum(dim=1)
             return args[0] + _padded(votes, args[0].shape[1])
 
-    def swap(item: Any) -> Any:
-        if isinstance(item, Tensor):
-            replaced = stand_in(item)
-            return item if replaced is None else replaced
-        if isinstance(item, (tuple, list)):
-            return type(item)(swap(part) for part in item)
-        return item
+    def swap(tensor: Tensor) -> Tensor:
+        replaced = stand_in(tensor)
+        return tensor if replaced is None else replaced
 
     try:
-        result = func(*swap(args), **{key: swap(value) for key, value in kwargs.items()})
+        result = func(*mapped(args, swap), **mapped(kwargs, swap))
     except (RuntimeError, TypeError, IndexError, ValueError):
         return None  # the op has no meaning for soft values; the gradient ends here
     return result if isinstance(result, Tensor) else None

@@ -33,8 +33,8 @@ class Belongings:
 
     def __init__(self, model: object) -> None:
         self._held: dict[int, object] = {}  # held, so that no other object takes its address
-        self._undo: list[Callable[[], None]] = []
-        self._undo_chance: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
+        self._undo_chance: list[Callable[[], object]] = []
         pending: list[object] = [model]
         while pending and len(self._held) < MOST_OBJECTS:
             item = pending.pop()
@@ -106,7 +106,7 @@ class Belongings:
     def _generator(self, item: Any) -> None:
         if isinstance(item, torch.Generator):
             state = item.get_state()
-            self._undo_chance.append(functools.partial(_call, item.set_state, state))
+            self._undo_chance.append(lambda: item.set_state(state))
         elif isinstance(item, np.random.Generator):
             bits, bit_state = item.bit_generator, item.bit_generator.state
             self._undo_chance.append(lambda: setattr(bits, "state", bit_state))
@@ -134,10 +134,6 @@ def _parts(item: Any) -> tuple[object, ...]:
         held = getattr(item, "__dict__", None)
         return (held,) if isinstance(held, dict) else ()
     return ()
-
-
-def _call(function: Callable[[Any], object], value: Any) -> None:
-    function(value)
 
 
 def _refill_dict(item: dict[Any, Any], before: dict[Any, Any]) -> None:

@@ -6,8 +6,10 @@ half precision, rounded figures, votes) must lead to the same verdict, so the un
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +36,19 @@ LARGEST = 1e30
 USUAL_SUMS = (1.0, 100.0, 1000.0, 255.0, 256.0)
 
 
+#: Difference of logits (nats) beyond which exp(−gap) is 0 in float32.
+UNDERFLOW_GAP = 149 * math.log(2)
+#: Exact ties at the extreme value on at least this share of points: no unclipped float does that.
+CLIP_SHARE = 0.05
+#: Answers that are taken as they are.
+PLAIN = Form()
+
+OutputKind = Literal[
+    "constant", "one-hot", "probabilities", "rounded probabilities", "log-probabilities", "clipped logits",
+    "scaled logits", "logits"
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Kind:
     """What answers are: how to read them, and the evidence as the end of a sentence."""
@@ -57,6 +72,46 @@ def recognise_outputs(raw: Tensor) -> Kind:
         or _raised_shares(values, step, precision)
         or Kind(Form(), "rows of any sum")
     )
+
+
+def output_kind(raw: Tensor, form: Form = PLAIN) -> OutputKind:
+    """Name what outputs (N, K) look like, and whether a loss can use them; their unit, in `form`, does not count."""
+    raw = form.normal(raw)
+    if len(raw) > 1 and bool((raw == raw[0]).all()):
+        return "constant"
+    if bool((((raw == 0) | (raw == 1)).all(dim=1) & (raw.sum(dim=1) == 1)).all()):
+        return "one-hot"
+    if form.coarse:
+        return "rounded probabilities"
+    if bool((raw >= 0).all()) and bool(((raw.sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all()):
+        return "probabilities"
+    if _are_logarithms(raw.double()):
+        return "log-probabilities"
+    low, high = clipped_rows(raw)
+    if max(float(low.double().mean()), float(high.double().mean())) >= CLIP_SHARE:
+        return "clipped logits"
+    gaps = top_gap(raw)
+    return "scaled logits" if float(gaps.quantile(0.5)) > UNDERFLOW_GAP else "logits"
+
+
+def top_gap(scores: Tensor) -> Tensor:
+    """Largest less second largest entry per point (N,), float64."""
+    top = scores.double().topk(2, dim=1).values
+    return top[:, 0] - top[:, 1]
+
+
+def clipped_rows(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N,) that hold the overall smallest, and the overall largest, value, where several rows do.
+
+    Outputs that are the same for all points (a class fixed at 0) are not looked at.
+    """
+    varying = (raw != raw[0]).any(dim=0)
+    if not bool(varying.any()):
+        nothing = torch.zeros(len(raw), dtype=torch.bool, device=raw.device)
+        return nothing, nothing
+    values = raw[:, varying]
+    low, high = (values == values.min()).any(dim=1), (values == values.max()).any(dim=1)
+    return low & (low.sum() > 1), high & (high.sum() > 1)
 
 
 def _shares(values: Tensor, step: float, precision: float, offset: float) -> Kind | None:
@@ -127,9 +182,11 @@ def _common(a: int, b: int) -> int:
 
 
 def _log_probabilities(values: Tensor) -> Kind | None:
-    if bool((values <= 0).all()) and float((values.exp().sum(dim=1) - 1).abs().max()) <= PROBABILITY_TOLERANCE:
-        return Kind(Form("log-probabilities"), "rows whose exponentials sum to 1")
-    return None
+    return Kind(Form("log-probabilities"), "rows whose exponentials sum to 1") if _are_logarithms(values) else None
+
+
+def _are_logarithms(values: Tensor) -> bool:
+    return bool((values <= 0).all() and ((values.exp().sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all())
 
 
 def _sigmoids(values: Tensor) -> Kind | None:

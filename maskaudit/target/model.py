@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +25,7 @@ from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.belongings import Belongings
 from maskaudit.target.form import SINGLE, Form
+from maskaudit.target.gradient import Gradient
 from maskaudit.target.memory import give_back
 from maskaudit.target.passes import (
     BATCH,
@@ -44,23 +44,6 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
 
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class Gradient:
-    """Result of `Target.value_and_grad`.
-
-    Attributes:
-        scores: class scores (N, K), averaged over draws for a random model.
-        value: the objective per point (N,).
-        grad: its gradient with respect to the input (N, …); zero where the model gives none.
-        connected: whether the output depended on the input in the autograd graph at all, and the backward pass ended.
-    """
-
-    scores: Tensor
-    value: Tensor
-    grad: Tensor
-    connected: bool
 
 
 class Target:
@@ -88,6 +71,7 @@ class Target:
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
+        worked_out: what others found out about the model and need not find again, by name; a copy begins anew.
     """
 
     def __init__(
@@ -123,6 +107,7 @@ class Target:
         self.before_pass: Callable[[], None] | None = None
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
+        self.worked_out: dict[str, object] = {}
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._start: Belongings | None = None
@@ -167,18 +152,19 @@ class Target:
 
     def __getstate__(self) -> dict[str, Any]:
         """A closed target that has counted nothing, as it is sent to another process."""
-        return {**self.__dict__, "ledger": PassLedger(), "_stack": None, "_unchecked": None}
+        return {**self.__dict__, "ledger": PassLedger(), "worked_out": {}, "_stack": None, "_unchecked": None}
 
     def __copy__(self) -> Target:
         """The same settings around the same model, counting in the same ledger."""
         other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__)
+        other.__dict__.update(self.__dict__, worked_out={})
         return other
 
     def __exit__(self, *exception: object) -> None:
         assert self._stack is not None
         self._stack.close()
         self._stack = self._start = None
+        self.worked_out = {}
 
     @contextlib.contextmanager
     def late_checks(self) -> Iterator[None]:
@@ -227,15 +213,7 @@ class Target:
         def gradient(rows: slice) -> Gradient:
             return self._gradient_of_batch(x[rows], torch.arange(rows.start, rows.stop, device=x.device), objective)
 
-        parts = self._batches(len(x), gradient)
-        if len(parts) == 1:
-            return parts[0]
-        return Gradient(
-            scores=torch.cat([p.scores for p in parts]),
-            value=torch.cat([p.value for p in parts]),
-            grad=torch.cat([p.grad for p in parts]),
-            connected=all(p.connected for p in parts),
-        )
+        return Gradient.joined(self._batches(len(x), gradient))
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
         """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for callers that differentiate twice.
@@ -295,34 +273,27 @@ class Target:
         self.ledger.backwards += points
 
     def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
-        scores_sum = value_sum = grad_sum = None
-        connected = True
-        for _ in range(self.draws):
-            leaf = x.detach().requires_grad_(True)  # the model sees a copy, see `_call`
-            try:
-                with torch.enable_grad():
-                    scores = self.differentiable_scores(leaf)
-            except GradientError as error:
-                self.gradient_failure = self.gradient_failure or str(error)
-                with torch.no_grad():
-                    scores = self._scores_once(x)
+        total = self._gradient_once(x, rows, objective)
+        for _ in range(self.draws - 1):
+            total = total + self._gradient_once(x, rows, objective)
+        return total.over(self.draws)
+
+    def _gradient_once(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+        """That of one draw."""
+        leaf = x.detach().requires_grad_(True)  # the model sees a copy, see `_call`
+        try:
             with torch.enable_grad():
-                value = objective(scores, rows)
-                total = value.sum()
-            grad = self._input_gradient(total, leaf) if total.requires_grad else None
-            if grad is None:
-                connected = False
-                grad = torch.zeros_like(x)
-            scores, value, grad = scores.detach().float(), value.detach().float(), grad.detach()
-            scores_sum = scores if scores_sum is None else scores_sum + scores
-            value_sum = value if value_sum is None else value_sum + value
-            grad_sum = grad if grad_sum is None else grad_sum + grad
-        assert scores_sum is not None
-        assert value_sum is not None
-        assert grad_sum is not None
-        if self.draws == 1:
-            return Gradient(scores_sum.clone(), value_sum, grad_sum, connected)
-        return Gradient(scores_sum / self.draws, value_sum / self.draws, grad_sum / self.draws, connected)
+                scores = self.differentiable_scores(leaf)
+        except GradientError as error:
+            self.gradient_failure = self.gradient_failure or str(error)
+            with torch.no_grad():
+                scores = self._scores_once(x)
+        with torch.enable_grad():
+            value = objective(scores, rows)
+            total = value.sum()
+        grad = self._input_gradient(total, leaf) if total.requires_grad else None
+        found = torch.zeros_like(x) if grad is None else grad.detach()
+        return Gradient(scores.detach().float(), value.detach().float(), found, grad is not None)
 
     @contextlib.contextmanager
     def snapping(self) -> Iterator[None]:

@@ -2,14 +2,13 @@
 
 An example proves a point when it is finite, inside the ball and the bounds, and
 the model's answer to it is neither the true class nor a refusal. The model is
-asked anew, in company and alone, and both answers must agree: an example
+asked again, in company and alone, and both answers must agree: an example
 that flips with the batch it travels in proves nothing. For a random model a test on
 fresh draws decides.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.statistics import binomial_tail
 
 #: Fresh draws whose majority decides for a random model; odd, so that there is one.
 MAJORITY_DRAWS = 31
@@ -38,11 +38,7 @@ class Proof:
     @property
     def wins(self) -> int:
         """The fewest wins among the draws that pass."""
-        beyond, tail = self.draws + 1, 0.0
-        while tail + math.comb(self.draws, beyond - 1) / 2**self.draws <= self.error:
-            beyond -= 1
-            tail += math.comb(self.draws, beyond) / 2**self.draws
-        return beyond
+        return next(wins for wins in range(self.draws + 2) if binomial_tail(wins, self.draws, 0.5) <= self.error)
 
     @property
     def sentence(self) -> str:

@@ -1,4 +1,4 @@
-"""The model from outside: its settings under another seed or another callable, and the kind of its output."""
+"""The model from outside: its settings under another seed or another callable."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit.target import Target
-from maskaudit.target.kinds import PROBABILITY_TOLERANCE
-from maskaudit.trace.records import ModelKind, OutputKind
-
-#: Logits beyond this range saturate softmax in float32 (e^-104 is 0).
-LARGE_LOGIT = 104.0
+from maskaudit.trace.records import ModelKind
 
 
 def twin(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:
@@ -66,25 +62,3 @@ def model_kind(model: object) -> ModelKind:
     if isinstance(model, torch.jit.ScriptModule):
         return "torchscript"
     return "module" if isinstance(model, nn.Module) else "callable"
-
-
-def output_kind(raw: Tensor, flat: float) -> OutputKind:
-    """What the raw output (N, K) is, from its values on the traced points; `flat` is the share of points on which
-    the derivative of cross-entropy with respect to the scores is exactly zero."""
-    values = raw.detach().double()
-    if values[:1].numel() == 1:  # one number per point
-        return "logits"
-    sums = values.sum(dim=1)
-    if bool((values >= 0).all()) and bool(((sums - 1).abs() <= PROBABILITY_TOLERANCE).all()):
-        one_hot = bool(((values == 0) | (values == 1)).all()) and not raw.requires_grad
-        return "hard labels" if one_hot else "probabilities"
-    if bool((values <= 0).all()) and bool((values.exp().sum(dim=1) - 1).abs().max() <= PROBABILITY_TOLERANCE):
-        return "log-probabilities"
-    top, bottom = values.max(), values.min()
-    pinned = ((values == top) | (values == bottom)).double().mean()
-    if float(pinned) > 0.5 and values.shape[1] > 2 and len(values) > 2:
-        return "clipped"
-    gap = values.topk(2, dim=1).values.diff(dim=1).abs().median()
-    if flat > 0 or float(gap) > LARGE_LOGIT:
-        return "scaled logits"
-    return "logits"

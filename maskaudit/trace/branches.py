@@ -31,7 +31,7 @@ def trunk(observer: Observer, raw: Tensor, *, live: bool = True) -> list[int]:
     last = dict.fromkeys((-1, *way), -1)  # the last op that reads what an op, or the input, made
     for index in sorted(way):
         parents = [parent for parent in ops[index].parents if parent in way]
-        for parent in (*parents, *((-1,) if not parents or _reads_input(observer, ops[index]) else ())):
+        for parent in (*parents, *((-1,) if not parents or observer.reads_input(ops[index]) else ())):
             last[parent] = index
     found, furthest = [], last[-1]
     for index in sorted(way):
@@ -51,15 +51,11 @@ def forks(observer: Observer, raw: Tensor) -> tuple[Fork, ...]:
         for way in ways:
             others = [op for other in ways if other is not way for op in other]
             names += [_module(observer, way, [*others, observer.ops[join]])]
-        direct = start in observer.ops[join].parents or (start < 0 and _reads_input(observer, observer.ops[join]))
+        direct = start in observer.ops[join].parents or (start < 0 and observer.reads_input(observer.ops[join]))
         named = tuple(name for name in names if name is not None)
         if len(ways) + direct > 1 and named:
             found.append(Fork(observer.ops[join].location, named, len(ways) + direct - len(named)))
     return tuple(found)
-
-
-def _reads_input(observer: Observer, op: RecordedOp) -> bool:
-    return any(observer.maker(tensor) in (None, -1) and observer.live(tensor) for tensor in op.inputs)
 
 
 def _ways(observer: Observer, start: int, join: int) -> list[list[RecordedOp]]:
@@ -80,11 +76,11 @@ def _ways(observer: Observer, start: int, join: int) -> list[list[RecordedOp]]:
 
 def _module(observer: Observer, way: list[RecordedOp], others: Iterable[RecordedOp]) -> str | None:
     """The outermost module that ends a way and in which none of the other ops runs."""
-    elsewhere = {part for op in others for part in _parents(op.module)}
-    return next((p for p in _parents(way[-1].module) if p not in elsewhere and p in observer.modules), None)
+    elsewhere = {part for op in others for part in modules_around(op.module)}
+    return next((p for p in modules_around(way[-1].module) if p not in elsewhere and p in observer.modules), None)
 
 
-def _parents(path: str) -> list[str]:
-    """A module and all that it lies in, the model itself excepted."""
+def modules_around(path: str) -> list[str]:
+    """A module and all that it lies in, the model itself excepted: a.b.c → a, a.b, a.b.c."""
     parts = path.split(".") if path else []
     return [".".join(parts[: k + 1]) for k in range(len(parts))]

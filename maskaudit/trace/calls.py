@@ -64,10 +64,15 @@ def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         originals: dict[int, Tensor] = {}
         if not any(tensor.requires_grad for tensor in tensors_of((args, kwargs))):
             raise
+
+        def detached(tensor: Tensor) -> Tensor:
+            bare = tensor.detach()
+            originals[id(bare)] = tensor
+            return bare
+
         with torch.no_grad():
-            bare = _detached(args, originals), _detached(kwargs, originals)
             try:
-                output = func(*bare[0], **bare[1])
+                output = func(*mapped(args, detached), **mapped(kwargs, detached))
             except Exception:
                 raise error from None
         if isinstance(output, Tensor):  # what works in place, or into `out`, answers with the tensor that it was given
@@ -75,15 +80,14 @@ def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         return output, first_line(error)
 
 
-def _detached(value: Any, originals: dict[int, Tensor]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Nested tuples, lists and dictionaries with every tensor changed; all else as it is."""
     if isinstance(value, Tensor):
-        bare = value.detach()
-        originals[id(bare)] = value
-        return bare
+        return change(value)
     if type(value) in (tuple, list):
-        return type(value)(_detached(item, originals) for item in value)
+        return type(value)(mapped(item, change) for item in value)
     if type(value) is dict:
-        return {key: _detached(item, originals) for key, item in value.items()}
+        return {key: mapped(item, change) for key, item in value.items()}
     return value
 
 

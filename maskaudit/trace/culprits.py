@@ -41,7 +41,7 @@ from maskaudit.trace.walk import Walk
 
 
 @dataclass
-class Evidence:
+class Clues:
     """What the search looks at.
 
     Attributes:
@@ -67,7 +67,7 @@ class Suspects:
 
     Attributes:
         dead_way: the ops behind cuts, where the output is not connected to the input.
-        parallel: cuts beside a live path, of a model whose gradient is unhealthy; see `Trace.parallel`.
+        parallel: cuts parallel to a live path, of a model whose gradient is unhealthy; see `Trace.parallel`.
         estimators: see `Trace.estimators`.
     """
 
@@ -79,7 +79,7 @@ class Suspects:
     dead_way: frozenset[int]
 
 
-def find_culprits(e: Evidence) -> Suspects:
+def find_culprits(e: Clues) -> Suspects:
     """Suspects, the most certain first; empty for a healthy gradient."""
     graph, poor = e.graph, e.health.poor
     walk = Walk(graph)
@@ -109,14 +109,14 @@ def ranked(culprits: list[Culprit]) -> list[Culprit]:
     )
 
 
-def behind_cuts(e: Evidence, found: list[Culprit]) -> list[Culprit]:
+def behind_cuts(e: Clues, found: list[Culprit]) -> list[Culprit]:
     """Suspects on the way from a cut to the output, from a pass in which the cut tensors were made leaves."""
     named = {culprit.location for culprit in found}
     suspects = stops(Walk(e.graph), e.functions, e.health.zero_share)
     return [culprit for culprit in suspects if culprit.location not in named]
 
 
-def _of_poor_gradient(e: Evidence, walk: Walk, estimators: list[Location]) -> list[Culprit]:
+def _of_poor_gradient(e: Clues, walk: Walk, estimators: list[Location]) -> list[Culprit]:
     """Cuts, killers, lying backwards, ripples, hooks and saturation; gates only if there is nothing else."""
     graph, cuts = walk.graph, walk.cuts
     found = [] if graph.alive else [end_culprit(cuts, *cut) for cut in cuts.parted]
@@ -134,7 +134,7 @@ def _of_poor_gradient(e: Evidence, walk: Walk, estimators: list[Location]) -> li
     return found
 
 
-def _straight_through(e: Evidence, walk: Walk) -> list[Location]:
+def _straight_through(e: Clues, walk: Walk) -> list[Location]:
     """Where straight-through estimators take up the gradient of what goes along with them."""
     whole = of_one_piece(e.functions, walk.graph.ops)
     sums = [one.total.location for one in walk.cuts.estimators if one.honest]
@@ -194,7 +194,7 @@ def _gates(graph: OpGraph) -> list[Culprit]:
     return found
 
 
-def _logit_scale(e: Evidence, already: list[Culprit]) -> list[Culprit]:
+def _logit_scale(e: Clues, already: list[Culprit]) -> list[Culprit]:
     """Cross-entropy flat in float32: its derivative with respect to the scores is exactly zero."""
     if any(c.remedy == "tap" for c in already):
         return []
@@ -209,8 +209,8 @@ def _logit_scale(e: Evidence, already: list[Culprit]) -> list[Culprit]:
     return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(e.scores.detach()))]
 
 
-def _bent_output(e: Evidence) -> list[Culprit]:
-    """Scores that pass a function which turns the slope of the loss round while it keeps the decision."""
+def _bent_output(e: Clues) -> list[Culprit]:
+    """Scores that pass a function which reverses the slope of the loss and keeps the decision."""
     graph, scores = e.graph, e.scores
     deciding = [
         op for op in graph.ops
@@ -234,7 +234,7 @@ def _bent_output(e: Evidence) -> list[Culprit]:
     if against <= ZERO_SHARE or not bends:
         return []
     sentence = (
-        f"What follows the scores turns the slope of cross-entropy round on {against:.0%} of points, "
+        f"What follows the scores reverses the slope of cross-entropy on {against:.0%} of points, "
         "while the decision stays."
     )
     scale = gap_scale(bends[0].inputs[0].detach())

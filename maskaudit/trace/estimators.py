@@ -75,7 +75,7 @@ class Staircases:
         for op in self.graph.ops:
             carrying = [self.graph.ops[p] for p in op.parents if self.graph.ops[p].carries]
             whole = {p.index for p in carrying if _entries(p) >= _entries(op)}
-            behind = op.kind == "torch" and whole and whole <= found and not self.graph.reads_input(op)
+            behind = op.kind == "torch" and whole and whole <= found and not self.graph.observer.reads_input(op)
             if behind or (op.carries and op.name in STEPS):
                 found.add(op.index)
         return frozenset(found)

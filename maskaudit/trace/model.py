@@ -12,16 +12,16 @@ from torch import Tensor
 from maskaudit.errors import GradientError
 from maskaudit.results import Location
 from maskaudit.target import Target
+from maskaudit.target.kinds import output_kind
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
-from maskaudit.trace.behaviour import loss_slope, model_kind, output_kind, zero_share
+from maskaudit.trace.behaviour import loss_slope, model_kind, zero_share
 from maskaudit.trace.branches import forks
-from maskaudit.trace.culprits import Evidence, Suspects, behind_cuts, find_culprits, ranked
+from maskaudit.trace.culprits import Clues, Suspects, behind_cuts, find_culprits, ranked
+from maskaudit.trace.differences import CLEAR_BY, Differences
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.health import (
-    CLEAR_BY,
-    Differences,
     Gradients,
     deciding_pair,
     further_gradients,
@@ -62,7 +62,7 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
     """Trace the forward and the backward pass of a target and name what hides its gradient.
 
     `FEW_POINTS` points are recorded. Where that leaves a doubt, the gradient is compared at `MAX_POINTS` and along more
-    directions. Answers that are random or depend on the batch are recorded anew, at `MAX_POINTS`.
+    directions. Answers that are random or depend on the batch are recorded again, at `MAX_POINTS`.
 
     Args:
         target: the open target; what the passes do to its model is undone when it is closed.
@@ -168,11 +168,11 @@ def _explained(
         seed_generators(target.seed)
     checks = {call.function.__name__: check_function(call, target.seed) for call in observer.functions.values()}
     flat = zero_share(look.slope)
-    evidence = Evidence(look.graph, look.scores, look.y, health, checks, flat)
-    suspects = find_culprits(evidence)
+    clues = Clues(look.graph, look.scores, look.y, health, checks, flat)
+    suspects = find_culprits(clues)
     found = suspects.culprits
     if suspects.dead_way:
-        found = ranked([*found, *_behind_cuts(target, evidence, suspects)])
+        found = ranked([*found, *_behind_cuts(target, clues, suspects)])
     culprits = [*found, *_stochastic(randomness)]
     return Trace(
         kind=model_kind(target.model),
@@ -181,7 +181,7 @@ def _explained(
         cuts=tuple(suspects.cuts),
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
-        output_kind=output_kind(target.form.normal(look.graph.raw), flat),
+        output_kind=output_kind(target.checked(look.graph.raw.detach(), len(look.y)), target.form),
         health=dataclasses.replace(health, constant=health.zero_share == 1 and _alike(look.scores)),
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
@@ -198,19 +198,19 @@ def _alike(scores: Tensor) -> bool:
     return len(scores) > 1 and bool((scores == scores[:1]).all())
 
 
-def _behind_cuts(target: Target, evidence: Evidence, suspects: Suspects) -> list[Culprit]:
+def _behind_cuts(target: Target, clues: Clues, suspects: Suspects) -> list[Culprit]:
     """Suspects behind what cuts the gradient, seen in a pass that starts a new graph there."""
-    before = evidence.graph
+    before = clues.graph
     x = before.observer.leaf.detach()
     revived, scores = observe(target, x, revive=suspects.dead_way)
     raw = revived.raw
     same = [op.name for op in revived.ops] == [op.name for op in before.ops]
     if raw is None or not same or not revived.live(raw):
         return []
-    cotangent = margin_cotangent(raw, deciding_pair(target, scores, evidence.y))
+    cotangent = margin_cotangent(raw, deciding_pair(target, scores, clues.y))
     flows, _ = gradient_flow(revived, [(raw, cotangent)], len(x))
     graph = OpGraph(revived, raw, flows, before.movement)
-    return behind_cuts(dataclasses.replace(evidence, graph=graph, scores=scores), suspects.culprits)
+    return behind_cuts(dataclasses.replace(clues, graph=graph, scores=scores), suspects.culprits)
 
 
 def _stochastic(randomness: Randomness | None) -> list[Culprit]:

@@ -35,7 +35,7 @@ from maskaudit.trace.functorch import bare_tensors, below
 from maskaudit.trace.graph import new_nodes
 from maskaudit.trace.scope import Frame, user_site
 from maskaudit.trace.scripted import ScriptedGraph
-from maskaudit.trace.seen import FunctionCall, Kind, RecordedOp, function_location, has_memory
+from maskaudit.trace.seen import FunctionCall, OpKind, RecordedOp, function_location, has_memory
 from maskaudit.trace.watch import CallWatcher
 
 
@@ -251,7 +251,11 @@ class Observer:
             return known[1]
         return None if tensor.grad_fn is None else self.owner.get(tensor.grad_fn)
 
-    def _open(self, name: str, site: Frame, kind: Kind, inputs: tuple[Tensor, ...]) -> RecordedOp:
+    def reads_input(self, op: RecordedOp) -> bool:
+        """Whether an op reads what the model was given."""
+        return any(self.live(tensor) and self.maker(tensor) in (None, -1) for tensor in op.inputs)
+
+    def _open(self, name: str, site: Frame, kind: OpKind, inputs: tuple[Tensor, ...]) -> RecordedOp:
         module = self._watcher.place(name, site).module
         op = RecordedOp(len(self.ops), name, module, site.file, site.line, kind, torch.is_grad_enabled())
         op.live_in = self._any_live(inputs)

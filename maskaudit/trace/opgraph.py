@@ -63,14 +63,10 @@ class OpGraph:
         """The ops that read what `op` made."""
         return [later for later in self.ops[op.index + 1 :] if op.index in later.parents]
 
-    def reads_input(self, op: RecordedOp) -> bool:
-        """Whether an op reads what the model was given."""
-        return any(self.observer.live(t) and self.observer.maker(t) in (None, -1) for t in op.inputs)
-
     def all_through(self, tensor: Tensor) -> bool:
         """Whether data of the input reach the output through the tensor alone."""
         past = self.ancestors(self.output, without=self.observer.maker(tensor))
-        return not any(self.reads_input(self.ops[index]) for index in past)
+        return not any(self.observer.reads_input(self.ops[index]) for index in past)
 
     def decides(self, op: RecordedOp) -> bool:
         """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskaudit.results import Location, plain
+from maskaudit.target.kinds import OutputKind
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
 Confidence = Literal["low", "medium", "high"]
@@ -31,7 +32,6 @@ Remedy = Literal[
     "none",
 ]
 ModelKind = Literal["module", "torchscript", "callable"]
-OutputKind = Literal["logits", "probabilities", "log-probabilities", "hard labels", "clipped", "scaled logits"]
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from maskaudit.errors import GradientError
 from maskaudit.files import shown_path
 from maskaudit.results import Location
 from maskaudit.target import Target
-from maskaudit.trace.behaviour import model_kind, output_kind
-from maskaudit.trace.health import DIFFERENCE_STEPS
+from maskaudit.target.kinds import output_kind
+from maskaudit.trace.behaviour import model_kind
+from maskaudit.trace.differences import DIFFERENCE_STEPS
 from maskaudit.trace.records import Culprit, GradientHealth, Trace
 from maskaudit.trace.scope import is_users
 
@@ -29,7 +30,7 @@ def refused(target: Target, x: Tensor, eps: float, error: GradientError) -> Trac
         cuts=(),
         functions=(),
         randomness=None,
-        output_kind=output_kind(target.form.normal(target.raw(x)), 1.0),
+        output_kind=output_kind(target.raw(x), target.form),
         health=GradientHealth(False, 1.0, 1.0, nothing, pairs=(0, 0)),
         optimises=(),
         culprits=(Culprit("failing-backward", _place(error, target.model), "high", sentence),),

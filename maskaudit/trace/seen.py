@@ -13,7 +13,7 @@ from torch.autograd.graph import Node
 from maskaudit.files import shown_path
 from maskaudit.results import Location
 
-Kind = Literal["torch", "function", "node", "entry", "escape"]
+OpKind = Literal["torch", "function", "node", "entry", "escape"]
 
 
 @dataclass
@@ -25,7 +25,7 @@ class RecordedOp:
     module: str
     file: str | None
     line: int | None
-    kind: Kind
+    kind: OpKind
     grad_mode: bool
     live_in: bool = False
     live_out: bool = False

@@ -71,7 +71,7 @@ class CallWatcher(TorchFunctionMode):
 
 
 @dataclass(frozen=True)
-class Call:
+class WatchedCall:
     """A call about to be made, in a forward pass of so many points."""
 
     name: str
@@ -81,8 +81,8 @@ class Call:
 
 
 def watch_points(
-    target: Target, x: Tensor, name_of: Callable[[Call], str | None], tell: Callable[[Location, int, Call], None],
-    *, own: bool = False,
+    target: Target, x: Tensor, name_of: Callable[[WatchedCall], str | None],
+    tell: Callable[[Location, int, WatchedCall], None], *, own: bool = False,
 ) -> None:  # fmt: skip
     """Tell of calls in forward passes over points.
 
@@ -97,7 +97,7 @@ def watch_points(
     points = 0
 
     def handle(func: Callable[..., Any], name: str, args: Arguments, kwargs: Named) -> Any:
-        call = Call(name, args, kwargs, points)
+        call = WatchedCall(name, args, kwargs, points)
         known = name_of(call)
         if known is not None:
             site = user_site()

@@ -113,7 +113,7 @@ def bounded(hidden: int, n: int, limit: float) -> bool:
 
 
 def exceeds(hidden: int, n: int, limit: float) -> bool:
-    """Whether it is above `limit`, likewise."""
+    """Whether it is above `limit`, at the same error."""
     return evidence_above(hidden, n, limit) >= -math.log(LEVEL_ALPHA)
 
 

@@ -15,7 +15,7 @@ Failing the check never accuses a model: it turns `clear` into `inconclusive`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from maskaudit.verdict.limits import MIN_POWER, POWER_ALPHA, RECAPTURE_POINTS
 from maskaudit.verdict.statistics import lower_bound, rate, upper_bound
@@ -33,17 +33,11 @@ class Power:
 
     def to_dict(self) -> dict[str, object]:
         """Plain form for the report."""
-        if self.known == 0:
-            return {"passed": self.passed, "method": self.method, "sentence": self.sentence, "value": None,
-                    "low": None, "high": None, "n": 0}  # fmt: skip
-        share = rate(self.found, self.known)
-        document: dict[str, object] = {
-            "passed": self.passed, "method": self.method, "sentence": self.sentence, "value": share.value,
-            "low": share.low, "high": share.high, "n": share.n,
-        }  # fmt: skip
-        if self.random_found is not None:
-            document["random_search_found"] = self.random_found
-        return document
+        share = (
+            asdict(rate(self.found, self.known)) if self.known else {"value": None, "low": None, "high": None, "n": 0}
+        )
+        document = {"passed": self.passed, "method": self.method, "sentence": self.sentence, **share}
+        return document if self.random_found is None else {**document, "random_search_found": self.random_found}
 
     @property
     def settled(self) -> bool:

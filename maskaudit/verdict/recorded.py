@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-from maskaudit.results import AttackRow, Mechanism, ProbeResult, revived
+from maskaudit.results import AttackRow, Family, Mechanism, ProbeResult, Role, revived
 from maskaudit.verdict.levels import Observations, bounded, gradient_limit
 from maskaudit.verdict.limits import SCREEN
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
@@ -72,6 +72,17 @@ class Recorded:
         return [not set(by).isdisjoint(names) for by in self.broken_by]
 
 
+class Named(Protocol):
+    """An attack, as a row of a report or as it is registered."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> Role: ...
+    @property
+    def family(self) -> Family | None: ...
+
+
 @dataclass(frozen=True)
 class Families:
     """The names of the attacks of each family: R₀, CE*, G*, C, and all that count."""
@@ -83,9 +94,9 @@ class Families:
     every: frozenset[str]
 
     @classmethod
-    def of(cls, rows: Iterable[AttackRow]) -> Families:
-        """The families of a report's attacks."""
-        rows = [row for row in rows if row.role != "sanity"]
+    def of(cls, attacks: Iterable[Named]) -> Families:
+        """The families of attacks."""
+        rows = [row for row in attacks if row.role != "sanity"]
         strong = [row for row in rows if row.role in ("reference", "strong")]
         return cls(
             _names(row for row in rows if row.role == "reference"),
@@ -96,7 +107,7 @@ class Families:
         )
 
 
-def _names(rows: Iterable[AttackRow]) -> frozenset[str]:
+def _names(rows: Iterable[Named]) -> frozenset[str]:
     return frozenset(row.name for row in rows)
 
 
@@ -279,7 +290,7 @@ def recorded_in(document: Mapping[str, Any]) -> Recorded:
 
 
 def power_in(section: Mapping[str, Any]) -> Power:
-    """The power check as a report holds it, graded anew."""
+    """The power check as a report holds it, graded again."""
     known = section["n"]
     if section["method"] == "none":
         return NOT_CHECKED

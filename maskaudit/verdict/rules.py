@@ -73,7 +73,7 @@ def judge(seen: Observations) -> Judgement:
         needs=needs,
         undecided=frozenset(
             name for name, level in levels.items()
-            if not (level.bounded or level.proven) or (name == "gradient" and _unpowered(seen, level))
+            if not (level.bounded or level.proven) or (name == "gradient" and _power_needs(seen, level) == "points")
         ),
     )  # fmt: skip
 
@@ -103,21 +103,22 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         return "inconclusive", "points", [
             f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
         ]  # fmt: skip
-    certain = levels["gradient"].certain
-    if not (certain or seen.power.passed):
-        checked: Need = "nothing" if seen.power.settled else "points"
-        return "inconclusive", "power" if seen.power == NOT_CHECKED else checked, [seen.power.sentence]
+    if (need := _power_needs(seen, levels["gradient"])) is not None:
+        return "inconclusive", need, [seen.power.sentence]
     most = max(level.bound for level in levels.values())
     return "clear", "nothing", [
         f"At most {most:.1%} of the correctly classified points can be hidden by gradients or loss.",
-        nothing_left(seen) if certain else seen.power.sentence,
+        nothing_left(seen) if levels["gradient"].certain else seen.power.sentence,
     ]  # fmt: skip
 
 
-def _unpowered(seen: Observations, level: Level) -> bool:
-    """Whether the search must meet more points before its power is known."""
-    checked = seen.power != NOT_CHECKED and not seen.power.passed
-    return checked and not seen.power.settled and not level.certain
+def _power_needs(seen: Observations, level: Level) -> Need | None:
+    """What is lacking before `clear` may rest on the power of the search; None where it may, or need not."""
+    if level.certain or seen.power.passed:
+        return None
+    if seen.power == NOT_CHECKED:
+        return "power"
+    return "nothing" if seen.power.settled else "points"
 
 
 def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:

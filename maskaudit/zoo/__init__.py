@@ -62,7 +62,7 @@ def certified_accuracy(entry: ZooEntry, module: nn.Module, eps: float) -> float 
 def _metadata(entry: ZooEntry, trained: dict[str, Any], module: nn.Module) -> dict[str, Any]:
     """What the network's file says, with the entry's own data and ball, and what is certified in it."""
     ball = trained["threat"]
-    eps = entry.eps if entry.eps is not None else ball["eps"] if ball["norm"] == entry.norm else None
+    eps = entry.radius(ball)
     declared = {**trained, "data": entry.data, "outputs": "auto", "threat": {**ball, "norm": entry.norm, "eps": eps}}
     certified = certified_accuracy(entry, module, eps) if eps is not None else None
     return declared if certified is None else {**declared, "certified": certified}

@@ -89,12 +89,8 @@ class _Deep(Target):
 
 def threat_of(entry: ZooEntry, metadata: dict[str, Any], shape: tuple[int, ...]) -> ThreatModel:
     """The ball that an entry is audited in: its own radius, that of its network's training, or the customary one."""
-    bounds = (0.0, 1.0)
-    trained = metadata.get("threat")
-    eps = entry.eps
-    if eps is None and isinstance(trained, dict) and trained.get("norm") == entry.norm:
-        eps = trained.get("eps")
-    return ThreatModel(entry.norm, float(eps or customary_eps(entry.norm, shape, bounds)), bounds)
+    eps = entry.radius(metadata.get("threat") or {}) or customary_eps(entry.norm, shape, (0.0, 1.0))
+    return ThreatModel(entry.norm, eps)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -69,6 +69,10 @@ class ZooEntry:
     data: str = "digits"
     norm: Literal["Linf", "L2"] = "Linf"
     eps: float | None = None
+
+    def radius(self, trained: Mapping[str, Any]) -> float | None:
+        """The radius that it is audited at: its own, or that of its network's training; None for the customary one."""
+        return self.eps if self.eps is not None or trained.get("norm") != self.norm else trained.get("eps")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form, without the functions."""

@@ -49,11 +49,8 @@ class Network:
     @property
     def info(self) -> MethodInfo:
         """The method, with its options applied."""
-        if self.config.method not in RECIPES:
-            return METHODS[self.config.method]
-        recipe = RECIPES[self.config.method]
-        create = functools.partial(recipe.create, **self.options)
-        return MethodInfo(recipe.title, recipe.citation, "", recipe.epochs, recipe.lr, create)
+        method = {**METHODS, **RECIPES}[self.config.method]
+        return replace(method, create=functools.partial(method.create, **self.options)) if self.options else method
 
     def recipe(self) -> list[Any]:
         """Everything that determines the trained weights, as plain JSON types."""

@@ -1,8 +1,8 @@
 """What is known of the zoo's models: the best attack outcome per point, on points fixed once.
 
 A zoo model was built here, so it can be attacked as no one else can: through the network behind the mask
-(`maskaudit.zoo.masks.unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and
-search without gradients run as well, at several times the budget of an audit, and what a certificate proves is
+(`unmask`), with every candidate scored afresh on the masked model itself. White-box attacks and search without
+gradients run as well, at several times the budget of an audit, and what a certificate proves is
 recorded with it. `truth.json` keeps the outcome; `maskaudit zoo truth` writes it, one record per model.
 """
 
@@ -179,7 +179,7 @@ def read_truths(path: Path = TRUTH_FILE) -> dict[str, Truth]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["schema"] != SCHEMA:
-            raise InputError(f"{path} has schema {document['schema']}, expected {SCHEMA}: establish the truth anew.")
+            raise InputError(f"{path} has schema {document['schema']}, expected {SCHEMA}: establish the truth again.")
         points = {data: tuple(numbers) for data, numbers in document["points"].items()}
         return {name: _record(name, record, points) for name, record in document["models"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -201,7 +201,7 @@ def write_truths(truths: Mapping[str, Truth], path: Path = TRUTH_FILE) -> None:
     points: dict[str, tuple[int, ...]] = {}
     for truth in truths.values():
         if points.setdefault(truth.data, truth.points) != truth.points:
-            raise InputError(f"The records on {truth.data} are of different points: establish all of them anew.")
+            raise InputError(f"The records on {truth.data} are of different points: establish all of them again.")
     document = {
         "schema": SCHEMA,
         "points": {data: list(numbers) for data, numbers in sorted(points.items())},

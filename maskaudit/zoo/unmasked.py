@@ -10,7 +10,7 @@ from typing import Any
 
 from maskaudit.zoo import certificates
 from maskaudit.zoo.interface import ZooEntry
-from maskaudit.zoo.masks import ScaledLogits, SoftmaxOutput
+from maskaudit.zoo.masks.outputs import ScaledLogits, SoftmaxOutput
 
 #: The ball of the networks on Fashion-MNIST.
 FASHION: dict[str, Any] = {"data": "fashion-mnist", "eps": 0.1}

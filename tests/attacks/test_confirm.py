@@ -92,7 +92,7 @@ def test_a_noisy_network_is_attacked_for_less_and_no_weaker(
     for looks in (True, False):
         target = Target(Noisy(subjects.standard, 0.5), draws=8)
         if not looks:
-            monkeypatch.setattr("maskaudit.attacks.pgd.confirmation", lambda *points: None)
+            monkeypatch.setattr("maskaudit.attacks.resident.confirmation", lambda *points: None)
         with target:
             attempt = pgd(target, x, y, threat=LINF, rng=point_rng(60), steps=20)
             passes.append(target.ledger.forwards + target.ledger.backwards)

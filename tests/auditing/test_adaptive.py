@@ -19,7 +19,7 @@ from maskaudit.errors import InputError, UsageError
 from maskaudit.loading import LoadedModel
 from maskaudit.repairs.plan_file import parse_plan, plan_document
 from maskaudit.settings import AuditSettings
-from maskaudit.zoo import masks
+from maskaudit.zoo.masks import inputs, outputs
 from maskaudit.zoo.planted import HiddenCorner
 
 #: The plan is what is tested; of the challengers the cheapest stays, so that there are candidates to start from.
@@ -50,7 +50,7 @@ def outcomes(audit: Audit) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def doubly_masked(standard: LoadedModel) -> Audit:
-    return audited(masks.SharpSoftmax(masks.QuantisedInput(network(standard), 4), 100.0))
+    return audited(outputs.SharpSoftmax(inputs.QuantisedInput(network(standard), 4), 100.0))
 
 
 def test_the_plan_that_ran_is_in_the_report(doubly_masked: Audit) -> None:
@@ -80,7 +80,7 @@ def test_two_mechanisms_are_confirmed_alone_and_together(doubly_masked: Audit) -
 
 
 def test_one_mechanism_is_confirmed_by_its_repair(standard: LoadedModel) -> None:
-    audit = audited(masks.QuantisedInput(network(standard), 4))
+    audit = audited(inputs.QuantisedInput(network(standard), 4))
     (note,) = audit.report.verdict.mechanisms[0].confirmed_by
     assert note.together is None
     assert note.alone == note.points > 20
@@ -89,7 +89,7 @@ def test_one_mechanism_is_confirmed_by_its_repair(standard: LoadedModel) -> None
 def test_a_saved_plan_gives_the_same_result(doubly_masked: Audit, standard: LoadedModel, tmp_path: Path) -> None:
     write_outputs([("plan", tmp_path / "plan.json")], doubly_masked.report.to_dict(), None)
     plan = parse_plan(json.loads((tmp_path / "plan.json").read_text()))
-    again = audited(masks.SharpSoftmax(masks.QuantisedInput(network(standard), 4), 100.0), plan=plan)
+    again = audited(outputs.SharpSoftmax(inputs.QuantisedInput(network(standard), 4), 100.0), plan=plan)
     assert outcomes(again) == outcomes(doubly_masked)
     assert again.report.plan["source"] == "file"
     assert plan_document(again.report.to_dict()) == plan_document(doubly_masked.report.to_dict())

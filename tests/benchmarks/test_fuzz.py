@@ -42,7 +42,7 @@ def reader(read: Callable[[bytes], None]) -> Reader:
 
 def test_every_kind_of_finding_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "LIMIT", 0.5)
-    monkeypatch.setattr(running, "WAITING", 2.0)
+    monkeypatch.setattr(running, "WAITING", 6.0)
     seeds = [bytes((kind,)) for kind in range(8)]  # the first executions are the valid files themselves
     folders = iter(range(100))
 

@@ -65,14 +65,14 @@ def test_a_rerun_skips_what_is_there(change: dict[str, Any], again: bool) -> Non
 
 def test_the_digest_follows_the_rooms_that_decide_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "ROOT", tmp_path)
-    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat.py", "maskaudit/report/html.py", "maskaudit/cli.py"):
+    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat/a.py", "maskaudit/report/html.py", "maskaudit/cli.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")
     before = records.sources_digest(*verdict.AUDIT_SOURCES)
     for name in ("maskaudit/report/html.py", "maskaudit/cli.py"):
         (tmp_path / name).write_text("a = 2\n")
     assert records.sources_digest(*verdict.AUDIT_SOURCES) == before
-    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat.py"):
+    for name in ("maskaudit/verdict/rules.py", "maskaudit/threat/a.py"):
         (tmp_path / name).write_text("a = 2\n")
         changed = records.sources_digest(*verdict.AUDIT_SOURCES)
         assert changed != before

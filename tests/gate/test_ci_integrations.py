@@ -97,7 +97,7 @@ def audit_step(tmp_path: Path) -> Runner:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             env={
                 **os.environ, **given, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
                 "GITHUB_OUTPUT": str(output), "GITHUB_ACTIONS": "true", "OMP_NUM_THREADS": "1",
@@ -207,7 +207,7 @@ def test_the_install_step_installs_the_action_itself_and_torch_for_the_cpu(has_t
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
         [str(BASH), "-eo", "pipefail", "-c", install.script],
-        env={"PATH": path, "MASKAUDIT_SOURCE": "/the action"}, check=True, timeout=60,
+        env={"PATH": path, "MASKAUDIT_SOURCE": "/the action"}, check=True, timeout=300,
     )  # fmt: skip
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all(call.startswith("-m pip install") for call in calls)
@@ -259,7 +259,7 @@ def test_the_command_of_the_hook(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
     )
     assert done.returncode == 3, done.stderr

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskaudit.data import load_data
-from maskaudit.zoo import masks
+from maskaudit.zoo.masks import inputs
 from tests.trace.masked_models import Apply, Front
 
 
@@ -130,7 +130,7 @@ class AllInference(nn.Module):
 class Reentrant(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = masks.QuantisedInput(net, 8)
+        self.net = inputs.QuantisedInput(net, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self.net, x, use_reentrant=True)

@@ -16,7 +16,7 @@ from maskaudit.repairs.propose import resolve
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
-from tests.trace import masked_models as zoo
+from maskaudit.zoo.masks import inputs, outputs
 from tests.trace.masked_models import HEALTHY
 
 Points = tuple[Tensor, Tensor]
@@ -120,7 +120,7 @@ def test_files_that_are_no_plans(content: bytes, sentence: str, tmp_path: Path) 
 
 
 def test_a_plan_is_found_again_on_a_fresh_trace(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.SharpSoftmax(zoo.masks.QuantisedInput(net, 4), 100.0)
+    model = outputs.SharpSoftmax(inputs.QuantisedInput(net, 4), 100.0)
     plan = make_plan(traced(model, points), steps=5, targets=2)
     again = parse_plan(json.loads(json.dumps(plan.to_dict())))
     trace = traced(model, points)
@@ -153,7 +153,7 @@ def test_healthy_models_get_no_stage(name: str, build: Any, net: nn.Module, poin
 
 
 def test_own_gradients_never_count_as_repaired(net: nn.Module, points: Points) -> None:
-    trace = traced(zoo.masks.QuantisedInput(net, 4), points)
+    trace = traced(inputs.QuantisedInput(net, 4), points)
     stages = make_plan(trace, steps=50, targets=3).stages
     assert {bool(stage.repairs) for stage in stages if stage.row == "repaired"} == {True}
     assert {stage.row for stage in stages if not stage.repairs} == {"adaptive", "adaptive-ce"}
@@ -164,14 +164,14 @@ def test_own_gradients_never_count_as_repaired(net: nn.Module, points: Points) -
 
 
 def test_two_repairs_are_tried_alone_and_together(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.SharpSoftmax(zoo.masks.QuantisedInput(net, 4), 100.0)
+    model = outputs.SharpSoftmax(inputs.QuantisedInput(net, 4), 100.0)
     stages = [s for s in make_plan(traced(model, points), steps=5, targets=2).stages if s.repairs]
     assert len(stages[0].repairs) == 2
     assert [s.repairs for s in stages if s.purpose == "confirm"] == [(repair,) for repair in stages[0].repairs]
 
 
 def test_stage_order_is_cheapest_first_within_a_set(net: nn.Module, points: Points) -> None:
-    stages = make_plan(traced(zoo.masks.QuantisedInput(net, 4), points), steps=5, targets=3).stages
+    stages = make_plan(traced(inputs.QuantisedInput(net, 4), points), steps=5, targets=3).stages
     repaired = [s for s in stages if s.repairs and s.start == "random"]
     by_set: dict[Any, list[int]] = {}
     for stage in repaired:

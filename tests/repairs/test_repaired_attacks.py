@@ -12,6 +12,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import ThreatModel
+from maskaudit.zoo.masks import inputs, outputs
 from tests.repairs.planned import repaired_attacks
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import MASKED, Masked
@@ -103,7 +104,7 @@ def test_robust_model_behind_a_quantiser(levels: int, pgd_trained: LoadedModel, 
     """The repair leaves what an attack through a straight-through twin leaves, within two points in a hundred."""
     inner = pgd_trained.module
     assert isinstance(inner, nn.Module)
-    target, x, y = opened(zoo.masks.QuantisedInput(inner, levels), points)
+    target, x, y = opened(inputs.QuantisedInput(inner, levels), points)
     plain = Target(StraightThrough(inner, levels).eval())
     twin = torch.ones(len(x), dtype=torch.bool)
     for loss in ("margin", "rescaled", "targeted-margin"):
@@ -117,7 +118,7 @@ def test_robust_model_behind_a_quantiser(levels: int, pgd_trained: LoadedModel, 
 
 
 def test_reruns_agree_and_l2_works(net: nn.Module, points: Points) -> None:
-    target, x, y = opened(zoo.masks.SharpSoftmax(zoo.masks.QuantisedInput(net, 4), 100.0), points)
+    target, x, y = opened(outputs.SharpSoftmax(inputs.QuantisedInput(net, 4), 100.0), points)
     threat = ThreatModel("L2", 1.0)
     with target:
         first, second = (repaired_attacks(target, x, y, threat=threat, rng=rng(len(x)), steps=10) for _ in range(2))

@@ -12,6 +12,7 @@ from maskaudit.results import Location
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import trace_model
+from maskaudit.zoo.masks import inputs, outputs
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import HEALTHY, MASKED, Masked
 
@@ -46,7 +47,7 @@ def test_nothing_is_proposed_for_healthy_models(name: str, build: object, net: n
 
 
 def test_straight_through_gives_the_gradient_of_the_rest(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.QuantisedInput(net, 4).eval()
+    model = inputs.QuantisedInput(net, 4).eval()
     x = points[0].clone().requires_grad_(True)
     repaired = RepairedModel(model, proposals(model, points)[0])
     with repaired.installed():
@@ -84,7 +85,7 @@ def test_boundary_is_the_identity(net: nn.Module, points: Points) -> None:
 
 
 def test_taps_decide_alike_and_passes_are_counted(net: nn.Module, points: Points) -> None:
-    model = zoo.masks.SharpSoftmax(net, 50.0).eval()
+    model = outputs.SharpSoftmax(net, 50.0).eval()
     target = Target(model, outputs="probabilities")
     chosen = proposals(model, points)[0]
     before = target.ledger.copy()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maskaudit import api
 from maskaudit.data import Dataset
 from maskaudit.errors import InputError, UsageError
+from maskaudit.results import AuditReport
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.recognise import recognise
@@ -91,9 +92,14 @@ UNITS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def plain() -> AuditReport:
+    """The audit of a network that answers with logits."""
+    return api.audit(lambda x: 8 * NET(x), DATA, eps=0.1, settings=QUICK).report
+
+
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
-def test_no_honest_network_is_masked_for_its_unit(unit: Callable[[Tensor], Tensor]) -> None:
-    plain = api.audit(lambda x: 8 * NET(x), DATA, eps=0.1, settings=QUICK).report
+def test_no_honest_network_is_masked_for_its_unit(unit: Callable[[Tensor], Tensor], plain: AuditReport) -> None:
     report = api.audit(lambda x: unit(8 * NET(x)), DATA, eps=0.1, settings=QUICK).report
     assert plain.verdict.label == "clear", plain.verdict
     assert report.verdict.label == "clear", report.verdict

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from maskaudit.zoo import masks
+from maskaudit.zoo.masks import backward, inputs, outputs
 
 
 class Front(nn.Module):
@@ -201,13 +201,13 @@ def cast(x: Tensor) -> Tensor:
 
 
 MASKED = (
-    Masked("quantised", lambda n: masks.QuantisedInput(n, 4), "shattered", "", "torch.round(x * (self"),
-    Masked("zero-backward", masks.ZeroBackward, "lying-backward", "", "def backward"),
-    Masked("sine", masks.SineInput, "jagged-surface", "", "torch.sin(self.frequency"),
+    Masked("quantised", lambda n: inputs.QuantisedInput(n, 4), "shattered", "", "torch.round(x * (self"),
+    Masked("zero-backward", backward.ZeroBackward, "lying-backward", "", "def backward"),
+    Masked("sine", inputs.SineInput, "jagged-surface", "", "torch.sin(self.frequency"),
     Masked("tanh", lambda n: Front(n, SaturatedTanh()), "saturation", "front", "torch.tanh(40"),
-    Masked("softmax-x50", lambda n: masks.SharpSoftmax(n, 50.0), "logit-scale", "", "torch.softmax(self.network"),
-    Masked("logits-x1e4", lambda n: masks.ScaledLogits(n, 1e4), "logit-scale", "", "self.network(x) * self.scale"),
-    Masked("hard-labels", masks.HardLabels, "output-hides-loss", "", "one_hot(scores.argmax"),
+    Masked("softmax-x50", lambda n: outputs.SharpSoftmax(n, 50.0), "logit-scale", "", "torch.softmax(self.network"),
+    Masked("logits-x1e4", lambda n: outputs.ScaledLogits(n, 1e4), "logit-scale", "", "self.network(x) * self.scale"),
+    Masked("hard-labels", outputs.HardLabels, "output-hides-loss", "", "one_hot(scores.argmax"),
     Masked("detach", lambda n: Middle(n, Apply(lambda h: h.detach())), "cut", "middle", "lambda h: h.detach()"),
     Masked("data", lambda n: Front(n, Apply(lambda h: h.data * 1)), "cut", "front", "lambda h: h.data"),
     Masked("numpy", lambda n: Front(n, NumpyQuantiser()), "cut", "front", "numpy() * 15"),
@@ -222,7 +222,7 @@ MASKED = (
            "def backward"),
     Masked("hook", HookedGradient, "lying-backward", "", "h.register_hook("),
     Masked("k-wta", lambda n: Middle(n, KWTA()), "jagged-surface", "middle", "flat * (flat >= limit)"),
-    Masked("quantised+softmax-x100", lambda n: masks.SharpSoftmax(masks.QuantisedInput(n, 4), 100.0), "shattered",
+    Masked("quantised+softmax-x100", lambda n: outputs.SharpSoftmax(inputs.QuantisedInput(n, 4), 100.0), "shattered",
            "network", "torch.round(x * (self"),
 )  # fmt: skip
 
@@ -283,9 +283,9 @@ class Statistics(nn.Module):
 
 HEALTHY: tuple[tuple[str, Callable[[nn.Module], nn.Module]], ...] = (
     ("plain", lambda n: n),
-    ("softmax", masks.SoftmaxOutput),
+    ("softmax", outputs.SoftmaxOutput),
     ("log-softmax", lambda n: nn.Sequential(n, nn.LogSoftmax(1))),
-    ("x3", lambda n: masks.ScaledLogits(n, 3.0)),
+    ("x3", lambda n: outputs.ScaledLogits(n, 3.0)),
     ("ste", lambda n: Front(n, Apply(round_ste))),
     ("ste-function", lambda n: Front(n, Apply(lambda h: RoundSTE.apply(h)))),
     ("checkpoint", Checkpointed),

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.report.inspection import text
 from maskaudit.target import Target
-from tests.trace.masked_models import masks
+from maskaudit.zoo.masks import inputs
 
 
 def test_worst_op_first(net: nn.Module, points: tuple[Tensor, Tensor]) -> None:
-    target = Target(masks.QuantisedInput(net, 4).eval())
+    target = Target(inputs.QuantisedInput(net, 4).eval())
     with target:
         found = inspect_model(target, *points, eps=0.2)
     json.dumps(found, allow_nan=False)

@@ -15,10 +15,12 @@ from maskaudit.auditing.inspection import inspection
 from maskaudit.target import PassLedger, Target
 from maskaudit.target.form import Form
 from maskaudit.trace import MAX_POINTS, passes, trace_model
-from maskaudit.trace.health import Differences, clear_side, deciding_pair, margin_gradient, surely_common
+from maskaudit.trace.differences import Differences, clear_side
+from maskaudit.trace.health import deciding_pair, margin_gradient, surely_common
 from maskaudit.trace.model import FEW_POINTS
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import AGAIN_POINTS
+from maskaudit.zoo.masks import inputs
 from tests.trace import masked_models as zoo
 
 Points = tuple[Tensor, Tensor]
@@ -56,8 +58,8 @@ def random_input(net: nn.Module) -> nn.Module:
 
 LOOKS: list[tuple[Build, int]] = [
     (linear, FEW_POINTS),
-    (lambda net: zoo.masks.QuantisedInput(net, 4), FEW_POINTS),
-    (lambda net: zoo.masks.SineInput(net), FEW_POINTS),
+    (lambda net: inputs.QuantisedInput(net, 4), FEW_POINTS),
+    (lambda net: inputs.SineInput(net), FEW_POINTS),
     (honest_quantiser, FEW_POINTS),
     (zigzag, MAX_POINTS),
     (random_input, MAX_POINTS),
@@ -82,9 +84,9 @@ def test_a_second_look_is_taken_only_where_the_first_leaves_a_doubt(
 @pytest.mark.parametrize(
     ("build", "recorded"),
     [
-        (lambda net: zoo.masks.QuantisedInput(net, 4), 1),
+        (lambda net: inputs.QuantisedInput(net, 4), 1),
         (honest_quantiser, 1),
-        (lambda net: zoo.masks.SineInput(net), 2),
+        (lambda net: inputs.SineInput(net), 2),
     ],
 )
 def test_what_moves_is_looked_at_only_where_nothing_else_tells(
@@ -143,7 +145,7 @@ def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
 
 
 def test_a_dead_gradient_is_compared_with_nothing(net: nn.Module, points: Points) -> None:
-    with Target(zoo.masks.QuantisedInput(net, 4).eval()) as target:
+    with Target(inputs.QuantisedInput(net, 4).eval()) as target:
         target.ledger = PassLedger()
         health = trace_model(target, *points, eps=0.2).health
         assert target.ledger.forwards == FEW_POINTS + AGAIN_POINTS
@@ -262,7 +264,7 @@ def test_tracing_imports_nothing_large() -> None:
         "new = {name.split('.')[0] for name in set(sys.modules) - before}\n"
         "assert 'sympy' not in new, new\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
 

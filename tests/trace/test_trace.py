@@ -17,6 +17,7 @@ from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.functions import check_function
 from maskaudit.trace.seen import FunctionCall, function_location
 from maskaudit.verdict.mechanisms import TITLES
+from maskaudit.zoo.masks import inputs, outputs
 from tests.trace import masked_models as zoo
 from tests.trace.masked_models import HEALTHY, MASKED, Masked
 
@@ -50,7 +51,7 @@ def test_no_culprit_in_a_healthy_model(name: str, build: object, net: nn.Module,
 
 
 def test_masks_in_series_are_both_named(net: nn.Module, points: Points) -> None:
-    found = trace(zoo.masks.SharpSoftmax(zoo.masks.QuantisedInput(net, 4), 100.0).eval(), points)
+    found = trace(outputs.SharpSoftmax(inputs.QuantisedInput(net, 4), 100.0).eval(), points)
     assert {c.mechanism for c in found.culprits} == {"shattered", "logit-scale"}
 
 
@@ -139,11 +140,11 @@ def test_op_without_derivative(net: nn.Module, points: Points) -> None:
 def test_output_kinds(net: nn.Module, points: Points) -> None:
     builds = {
         "logits": net,
-        "probabilities": zoo.masks.SoftmaxOutput(net),
+        "probabilities": outputs.SoftmaxOutput(net),
         "log-probabilities": nn.Sequential(net, nn.LogSoftmax(1)),
-        "hard labels": zoo.masks.HardLabels(net),
-        "scaled logits": zoo.masks.ScaledLogits(net, 1e4),
-        "clipped": nn.Sequential(net, nn.Hardtanh(-0.1, 0.1)),
+        "one-hot": outputs.HardLabels(net),
+        "scaled logits": outputs.ScaledLogits(net, 1e4),
+        "clipped logits": nn.Sequential(net, nn.Hardtanh(-0.1, 0.1)),
     }
     assert {kind: trace(model.eval(), points).output_kind for kind, model in builds.items()} == {k: k for k in builds}
 

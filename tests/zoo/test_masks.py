@@ -14,7 +14,7 @@ from maskaudit.data import load_data
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
-from maskaudit.zoo import masks
+from maskaudit.zoo.masks import backward, base, controls, inputs, layers, loops, outputs, random
 from maskaudit.zoo.masks.inputs import dct_basis
 from maskaudit.zoo.masks.outputs import shifted
 from maskaudit.zoo.masks.random import placed
@@ -33,38 +33,38 @@ class Masked:
 
 
 MASKED = (
-    Masked("logits x 1e4", lambda n: masks.ScaledLogits(n, 1e4), "there"),
-    Masked("softmax x 1e4", lambda n: masks.SharpSoftmax(n, 1e4), "zero"),
-    Masked("hard labels", masks.HardLabels, "none"),
-    Masked("rounded probabilities", lambda n: masks.RoundedOutput(n, "probabilities"), "zero"),
-    Masked("rounded logits", lambda n: masks.RoundedOutput(n, "logits"), "zero"),
-    Masked("reverse sigmoid", masks.ReverseSigmoid, "there"),
-    Masked("sine on logits", masks.SineLogits, "wrong"),
-    Masked("shifted vote", masks.ShiftedVote, "none"),
-    Masked("nearest neighbours", lambda n: masks.nearest_neighbours(n, "digits"), "none"),
-    Masked("quantised", lambda n: masks.QuantisedInput(n, 4), "zero"),
-    Masked("sine on input", masks.SineInput, "wrong"),
-    Masked("narrow clip", lambda n: masks.NarrowClip(n, 40.0), "zero"),
-    Masked("jpeg-like", masks.JpegLike, "zero"),
-    Masked("jpeg file", masks.JpegFile, "none"),
-    Masked("thermometer", masks.Thermometer, "none"),
-    Masked("numpy", masks.NumpyRoundTrip, "none"),
-    Masked("k winners", lambda n: masks.k_winners(n, "digits"), "there"),
-    Masked("sign features", lambda n: masks.binary_features(n, "digits"), "zero"),
-    Masked("detach", lambda n: masks.inserted(n, 2, masks.Detach()), "none"),
-    Masked("zero backward", masks.ZeroBackward, "zero"),
-    Masked("random backward", masks.RandomBackward, "wrong"),
-    Masked("flipped backward", masks.FlippedBackward, "wrong"),
-    Masked("noisy backward", masks.NoisyBackward, "wrong"),
-    Masked("input noise", lambda n: masks.InputNoise(n, 0.1), "there"),
-    Masked("sampled smoothing", lambda n: masks.SampledSmoothing(n, 0.1, 8), "there"),
-    Masked("sampled vote", lambda n: masks.SampledVote(n, 0.1, 8), "none"),
-    Masked("resize and pad", lambda n: masks.ResizePad(n, 0.9), "there"),
-    Masked("pruning", lambda n: masks.before_readout(n, masks.StochasticPruning(1.0)), "there"),
-    Masked("dropout on", lambda n: masks.before_readout(n, masks.DropoutOn(0.2)), "there"),
-    Masked("purification", lambda n: masks.purified(n, "digits"), "none"),
-    Masked("chaotic front", masks.ChaoticFront, "wrong"),
-    Masked("two in series", lambda n: masks.SharpSoftmax(masks.QuantisedInput(n, 4), 100.0), "zero"),
+    Masked("logits x 1e4", lambda n: outputs.ScaledLogits(n, 1e4), "there"),
+    Masked("softmax x 1e4", lambda n: outputs.SharpSoftmax(n, 1e4), "zero"),
+    Masked("hard labels", outputs.HardLabels, "none"),
+    Masked("rounded probabilities", lambda n: outputs.RoundedOutput(n, "probabilities"), "zero"),
+    Masked("rounded logits", lambda n: outputs.RoundedOutput(n, "logits"), "zero"),
+    Masked("reverse sigmoid", outputs.ReverseSigmoid, "there"),
+    Masked("sine on logits", outputs.SineLogits, "wrong"),
+    Masked("shifted vote", outputs.ShiftedVote, "none"),
+    Masked("nearest neighbours", lambda n: layers.nearest_neighbours(n, "digits"), "none"),
+    Masked("quantised", lambda n: inputs.QuantisedInput(n, 4), "zero"),
+    Masked("sine on input", inputs.SineInput, "wrong"),
+    Masked("narrow clip", lambda n: inputs.NarrowClip(n, 40.0), "zero"),
+    Masked("jpeg-like", inputs.JpegLike, "zero"),
+    Masked("jpeg file", inputs.JpegFile, "none"),
+    Masked("thermometer", inputs.Thermometer, "none"),
+    Masked("numpy", inputs.NumpyRoundTrip, "none"),
+    Masked("k winners", lambda n: layers.k_winners(n, "digits"), "there"),
+    Masked("sign features", lambda n: layers.binary_features(n, "digits"), "zero"),
+    Masked("detach", lambda n: layers.inserted(n, 2, layers.Detach()), "none"),
+    Masked("zero backward", backward.ZeroBackward, "zero"),
+    Masked("random backward", backward.RandomBackward, "wrong"),
+    Masked("flipped backward", backward.FlippedBackward, "wrong"),
+    Masked("noisy backward", backward.NoisyBackward, "wrong"),
+    Masked("input noise", lambda n: random.InputNoise(n, 0.1), "there"),
+    Masked("sampled smoothing", lambda n: random.SampledSmoothing(n, 0.1, 8), "there"),
+    Masked("sampled vote", lambda n: random.SampledVote(n, 0.1, 8), "none"),
+    Masked("resize and pad", lambda n: random.ResizePad(n, 0.9), "there"),
+    Masked("pruning", lambda n: random.before_readout(n, random.StochasticPruning(1.0)), "there"),
+    Masked("dropout on", lambda n: random.before_readout(n, random.DropoutOn(0.2)), "there"),
+    Masked("purification", lambda n: loops.purified(n, "digits"), "none"),
+    Masked("chaotic front", loops.ChaoticFront, "wrong"),
+    Masked("two in series", lambda n: outputs.SharpSoftmax(inputs.QuantisedInput(n, 4), 100.0), "zero"),
 )
 by_name = pytest.mark.parametrize("masked", MASKED, ids=[masked.name for masked in MASKED])
 
@@ -107,7 +107,7 @@ def test_a_mask_keeps_the_decisions_and_does_to_the_gradient_what_it_says(
 def test_through_the_unmasked_twin_the_masked_model_falls(masked: Masked, net: nn.Module, points: Points) -> None:
     x, y = points
     model = masked.build(net).eval()
-    twin = masks.unmask(model)
+    twin = base.unmask(model)
     with Target(twin, seed=0) as target:
         rng = PointRNG.create(0, "test", torch.arange(len(x)))
         attempt = pgd(target, x, y, threat=THREAT, rng=rng, loss="margin", steps=20)
@@ -118,30 +118,30 @@ def test_through_the_unmasked_twin_the_masked_model_falls(masked: Masked, net: n
 
 def test_unmasking_leaves_the_model_alone_and_reaches_any_depth(net: nn.Module, points: Points) -> None:
     x, _ = points
-    deep = nn.Sequential(masks.QuantisedInput(masks.ZeroBackward(net), 4), nn.Identity()).eval()
+    deep = nn.Sequential(inputs.QuantisedInput(backward.ZeroBackward(net), 4), nn.Identity()).eval()
     before = str(deep)
-    twin = masks.unmask(deep)
+    twin = base.unmask(deep)
     names = {type(module).__name__ for module in twin.modules()}
     assert "ZeroBackward" not in names
     assert "QuantisedInput" not in names
     assert str(deep) == before
     assert torch.equal(twin(x), deep(x))
-    assert torch.equal(masks.unmask(net)(x), net(x))
+    assert torch.equal(base.unmask(net)(x), net(x))
 
 
 def test_settings_show(net: nn.Module) -> None:
-    assert "levels=4" in repr(masks.QuantisedInput(net, 4))
-    assert repr(masks.QuantisedInput(net, 4)) != repr(masks.QuantisedInput(net, 5))
-    assert repr(masks.ShiftedVote(net)) != repr(masks.ShiftedVote(net, hard=False))
+    assert "levels=4" in repr(inputs.QuantisedInput(net, 4))
+    assert repr(inputs.QuantisedInput(net, 4)) != repr(inputs.QuantisedInput(net, 5))
+    assert repr(outputs.ShiftedVote(net)) != repr(outputs.ShiftedVote(net, hard=False))
 
 
 def test_quantisers_give_so_many_levels() -> None:
     x = torch.rand(4, 1, 8, 8)
     for levels in (2, 4, 16):
-        rounded = masks.QuantisedInput(nn.Identity(), levels)(x)
+        rounded = inputs.QuantisedInput(nn.Identity(), levels)(x)
         assert len(rounded.unique()) <= levels
         assert float((rounded - x).abs().max()) <= 0.5 / (levels - 1) + 1e-6
-    decoded = masks.Thermometer(nn.Identity(), 8)(x)
+    decoded = inputs.Thermometer(nn.Identity(), 8)(x)
     assert torch.allclose(decoded, torch.floor(x * 8 + 0.5) / 8)
 
 
@@ -150,7 +150,7 @@ def test_the_honest_quantiser_has_the_gradient_at_the_rounded_input(net: nn.Modu
     x = (x + 0.03).clamp(0, 1)
     rounded = torch.round(x * 3) / 3
     at_rounded = margin_gradient(net, rounded, y)
-    own = margin_gradient(masks.HonestQuantiser(net, 4), x, y)
+    own = margin_gradient(inputs.HonestQuantiser(net, 4), x, y)
     assert own is not None
     assert at_rounded is not None
     assert torch.allclose(own, at_rounded, atol=1e-4)
@@ -160,40 +160,40 @@ def test_the_block_dct_is_orthonormal_and_undone_by_a_fine_step() -> None:
     basis = dct_basis(8)
     assert torch.allclose(basis @ basis.T, torch.eye(8), atol=1e-6)
     x = torch.rand(3, 1, 28, 28)
-    assert torch.allclose(masks.JpegLike(nn.Identity(), 0.01)(x), x, atol=1e-3)
+    assert torch.allclose(inputs.JpegLike(nn.Identity(), 0.01)(x), x, atol=1e-3)
     flat = torch.full((1, 1, 8, 8), 0.4)
-    assert torch.allclose(masks.JpegLike(nn.Identity(), 8.0)(flat), flat, atol=0.5 / 255 + 1e-6)
+    assert torch.allclose(inputs.JpegLike(nn.Identity(), 8.0)(flat), flat, atol=0.5 / 255 + 1e-6)
 
 
 def test_jpeg_files_lose_little_and_something(points: Points) -> None:
     x, _ = points
-    back = masks.JpegFile(nn.Identity(), 90)(x[:8])
+    back = inputs.JpegFile(nn.Identity(), 90)(x[:8])
     assert 0 < float((back - x[:8]).abs().mean()) < 0.1
 
 
 def test_k_winners_keeps_the_largest_share() -> None:
     h = torch.randn(5, 4, 5)
-    kept = masks.KWinners(0.2)(h)
+    kept = layers.KWinners(0.2)(h)
     assert ((kept != 0).flatten(1).sum(dim=1) == 4).all()
     assert torch.equal(kept.flatten(1).amax(dim=1), h.flatten(1).amax(dim=1))
 
 
 def test_nearest_neighbours_count_votes() -> None:
     known, labels = torch.tensor([[0.0], [0.1], [1.0], [1.1], [1.2]]), torch.tensor([0, 0, 1, 1, 1])
-    model = masks.NearestNeighbours(nn.Identity(), known, labels, k=3)
+    model = outputs.NearestNeighbours(nn.Identity(), known, labels, k=3)
     assert torch.allclose(model(torch.tensor([[0.0], [1.1]])), torch.tensor([[2 / 3, 1 / 3], [0.0, 1.0]]))
 
 
 def test_a_reverse_sigmoid_bends_scores_and_keeps_decisions(net: nn.Module, points: Points) -> None:
     x, _ = points
-    bent = masks.ReverseSigmoid(net)(x)
+    bent = outputs.ReverseSigmoid(net)(x)
     assert torch.allclose(bent.sum(dim=1), torch.ones(len(x)), atol=1e-5)
     assert torch.equal(bent.argmax(1), net(x).argmax(1))
     assert not torch.allclose(bent, torch.softmax(net(x), dim=1), atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("kind", "factor"), [(masks.ZeroBackward, 0.0), (masks.FlippedBackward, -1.0)], ids=["zero", "flipped"]
+    ("kind", "factor"), [(backward.ZeroBackward, 0.0), (backward.FlippedBackward, -1.0)], ids=["zero", "flipped"]
 )
 def test_lying_backwards_lie_exactly(
     kind: Callable[[nn.Module], nn.Module], factor: float, net: nn.Module, points: Points
@@ -209,16 +209,16 @@ def test_random_masks_differ_between_calls_and_mean_what_they_hide(net: nn.Modul
     torch.manual_seed(0)
     x, _ = points
     for model in (
-        masks.InputNoise(net, 0.1),
-        masks.SampledSmoothing(net, 0.1, 4),
-        masks.SampledVote(net, 0.3, 4),
-        masks.ResizePad(net, 0.9),
-        masks.before_readout(net, masks.DropoutOn(0.2)),
+        random.InputNoise(net, 0.1),
+        random.SampledSmoothing(net, 0.1, 4),
+        random.SampledVote(net, 0.3, 4),
+        random.ResizePad(net, 0.9),
+        random.before_readout(net, random.DropoutOn(0.2)),
     ):
         answers = [model(x) for _ in range(8)]
         assert any(not torch.equal(answers[0], other) for other in answers[1:])
     h = torch.rand(1, 32).expand(4000, 32)
-    mean = masks.StochasticPruning(0.5)(h).mean(dim=0)
+    mean = random.StochasticPruning(0.5)(h).mean(dim=0)
     assert torch.allclose(mean, h[0], atol=0.12)
 
 
@@ -234,12 +234,12 @@ def test_smoothing_estimates_the_normal_mean() -> None:
     torch.manual_seed(0)
     x = torch.full((2, 1, 1, 1), 0.2)
     exact = torch.special.ndtr(torch.tensor(0.2 / 0.25))
-    vote = masks.SampledVote(_Sign(), 0.25, 4000)(x)
+    vote = random.SampledVote(_Sign(), 0.25, 4000)(x)
     assert torch.allclose(vote[:, 1], exact.expand(2), atol=0.03)
     assert torch.allclose(vote.sum(dim=1), torch.ones(2))
-    smooth = masks.SampledSmoothing(_Sign(), 0.25, 4000)
+    smooth = random.SampledSmoothing(_Sign(), 0.25, 4000)
     assert torch.allclose(smooth(x).exp()[:, 1], exact.expand(2), atol=0.03)
-    twin = masks.unmask(smooth)
+    twin = base.unmask(smooth)
     assert torch.allclose(twin(x).exp()[:, 1], exact.expand(2), atol=0.03)
     assert torch.equal(twin(x), twin(x))
 
@@ -255,7 +255,7 @@ def test_images_move_and_shrink() -> None:
 
 
 def test_purification_goes_towards_the_training_points() -> None:
-    model = masks.purified(nn.Identity(), "digits")
+    model = loops.purified(nn.Identity(), "digits")
     x = load_data("digits", split="test").x[:32]
     noisy = (x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
 
@@ -268,13 +268,15 @@ def test_purification_goes_towards_the_training_points() -> None:
 
 def test_a_chaotic_front_changes_little_and_steeply() -> None:
     x = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    changed = masks.ChaoticFront(nn.Identity(), 0.1)(x)
+    changed = loops.ChaoticFront(nn.Identity(), 0.1)(x)
     assert float((changed - x).detach().abs().max()) <= 0.05 + 1e-6
     (slope,) = torch.autograd.grad(changed.sum(), x)
     assert float(slope.abs().median()) > 10
 
 
-@pytest.mark.parametrize("kind", [masks.Checkpointed, masks.ChannelsLast, masks.HalfPrecision, masks.PerPoint])
+@pytest.mark.parametrize(
+    "kind", [controls.Checkpointed, controls.ChannelsLast, controls.HalfPrecision, controls.PerPoint]
+)
 def test_controls_hide_nothing(kind: Callable[[nn.Module], nn.Module], net: nn.Module, points: Points) -> None:
     model = kind(net).eval()
     assert torch.allclose(model(points[0]), net(points[0]), atol=0.3, rtol=0.05)
@@ -286,7 +288,7 @@ def test_controls_hide_nothing(kind: Callable[[nn.Module], nn.Module], net: nn.M
 
 def test_a_brightness_off_the_graph_leaves_the_gradient_of_the_network(net: nn.Module, points: Points) -> None:
     x, y = points
-    model = masks.SteadyBrightness(net, 0.4)
+    model = controls.SteadyBrightness(net, 0.4)
     even = x - x.mean(dim=(1, 2, 3), keepdim=True) + 0.4
     assert torch.allclose(model(x), net(even), atol=1e-5)
     own, honest = margin_gradient(model, x, y), margin_gradient(net, even, y)
@@ -297,9 +299,9 @@ def test_a_brightness_off_the_graph_leaves_the_gradient_of_the_network(net: nn.M
 
 def test_a_cut_beside_a_live_term_has_the_gradient_of_the_term(net: nn.Module, points: Points) -> None:
     x, y = points
-    model = masks.CutBeside(net, 0.01)
+    model = layers.CutBeside(net, 0.01)
     assert bool(((model(x) - net(x)).abs() < 0.5).all())
-    own, twin = margin_gradient(model, x, y), masks.unmask(model)
+    own, twin = margin_gradient(model, x, y), base.unmask(model)
     assert own is not None
     assert torch.equal(twin(x), net(x))
     pairs = torch.stack([y, model(x).scatter(1, y[:, None], -torch.inf).argmax(dim=1)])

@@ -19,12 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maskaudit.attacks.confirm import confirmation
 from maskaudit.attacks.decision.boundary_search import Proposals, Search, Starts, Terrain
 from maskaudit.attacks.decision.boundary_walk import BoundaryWalk
 from maskaudit.attacks.decision.sign_flips import BLOCK as SIGN_FLIPS_BLOCK
 from maskaudit.attacks.decision.sign_flips import SignFlips
-from maskaudit.attacks.interface import Attempt, BestCandidates
+from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.resident import ResidentBatch
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
@@ -84,14 +83,7 @@ def decision_based(
             walk = BoundaryWalk.begin(terrain, points.clone(), clean, block)
         return Search.begin(terrain, points.clone(), clean, found.member[points], walk)
 
-    batch = ResidentBatch(
-        BestCandidates(x),
-        limit=queries,
-        batch_size=target.batch_size,
-        stop_early=target.stop_early,
-        confirm=confirmation(target, x, y),
-        enter=enter,
-    )
+    batch = ResidentBatch.on(target, x, y, limit=queries, enter=enter)
     while len(batch):
         search, points = batch.state, batch.points
         if batch.ticks % block == 0 and batch.ticks:

@@ -191,19 +191,6 @@ def shard_points(x: Tensor) -> int:
     return min(MOST_SHARD, max(LEAST_SHARD, SHARD_ELEMENTS // max(1, x[0].numel())))
 
 
-def run_here(tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore) -> list[Done[Result]]:
-    """All tasks in this process, as `Engine.run`."""
-    before, done = target.ledger.copy(), list[Done[Result]]()
-    try:
-        for number, task in enumerate(tasks):
-            done.append(run_counted(task, target))
-            on_done(number, done[-1])
-    except BaseException:
-        target.ledger.forwards, target.ledger.backwards = before.forwards, before.backwards
-        raise
-    return done
-
-
 def run_counted(task: Task[Result], target: Target) -> Done[Result]:
     """Run a task and say what it cost."""
     before, started = target.ledger.copy(), time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from maskaudit.auditing.engine.interface import Done, OnDone, Result, Task, ignore, run_here
+from maskaudit.auditing.engine.interface import Done, OnDone, Result, Task, ignore, run_counted
 from maskaudit.target import Target
 
 
@@ -15,7 +15,15 @@ class Local:
         self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore
     ) -> list[Done[Result]]:
         """As `Engine.run`."""
-        return run_here(tasks, target, on_done)
+        before, done = target.ledger.copy(), list[Done[Result]]()
+        try:
+            for number, task in enumerate(tasks):
+                done.append(run_counted(task, target))
+                on_done(number, done[-1])
+        except BaseException:
+            target.ledger.forwards, target.ledger.backwards = before.forwards, before.backwards
+            raise
+        return done
 
     def close(self) -> None:
         """Nothing is held."""

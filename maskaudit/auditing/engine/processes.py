@@ -30,7 +30,6 @@ from maskaudit.auditing.engine.interface import (
     failure,
     ignore,
     run_counted,
-    run_here,
 )
 from maskaudit.errors import UsageError, message
 from maskaudit.target import Target
@@ -68,7 +67,7 @@ class Processes:
     ) -> list[Done[Result]]:
         """As `Engine.run`."""
         if not tasks:
-            return run_here(tasks, target, on_done)
+            return []
         crew = _Crew(tasks, target, on_done)
         waiting = list(range(len(tasks)))
         for workers in (*[self.workers] * (TRIES - 1), 1):

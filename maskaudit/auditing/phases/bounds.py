@@ -33,7 +33,7 @@ def run(state: AuditState) -> None:
 def _search(state: AuditState, spec: AttackSpec, left: Tensor) -> None:
     attacker, passes = state.attacker, state.settings.effort.bound_passes
     try:
-        network = searchable(state.target, state.ledger.x[left[:1]])
+        network = searchable(state.target, state.ledger.x[state.ledger.correct])
     except AttackUnavailable as reason:
         attacker.skip(spec, str(reason))
         return

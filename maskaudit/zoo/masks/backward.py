@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from maskaudit.sums import column
 from maskaudit.zoo.masks.base import Mask
 
 #: Length of the noise that is added to a gradient, in units of the gradient's own.
@@ -56,9 +57,8 @@ class _NoisyGradient(_Identity):
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         noise = torch.randn_like(gradient)
-        shape = (-1, *[1] * (gradient.dim() - 1))
         longer = NOISE * gradient.flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1).clamp_min(1e-30)
-        return gradient + longer.view(shape) * noise
+        return gradient + column(longer, gradient) * noise
 
 
 class ZeroBackward(_Blinded):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maskaudit.sums import column
 from maskaudit.zoo.masks.base import Mask, unmask
 
 
@@ -59,7 +60,7 @@ class SteadyBrightness(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        measured = x.detach().flatten(1).mean(dim=1).view(-1, *[1] * (x.dim() - 1))
+        measured = column(x.detach().flatten(1).mean(dim=1), x)
         scores: Tensor = self.network(x - measured + self.brightness)
         return scores
 

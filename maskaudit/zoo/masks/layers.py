@@ -13,7 +13,7 @@ from maskaudit.repairs.graft import graft
 from maskaudit.zoo.masks.base import Described, Mask
 from maskaudit.zoo.masks.outputs import NearestNeighbours
 
-#: Ridge of a readout that is fitted anew, as a share of the mean squared feature.
+#: Ridge of a readout that is fitted again, as a share of the mean squared feature.
 RIDGE = 1e-3
 #: Training points that a readout is fitted on, at most.
 READOUT_POINTS = 10_000
@@ -138,12 +138,12 @@ def inserted(network: nn.Module, position: int, layer: nn.Module) -> nn.Sequenti
 
 
 def k_winners(network: nn.Module, data: str, share: float = 0.2) -> nn.Module:
-    """Every ReLU replaced by k-winners-take-all, the readout fitted anew."""
+    """Every ReLU replaced by k-winners-take-all, the readout fitted again."""
     return with_new_readout(replaced(network, nn.ReLU, lambda: KWinners(share)), data)
 
 
 def binary_features(network: nn.Module, data: str) -> nn.Module:
-    """Penultimate features turned into signs about their training mean, the readout fitted anew."""
+    """Penultimate features turned into signs about their training mean, the readout fitted again."""
     features, _ = _training_features(network, data)
     body = list(copy.deepcopy(network).children())
     return with_new_readout(nn.Sequential(*body[:-1], SignActivation(features.mean(dim=0)), body[-1]), data)

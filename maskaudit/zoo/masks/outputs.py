@@ -68,7 +68,7 @@ class RoundedOutput(Mask):
 
 
 class ReverseSigmoid(Mask):
-    """Probabilities p − β(σ(γ σ⁻¹(p)) − ½), normalised: the decision stays, the slope of the scores turns round.
+    """Probabilities p − β(σ(γ σ⁻¹(p)) − ½), normalised: the decision stays, the slope of the scores is reversed.
 
     T. Lee, B. Edwards, I. Molloy, D. Su, "Defending against neural network model stealing attacks using deceptive
     perturbations", 2018, section IV.

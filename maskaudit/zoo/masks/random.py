@@ -88,7 +88,7 @@ def log_mean(scores: Tensor) -> Tensor:
 class ResizePad(Mask):
     """Images shrunk to a random size and put at a random place on a black ground (Xie et al. 2018).
 
-    Size and place are drawn anew for every image, and are no whole pixels: the images here are small.
+    Size and place are drawn afresh for every image, and are no whole pixels: the images here are small.
 
     Args:
         smallest: smallest side as a share of the image's.
