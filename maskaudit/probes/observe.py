@@ -24,7 +24,8 @@ class ActivationSite:
     ordinal: int
 
 
-Handler = Callable[[ActivationSite, ActivationCall], None]
+#: Told of a place, the call there, and how many rows of its tensor belong to points of the audit, before copies.
+Handler = Callable[[ActivationSite, ActivationCall, int], None]
 
 
 def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> None:
@@ -43,7 +44,8 @@ def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> Non
         x = _argument(call)
         assert x is not None
         with below():
-            handler(ActivationSite(place, number), ActivationCall(place.op, x.detach(), call.args[1:], call.kwargs))
+            seen = ActivationCall(place.op, x.detach(), call.args[1:], call.kwargs)
+            handler(ActivationSite(place, number), seen, x.shape[0] // call.points * call.meant)
 
     watch_points(context.target, context.x, name_of, tell)
 
