@@ -132,6 +132,20 @@ def test_a_fixed_batch_size(make: type[nn.Module], fixed: bool, export: Export) 
         assert torch.allclose(loaded.module(x), net(x), atol=1e-6)
 
 
+def test_a_view_of_what_attention_made(export: Export) -> None:
+    """Its strides depend on the kernel that computes it: those of a rehearsal are others."""
+
+    class Viewed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            parts = x.reshape(-1, 4, 2, 3).transpose(1, 2)
+            found = nn.functional.scaled_dot_product_attention(parts, parts, parts)
+            return found.permute(0, 2, 1, 3).view(-1, 24)
+
+    x = torch.rand(3, 24, generator=torch.Generator().manual_seed(0))
+    loaded = load_model(str(export(Viewed(), x, free=False)))
+    assert torch.allclose(loaded.module(x), Viewed()(x), atol=1e-6)
+
+
 def test_training_mode_is_noted(export: Export) -> None:
     loaded = load_model(str(export(nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train())))
     assert "exported in training mode" in " ".join(loaded.notes)
