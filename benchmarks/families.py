@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -81,7 +82,7 @@ def main() -> int:
     done: dict[str, Record] = {}
     for record in records.read() if records else []:
         join(done, record)
-    for name in names:
+    for name in sorted(names, key=lambda name: done.get(name, {}).get("parameters", math.inf)):  # small ones first
         missing = [form for form in arguments.forms if form not in done.get(name, {"forms": ()})["forms"]]
         if missing:
             record = tried(name, missing)

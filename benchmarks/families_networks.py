@@ -237,12 +237,18 @@ TRANSFORMERS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "efficientnet": (
         "EfficientNetForImageClassification",
         (3, 32, 32),
-        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 1280},
+        {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640},
     ),
     "perceiver": (
         "PerceiverForImageClassificationConvProcessing",
         (3, 32, 32),
-        {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "num_blocks": 1},
+        {
+            "num_latents": 16,
+            "d_latents": 64,
+            "num_self_attends_per_block": 2,
+            "num_blocks": 1,
+            "num_cross_attention_heads": 1,
+        },
     ),
 }
 

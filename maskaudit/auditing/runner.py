@@ -106,7 +106,7 @@ def run_audit(
         reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
         form=Form(features=threat.features),
     )  # fmt: skip
-    check_branches(None if settings.black_box else loaded.module, settings.branches)
+    check_branches(None if settings.black_box else target.model, settings.branches)
     known = catalogue(settings.effort, threat.norm)
     with target, _few_threads(loaded, data, settings):
         keeper = Keeping(on_event, keep)

@@ -16,7 +16,7 @@ from maskaudit import foreign
 from maskaudit.bounds.network import Network, UnboundableError
 from maskaudit.bounds.operations import FOLDABLE, HANDLERS, Builder, Folded, Ref
 from maskaudit.errors import describe_error
-from maskaudit.loading.graph import FixedBatch, Program
+from maskaudit.loading.graph import Program
 from maskaudit.target import Target
 from maskaudit.target.belongings import Belongings
 from maskaudit.target.preserve import preserved_random_state
@@ -52,13 +52,13 @@ def captured(target: Target, x: Tensor) -> Network:
 
 def _recorded(target: Target, x: Tensor) -> fx.GraphModule:
     model = target.model
-    points = target.form.most or (model.size if isinstance(model, FixedBatch) else BATCH)
+    points = target.form.most or BATCH
     example, before = x[:1].expand(points, *x.shape[1:]).contiguous(), Belongings(model)
     call: Callable[[Tensor], Tensor] = target.bare
     try:
         with torch.no_grad(), preserved_random_state(), warnings.catch_warnings(), foreign.Call():
             warnings.simplefilter("ignore")
-            if isinstance(model.module if isinstance(model, FixedBatch) else model, Program):
+            if isinstance(model, Program):
                 # a rehearsal refuses what reads values of the input; sizes and bounds that it holds must be read
                 call = make_fx(lambda x: target.bare(x), tracing_mode="real")(example)
             functional = functionalize(lambda x: call(x), remove="mutations_and_views")

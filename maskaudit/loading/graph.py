@@ -24,6 +24,8 @@ from maskaudit.loading.graph_limits import (
     rehearsing,
     stand_in,
 )
+from maskaudit.target.chunks import FixedBatch
+from maskaudit.target.scores import columns
 
 #: Shape of an input with the batch axis; None where a file leaves the size open.
 Shape = Sequence[int | None]
@@ -184,26 +186,6 @@ def _attribute(part: str) -> str:
     return "".join(character if character.isprintable() else "_" for character in part) or "_"
 
 
-class FixedBatch(nn.Module):
-    """A model that takes batches of exactly `size` points, made to take any number: padded, cut and put together.
-
-    The padding repeats the last point; its answers are dropped.
-    """
-
-    def __init__(self, module: nn.Module, size: int) -> None:
-        super().__init__()
-        self.module, self.size = module, size
-
-    def forward(self, x: Tensor) -> Any:
-        """Scores (N, K) of the model for inputs (N, …); of exactly `size` points whatever the model returns."""
-        if len(x) == self.size:
-            return self.module(x)
-        spare = -len(x) % self.size
-        padded = torch.cat([x, x[-1:].expand(spare, *x.shape[1:])]) if spare else x
-        parts = [_scores(self.module(part)) for part in padded.split(self.size)]
-        return torch.cat(parts)[: len(x)]
-
-
 class Modeless(nn.Module):
     """A module whose evaluation mode was settled when it was exported: mode changes do not reach it."""
 
@@ -221,10 +203,8 @@ class Modeless(nn.Module):
         return self
 
 
-def any_batch(
-    module: nn.Module, shape: Shape | None, dtype: torch.dtype = torch.float32
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module, made to take any number of points if it was exported for a fixed one, and a note if so.
+def any_batch(module: nn.Module, shape: Shape | None, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The module, made to take any number of points if it was exported for a fixed one.
 
     Args:
         shape: of the input that the file states, if it does. A fixed first size often is a mere remark, so two batches
@@ -236,22 +216,19 @@ def any_batch(
         ValueError, RuntimeError, …: when its operations do not fit each other.
     """
     if shape is None:
-        return module, ()
+        return module
     size, *rest = shape
     point = [length for length in rest if length is not None]
     known = len(point) == len(rest)
     if isinstance(module, Program) and known:
         size = _batch(module, (size,) if size is not None else BATCHES, point, dtype)
     if size is None or size < 1:
-        return module, ()
+        return module
     if size > MAX_FIXED_BATCH:
         raise TooLarge(f"it takes batches of exactly {size} points, at most {MAX_FIXED_BATCH} are read")
     if known and _takes_two(module, (size, *point), dtype):
-        return module, ()
-    return FixedBatch(module, size), (
-        f"The model was exported for batches of exactly {size}: points are cut into such batches, and the last one is "
-        "filled up with copies whose answers are dropped.",
-    )
+        return module
+    return FixedBatch(module, size)
 
 
 def _batch(module: Program, sizes: Sequence[int], point: Sequence[int], dtype: torch.dtype) -> int | None:
@@ -278,15 +255,8 @@ def _takes_two(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) ->
                 return False
         x = torch.rand(2 * shape[0], *shape[1:]).to(dtype)
         with torch.no_grad():
-            apart = torch.cat([_scores(module(part)) for part in x.split(shape[0])])
-            together = _scores(module(x))
+            apart = torch.cat([columns(module(part), shape[0]) for part in x.split(shape[0])])
+            together = columns(module(x), len(x))
         return together.shape == apart.shape and torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
     except Exception:  # whatever the operations say to a batch that they were not made for
         return False
-
-
-def _scores(output: Any) -> Tensor:
-    if isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    scores: Tensor = getattr(output, "logits", output)
-    return scores

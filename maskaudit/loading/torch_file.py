@@ -104,6 +104,11 @@ def _read_trusted(file: ModelFile, options: Options, wanted: list[str]) -> Conte
     names = ", ".join(printable(name, 60) for name in wanted[:SHOWN]) or "unnamed code"
     if len(wanted) > SHOWN:
         names += f" and {len(wanted) - SHOWN} more"
+    if any(name.startswith("torch.distributed") for name in wanted):
+        raise InputError(
+            f"{file.source} holds the part of every weight that one process of several kept ({names}); save the whole: "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True."
+        )
     if not options.trust_pickle:
         raise UntrustedInputError(
             f"{file.source} is a pickle that would run code when opened ({names}); export a state dict and give "

@@ -10,11 +10,15 @@ import zlib
 import torch
 
 from maskaudit.errors import InputError, describe_error, printable
+from maskaudit.loading.fast_path import write_out
 from maskaudit.loading.interface import Contents, ModelFile, Options
 
 CONVERSION_NOTE = (
     "The model is TorchScript: what is audited are the gradients of the converted model, "
     "which can differ from those of the code it was exported from."
+)
+FAST_PATH_NOTE = (
+    "Attention was traced on torch's fast path, which has no gradient: the operations that it computes were put there."
 )
 
 
@@ -25,12 +29,13 @@ def read(file: ModelFile, options: Options) -> Contents:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.jit.load is deprecated; the file format is not ours to choose
             module = torch.jit.load(io.BytesIO(file.data), map_location="cpu")
+            written = write_out(module)
     except Exception as error:  # damaged archives make torch's C++ reader raise almost anything
         raise InputError(
             f"{file.source} is a TorchScript archive that cannot be opened, it may be truncated, damaged or in need of "
             f"operators from another package ({describe_error(error)})."
         ) from error
-    notes = [CONVERSION_NOTE]
+    notes = [CONVERSION_NOTE, *([FAST_PATH_NOTE] if written else [])]
     if options.arch is not None:
         notes.append("--arch was not used: a TorchScript archive brings its own code.")
     return Contents(module, "torchscript", {}, ("TorchScript archive",), tuple(notes))

@@ -69,11 +69,11 @@ class _Layers:
     points: int
     layers: dict[ActivationSite, _Layer] = field(default_factory=dict)
 
-    def add(self, site: ActivationSite, call: ActivationCall) -> None:
+    def add(self, site: ActivationSite, call: ActivationCall, rows: int) -> None:
         off = call.off() if _is_relu(call) else None
         if off is None:
             return
-        off = off.cpu()
+        off = off[:rows].cpu()
         layer = self.layers.get(site)
         dead = off_everywhere(off, None if layer is None else layer.dead)
         if dead is None:

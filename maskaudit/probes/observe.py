@@ -24,7 +24,8 @@ class ActivationSite:
     ordinal: int
 
 
-Handler = Callable[[ActivationSite, ActivationCall], None]
+#: Told of a place, the call there, and how many rows of its tensor belong to points of the audit, before copies.
+Handler = Callable[[ActivationSite, ActivationCall, int], None]
 
 
 def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> None:
@@ -42,7 +43,8 @@ def observe(context: ProbeContext, ops: frozenset[str], handler: Handler) -> Non
         found = activation(call.name, call.args, call.kwargs)
         assert found is not None
         with below():
-            handler(ActivationSite(place, number), replace(found, x=bare(found.x).detach()))
+            seen = replace(found, x=bare(found.x).detach())
+            handler(ActivationSite(place, number), seen, seen.x.shape[0] // call.points * call.meant)
 
     watch_points(context.target, context.x, name_of, tell)
 

@@ -85,9 +85,10 @@ class _Counts:
     flat: dict[ActivationSite, int] = field(default_factory=dict)
     total: dict[ActivationSite, int] = field(default_factory=dict)
 
-    def add(self, site: ActivationSite, call: ActivationCall) -> None:
+    def add(self, site: ActivationSite, call: ActivationCall, rows: int) -> None:
         mask = _FLAT[call.op](call)
         if mask is not None:
+            mask = mask[:rows]
             self.flat[site] = self.flat.get(site, 0) + int(mask.sum())
             self.total[site] = self.total.get(site, 0) + mask.numel()
 

@@ -101,4 +101,7 @@ def check_branches(model: object, branches: tuple[str, ...]) -> None:
             hint = meant(branch, modules)
             raise UsageError(f"The model has no module {branch!r}{hint}; `maskaudit inspect` lists its branches.")
         if isinstance(modules[branch], torch.jit.ScriptModule):
-            raise UsageError(f"The branch {branch} is TorchScript, whose modules cannot be watched from outside.")
+            raise UsageError(
+                f"The branch {branch} is TorchScript, whose modules cannot be watched from outside; give the module's "
+                "weights with --arch, or export it as .pt2 or ONNX, where `maskaudit inspect` lists the branches."
+            )

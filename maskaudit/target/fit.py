@@ -123,7 +123,8 @@ def in_type(target: Target, dtype: torch.dtype, x: Tensor) -> Target | None:
             before, after = target.scores(x), other.scores(x)
     except Exception:  # foreign code that was not made for this type
         return None
-    rounding = max(torch.finfo(getattr(torch, name)).eps for name in (target.form.dtype, "float32"))
+    types = [torch.finfo(getattr(torch, name)) for name in (target.form.dtype, "float32")]
+    rounding, tiny = max(one.eps for one in types), max(one.tiny for one in types)  # below it digits are lost
     spread, size = float(before.amax() - before.amin()), float(before.abs().amax())
-    allowed = ALIKE * (rounding**0.5 * spread + rounding * size)
+    allowed = ALIKE * (rounding**0.5 * spread + rounding * size + tiny)
     return other if float((before - after).abs().max()) <= allowed else None

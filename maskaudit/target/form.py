@@ -19,7 +19,7 @@ from maskaudit.settings import Layout, Outputs
 from maskaudit.threat import Features
 
 #: Largest batch size that is looked for or read from a file.
-MOST_POINTS = 4096
+MOST_POINTS = 65_536
 #: The smallest normal number of float32: its logarithm replaces that of a probability of 0.
 TINY = float(torch.finfo(torch.float32).tiny)
 #: Kinds whose rows are shares of one whole, and kinds of a single output.

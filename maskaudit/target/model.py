@@ -24,6 +24,7 @@ from maskaudit.errors import GradientError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.belongings import Belongings
+from maskaudit.target.chunks import FixedBatch
 from maskaudit.target.form import SINGLE, Form
 from maskaudit.target.gradient import Gradient
 from maskaudit.target.memory import give_back
@@ -98,6 +99,8 @@ class Target:
         self.mean, self.std = mean, std
         self._normalise = Normaliser()
         self.form = form or Form(outputs)
+        if isinstance(model, FixedBatch):
+            self.model, self.form = model.module, self.form.changed(most=model.size)
         self.draws = draws
         self.reject_class = reject_class
         self.batch_size = self.points_per_pass = batch_size

@@ -145,7 +145,7 @@ class Differences:
         largest = torch.cat(scores).abs().amax(dim=1).split(sizes)
         for place, (scale, _, first) in enumerate(wanted):
             (plus, minus), (up, down) = around[2 * place : 2 * place + 2], margins[2 * place : 2 * place + 2]
-            predicted = ((plus - minus) * grad[first:]).flatten(1).sum(dim=1, dtype=torch.float64)
+            predicted = ((plus - minus).double() * grad[first:]).flatten(1).sum(dim=1)  # float32 may underflow
             scale.add(predicted, up - down, largest[2 * place])
 
 

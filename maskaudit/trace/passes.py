@@ -12,8 +12,9 @@ from torch import Tensor
 from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
+from maskaudit.target.chunks import in_batches
 from maskaudit.target.preserve import drawn_since, seed_generators
-from maskaudit.target.scores import answer_in, columns
+from maskaudit.target.scores import answer_in
 from maskaudit.trace.behaviour import twin
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
@@ -51,11 +52,12 @@ def _leaf(x: Tensor) -> Tensor:
 
 
 def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
-    form = target.form.changed(alone=False, most=0, output_key="" if target.form.most else target.form.output_key)
+    written, most, key = as_written(target.model), target.form.most, target.form.output_key
+    form = target.form.changed(alone=False, most=0, output_key="" if most else key)
 
     def model(inputs: Tensor) -> Any:
         with observer.watching(inputs):
-            output = _in_parts(target, inputs) if target.form.most else as_written(target.model)(inputs)
+            output = in_batches(written, inputs, most, key) if most else written(inputs)
             answer = answer_in(output, form.output_key)
             if isinstance(answer, Tensor):
                 with torch._C.DisableTorchFunction():
@@ -68,15 +70,6 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
     watched.form = form  # one record of all points
     with torch.enable_grad():
         return watched.differentiable_scores(observer.leaf)
-
-
-def _in_parts(target: Target, inputs: Tensor) -> Tensor:
-    """The answers of a model whose batch size is fixed to inputs (N, …), as one; the last ones may be filled up."""
-    size, model = target.form.most, as_written(target.model)
-    spare = -len(inputs) % size
-    filled = torch.cat([inputs, inputs[-1:].expand(spare, *inputs.shape[1:])]) if spare else inputs
-    answers = [columns(model(part), size, target.form.output_key) for part in filled.split(size)]
-    return torch.cat(answers)[: len(inputs)]
 
 
 def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[str, ...]]:

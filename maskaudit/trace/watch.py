@@ -72,12 +72,13 @@ class CallWatcher(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class WatchedCall:
-    """A call about to be made, in a forward pass of so many points."""
+    """A call about to be made, in a forward pass of so many points, the first `meant` of which are no copies."""
 
     name: str
     args: Arguments
     kwargs: Named
     points: int
+    meant: int
 
 
 def watch_points(
@@ -88,16 +89,16 @@ def watch_points(
 
     Args:
         target: the open target.
-        x: points (N, …), batch by batch.
+        x: points (N, …), pass by pass.
         name_of: the name by which a call is told of, if it is.
         tell: given the place, the number of the call there within the pass, and the call.
         own: leave out what the target does itself, and what runs inside custom Functions.
     """
     numbers: Counter[Location] = Counter()
-    points = 0
+    points = meant = 0
 
     def handle(func: Callable[..., Any], name: str, args: Arguments, kwargs: Named) -> Any:
-        call = WatchedCall(name, args, kwargs, points)
+        call = WatchedCall(name, args, kwargs, points, meant)
         known = name_of(call)
         if known is not None:
             site = user_site()
@@ -108,9 +109,12 @@ def watch_points(
         return func(*args, **kwargs)
 
     watcher = CallWatcher(as_written(target.model), handle)
-    for start in range(0, len(x), target.batch_size):
-        batch = x[start : start + target.batch_size]
-        points = len(batch)
+    form = target.form
+    size = 1 if form.alone else form.most or target.batch_size
+    for start in range(0, len(x), size):
+        batch = x[start : start + size]
+        meant = len(batch)
+        points = max(meant, form.most or form.least)
         numbers.clear()
         with watcher.watching():
             target.raw(batch)

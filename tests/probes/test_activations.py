@@ -13,10 +13,16 @@ from torch.nn import functional as F
 from maskaudit.errors import ModelError
 from maskaudit.files import shown_path
 from maskaudit.probes import get
+from maskaudit.probes.interface import ProbeContext
 from maskaudit.probes.observe import ActivationSite, describe, observe
 from maskaudit.probes.run import run_probe
 from maskaudit.probes.saturation import saturated_softmax
 from maskaudit.results import Location, ProbeResult
+from maskaudit.rng import PointRNG
+from maskaudit.target import Target
+from maskaudit.target.chunks import FixedBatch
+from maskaudit.target.form import Form
+from maskaudit.threat import ThreatModel
 from maskaudit.trace.rectifiers import ActivationCall
 
 from .toys import Linear, Through, context, points
@@ -218,7 +224,7 @@ def test_hooks_are_removed_when_the_model_raises() -> None:
     with target_context as ctx:
         ctx.target.model = net
         with pytest.raises(ModelError, match="boom"):
-            observe(ctx, frozenset({"tanh"}), lambda site, call: None)
+            observe(ctx, frozenset({"tanh"}), lambda site, call, rows: None)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
@@ -240,7 +246,7 @@ def test_module_paths_recover_after_an_exception_inside_the_model() -> None:
 
     seen: list[ActivationSite] = []
     with context(Catches(), points(4, 3), batch_size=2) as ctx:
-        observe(ctx, frozenset({"tanh"}), lambda site, call: seen.append(site))
+        observe(ctx, frozenset({"tanh"}), lambda site, call, rows: seen.append(site))
     assert [(site.location.module, site.ordinal) for site in seen] == [("act", 0), ("act", 0)]
 
 
@@ -251,7 +257,9 @@ def test_observed_values_and_answers_are_those_of_the_plain_model() -> None:
     with context(net, x) as ctx:
         plain_scores = ctx.target.raw(x)
         observe(
-            ctx, frozenset({"relu"}), lambda site, call: calls.append(ActivationCall(call.op, call.x.clone(), (), {}))
+            ctx,
+            frozenset({"relu"}),
+            lambda site, call, rows: calls.append(ActivationCall(call.op, call.x.clone(), (), {})),
         )
         assert torch.equal(ctx.target.raw(x), plain_scores)
     assert torch.equal(calls[0].x, net[0](x))
@@ -261,3 +269,38 @@ def test_observed_values_and_answers_are_those_of_the_plain_model() -> None:
 def test_places_read_well() -> None:
     assert describe(Location("layers.1", "tanh", "/a/net.py", 14)) == "tanh in layers.1 (net.py:14)"
     assert describe(Location("", "clamp")) == "clamp"
+
+
+# --- models that take points in other numbers --------------------------------------------------------
+
+
+class ThreeAtATime(nn.Module):
+    """A network with its batch size written into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(Linear(3, 8), nn.ReLU(), Linear(8, 4), nn.Tanh(), Linear(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.reshape(3, 3)).reshape(3, 2)
+
+
+@pytest.mark.parametrize("rule", ["dead-relu", "saturation"])
+def test_every_point_counts_once_whatever_the_batch_size(rule: str) -> None:
+    """Seven points, in threes that are filled up, and each alone: what a probe measures stays the same."""
+    model, x = ThreeAtATime(), points(7, 3)
+    y = torch.zeros(7, dtype=torch.int64)
+    found = []
+    ways = (model.net, Form()), (model, Form(most=3)), (FixedBatch(model, 3), None), (model.net, Form(alone=True))
+    for asked, form in ways:
+        with Target(asked, bounds=(-10.0, 10.0), form=form) as target:
+            rng = PointRNG.create(0, "test", torch.arange(7))
+            done = run_probe(get(rule), ProbeContext(target, x, y, ThreatModel("Linf", 0.1, (-10.0, 10.0)), rng))
+        layers = [
+            (layer["place"].partition(" in ")[0], layer.get("dead"), layer.get("flat_share"))
+            for layer in done.details["layers"]
+        ]
+        found.append((done.value, done.n, done.details.get("points_with_a_zero_layer"), layers))
+    assert found[0][0] is not None
+    assert found == [found[0]] * 4

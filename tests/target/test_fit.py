@@ -181,6 +181,21 @@ def test_a_copy_in_another_type_answers_alike_or_is_none() -> None:
         assert next(NET.parameters()).dtype == torch.float32
         assert in_type(Target(lambda x: NET(x)), torch.float64, X[:4]) is None
 
+    class Tiny(nn.Module):
+        """Scores of a few digits, below the normal numbers of float32."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 3)
+            nn.init.zeros_(self.last.bias)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(NET.to(x.dtype)(x) * 1e-43)
+
+    with Target(Tiny()) as target:
+        assert in_type(target, torch.float64, X[:4]) is not None
+    NET.float()
+
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return NET(x.float()) if x.dtype == torch.float32 else torch.zeros(len(x), 3, dtype=x.dtype)

@@ -308,6 +308,21 @@ def test_rounding_inside_a_network_accuses_no_gradient() -> None:
         assert trace_model(target, x, y).health.poor
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_scores_below_the_normal_numbers_accuse_no_gradient_but_one_that_lies(sign: float) -> None:
+    """Random weights of deep networks give scores around 1e-41, of which float32 keeps a few digits."""
+    torch.manual_seed(0)
+    tanh, last = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh()), nn.Linear(32, 3, bias=False)
+    lie = zoo.Apply(lambda h: sign * h + (h - sign * h).detach())
+    x = torch.rand(16, 1, 8, 8)
+    model = nn.Sequential(tanh, lie, zoo.Apply(lambda h: h * 1e-20), last, zoo.Apply(lambda z: z * 3e-21))
+    with Target(model, bounds=(0.0, 1.0)) as target:
+        scores = target.scores(x)
+        assert 0 < float(scores.abs().max()) < 1e-40
+        trace = trace_model(target, x, target.predict(scores))
+    assert trace.health.poor is (sign < 0)
+
+
 def test_a_model_that_ignores_its_input_is_called_constant() -> None:
     layer = nn.Linear(64, 3)
     nn.init.zeros_(layer.weight)

@@ -20,6 +20,7 @@ from maskaudit.results import Location
 from maskaudit.rng import PointRNG
 from maskaudit.sources import load_model
 from maskaudit.target import Target
+from maskaudit.target.chunks import FixedBatch
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.rectifiers import ActivationCall
 from maskaudit.trace.watch import CallWatcher
@@ -76,7 +77,7 @@ def sites(model: nn.Module, x: Tensor) -> dict[Location, Tensor]:
     """Where the probes see rectifiers, and which units are off at every point there."""
     found: dict[Location, Tensor] = {}
 
-    def note(site: Any, call: ActivationCall) -> None:
+    def note(site: Any, call: ActivationCall, rows: int) -> None:
         off = call.off()
         assert off is not None
         found[site.location] = off.all(dim=0)
@@ -116,3 +117,20 @@ def test_activations_of_an_exported_program_are_placed_where_it_was_written(tmp_
     found = sites(module, torch.rand(6, 3))
     assert {place.file for place in found} == {shown_path(__file__)}
     assert [place.line for place in found][1:] == [place.line for place in written][1:]  # nn.ReLU is torch's own line
+
+
+def test_activations_of_a_program_exported_for_two_points_are_seen_at_any_number(tmp_path: Path) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Shifted()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x.flip(0).reshape(2, 3)).reshape(2, -1).flip(0)
+
+    torch.export.save(torch.export.export(Written().eval(), (torch.rand(2, 3),)), tmp_path / "model.pt2")
+    module = load_model(str(tmp_path / "model.pt2")).module
+    assert isinstance(module, FixedBatch)
+    x = torch.rand(5, 3)
+    found, written = sites(module, x), sites(Shifted(), x)
+    assert [place.line for place in found][1:] == [place.line for place in written][1:]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import InputError, describe_error, printable
 from maskaudit.files import is_file
-from maskaudit.loading.graph import FixedBatch, GraphStep, Program, any_batch
+from maskaudit.loading.graph import GraphStep, Program, any_batch
 from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, check_name, input_shape
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
@@ -31,6 +31,7 @@ from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.tables import one_input, plain_tables
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
+from maskaudit.target.chunks import FixedBatch
 
 CONVERSION_NOTE = (
     "The model is ONNX, converted to torch operations: what is audited are the gradients of the converted model, "
@@ -67,9 +68,9 @@ def read(file: ModelFile, options: Options) -> Contents:
         spelt = spelt_out(onnx, model, opset, functools.partial(_tensor, onnx), functools.partial(_attribute, onnx))
         _check_operators(onnx, file.source, spelt, spelt=True)
         program, shape, dtype = _convert(onnx, spelt.graph, opset)
-        module, notes = any_batch(program, shape, dtype)
+        module, notes = any_batch(program, shape, dtype), tuple[str, ...]()
         if isinstance(module, FixedBatch):
-            program, module, notes = _opened(onnx, spelt, opset, module.size) or (program, module, notes)
+            program, module, notes = _opened(onnx, spelt, opset, module.size) or (program, module, ())
         if shape:
             batch = module.size if isinstance(module, FixedBatch) else shape[0] or 2
             notes += compare(onnx, file.source, asked, spelt, program, [batch, *shape[1:]])
@@ -206,7 +207,7 @@ def _opened(onnx: Any, model: Any, opset: int, size: int) -> tuple[Program, nn.M
         return None
     try:
         program, shape, dtype = _convert(onnx, free.graph, opset)
-        module, _ = any_batch(program, shape, dtype)
+        module = any_batch(program, shape, dtype)
     except Exception:  # whatever a graph says whose reshapes meant something else
         return None
     if isinstance(module, FixedBatch):

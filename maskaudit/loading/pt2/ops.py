@@ -108,6 +108,30 @@ def _copied(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -
     return source.to(x.dtype).expand_as(x)
 
 
+def _quantised(x: torch.Tensor, scale: Any, zero: Any, low: Any, high: Any, dtype: torch.dtype) -> torch.Tensor:
+    """x on the grid of whole numbers from `low` to `high`, kept as real numbers."""
+    return (torch.round(x * (1.0 / scale)) + zero).clamp(low, high)
+
+
+def _restored(
+    x: torch.Tensor, scale: Any, zero: Any, low: Any, high: Any, dtype: torch.dtype, *,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The real numbers that whole numbers on such a grid stand for."""
+    return (x.to(out_dtype or torch.float32) - zero) * scale
+
+
+def _by_channel(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same with scales and zeros (C,) of their own along an axis."""
+
+    def run(x: torch.Tensor, scales: torch.Tensor, zeros: Any, axis: int, *rest: Any, **named: Any) -> Any:
+        sizes = [-1 if place == axis % x.dim() else 1 for place in range(x.dim())]
+        return function(x, scales.reshape(sizes), 0 if zeros is None else zeros.reshape(sizes), *rest, **named)
+
+    return run
+
+
+_GRID = "torch.ops.quantized_decomposed."
 #: Operations that are replaced: no memory is read that was not written, indices are checked, and backward works.
 REPLACED: dict[str, Callable[..., Any]] = {
     "torch.ops.aten.empty.memory_format": _zeros,
@@ -116,6 +140,12 @@ REPLACED: dict[str, Callable[..., Any]] = {
     "torch.ops.aten.copy.default": _copied,
     "torch.ops.aten._unsafe_index.Tensor": torch.ops.aten.index.Tensor,
     "torch.ops.aten._unsafe_index_put.default": torch.ops.aten.index_put.default,
+    # strides depend on how attention is computed, which is not alike everywhere
+    "torch.ops.aten.view.default": torch.ops.aten.reshape.default,
+    **{f"{_GRID}quantize_per_tensor.{form}": _quantised for form in ("default", "tensor", "tensor2")},
+    **{f"{_GRID}dequantize_per_tensor.{form}": _restored for form in ("default", "tensor", "tensor2")},
+    f"{_GRID}quantize_per_channel.default": _by_channel(_quantised),
+    f"{_GRID}dequantize_per_channel.default": _by_channel(_restored),
 }
 
 

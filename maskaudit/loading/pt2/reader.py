@@ -45,7 +45,7 @@ def read(file: ModelFile, options: Options) -> Contents:
     try:
         with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
             module, shape, dtype, notes, trusted = _opened(file, archive, options)
-        module, batch_notes = any_batch(module, shape, dtype)
+        module = any_batch(module, shape, dtype)
     except InputError:
         raise
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
@@ -59,7 +59,7 @@ def read(file: ModelFile, options: Options) -> Contents:
             f"{file.source} is an exported program that cannot be read, it may be damaged or written by another "
             f"version of torch ({describe_error(error)}); export it again."
         ) from error
-    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *batch_notes, *ignored))
+    return Contents(module, "pt2", {}, trusted, (CONVERSION_NOTE, *notes, *ignored))
 
 
 Opened = tuple[nn.Module, Shape, torch.dtype, tuple[str, ...], tuple[str, ...]]
