@@ -12,7 +12,6 @@ import sys
 import pytest
 
 from maskaudit import foreign
-from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
 from maskaudit.command.child import described
 from maskaudit.command.hanging import Watch
@@ -54,7 +53,7 @@ def test_a_message_without_the_secret_counts_for_nothing() -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(hanging.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(foreign.time, "monotonic", lambda: self.now)
 
     def look(self, watch: Watch, seconds: float) -> float | None:
         """Look once a second for so many seconds."""
