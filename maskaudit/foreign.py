@@ -1,7 +1,8 @@
 """Calls of code that is not ours: marked while they last, refused once the user wants to stop.
 
 A supervisor (`maskaudit.command.supervise`) reads the marks in memory that it shares with the process and its
-workers, so that it notices a call that never returns, also one that hangs in native code.
+workers, so that it notices a call that never returns, also one that hangs in native code. There it also says when what
+foreign code prints is no longer read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import mmap
 import os
 import signal
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Hashable, Iterable, Iterator
 from types import FrameType
 
 #: Entry points through which other packages add probes, attacks and repairs.
@@ -20,6 +22,10 @@ PLUGIN_GROUPS = ("maskaudit.probes", "maskaudit.attacks", "maskaudit.repairs")
 _MARK = struct.Struct("<qq")
 #: Marks on the board; a process uses the one at its id modulo this.
 _SLOTS = 1024
+#: Seconds that a call may last where no number is given, and how many times the longest one before it.
+USUAL_LIMIT, TIMES_LONGEST = 300.0, 20.0
+#: Longest step between two looks that counts: past it this process was suspended, and the calls with it.
+LONGEST_STEP = 5.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +40,7 @@ class Board:
     """Marks of the calls in progress, one per process, in memory shared with all forked children."""
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SLOTS * _MARK.size)
+        self._memory = mmap.mmap(-1, _SLOTS * _MARK.size + 1)
 
     def write(self, process: int, number: int) -> None:
         """Note that a process is at this call."""
@@ -42,7 +48,35 @@ class Board:
 
     def lasting(self) -> dict[int, int]:
         """Number of the call in progress, by process id."""
-        return {process: number for process, number in _MARK.iter_unpack(self._memory[:]) if number % 2}
+        return {process: number for process, number in _MARK.iter_unpack(self._memory[:-1]) if number % 2}
+
+    @property
+    def mute(self) -> bool:
+        """Whether nobody reads any more what foreign code prints; said once, it stays so."""
+        return self._memory[-1] != 0
+
+    def ask_silence(self) -> None:
+        """Let whatever foreign code prints from its next call on lead nowhere."""
+        self._memory[-1] = 1
+
+
+def longest_call(asked: float | None, seen: float) -> float:
+    """Seconds that a call may last: as asked (0: any time), or by the longest that was seen."""
+    return asked if asked is not None else max(USUAL_LIMIT, TIMES_LONGEST * seen)
+
+
+class Stopwatch:
+    """Times what is seen at one look after the other; time in which this process was suspended does not count."""
+
+    def __init__(self) -> None:
+        self._looked, self._lasted = time.monotonic(), dict[Hashable, float]()
+
+    def seen(self, things: Iterable[Hashable]) -> dict[Hashable, float]:
+        """What there is now, and for how many seconds it has been there without a gap."""
+        now = time.monotonic()
+        step, self._looked = min(now - self._looked, LONGEST_STEP), now
+        self._lasted = {thing: self._lasted.get(thing, -step) + step for thing in things}
+        return self._lasted
 
 
 class _Process:
@@ -51,7 +85,7 @@ class _Process:
     def __init__(self) -> None:
         self.board: Board | None = None
         self.pid = self.parent = self.number = self.depth = 0
-        self.handles_signals = self.deferred = False
+        self.handles_signals = self.deferred = self.silent = False
         self.stop: int | None = None
 
 
@@ -73,6 +107,9 @@ class Call:
             _here.pid, _here.parent, _here.number, _here.depth = pid, os.getppid(), 0, 0
         if os.getppid() != _here.parent:
             os._exit(1)
+        if _here.board.mute and not _here.silent:
+            _here.silent = True
+            fall_silent()
         _here.depth += 1
         if _here.depth == 1:
             _here.number += 1
@@ -85,6 +122,14 @@ class Call:
         if not _here.depth:
             _here.number += 1
             _here.board.write(_here.pid, _here.number)
+
+
+def fall_silent() -> None:
+    """Let standard output and standard error lead nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def check() -> None:
@@ -108,6 +153,17 @@ def mark_calls(board: Board) -> None:
     """Mark the calls of this process, and of those that it forks, on a board."""
     _here.board = board
     _here.pid, _here.parent, _here.number, _here.depth = os.getpid(), os.getppid(), 0, 0
+
+
+@contextlib.contextmanager
+def marked_calls(board: Board) -> Iterator[None]:
+    """Within, calls are marked on a board."""
+    before = _here.board
+    mark_calls(board)
+    try:
+        yield
+    finally:
+        _here.board = before
 
 
 def handle_signals() -> None:

@@ -23,7 +23,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
-import io
+import os
 import sys
 from types import ModuleType
 from typing import Any
@@ -171,8 +171,7 @@ def _run_batch(
     images = x if x.dim() == 4 else x.view(len(x), 1, 1, -1)
     unit = ((images - low) / width).clamp(0, 1)
     module = _UnitModel(target, low, width, tuple(x.shape[1:]))
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), torch.enable_grad():
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), torch.enable_grad():
         try:
             if "n_classes" in inspect.signature(attack_class.__init__).parameters:
                 arguments = {"n_classes": module.classes(unit[:1]), **arguments}

@@ -202,7 +202,9 @@ class _Supervisor:
         self.relay.ours("maskaudit: interrupted; the batch in progress is finished first, once more stops at once.\n")
 
     def _look(self) -> None:
-        """Whether a call or an end takes too long, or somebody else wrote into the channel."""
+        """Whether foreign code prints too much, a call or an end takes too long, or the channel was disturbed."""
+        if self.relay.full:
+            self.watch.board.ask_silence()
         if (lasted := self.watch.overdue()) is not None:
             self._kill(
                 f"the model did not answer within {lasted:.0f} s; allow more time per call with --call-timeout SECONDS"

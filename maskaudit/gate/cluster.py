@@ -62,10 +62,11 @@ def audits_on_ray(entries: Sequence[GateEntry], address: str, *, isolate: bool) 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskaudit-")))
         ready = {entry.name: _prepared(entry, folder / str(n), isolate) for n, entry in enumerate(entries)}
         engine = stack.enter_context(closing(Ray(address)))
+        timeouts = {entry.name: entry.request.settings.call_timeout for entry in entries}
         threads = ThreadPoolExecutor(max_workers=max(1, len(entries)))
         stack.callback(threads.shutdown, wait=False, cancel_futures=True)
         under_way: dict[str, Future[Any] | MaskauditError] = {
-            name: file if isinstance(file, MaskauditError) else threads.submit(_audited, engine, file)
+            name: file if isinstance(file, MaskauditError) else threads.submit(_audited, engine, file, timeouts[name])
             for name, file in ready.items()
         }
 
@@ -79,14 +80,14 @@ def audits_on_ray(entries: Sequence[GateEntry], address: str, *, isolate: bool) 
         yield audit
 
 
-def _audited(engine: Ray, file: Path) -> Audit:
+def _audited(engine: Ray, file: Path, call_timeout: float | None) -> Audit:
     """What became of one model's audit.
 
     Raises:
         MaskauditError: when it could not be audited, with the exit status of `check`.
     """
     try:
-        audit: Audit = engine.call(Parcel(0, [file.read_bytes()], []))
+        audit: Audit = engine.call(Parcel(0, [file.read_bytes()], []), call_timeout)
     except EngineError as error:
         raise refusal(f"The model could not be audited: {error}.", MODEL_FAILED_STATUS) from error
     except TaskError as error:

@@ -36,15 +36,16 @@ def address(prefix: str) -> str:
 
 def reachable(url: str) -> bool:
     """Whether the host of a URL, or the proxy that the environment names, accepts a connection within `PATIENCE`."""
-    parts = urlsplit(url)
-    proxy = os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY")
-    parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}") if proxy else parts
-    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 443)
     answers: list[bool] = []
 
     def ask() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout=PATIENCE):
-            answers.append(True)
+        with contextlib.suppress(Exception):  # a name or a port that is none fails in another way than a network
+            parts = urlsplit(url)
+            proxy = os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY")
+            parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}") if proxy else parts
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 443)
+            with socket.create_connection((parts.hostname or "", port), timeout=PATIENCE):
+                answers.append(True)
 
     asking = threading.Thread(target=ask, daemon=True)  # looking a name up may hang, and cannot be interrupted
     asking.start()

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import random
+import signal
+import socket
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack, _pop_torch_function_stack
-from torch.backends import cuda, cudnn, mkldnn
+from torch.backends import cuda, cudnn, mha, mkldnn
 from torch.nn.modules import module as torch_module
 from torch.utils import deterministic
 from torch.utils._python_dispatch import _pop_mode
@@ -93,6 +96,13 @@ def _filters(value: list[Any]) -> None:
     warnings.filters[:] = value  # type: ignore[index]
 
 
+def _handlers(value: dict[int, Any]) -> None:
+    for number, handler in value.items():
+        if handler is not None and handler is not signal.getsignal(number):  # None: set by C code
+            with contextlib.suppress(ValueError, OSError):  # not the main thread, whose handlers nobody else can change
+                signal.signal(number, handler)
+
+
 def _default_device() -> torch.device | None:
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else context.device
@@ -144,7 +154,15 @@ _REST: tuple[Setting, ...] = (
     (lambda: dict(os.environ), _environment),
     (_folder, _go_to),
     _contents(sys.path),
+    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
+    (lambda: {number: signal.getsignal(number) for number in signal.valid_signals()}, _handlers),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    _attribute(logging.root, "level"),
+    _attribute(logging.root.manager, "disable"),
+    (torch.is_warn_always_enabled, torch.set_warn_always),
+    (mha.get_fastpath_enabled, mha.set_fastpath_enabled),
     (sys.getrecursionlimit, sys.setrecursionlimit),
+    (gc.get_threshold, lambda value: gc.set_threshold(*value)),
     (gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
     *(_contents(table) for name, table in vars(torch_module).items() if name.startswith("_global_") and
       isinstance(table, dict)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -217,3 +218,19 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, subjects: Subjects
     assert "maskaudit[torchattacks]" in how
     with pytest.raises(UsageError, match="not installed"):
         attack_names()
+
+
+def test_what_a_model_prints_is_not_kept() -> None:
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def model(inputs: Tensor) -> Tensor:
+        print("word " * 200_000)
+        return inputs.flatten(1)[:, :10] * 10
+
+    y = x.flatten(1)[:, :10].argmax(1)
+    tracemalloc.start()
+    try:
+        run_torchattacks(Target(model), x, y, threat=LINF, rng=point_rng(len(x)), name="PGD", steps=20)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000, "20 calls print a million characters each"
+    finally:
+        tracemalloc.stop()

@@ -25,7 +25,7 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.digest import machine
-from maskaudit.auditing.engine import EngineError, engine_for, ray_node
+from maskaudit.auditing.engine import EngineError, engine_for, ray_node, ray_pulse
 from maskaudit.auditing.engine import ray as ray_engine
 from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, UnfitError, joined, shard_points
 from maskaudit.auditing.engine.local import Local
@@ -316,12 +316,17 @@ class Crashed(Lost):
     """The same, where its worker ended."""
 
 
+class Hung(Lost):
+    """The same, where no one says anything."""
+
+
 class StubRay(types.ModuleType):
     """A cluster of one CPU that pickles what it is given, as the real one does, and loses what it is told to lose."""
 
     def __init__(self, *losses: Lost) -> None:
         super().__init__("ray")
         self.losses, self.parcels, self.puts, self.connected = list(losses), 0, 0, False
+        self.signs = ray_pulse.Signs()
         self.exceptions = types.SimpleNamespace(
             RayError=Lost, RayTaskError=KeyError, WorkerCrashedError=Crashed, OutOfMemoryError=Crashed
         )
@@ -361,19 +366,33 @@ class StubRay(types.ModuleType):
             raise value
         return value.content if isinstance(value, Place) else pickle.loads(value)
 
-    def wait(self, values: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return values[:num_returns], values[num_returns:]
+    def get_runtime_context(self) -> Any:
+        return types.SimpleNamespace(get_node_id=lambda: "abcdefghij")
+
+    def wait(self, values: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        ready = [value for value in values if not isinstance(value, Hung)][:num_returns]
+        return ready, [value for value in values if value not in ready]
 
     def cancel(self, value: Any, force: bool) -> None:
         pass
 
     def remote(self, **_: Any) -> Callable[[Any], Any]:
-        return lambda function: types.SimpleNamespace(remote=functools.partial(self._call, function))
+        return lambda what: types.SimpleNamespace(
+            remote=functools.partial(self._actor if isinstance(what, type) else self._call, what)
+        )
+
+    def _actor(self, _: type) -> Any:
+        methods = {
+            name: functools.partial(self._call, getattr(self.signs, name)) for name in ("note", "forget", "last")
+        }
+        return types.SimpleNamespace(**{name: types.SimpleNamespace(remote=call) for name, call in methods.items()})
 
     def _call(self, function: Any, *given: Any) -> Any:
-        self.parcels += bool(given)
-        if given and self.losses:
-            return self.losses.pop()
+        if function is ray_node.work:
+            self.parcels += 1
+            if self.losses:
+                self.signs.note(given[3], 1 if str(self.losses[-1]) == "in a call" else 0, "abcdefghij", 4711)
+                return self.losses.pop()
         return pickle.dumps(function(*given))
 
 
@@ -455,6 +474,60 @@ def test_ray_does_again_what_is_lost_and_gives_up_what_ends_every_worker(
         assert stub.parcels == most
 
 
+@pytest.mark.parametrize("where", ["in a call", "between two calls"])
+def test_ray_ends_a_worker_that_hangs_and_gives_up_what_hangs_twice(
+    where: str, monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
+) -> None:
+    monkeypatch.setattr(ray_engine, "BEAT", 0.01)
+    monkeypatch.setattr(ray_pulse, "GRACE", 0.0)
+    ended: list[int] = []
+    monkeypatch.setattr(ray_engine, "end_process", ended.append)
+    for times in (1, 2):
+        stubbed(monkeypatch, *[Hung(where) for _ in range(times)])
+        engine = engine_for(AuditSettings(ray="local", call_timeout=0.2))
+        with Target(net) as target:
+            if times == 1:
+                assert torch.equal(run(engine, job(attack_of(still), *points), target).examples, points[0])
+            else:
+                with pytest.raises(ModelError, match=r"did not answer within 0 s; allow.*--call-timeout"):
+                    run(engine, job(attack_of(still), *points), target)
+    assert ended == [4711, 4711]
+
+
+class Moments:
+    """A clock by hand, for a watch over a cluster."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float | None) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("maskaudit.foreign.time.monotonic", lambda: self.now)
+        self.watch = ray_pulse.Watch(limit)
+
+    def late(self, seconds: int, number: int, **calls: tuple[int, int]) -> list[str]:
+        """What is late after so many seconds of the same; for each parcel the number of its sign and its call."""
+        signs = {name: ray_pulse.Sign(*pair, "node", 1) for name, pair in calls.items()}
+        found = self.watch.late(number, signs)
+        for _ in range(seconds):
+            self.now += 1
+            found = self.watch.late(number, signs)
+        return found
+
+
+def test_a_parcel_is_late_in_one_call_in_silence_and_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, silence = 10, 10 + int(ray_pulse.GRACE)
+    assert Moments(monkeypatch, limit).late(limit + 1, 1, a=(1, 3), b=(1, 0)) == ["a"]
+    assert Moments(monkeypatch, limit).late(silence + 1, 1, b=(1, 0)) == ["b"]
+    assert Moments(monkeypatch, limit).late(silence + 1, 1) == [""]
+    assert Moments(monkeypatch, limit).late(silence + 1, 0) == [], "no room in the cluster yet"
+    assert Moments(monkeypatch, 0).late(10 * silence, 1, a=(1, 3)) == []
+    moments = Moments(monkeypatch, None)
+    assert moments.late(200, 1, a=(1, 3)) == []
+    assert moments.late(1000, 1, a=(1, 5)) == [], "two hundred seconds had been seen"
+    moments = Moments(monkeypatch, limit)
+    moments.late(1, 1, a=(1, 3))
+    moments.now += 3600
+    assert moments.late(0, 1, a=(1, 3)) == [], "this process was suspended"
+
+
 def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
@@ -467,7 +540,7 @@ def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX9, and here it is"):
         engine_for(AuditSettings(ray="auto"))
     other = {**here, "torch": "1.0"}
-    _, failed = ray_node.work(other, None, [], [])
+    _, failed = ray_node.work(other, None, ray_engine.import_ray().remote()(ray_pulse.Signs).remote(), "x", [], [])
     assert failed is not None
     assert "results would differ" in failed[2]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,38 @@ SELECT = ("zero-gradient", "pgd", "noise", "square")
 
 
 class Doomed(nn.Module):
-    """A linear model on rounded inputs; on the node whose id is in a file it says so, and never answers."""
+    """A linear model on rounded inputs; on the node whose id is in a file it says so, and never answers, or stops."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, stops: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.head, self.folder = nn.Linear(6, 3), str(folder)
+        self.head, self.folder, self.stops = nn.Linear(6, 3), str(folder), stops
 
     def forward(self, x: Tensor) -> Tensor:
+        print("word " * 100_000)
         doomed = os.path.join(self.folder, "doomed")
         if os.path.exists(doomed) and ray.is_initialized():
             with open(doomed) as file:
                 if file.read() == ray.get_runtime_context().get_node_id():
                     with open(os.path.join(self.folder, f"reached {os.getpid()}"), "w"):
-                        time.sleep(600)
+                        pass
+                    if self.stops:
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    time.sleep(600)
         scores: Tensor = self.head((x * 16).round() / 16)
         return scores
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head and two more nodes, with one CPU each."""
+    """A head and another node, with one CPU each."""
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         head = {"num_cpus": 1, "object_store_memory": STORE, "_system_config": SYSTEM, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+        cluster.add_node(num_cpus=1, object_store_memory=STORE)
         cluster.wait_for_nodes()
         yield cluster
         cluster.shutdown()
@@ -77,29 +81,46 @@ def audited(model: nn.Module, **settings: Any) -> dict[str, Any]:
     return api.run(prepared).report.to_dict()
 
 
+def stop_raylet(node: Any) -> None:
+    os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGSTOP)
+
+
+#: What befalls a node that is at work, and whether the model stops its worker there.
+FATES: dict[str, tuple[Callable[[Any, Any], object], bool]] = {
+    "node lost": (lambda cluster, node: cluster.remove_node(node, allow_graceful=False), False),
+    "node stopped": (lambda cluster, node: stop_raylet(node), False),
+    "worker stopped": (lambda cluster, node: None, True),
+}
+
+
+@pytest.mark.parametrize(("befalls", "stops"), FATES.values(), ids=FATES)
 def test_a_cluster_that_loses_a_node_gives_what_one_process_gives(
-    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    befalls: Callable[[Any, Any], object], stops: bool, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("maskaudit.auditing.engine.interface.MOST_SHARD", 8)
     monkeypatch.setattr("maskaudit.auditing.engine.interface.LEAST_SHARD", 8)
-    model = Doomed(tmp_path)
+    model = Doomed(tmp_path, stops=stops)
     alone = audited(model)
-    node = next(iter(cluster.worker_nodes))
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes()
 
     def watch() -> None:
         while not list(tmp_path.glob("reached *")):
             time.sleep(0.05)
-        cluster.remove_node(node, allow_graceful=False)
+        befalls(cluster, node)
 
     watcher = threading.Thread(target=watch, daemon=True)
     (tmp_path / "doomed").write_text(node.node_id)
     watcher.start()
-    afar = audited(model, ray=cluster.address)
+    afar = audited(model, ray=cluster.address, call_timeout=20.0)
     watcher.join(60)
     assert list(tmp_path.glob("reached *")), "the node was lost with work on it"
     assert not ray.is_initialized()
     assert list(differences(findings(afar), findings(alone))) == []
     assert {row["name"] for row in afar["attacks"] if row["status"] == "ran"} >= {"pgd", "noise", "square"}
+    if node in cluster.worker_nodes:
+        (tmp_path / "doomed").unlink()
+        cluster.remove_node(node, allow_graceful=False)
 
 
 def test_the_models_of_a_gate_are_tasks(cluster: Any, tmp_path: Path) -> None:

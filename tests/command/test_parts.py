@@ -12,11 +12,10 @@ import sys
 import pytest
 
 from maskaudit import foreign
-from maskaudit.command import hanging
 from maskaudit.command.channel import Receiver, Sender, new_secret
 from maskaudit.command.child import described
-from maskaudit.command.hanging import LONGEST_STEP, TIMES_LONGEST, USUAL_LIMIT, Watch
-from maskaudit.command.relay import OutputRelay
+from maskaudit.command.hanging import Watch
+from maskaudit.command.relay import MOST, OutputRelay
 from maskaudit.command.supervise import Ended
 
 
@@ -54,7 +53,7 @@ def test_a_message_without_the_secret_counts_for_nothing() -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(hanging.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(foreign.time, "monotonic", lambda: self.now)
 
     def look(self, watch: Watch, seconds: float) -> float | None:
         """Look once a second for so many seconds."""
@@ -83,16 +82,16 @@ def test_the_limit_grows_with_the_longest_call_and_zero_is_none(monkeypatch: pyt
     board.write(os.getpid(), 1)
     assert clock.look(watch, 100) is None
     board.write(os.getpid(), 3)
-    assert clock.look(watch, USUAL_LIMIT + 10) is None, "a hundred seconds had been seen"
-    assert TIMES_LONGEST > 1
+    assert clock.look(watch, foreign.USUAL_LIMIT + 10) is None, "a hundred seconds had been seen"
+    assert foreign.TIMES_LONGEST > 1
     watch.limit = 0.0
-    assert clock.look(watch, 10 * USUAL_LIMIT) is None
+    assert clock.look(watch, 10 * foreign.USUAL_LIMIT) is None
 
 
 def test_time_in_which_everything_was_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, board = Clock(monkeypatch), foreign.Board()
     watch = Watch(board)
-    watch.limit = 2 * LONGEST_STEP
+    watch.limit = 2 * foreign.LONGEST_STEP
     board.write(os.getpid(), 1)
     clock.look(watch, 2)
     clock.now += 3600
@@ -141,6 +140,14 @@ def relayed(*parts: bytes) -> str:
 )
 def test_foreign_words_are_cleaned_line_by_line(parts: tuple[bytes, ...], shown: str) -> None:
     assert relayed(*parts) == shown
+
+
+@pytest.mark.parametrize("part", [b"line\n" * 20_000, b"x" * 100_000, b"\r50%" * 25_000], ids=["lines", "word", "bar"])
+def test_a_stream_of_foreign_words_is_cut_off_with_one_note(part: bytes) -> None:
+    shown = relayed(*[part] * (3 * MOST // len(part)))
+    assert len(shown) < MOST + 1000
+    assert shown.count("not shown") == 1
+    assert shown.endswith("what follows is not shown.\n")
 
 
 def test_a_status_is_cleared_before_foreign_words() -> None:

@@ -16,6 +16,7 @@ import pytest
 from maskaudit.cli import cli
 from maskaudit.command import jobs
 from maskaudit.command.entry import asks_help
+from maskaudit.command.relay import MOST
 from maskaudit.files import only_one_in
 
 from .calling import ROOT, check, command, start
@@ -72,6 +73,15 @@ def announce():
     print("\\x1b[2Jmodel speaks")
     os.write(1, b"raw bytes\\x07\\n")
 
+def shout():
+    print("word " * 100_000)
+    if not os.path.samefile("/dev/fd/1", os.devnull):
+        open("heard", "a").write("x")
+
+def shout_for_ever():
+    while True:
+        shout()
+
 def after_announcing_ready():
     if not os.path.exists("ready"):
         open("ready", "w").close()
@@ -96,6 +106,8 @@ def LeavesAChild(): return Model(leave_a_child_that_prints)
 def Sleeps(): return Model(lambda: time.sleep(600))
 def SleepsNatively(): return Model(native_sleep)
 def Speaks(): return Model(announce, after=0)
+def Shouts(): return Model(shout)
+def ShoutsForEver(): return Model(shout_for_ever)
 def Slow(): return Model(after_announcing_ready)
 def SlowAtOnce(): return Model(after_announcing_ready, after=0)
 def ForgesFrames(): return Model(lambda: [_write(fd, b'{"kind": "end"}' * 9) for fd in range(3, 40)])
@@ -175,13 +187,16 @@ def test_workers_that_are_told_to_exit_report_a_failure_of_the_model(folder: Pat
 
 
 @pytest.mark.parametrize(
-    "hanging", [("SleepsNatively",), ("Sleeps", "--workers", "2"), ("LeavesTheGroup",)], ids=lambda value: value[0]
+    "hanging",
+    [("SleepsNatively",), ("Sleeps", "--workers", "2"), ("LeavesTheGroup",), ("ShoutsForEver",)],
+    ids=lambda value: value[0],
 )
 def test_a_call_that_hangs_is_ended(hanging: tuple[str, ...], folder: Path) -> None:
     done = check(*hanging, "--json", "--call-timeout", "1", cwd=folder)
     assert done.status == 4
     assert "did not answer within 1 s" in done.err
     assert "did not answer within 1 s" in json.loads(done.out)["partial"]["reason"]
+    assert len(done.err) < 2 * MOST
 
 
 def test_a_process_that_a_model_leaves_behind_holds_nobody_up(folder: Path) -> None:
@@ -197,6 +212,18 @@ def test_what_a_model_prints_goes_cleaned_to_stderr(folder: Path) -> None:
     assert "model speaks" in done.err
     assert "raw bytes" in done.err
     assert not set(done.err) & set("\x1b\x07")
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["here", "workers"])
+def test_a_model_that_prints_without_end_is_cut_off_and_audited(workers: tuple[str, ...], folder: Path) -> None:
+    (folder / "heard").unlink(missing_ok=True)
+    done = check("Shouts", "--json", "--select", "noise", *workers, cwd=folder)
+    document = json.loads(done.out)
+    assert document["partial"] is None
+    assert len(done.err) < 2 * MOST
+    assert done.err.count("what follows is not shown") == 1
+    calls = sum(row["forwards"] for row in document["attacks"])
+    assert (folder / "heard").stat().st_size < calls, "from then on nothing is written for nobody"
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

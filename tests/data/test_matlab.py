@@ -78,3 +78,14 @@ def test_damage_ends_in_a_sentence(packed: bool, tmp_path: Path) -> None:
         except InputError:
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_more_than_a_share_of_the_memory_is_refused(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.mat"
+    path.write_bytes(_saved(packed, x=np.zeros((1000, 1000))))
+    monkeypatch.setattr("maskaudit.data.matlab.largest_file", lambda: 2**20)
+    with pytest.raises(InputError, match=r"quarter of the memory|larger than 1 MiB"):
+        read_arrays(path, ["x"])

@@ -54,6 +54,16 @@ def test_a_host_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     release.append(True)
 
 
+@pytest.mark.parametrize("url", ["https://a..b", "http://127.0.0.1:99999", "http://[x", "", "http://" + "a" * 99])
+def test_an_address_that_is_none_is_not_reachable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr("threading.excepthook", raised.append)
+    assert not network.reachable(url)
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: None)
+    assert not network.reachable("https://example.org")
+    assert raised == []
+
+
 def test_packages_are_told_and_everything_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     constants = types.ModuleType("huggingface_hub.constants")
     constants.HF_HUB_OFFLINE = False  # type: ignore[attr-defined]

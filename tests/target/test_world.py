@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import io
+import logging
 import os
 import pickle
 import random
+import signal
+import socket
 import sys
 import warnings
 from collections import deque
@@ -71,6 +75,15 @@ def meddle() -> None:
     sys.path.insert(0, "/nowhere")
     sys.setrecursionlimit(sys.getrecursionlimit() + 7)
     gc.disable()
+    gc.set_threshold(7)
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+    sys.excepthook = lambda *_: None
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    socket.setdefaulttimeout(7)
+    logging.disable(logging.CRITICAL)
+    logging.root.setLevel(logging.DEBUG)
+    torch.set_warn_always(True)
+    torch.backends.mha.set_fastpath_enabled(False)
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
@@ -145,7 +158,10 @@ def world() -> list[Any]:
         torch.is_grad_enabled(), torch.is_anomaly_enabled(), torch.is_autocast_enabled("cpu"),
         float(np.float64(5e-324) * np.float64(1.0)), vars(torch._tensor_str.PRINT_OPTS).copy(),
         np.geterr(), np.get_printoptions(), list(warnings.filters), dict(os.environ), Path.cwd(), list(sys.path),
-        sys.getrecursionlimit(), gc.isenabled(), len(nn.modules.module._global_forward_hooks),
+        sys.getrecursionlimit(), gc.isenabled(), gc.get_threshold(), id(sys.stdout), id(sys.stderr), id(sys.excepthook),
+        signal.getsignal(signal.SIGINT), socket.getdefaulttimeout(), logging.root.level, logging.root.manager.disable,
+        torch.is_warn_always_enabled(), torch.backends.mha.get_fastpath_enabled(),
+        len(nn.modules.module._global_forward_hooks),
         len(nn.modules.module._global_forward_pre_hooks),
         torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state()),
     ]  # fmt: skip

@@ -22,7 +22,7 @@ def engine_for(settings: AuditSettings) -> Engine:
     if settings.ray:
         from maskaudit.auditing.engine.ray import Ray
 
-        return Ray(settings.ray, device=settings.device, memory=settings.memory)
+        return Ray(settings.ray, device=settings.device, memory=settings.memory, call_timeout=settings.call_timeout)
     if settings.workers is not None:
         from maskaudit.auditing.engine.processes import Processes
 

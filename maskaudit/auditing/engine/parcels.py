@@ -44,7 +44,7 @@ class Parcel:
         first: number of the first of them.
         tasks: each as bytes of something that is called without arguments.
         shared: where in the cluster's store that lies which they share; tasks hold its place in this list.
-        crashes, lost: times that it ended its worker, or was lost with its node.
+        crashes, lost, hung: times that it ended its worker, was lost with its node, or hung there.
     """
 
     first: int
@@ -52,6 +52,7 @@ class Parcel:
     shared: list[Any]
     crashes: int = 0
     lost: int = 0
+    hung: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """A Ray cluster: tasks become remote ones, several in one parcel. The package ray is optional, and on every node.
 
-A task that is lost with its worker or its node is done again. What a task raises is the audit's to judge, as in every
-engine, and is not tried again. Results depend on the program, on torch and on what the processor can do; a node that
-differs in one of them is refused by name.
+A task that is lost with its worker or its node, or hangs there, is done again. What a task raises is the audit's to
+judge, as in every engine, and is not tried again. Results depend on the program, on torch and on what the processor can
+do; a node that differs in one of them is refused by name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic
@@ -30,8 +31,9 @@ from maskaudit.auditing.engine.interface import (
     run_counted,
 )
 from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel
-from maskaudit.auditing.engine.ray_node import difference, what_it_is, work
-from maskaudit.errors import UsageError, describe_error
+from maskaudit.auditing.engine.ray_node import difference, end_process, what_it_is, work
+from maskaudit.auditing.engine.ray_pulse import BEAT, Sign, Signs, Watch
+from maskaudit.errors import ModelError, UsageError, describe_error
 from maskaudit.target import Target
 
 #: The address that starts a cluster on this machine, and ends it.
@@ -52,12 +54,15 @@ class Ray:
             connected already, that connection is used, and left as it is.
         device: where the model is; nodes compute on their CPUs.
         memory: most bytes that each process of a node may take.
+        call_timeout: seconds that one call of the model may take; None adapts to the calls seen, 0 allows any time.
 
     Raises:
         UsageError: without the package, when the cluster cannot be reached, or when a node is of another kind.
     """
 
-    def __init__(self, address: str, *, device: str = "cpu", memory: int | None = None) -> None:
+    def __init__(
+        self, address: str, *, device: str = "cpu", memory: int | None = None, call_timeout: float | None = None
+    ) -> None:
         if torch.device(device).type != "cpu":
             raise UsageError(f"--ray divides the work among CPUs, not on {device}; leave it out there.")
         self.ray: Any = import_ray()
@@ -65,7 +70,9 @@ class Ray:
         if self._ends:
             _connect(self.ray, address)
         try:
-            self._send = partial(self.ray.remote(max_retries=0, num_cpus=1)(work).remote, machine(), memory)
+            self._watch, self._signs = Watch(call_timeout), self.ray.remote(num_cpus=0, max_restarts=-1)(Signs).remote()
+            send = self.ray.remote(max_retries=0, num_cpus=1)(work).remote
+            self._send = partial(send, machine(), memory, self._signs)
             self.packer = Packer(self.ray.cloudpickle, self.ray.put)
             _check_nodes(self.ray)
         except BaseException:
@@ -101,14 +108,14 @@ class Ray:
             target.ledger.add(part.spent)
         return done
 
-    def call(self, parcel: Parcel) -> Any:
-        """What the one job of a parcel returns, where it is done.
+    def call(self, parcel: Parcel, call_timeout: float | None = None) -> Any:
+        """What the one job of a parcel returns, where it is done; `call_timeout` as for a cluster.
 
         Raises:
             EngineError, UnfitError: as `run`.
             ModelError, TaskError, …: what it raised.
         """
-        crew = _Crew[Any](self.ray, self._send, ignore, 1)
+        crew = self._crew(ignore, 1, Watch(call_timeout))
         crew.work(iter([parcel]))
         if crew.failures:
             raise crew.failures[0]
@@ -128,29 +135,36 @@ class Ray:
                 f"The model cannot be sent to the nodes of a cluster ({describe_error(error)}); leave --ray out."
             ) from error
         workers = self.cpus
-        crew = _Crew(self.ray, self._send, on_done, AHEAD * workers)
+        crew = self._crew(on_done, AHEAD * workers, self._watch)
         crew.work(self.packer.parcels(tasks, target, workers))
         return crew
+
+    def _crew(self, on_done: OnDone[Result], most: int, watch: Watch) -> _Crew[Result]:
+        return _Crew(self.ray, self._send, self._signs, watch, on_done, most)
 
 
 class _Crew(Generic[Result]):
     """Parcels on their way: what they found, and what failed, by number of the task."""
 
-    def __init__(self, ray: Any, send: Callable[..., Any], on_done: OnDone[Result], most: int) -> None:
-        self.ray, self.send, self.on_done, self.most = ray, send, on_done, most
+    def __init__(
+        self, ray: Any, send: Callable[..., Any], signs: Any, watch: Watch, on_done: OnDone[Result], most: int
+    ) -> None:
+        self.ray, self.send, self.signs, self.watch, self.on_done, self.most = ray, send, signs, watch, on_done, most
         self.found: dict[int, Done[Result]] = {}
         self.failures: dict[int, Exception] = {}
-        self.flying: dict[Any, Parcel] = {}
+        self.flying: dict[Any, tuple[str, Parcel]] = {}
+        self.looked = time.monotonic()
 
     def work(self, parcels: Iterator[Parcel]) -> None:
         """Have them all done, or all before the first failure."""
         try:
             self._send(parcels)
             while self.flying:
-                ready, _ = self.ray.wait(list(self.flying), num_returns=1)
+                ready, _ = self.ray.wait(list(self.flying), num_returns=1, timeout=BEAT)
                 for answer in ready:
-                    self._heard(answer, self.flying.pop(answer))
+                    self._heard(answer, self.flying.pop(answer)[1])
                 self._send(parcels)
+                self._look()
         finally:
             for answer in self.flying:
                 with contextlib.suppress(Exception):  # where the connection is gone, so are the tasks
@@ -175,7 +189,38 @@ class _Crew(Generic[Result]):
             self._hand(parcel)
 
     def _hand(self, parcel: Parcel) -> None:
-        self.flying[self.send(parcel.tasks, parcel.shared)] = parcel
+        name = os.urandom(8).hex()
+        self.flying[self.send(name, parcel.tasks, parcel.shared)] = name, parcel
+
+    def _look(self) -> None:
+        """End workers that hang, and have what they held done again.
+
+        Raises:
+            ModelError: when that hung before, or nothing in the cluster moves.
+        """
+        if time.monotonic() - self.looked < BEAT:
+            return
+        self.looked = time.monotonic()
+        number, signs = 1, dict[str, Sign]()
+        with contextlib.suppress(self.ray.exceptions.RayError):  # no news: then nothing moves
+            number, signs = self.ray.get(self.signs.last.remote(), timeout=ASKING)
+        flying = {name: (answer, parcel) for answer, (name, parcel) in self.flying.items()}
+        for name in self.watch.late(number, {name: sign for name, sign in signs.items() if name in flying}):
+            answer, parcel = flying.get(name, (None, None))
+            if parcel is None or parcel.hung:
+                raise ModelError(
+                    f"The model, or the nodes of the cluster, did not answer within {self.watch.limit:.0f} s; allow "
+                    "more time per call with --call-timeout SECONDS."
+                )
+            del self.flying[answer]
+            self._end(signs[name])
+            parcel.hung += 1
+            self._hand(parcel)
+
+    def _end(self, sign: Sign) -> None:
+        strategy = self.ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(sign.node, soft=False)
+        end = self.ray.remote(max_retries=0, num_cpus=0, scheduling_strategy=strategy)(end_process)
+        end.remote(sign.process)
 
     def _heard(self, answer: Any, parcel: Parcel) -> None:
         """Take what a parcel brought; one that was lost is sent again.

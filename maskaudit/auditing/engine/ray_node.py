@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import pickle
+import signal
 from collections import OrderedDict
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from maskaudit.auditing.digest import machine
 from maskaudit.auditing.engine.parcels import unpacked
+from maskaudit.auditing.engine.ray_pulse import beating
 from maskaudit.errors import describe_error, message
 from maskaudit.target.memory import limited
 
@@ -55,13 +58,21 @@ def _fetched(place: Any) -> Any:
 def work(
     ours: dict[str, str],
     memory: int | None,
+    signs: Any,
+    name: str,
     tasks: list[bytes],
     shared: list[Any],
 ) -> Answer:
-    """A parcel on a node: its tasks in order, up to the first that fails."""
+    """A parcel on a node: its tasks in order, up to the first that fails; `signs` hears of it under this name."""
     torch.set_num_threads(1)
-    with limited(memory):
+    with limited(memory), beating(signs, name):
         return _done(ours, tasks, shared)
+
+
+def end_process(process: int) -> None:
+    """End a worker of this node that hangs."""
+    with contextlib.suppress(OSError):
+        os.kill(process, signal.SIGKILL)
 
 
 def _done(ours: dict[str, str], tasks: list[bytes], shared: list[Any]) -> Answer:

@@ -99,9 +99,8 @@ READS_NUMBER = frozenset(("item", "_local_scalar_dense"))
 SIZE_OF_NUMBER = frozenset(("arange", "linspace", "logspace"))
 
 
-def _zeros(size: Any, **options: Any) -> Any:
-    options.pop("memory_format", None)
-    return torch.ops.aten.zeros.default(size, **options)
+def _zeros(size: Any, *, dtype: torch.dtype | None = None, **_: Any) -> Any:
+    return torch.zeros(size, dtype=dtype)
 
 
 def _copied(x: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:

@@ -196,6 +196,7 @@ class _Call(nn.Module):
         super().__init__()
         self.function, self.positional, self.keywords, self.several = function, positional, keywords, several
         self.kind = function._schema.name.removeprefix("aten::") if isinstance(function, torch._ops.OpOverload) else ""
+        self._check_types()
         self.watched = self.kind.rstrip("_") in DIVISIONS | FINITE
         self.guarded = bool(self.kind) and is_guarded(self.function)
         self._checked: set[tuple[Any, ...]] = set()
@@ -234,6 +235,15 @@ class _Call(nn.Module):
             return _recurrent_shapes(stated)
         return self._given(self.function(*positional, **keywords))
 
+    def _check_types(self) -> None:
+        """Refuse numbers and texts where a type, a layout or a device belongs: torch would take any at its word."""
+        arguments = self.function._schema.arguments if self.kind else ()  # type: ignore[attr-defined]
+        kinds = {argument.name: TYPES.get(str(argument.real_type)) for argument in arguments}
+        for name, item in (*zip(kinds, self.positional, strict=False), *self.keywords.items()):
+            wanted = kinds.get(name)
+            if wanted is not None and item is not None and not isinstance(item, wanted):
+                raise ValueError(f"{self.function} is given a {name} that is none")
+
     def _check(self, values: tuple[Any, ...], positional: list[Any], keywords: dict[str, Any]) -> None:
         """Check the arguments, once per shapes of the values."""
         key = tuple(value.shape if isinstance(value, Tensor) else value for value in values)
@@ -269,6 +279,11 @@ class _Call(nn.Module):
         return str(self.function)
 
 
+_DESCRIPTIONS = {
+    "ScalarType": torch.dtype, "Layout": torch.layout, "MemoryFormat": torch.memory_format, "Device": torch.device,
+}  # fmt: skip
+#: Types of arguments that describe a tensor, and what they must be.
+TYPES = {**_DESCRIPTIONS, **{f"Optional[{name}]": kind for name, kind in _DESCRIPTIONS.items()}}
 #: Types of arguments that take a number which is no size.
 SCALARS = ("number", "Optional[number]", "float", "Optional[float]", "Tensor", "Optional[Tensor]")
 
