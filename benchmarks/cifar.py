@@ -38,12 +38,12 @@ from maskaudit.data import load_data
 HERE = Path(__file__).resolve().parent
 EPS, POINTS, SEED = "8/255", 64, 0
 RESNET20 = "resnet(width=8, blocks=(3, 3, 3))"
-COMMON = f"--data cifar-10 --model '{RESNET20}' --lr 0.004 --batch-size 128 --augment crop-flip --eps 0.0313725490196"
+COMMON = f"--data cifar-10 --model '{RESNET20}' --batch-size 128 --augment crop-flip --eps 0.0313725490196"
 #: How the networks were trained.
 TRAINED = {
-    "standard": f"train standard {COMMON} --epochs 6 --fraction 0.4",
-    "robust": f"train pgd-at {COMMON} --epochs 6 --fraction 0.3 --attack-steps 2",
-    "distilled": f"train distill {COMMON} --epochs 3 --fraction 0.3",
+    "standard": f"train standard {COMMON} --lr 0.004 --epochs 6 --fraction 0.4",
+    "robust": f"train pgd-at {COMMON} --lr 0.004 --epochs 6 --fraction 0.3 --attack-steps 2",
+    "distilled": f"train distill {COMMON} --lr 0.02 --temperature 20 --epochs 4 --fraction 0.3",
 }
 #: Network, the trained one that it is made of, the one whose examples are transferred to it, and what it is.
 SUBJECTS = {
@@ -51,7 +51,7 @@ SUBJECTS = {
     "robust": ("robust", "standard", "adversarially trained"),
     "k_winners": ("standard", "distilled", "k-winners-take-all activations"),
     "resized": ("standard", "distilled", "resized and padded at random"),
-    "distilled": ("distilled", "standard", "defensive distillation, T = 100"),
+    "distilled": ("distilled", "standard", "defensive distillation, T = 20"),
     "quantised": ("standard", "distilled", "input rounded to 8 levels"),
     "robust_quantised": ("robust", "standard", "adversarially trained, input rounded to 16 levels"),
     "scaled": ("standard", "distilled", "logits × 1,000"),

@@ -13,12 +13,12 @@ from pathlib import Path
 from torch import nn
 
 from maskaudit.sources import load_model
-from maskaudit.zoo import masks
+from maskaudit.zoo.masks import inputs, layers, loops, outputs, random
 
 #: Where the trained networks lie.
 FOLDER = Path(os.environ.get("MASKAUDIT_CIFAR", Path(__file__).resolve().parents[1] / ".cache" / "cifar"))
 #: Principal components on which the purifier projects.
-COMPONENTS = 200
+COMPONENTS = 600
 
 
 def _trained(name: str) -> nn.Module:
@@ -38,50 +38,50 @@ def robust() -> nn.Module:
 
 
 def distilled() -> nn.Module:
-    """Trained by defensive distillation at temperature 100 (Papernot et al. 2016)."""
+    """Trained by defensive distillation at temperature 20 (Papernot et al. 2016)."""
     return _trained("distilled")
 
 
 def quantised() -> nn.Module:
     """The standard network behind an input that is rounded to 8 levels."""
-    return masks.QuantisedInput(standard(), 8)
+    return inputs.QuantisedInput(standard(), 8)
 
 
 def robust_quantised() -> nn.Module:
     """The robust network behind an input that is rounded to 16 levels."""
-    return masks.QuantisedInput(robust(), 16)
+    return inputs.QuantisedInput(robust(), 16)
 
 
 def scaled() -> nn.Module:
     """The standard network with logits times 1,000."""
-    return masks.ScaledLogits(standard(), 1e3)
+    return outputs.ScaledLogits(standard(), 1e3)
 
 
 def robust_scaled() -> nn.Module:
     """The robust network with logits times 1,000."""
-    return masks.ScaledLogits(robust(), 1e3)
+    return outputs.ScaledLogits(robust(), 1e3)
 
 
 def thermometer() -> nn.Module:
     """The standard network behind a thermometer code (Buckman et al. 2018)."""
-    return masks.Thermometer(standard())
+    return inputs.Thermometer(standard())
 
 
 def jpeg() -> nn.Module:
     """The standard network behind the lossy part of JPEG."""
-    return masks.JpegLike(standard())
+    return inputs.JpegLike(standard())
 
 
 def k_winners() -> nn.Module:
     """The standard network with k-winners-take-all activations (Xiao et al. 2020), its last layer fitted anew."""
-    return masks.k_winners(standard(), "cifar-10", 0.3)
+    return layers.k_winners(standard(), "cifar-10", 0.3)
 
 
 def resized() -> nn.Module:
     """The standard network on images that are resized and padded at random (Xie et al. 2018)."""
-    return masks.ResizePad(standard(), 0.9)
+    return random.ResizePad(standard(), 0.9)
 
 
 def purified() -> nn.Module:
     """The standard network behind a loop of gradient steps towards the images' principal components."""
-    return masks.purified(standard(), "cifar-10", COMPONENTS)
+    return loops.purified(standard(), "cifar-10", COMPONENTS)
