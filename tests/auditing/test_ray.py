@@ -119,6 +119,8 @@ def test_a_cluster_that_loses_a_node_gives_what_one_process_gives(
     watcher.join(60)
     assert list(tmp_path.glob("reached *")), "the node was lost with work on it"
     assert not ray.is_initialized()
+    written = b"".join(path.read_bytes() for path in Path(node.get_logs_dir_path()).glob("worker-*"))
+    assert b"word word" not in written, "what a model prints on a node goes nowhere"
     assert list(differences(findings(afar), findings(alone))) == []
     assert {row["name"] for row in afar["attacks"] if row["status"] == "ran"} >= {"pgd", "noise", "square"}
     if node in cluster.worker_nodes:
