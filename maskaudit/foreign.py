@@ -132,6 +132,13 @@ def fall_silent() -> None:
     os.close(nowhere)
 
 
+def stopped(child: int) -> bool:
+    """Whether a signal has stopped a child of this process, and nothing has let it go on."""
+    with contextlib.suppress(OSError):  # ended, and buried
+        return os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
+
+
 def check() -> None:
     """A point where work may be broken off.
 

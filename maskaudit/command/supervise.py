@@ -134,7 +134,7 @@ class _Supervisor:
         self.pid, self.receiver, self.hold_output = pid, receiver, hold_output
         self.ended = Ended()
         self.relay = OutputRelay(streams.err())
-        self.watch = Watch(board)
+        self.watch = Watch(board, pid)
         self.deadline: float | None = None
         self.killed = ""
 

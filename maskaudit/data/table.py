@@ -90,6 +90,8 @@ def load_parquet(
             other = [field.name for field in file.schema_arrow if not _flat(pyarrow, field.type)]
             if other:
                 raise InputError(f"{path}: column {printable(other[0], 60)!r} holds neither numbers nor texts.")
+            texts = [field.name for field in file.schema_arrow if _is_text(pyarrow, field.type)]
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:  # each text once, however many rows
             table = file.read()
         columns = {name: _values(path, name, table.column(place)) for place, name in enumerate(names)}
     except (InputError, UsageError):
@@ -100,11 +102,13 @@ def load_parquet(
 
 
 def _flat(pyarrow: Any, kind: Any) -> bool:
-    types = pyarrow.types
-    value = kind.value_type if types.is_dictionary(kind) else kind
-    return any(
-        getattr(types, f"is_{name}")(value) for name in ("integer", "floating", "boolean", "string", "large_string")
-    )
+    value = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    numbers = any(getattr(pyarrow.types, f"is_{name}")(value) for name in ("integer", "floating", "boolean"))
+    return numbers or _is_text(pyarrow, value)
+
+
+def _is_text(pyarrow: Any, kind: Any) -> bool:
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
 
 def _values(path: Path, name: str, column: Any) -> np.ndarray:
@@ -112,8 +116,11 @@ def _values(path: Path, name: str, column: Any) -> np.ndarray:
         raise InputError(
             f"{path}: column {printable(name, 60)!r} has {column.null_count} empty cells; fill them first."
         )
-    if str(column.type) in ("string", "large_string") or str(column.type).startswith("dictionary"):
-        return np.array(column.to_pylist(), object)
+    if str(column.type).startswith("dictionary"):
+        parts = [(np.array(part.dictionary.to_pylist(), object), part.indices.to_numpy()) for part in column.chunks]
+        if any(len(str(value)) > MAX_CELL for values, _ in parts for value in values):
+            raise InputError(f"{path}: column {printable(name, 60)!r} has a cell of more than {MAX_CELL} characters.")
+        return np.concatenate([values[rows] for values, rows in parts])
     found: np.ndarray = column.to_numpy()
     return found.astype(np.int64) if found.dtype == bool else found
 

@@ -27,6 +27,8 @@ SHOWN = 5
 LEGACY_PICKLES = 5
 #: Longest stretch of consecutive pickles that is searched for names (legacy files hold five).
 MAX_PICKLES = 8
+#: The first torch whose safe loader runs nothing.
+OLDEST_TORCH = "2.6"
 #: Classes that the safe loader may build besides its own: a bag of attributes, in which scripts keep their options.
 HARMLESS = (argparse.Namespace,)
 #: Names that every state dict refers to and torch's safe loader knows.
@@ -133,8 +135,18 @@ def _find_module(content: object) -> nn.Module | None:
     return None
 
 
+def check_version(source: str) -> None:
+    """Raise InputError where torch's safe loader could be tricked."""
+    if torch.__version__ < OLDEST_TORCH:
+        raise InputError(
+            f"{source} is not read with torch {torch.__version__}, whose loader can be tricked (CVE-2025-32434); "
+            f"install torch {OLDEST_TORCH} or newer."
+        )
+
+
 def _load(file: ModelFile, *, weights_only: bool) -> Any:
     if weights_only:
+        check_version(file.source)
         _check_nesting(file)
     plain = not weights_only and file.data[:2] != b"PK" and not file.data.startswith(LEGACY_START)
     try:

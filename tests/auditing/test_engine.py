@@ -130,25 +130,26 @@ def test_what_must_meet_all_points_and_what_runs_on_an_accelerator_stays_whole(p
     assert len(job(attack_of(still), x, y).shards(torch.device("cpu"))) > 1
 
 
-def killed(marks: Path, times: int) -> Any:
-    """An attack that ends the process it runs in, so many times, when it meets the first point; then it is `still`."""
+def killed(marks: Path, times: int, signum: int = signal.SIGKILL) -> Any:
+    """An attack that ends the process it runs in, or stops it, so many times when it meets the first point."""
 
     def dies(target: Target, x: Tensor, y: Tensor, *, rng: PointRNG, **_: Any) -> Attempt:
         if 0 in rng.points and len(list(marks.iterdir())) < times:
             (marks / str(os.getpid())).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signum)
         return still(target, x, y)
 
     return dies
 
 
 @pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_killed_worker_held_is_done_again(
-    workers: int, tmp_path: Path, net: nn.Module, points: tuple[Tensor, Tensor]
+def test_what_a_worker_held_that_is_killed_or_stopped_is_done_again(
+    workers: int, signum: int, tmp_path: Path, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
     with Target(net) as target:
-        attempt = run(Processes(workers), job(attack_of(killed(tmp_path, TRIES - 1)), *points), target)
+        attempt = run(Processes(workers), job(attack_of(killed(tmp_path, TRIES - 1, signum)), *points), target)
         assert target.ledger.forwards == len(points[0]), "what was lost is not counted, what was done is, once"
     assert torch.equal(attempt.examples, points[0])
     assert len(list(tmp_path.iterdir())) == TRIES - 1

@@ -139,6 +139,16 @@ def test_other_settings_are_refused_by_name(settings: dict[str, Any], words: str
         api.run(prepared(select=("pgd",), **settings), out=tmp_path, resume=True)
 
 
+def test_whatever_else_differs_is_refused_by_name(tmp_path: Path) -> None:
+    audit = prepared(select=("pgd",))
+    now = api.fingerprint(audit)
+    assert {"the model", "--arch", "--data", "the threat model", "--surrogate", "--plan", "maskaudit"} < set(now)
+    for name in now:
+        Journal(tmp_path / ".journal", {**now, name: "other"}, resume=False)
+        with pytest.raises(InputError, match=re.escape(f"{name} differs: other then")):
+            api.run(audit, out=tmp_path, resume=True)
+
+
 def test_one_changed_bit_of_the_data_is_another_audit() -> None:
     before = prepared()
     x = before.data.x.clone()

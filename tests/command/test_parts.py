@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -66,7 +67,7 @@ class Clock:
 
 def test_a_call_past_the_limit_is_overdue_and_many_short_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, board = Clock(monkeypatch), foreign.Board()
-    watch = Watch(board)
+    watch = Watch(board, os.getpid())
     watch.limit = 10.0
     for number in range(1, 40, 2):
         board.write(os.getpid(), number)
@@ -78,7 +79,7 @@ def test_a_call_past_the_limit_is_overdue_and_many_short_ones_are_not(monkeypatc
 
 def test_the_limit_grows_with_the_longest_call_and_zero_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, board = Clock(monkeypatch), foreign.Board()
-    watch = Watch(board)
+    watch = Watch(board, os.getpid())
     board.write(os.getpid(), 1)
     assert clock.look(watch, 100) is None
     board.write(os.getpid(), 3)
@@ -90,12 +91,30 @@ def test_the_limit_grows_with_the_longest_call_and_zero_is_none(monkeypatch: pyt
 
 def test_time_in_which_everything_was_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, board = Clock(monkeypatch), foreign.Board()
-    watch = Watch(board)
+    watch = Watch(board, os.getpid())
     watch.limit = 2 * foreign.LONGEST_STEP
     board.write(os.getpid(), 1)
     clock.look(watch, 2)
     clock.now += 3600
     assert watch.overdue() is None
+
+
+def test_a_child_that_is_stopped_between_two_calls_is_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        clock, watch = Clock(monkeypatch), Watch(foreign.Board(), child.pid)
+        watch.limit = 10.0
+        assert clock.look(watch, 20) is None
+        child.send_signal(signal.SIGSTOP)
+        while not foreign.stopped(child.pid):
+            pass
+        assert clock.look(watch, 9) is None
+        assert clock.look(watch, 3) == 10.0
+        child.send_signal(signal.SIGCONT)
+        while foreign.stopped(child.pid):
+            pass
+        assert clock.look(watch, 20) is None
+        child.kill()
+    assert not foreign.stopped(child.pid), "there is none"
 
 
 MARKED = """

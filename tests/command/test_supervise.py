@@ -386,13 +386,16 @@ def test_the_supervisor_loads_no_torch_even_to_deliver_a_partial_report(folder: 
 def test_one_model_of_a_gate_that_ends_its_process_costs_no_other(folder: Path, tmp_path: Path) -> None:
     models = "".join(
         f'[[models]]\nmodel = "py:models:{name}"\nfail_on = "never"\n'
-        for name in ("OsExit", "AtOnce", "InterruptsItself", "Speaks")
+        for name in ("OsExit", "AtOnce", "InterruptsItself", "Speaks", "Shouts")
     )
     (folder / "gate.toml").write_text('data = "x.npz"\nbudget = "quick"\nselect = ["noise"]\n' + models)
     done = command("gate", "--config", "gate.toml", "--json", "-q", "--out", str(tmp_path), cwd=folder).end()
     assert done.status == 4
     rows = {row["name"]: row for row in json.loads(done.out)["models"]}
-    assert [rows[name]["status"] for name in ("OsExit", "AtOnce", "Speaks", "InterruptsItself")] == [4, 4, 0, 4]
+    assert [row["status"] for row in rows.values()] == [4, 4, 4, 0, 0]
     assert "ended the process" in rows["OsExit"]["error"]
     assert json.loads((tmp_path / "OsExit" / "audit.json").read_text())["partial"]
-    assert json.loads((tmp_path / "Speaks" / "audit.json").read_text())["partial"] is None
+    for name in ("Speaks", "Shouts"):
+        assert json.loads((tmp_path / name / "audit.json").read_text())["partial"] is None
+    assert MOST < len(done.err) < 2 * MOST, "what one model prints without end is cut off"
+    assert not set(done.err) & set("\x1b\x07")

@@ -148,6 +148,47 @@ def test_tables_that_are_none(tmp_path: Path, content: str, message: str) -> Non
         load_data(str(text(tmp_path, content)), target="outcome")
 
 
+@pytest.mark.parametrize(
+    ("limit", "most", "message"),
+    [("MAX_COLUMNS", 2, "has 4 columns; .* at most 2"), ("MAX_ROWS", 11, "more than 11 rows")],
+)
+@pytest.mark.parametrize("name", ["d.csv", "table.parquet"])
+def test_tables_have_limits(
+    name: str, limit: str, most: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "table.parquet":
+        pytest.importorskip("pyarrow")
+    path = FILES / name if name == "table.parquet" else text(tmp_path, csv_text())
+    assert len(load_data(str(path), target="outcome").x) == 12
+    monkeypatch.setattr(f"maskaudit.data.table.{limit}", most)
+    with pytest.raises(InputError, match=message):
+        load_data(str(path), target="outcome")
+
+
+@pytest.mark.parametrize("length", [900, 1_001])
+def test_a_text_is_read_once_however_many_rows_repeat_it(length: int, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts = arrow.DictionaryArray.from_arrays(np.arange(100_000, dtype=np.int32) % 2, ["a" * length, "b" * length])
+    table = arrow.table({"age": np.zeros(100_000, np.float32), "outcome": texts})
+    parquet.write_table(table, tmp_path / "d.parquet", store_schema=False)
+    if length > 1_000:
+        with pytest.raises(InputError, match="a cell of more than 1000 characters"):
+            load_data(str(tmp_path / "d.parquet"), target="outcome")
+    else:
+        data = load_data(str(tmp_path / "d.parquet"), target="outcome")
+        assert data.y.tolist() == [0, 1] * 50_000
+        assert [name[0] for name in data.class_names or ()] == ["a", "b"]
+    assert arrow.default_memory_pool().max_memory() < 100_000 * length / 2
+
+
+def test_cells_are_counted_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(text(tmp_path, csv_text()))
+    monkeypatch.setattr("maskaudit.data.table.largest_file", lambda: 3000)
+    with pytest.raises(InputError, match="more cells than a quarter of the memory"):
+        load_data(path, target="outcome")
+
+
 def test_tables_of_other_bytes(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_bytes(b"a,y\n\xff,1\n")
     with pytest.raises(InputError, match="is not UTF-8"):

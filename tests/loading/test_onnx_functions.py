@@ -42,9 +42,9 @@ def call(name: str, *values: str) -> Any:
     return HELPER.make_node(name, values[:-1], values[-1:], domain="own")
 
 
-def function(name: str, *nodes: Any, opset: int = 18) -> Any:
+def function(name: str, *nodes: Any, opset: int = 18, domain: str = "own") -> Any:
     opsets = [HELPER.make_opsetid("", opset), HELPER.make_opsetid("own", 1)]
-    return HELPER.make_function("own", name, ["a"], ["b"], list(nodes), opsets)
+    return HELPER.make_function(domain, name, ["a"], ["b"], list(nodes), opsets)
 
 
 def model(called: str, *functions: Any) -> bytes:
@@ -100,6 +100,10 @@ REFUSED = {
     "doubles": (model("f59", *doubling(60)), "come to more than 10000 operators"),
     "deep": (model("f2999", *chained(3000)), "call each other 100 deep"),
     "twice": (model("f", function("f", RELU), function("f", RELU)), "two of its functions have one name"),
+    "an operator's name": (
+        model("f", function("f", RELU), function("Relu", HELPER.make_node("Neg", ["a"], ["b"]), domain="")),
+        "bears the name of an operator",
+    ),
     "other operators": (model("f", function("f", RELU, opset=13)), "another version of the operators"),
     "not there": (model("g", function("f", RELU)), "operators that are not converted: own.g"),
     "from nowhere": (model("f", function("f", HELPER.make_node("Relu", ["n"], ["b"]))), "nothing before it provides"),

@@ -33,6 +33,12 @@ def model(nodes: list[Any], weights: dict[str, Any] | None = None, shape: Any = 
     return content
 
 
+def branch(operators: int) -> Any:
+    """A graph for an attribute."""
+    value = HELPER.make_tensor_value_info("y", 1, None)
+    return HELPER.make_graph([make("Relu", ["x"], ["y"])] * operators, "b", [], [value])
+
+
 def sizes(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
@@ -52,6 +58,14 @@ CRAFTED: dict[str, Crafted] = {
                               {"s": np.int64(HUGE), "v": np.zeros(2, np.float32)}), SIZE),
     "resize": (lambda: model([make("Resize", ["x", "", "", "s"], ["y"])], {"s": sizes(1, 3, 10**6, 10**6)},
                              (1, 3, 8, 8)), SIZE),
+    "a side by weights": (lambda: model([make("Resize", ["x", "", "", "s"], ["y"], mode="linear")],
+                                        {"s": sizes(1, 3, 16_385)}, (1, 3, 8)), "larger than what is read"),
+    "weights of a side": (lambda: model([make("Resize", ["x", "", "", "s"], ["y"], mode="linear")],
+                                        {"s": sizes(1, 3, 16_384)}, (1, 3, 257)), "larger than what is read"),
+    "steps of a recurrent layer": (lambda: model([make("RNN", ["x", "w", "r"], ["y"], hidden_size=2)],
+                                                 {"w": np.zeros((1, 2, 3), np.float32),
+                                                  "r": np.zeros((1, 2, 2), np.float32)}, (4_097, 1, 3)),
+                                   "a sequence of 4097 steps"),
     "window": (lambda: model([make("MaxPool", ["x"], ["y"], kernel_shape=[2, 2], pads=[2**40] * 4)], {}, (1, 3, 8, 8)),
                "do not fit|cannot be converted"),
     "no step": (lambda: model([make("Conv", ["x", "w"], ["y"], strides=[0, 0])],
@@ -65,6 +79,8 @@ CRAFTED: dict[str, Crafted] = {
     "remainder": (lambda: model([make("Mod", ["a", "b"], ["y"])], {"a": sizes(LEAST), "b": sizes(-1)}), "overflows"),
     "dots": (lambda: model([make("Relu", ["x"], ["y"], name=".".join("a" * 3000))]), "dots"),
     "operators": (lambda: model([make("Relu", ["x"], ["y"])] * 20_000), "20000 operators"),
+    "operators of parts": (lambda: model([make("If", ["x"], ["y"], then_branch=branch(5_000),
+                                               else_branch=branch(5_000))]), "10001 operators"),
     "a value made twice": (lambda: model([make("Relu", ["x"], ["y"]), make("Tanh", ["x"], ["y"])]), "made twice"),
     "a circle": (lambda: model([make("Relu", ["z"], ["y"]), make("Tanh", ["y"], ["z"])]), "nothing before it provides"),
     "strange attribute": (lambda: model([make("Relu", ["x"], ["y"], alpha=1.0)]), "attribute alpha"),

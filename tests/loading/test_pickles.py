@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_malicious_pickle_is_not_run(tmp_path: Path, write: Callable[[object, Pa
     with pytest.raises(InputError):
         load_model(str(path), trust_pickle=True)
     assert marker.exists(), "the file above must have been able to do harm, or this test shows nothing"
+
+
+@pytest.mark.parametrize(("version", "read"), [("2.5.1+cpu", False), ("2.6.0", True), ("2.13.0+cpu", True)])
+def test_a_torch_whose_safe_loader_could_be_tricked_is_refused(
+    version: str, read: bool, net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    with contextlib.nullcontext() if read else pytest.raises(InputError, match="CVE-2025-32434"):
+        load_model(str(tmp_path / "w.pt"), arch=ARCH)
 
 
 @pytest.mark.parametrize("write", PICKLES.values(), ids=PICKLES.keys())

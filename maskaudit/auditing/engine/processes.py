@@ -1,8 +1,8 @@
 """Worker processes on this machine.
 
 They are forked for each batch of tasks, so neither model nor tasks need be picklable, and they cost no copy. The
-parent hands one task after the other to any worker that is free and knows which holds what: a worker that dies takes
-one task with it, which another does again.
+parent hands one task after the other to any worker that is free and knows which holds what: a worker that dies, or is
+stopped by a signal, takes one task with it, which another does again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Generic
 
 import torch
 
+from maskaudit import foreign
 from maskaudit.auditing.engine.interface import (
     Done,
     EngineError,
@@ -36,8 +37,8 @@ from maskaudit.target import Target
 
 #: Times that a task is tried before it is given up; the last time nothing else runs, in case memory was short.
 TRIES = 3
-#: Seconds that a finished worker is given to end by itself.
-PATIENCE = 5.0
+#: Seconds that a finished worker is given to end by itself, and between two looks whether one was stopped.
+PATIENCE, LOOK = 5.0, 1.0
 #: Options of `prctl` (Linux): the signal that a process gets when its parent dies, and the name that `ps` shows.
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 #: The name of a worker, at most 15 bytes.
@@ -119,7 +120,10 @@ class _Crew(Generic[Result]):
                 while waiting and len(staff) < size:
                     staff.append(self._hired(staff))
                     self._hand(staff[-1], waiting)
-                for ready in wait([worker.line for worker in staff]):
+                for worker in staff:
+                    if foreign.stopped(worker.process.pid):
+                        worker.process.kill()  # which its line reports
+                for ready in wait([worker.line for worker in staff], LOOK):
                     worker = next(worker for worker in staff if worker.line is ready)
                     alive = self._heard(worker)
                     if self.failures:  # what comes later than a failure is not needed

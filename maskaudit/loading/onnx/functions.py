@@ -20,16 +20,19 @@ def inlined(onnx: Any, model: Any) -> Any:
 
     Raises:
         TooLarge: for too many operators, bytes or calls within calls.
-        ValueError: for a function that is stated twice, calls itself, or is called with values that it does not take.
+        ValueError: for a function that is stated twice, bears the name of an operator (which of the two is meant, the
+            specification leaves open), calls itself, or is called with values that it does not take.
     """
     if not model.functions:
         return model
     bodies = {(body.domain, body.name, body.overload): body for body in model.functions}
     if len(bodies) < len(model.functions):
         raise ValueError("two of its functions have one name")
+    if any(onnx.defs.has(body.name, body.domain) for body in model.functions):
+        raise ValueError("one of its functions bears the name of an operator")
     _Sizes(bodies).of(model.graph.node)
     whole = onnx.inliner.inline_local_functions(model)
-    if whole.functions and any(_key(node) in bodies for node in _all(whole.graph.node)):
+    if whole.functions and any(_key(node) in bodies for node in every_node(whole.graph.node)):
         raise ValueError("its functions use another version of the operators than the model")
     del whole.functions[:]
     return whole
@@ -45,7 +48,7 @@ class _Sizes:
     def of(self, nodes: Iterable[Any]) -> tuple[int, int]:
         """Those of nodes, and of the bodies that take the place of some of them."""
         count, size = 0, 0
-        for node in _all(nodes):
+        for node in every_node(nodes):
             more = self._called(node) if _key(node) in self.bodies else (1, node.ByteSize())
             count, size = count + more[0], size + more[1]
             if count > MAX_NODES or size > MAX_BYTES:
@@ -72,10 +75,10 @@ def _key(node: Any) -> _Key:
     return node.domain, node.op_type, node.overload
 
 
-def _all(nodes: Iterable[Any]) -> Iterator[Any]:
+def every_node(nodes: Iterable[Any]) -> Iterator[Any]:
     """Nodes and those of the graphs inside them."""
     for node in nodes:
         yield node
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
-                yield from _all(graph.node)
+                yield from every_node(graph.node)

@@ -23,7 +23,7 @@ from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, che
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.batches import opened
-from maskaudit.loading.onnx.functions import inlined
+from maskaudit.loading.onnx.functions import every_node, inlined
 from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
@@ -58,7 +58,7 @@ def read(file: ModelFile, options: Options) -> Contents:
         given, columns = one_input(onnx, inlined(onnx, onnx.load_model_from_string(file.data)))
         model, asked = plain_tables(onnx, given)
         graph = model.graph
-        check_count(len(graph.node), MAX_NODES, "operators")
+        check_count(sum(1 for _ in every_node(graph.node)), MAX_NODES, "operators")
         opset = _opset(file.source, model)
         _check_operators(onnx, file.source, model)
         outside = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]

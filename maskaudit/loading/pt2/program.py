@@ -22,6 +22,7 @@ from maskaudit.errors import printable
 from maskaudit.loading.graph import Program, Shape
 from maskaudit.loading.graph_limits import TooLarge, check_name, input_shape
 from maskaudit.loading.pt2.steps import DTYPES, Beyond, in_training, is_steady, only, read_steps
+from maskaudit.loading.torch_file import check_version
 
 #: Major version of the program's schema that is understood (torch 2.5 to 2.13 write 8).
 SCHEMA_MAJOR = 8
@@ -157,6 +158,7 @@ def _tensors(members: Members, limit: int) -> dict[str, Tensor]:
     for name in OLDER:
         content = members.get(name, b"")
         if content[:2] == b"PK":
+            check_version("A program that an older torch exported")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from maskaudit import api
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError
-from maskaudit.loading.blackbox import BlackBox, QueriesSpentError, answering, boxed, computes_elsewhere, is_service
+from maskaudit.loading.blackbox import (
+    BlackBox,
+    QueriesSpentError,
+    answering,
+    boxed,
+    computes_elsewhere,
+    is_service,
+    web,
+)
 from maskaudit.loading.blackbox.web import AUTHORIZATION, RETRIES, Service
 from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.sources import load_model
@@ -264,6 +272,14 @@ def test_what_a_service_does_wrong_is_one_sentence(orders: dict[str, Any], says:
     with serving(Orders(on_arrays, **orders)) as url, pytest.raises(ModelError, match=says) as caught:
         patient(url)[0](X[:2])
     assert "\n" not in str(caught.value)
+
+
+def test_an_answer_is_read_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert web.MAX_BYTES == 64 * 2**20
+    monkeypatch.setattr(web, "MAX_BYTES", 1 << 20)
+    for size, says in ((1 << 20, "is not valid JSON"), ((1 << 20) + 1, "answered more than 1 MiB")):
+        with serving(Orders(on_arrays, raw=b" " * size)) as url, pytest.raises(ModelError, match=says):
+            patient(url)[0](X[:2])
 
 
 def test_nobody_there_is_one_sentence() -> None:
