@@ -177,7 +177,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "strong_reference": "under every white-box attack, any loss",
         "best_known": "under every attack; the upper end of what the model can claim; like the two before it null "
         "where no attack ran",
-        "certified": "a certified lower bound, if one was given or `--certify` computed it; else null",
+        "certified": "a certified lower bound, if one was given or `--certify` computed it, with `low` at the "
+        "bound and `high` at 1; else null",
     },
     "masking": {
         "gradient_level": "share of points that only challengers broke",

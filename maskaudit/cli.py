@@ -75,7 +75,7 @@ def check(model: str, **options: Any) -> None:
     from maskaudit.settings import AuditSettings, Request
 
     if options["resume"] and options["out"] is None:
-        raise UsageError("--resume goes on with the audit in a folder: name it with --out DIR.")
+        raise UsageError("--resume continues the audit in a folder: name the folder with --out DIR.")
     wanted = parse_outputs(options["outputs_to"], options["out"], as_json=options["as_json"])
     command = shlex.join(["maskaudit", *sys.argv[1:]])
     request = Request.of(model, take_options(options), AuditSettings(command=command))
@@ -159,7 +159,7 @@ def demo(out: str, seed: int, quiet: bool) -> None:
 @model_options
 @click.option("--sha256", metavar="DIGEST", help="Digest of audit.json that was published elsewhere.")
 def verify(audit: str, model: str, sha256: str | None, **opening: Any) -> None:
-    """Prove an audit: score its examples anew against MODEL, and judge its recorded points anew.
+    """Prove an audit: score its examples again on MODEL, and judge its recorded points again.
 
     Status 1 when an example does not hold, or when accuracy, levels, claim or verdict do not follow from the points.
     The last line says what holds, what does not, and what these files cannot show.

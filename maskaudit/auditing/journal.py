@@ -82,7 +82,7 @@ class Journal:
         )
         raise InputError(
             f"The audit in {self.folder.parent} was started with another model, data or settings ({differences}): "
-            "run it with the same command, or without --resume to start afresh."
+            "run it with the same command, or without --resume to start over."
         )
 
     def read(self, key: str, content: str) -> Kept | None:

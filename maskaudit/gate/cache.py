@@ -1,8 +1,8 @@
 """Finished audits of a gate in a folder, so that a model that has not changed is not audited again.
 
 An audit is found again under a digest of all that its report depends on: the model's bytes, the points, the settings,
-the surrogates, the plan, this program, torch and what it uses of the processor. The folder is the user's own and is
-believed as the configuration is; what lies in it is read as any other report.
+the surrogates, the plan, this program, the packages that it uses and what torch uses of the processor. The folder is
+the user's own and is believed as the configuration is; what lies in it is read as any other report.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import distributions, entry_points
 from pathlib import Path
 
 from maskaudit import api
@@ -19,8 +20,13 @@ from maskaudit.auditing.evidence_file import MAX_BYTES as MAX_EVIDENCE
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, MaskauditError
 from maskaudit.files import read_bounded, write_atomically
+from maskaudit.foreign import PLUGIN_GROUPS
 from maskaudit.report.reading import read_report
 from maskaudit.results import AuditReport, revived
+from maskaudit.sources import READER_GROUP
+
+#: Packages of others, besides torch, that reports depend on: arithmetic, conversion, a second opinion.
+PACKAGES = frozenset({"numpy", "onnx", "onnxruntime", "scipy", "torchattacks"})
 
 
 class Cache:
@@ -75,10 +81,12 @@ def digest_of(prepared: api.Prepared) -> str | None:
     """What an audit's report depends on; None where that is not known: for code of the user's, and for services."""
     loaded = prepared.loaded
     code = loaded.trusted_code or any("@" in name for name in prepared.surrogate_names)
-    if code or not loaded.sha256 or loaded.format == "python":
+    plugins = any(entry_points(group=group) for group in (*PLUGIN_GROUPS, READER_GROUP))
+    if code or plugins or not loaded.sha256 or loaded.format == "python":
         return None
     settings = replace(prepared.settings, command="", workers=None, ray="")
+    versions = {(name, found.version) for found in distributions() if (name := str(found.name).lower()) in PACKAGES}
     try:
-        return content_digest(loaded.source, loaded.metadata, api.fingerprint(prepared), settings)
+        return content_digest(loaded.source, loaded.metadata, api.fingerprint(prepared), settings, versions)
     except IndescribableError:
         return None

@@ -113,7 +113,7 @@ def run_gate(
         KeyboardInterrupt: when the user wants to stop; the files of finished entries are kept.
     """
     if ray and (cache is not None or jobs > 1):
-        raise UsageError("--ray audits all models at once, on the cluster, and anew; leave out --jobs and --cache.")
+        raise UsageError("--ray audits all models at once and keeps nothing; leave out --jobs and --cache.")
     day = today or date.today()
     outcomes: dict[int, GateOutcome] = {}
     with chdir(config.file.resolve().parent), ExitStack() as stack:

@@ -140,7 +140,7 @@ def build_from_file(name: str, source: str, available: int) -> nn.Module:
         if wanted > 2 * available + SIZE_SLACK:
             raise InputError(
                 f"{source} holds {available} numbers but names an architecture with {wanted} parameters; "
-                "it is damaged or was put together wrongly."
+                "it is damaged or was written wrongly."
             )
         return build(name)
     except UsageError as error:

@@ -86,12 +86,12 @@ def _ambiguity(data: bytes, members: list[zipfile.ZipInfo], directory: int) -> s
         if member.header_offset < end or not data.startswith(ZIP_START, member.header_offset):
             return "the members of its archive overlap"
         if end == 0 and member.header_offset != 0:
-            return "something lies before its archive"
+            return "it has bytes before its archive"
         end = member.header_offset + LOCAL_HEADER + member.compress_size
     if end > directory or data[-END_SIZE:-18] != ZIP_END or data[-2:] != b"\0\0":
-        return "something lies behind its archive"
+        return "it has bytes after its archive"
     size = int.from_bytes(data[-10:-6], "little")
     wide = ZIP64_SIZE if data.startswith(ZIP64_END, len(data) - END_SIZE - ZIP64_SIZE) else 0
     if size != 2**32 - 1 and directory + size + wide + END_SIZE != len(data):
-        return "something lies behind the directory of its archive"
+        return "it has bytes after the directory of its archive"
     return ""

@@ -64,7 +64,7 @@ def read_index(file: ModelFile, options: Options) -> Contents:
         )
     module = arch.build(options.arch)
     notes = state.fit(module, [Holder((), tensors)], file.source, options.arch, options.weights)
-    note = f"The weights lie in {len(names)} files beside the index, which the digest covers as well."
+    note = f"The weights are in {len(names)} files next to the index, which the digest covers as well."
     return Contents(module, "safetensors", {}, arch.trusted_code(options.arch), (note, *notes), digest.hexdigest())
 
 
@@ -73,7 +73,7 @@ def index_of(source: str) -> str:
     found = SHARD.fullmatch(Path(source).name)
     if found is None:
         return ""
-    return f" It is one of several files: give {found['stem']}.safetensors.index.json, which lies beside them."
+    return f" It is one of several files: give {found['stem']}.safetensors.index.json, which is next to them."
 
 
 def _beside(source: str, name: str) -> Path:
@@ -83,7 +83,7 @@ def _beside(source: str, name: str) -> Path:
         raise InputError(f"{source} keeps weights in {printable(name, 80)!r}, outside its own folder, and is refused.")
     path = Path(source).parent / name
     if not is_file(path):
-        raise InputError(f"{source} keeps weights in the file {printable(name, 80)!r}, which is not beside it.")
+        raise InputError(f"{source} keeps weights in the file {printable(name, 80)!r}, which is not next to it.")
     return path
 
 

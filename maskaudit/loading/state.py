@@ -112,7 +112,7 @@ def _told(chosen: Weights, sets: list[Weights]) -> tuple[str, ...]:
             "in its place."
         )
     if chosen.aside:
-        notes.append(f"Entries beside the weights were left aside: {_few(chosen.aside)}.")
+        notes.append(f"Entries next to the weights were not used: {_few(chosen.aside)}.")
     return tuple(notes)
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from maskaudit.probes.interface import AttackOutcome, Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
 
+#: Kinds of attacks, as people call what goes by them.
+_CALLED = {"score": "that uses scores only", "random": "by random noise", "transfer": "by transfer"}
+
 
 def of_kind(context: ProbeContext, kind: str) -> dict[str, AttackOutcome]:
     """Attacks of one kind that ran on the model as it is.
@@ -26,7 +29,7 @@ def of_kind(context: ProbeContext, kind: str) -> dict[str, AttackOutcome]:
         and outcome.row.role not in ("repaired", "second_opinion", "exact", "sanity")
     }  # fmt: skip
     if not chosen:
-        raise NotApplicable(f"No attack of the kind {kind!r} ran on these points.")
+        raise NotApplicable(f"No attack {_CALLED[kind]} ran on these points.")
     return chosen
 
 

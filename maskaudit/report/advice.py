@@ -136,7 +136,7 @@ def _special_cases(facts: Facts) -> tuple[Item, ...]:
         else Item("Provable bounds", "not done", "No certified lower bound was given or computed (--certify)."),
         facts.noise("Random noise of full size"),
         aims,
-        Item("Parts of the defence removed one by one", "not done", "The author's part: it needs the parts."),
+        Item("Parts of the defence removed one at a time", "not done", "The author's part: it needs the parts."),
         _validated(facts),
         Item("Other domains than images", "not applicable", "An audit is about one model and its data."),
         Item("Success per example: the worst over attacks, then the mean", "done",

@@ -11,7 +11,7 @@ from maskaudit.report import coerce, words
 MAX_STAGES = 40
 
 #: Losses in words; any other is shown by its name.
-_LOSSES = {"ce": "cross-entropy", "margin-decomposition": "terms of the margin one by one", "dlr": "DLR"}
+_LOSSES = {"ce": "cross-entropy", "margin-decomposition": "terms of the margin one at a time", "dlr": "DLR"}
 
 
 @dataclass(frozen=True)

@@ -275,6 +275,8 @@ def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:
     for name in ("arch", "weights"):
         if given := coerce.text(target.get(name)):
             parts += [f"--{name}", given]
+    if any(coerce.text(code).startswith("--trust-pickle") for code in coerce.items(target.get("trusted_code"))):
+        parts.append("--trust-pickle")
     return shlex.join(parts)
 
 

@@ -30,6 +30,7 @@ class DefensiveDistillation:
         """CE(teacher(x) / T, y), then CE(f(x) / T, softmax(teacher(x) / T)), a scalar."""
         teacher = self.auxiliary["teacher"]
         if batch.epoch < batch.epochs:
+            batch.meter.learner = teacher
             return F.cross_entropy(teacher(batch.x) / self.temperature, batch.y)
         teacher.eval()
         with torch.no_grad():

@@ -44,10 +44,11 @@ class TrainConfig(TrainSettings):
 
 @dataclass
 class Meter:
-    """What the auxiliary network got right in an epoch."""
+    """What the auxiliary network got right in an epoch, and the network that learned in it, if not the model."""
 
     right: int = 0
     seen: int = 0
+    learner: nn.Module | None = None
 
     def count(self, logits: Tensor, labels: Tensor) -> None:
         """Count the answers `logits` (N, K) to `labels` (N,)."""
@@ -89,7 +90,7 @@ class Batch:
         epochs: passes of one phase.
         rng: random numbers tied to (seed, point); draw with `step=epoch`, so that
             they depend neither on the batch nor on where a run was interrupted.
-        meter: counts the auxiliary network's answers over an epoch.
+        meter: counts the auxiliary network's answers over an epoch, and is told which network learns.
     """
 
     x: Tensor
@@ -134,7 +135,8 @@ class TrainEvent:
         epoch: epochs completed, from 1, over all phases.
         epochs: epochs in total, over all phases.
         loss: mean training loss over the epoch.
-        accuracy: of the model in evaluation mode on (a sample of) the training points, in [0, 1].
+        accuracy: of the model in evaluation mode on (a sample of) the training points, in [0, 1]; of the teacher while
+            `distill` trains that.
         seconds: spent in this process so far.
         eta_seconds: estimate of the time still needed.
         logit_scale: mean over those points of the largest magnitude among their logits.

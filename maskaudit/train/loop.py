@@ -207,7 +207,8 @@ class Trainer:
         """What there is to tell after an epoch."""
         seconds = time.monotonic() - self.started
         stride = math.ceil(len(self.x) / ACCURACY_POINTS)
-        scores = answers(self.model, self.x[::stride])
+        learner = self.model if self.meter.learner is None else self.meter.learner
+        scores = answers(learner, self.x[::stride])
         return TrainEvent(
             method=self.plan.config.method,
             epoch=done,

@@ -92,6 +92,27 @@ def test_the_digest_is_that_of_the_question(standard_file: Path) -> None:
     assert len({digest(), digest(claim=0.5), digest(seed=2), digest(certified=0.1), digest(ignore=["noise"])}) == 5
 
 
+def test_another_version_of_a_package_that_reports_depend_on_is_another_question(
+    standard_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where a package adds to audits, nothing is kept: its code may change under the same version."""
+    prepared = api.prepare(Request.of(str(standard_file), {}, where="here"))
+
+    def install(folder: str, name: str, version: str, points: str = "") -> str | None:
+        (info := tmp_path / folder / f"{name}-{version}.dist-info").mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(points)
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(str(tmp_path / folder))
+            return digest_of(prepared)
+
+    before = digest_of(prepared)
+    assert install("a", "unrelated", "1.0") == before
+    assert len({before, install("b", "TorchAttacks", "99.1"), install("c", "TorchAttacks", "99.2")}) == 3
+    assert install("d", "addition", "1.0", "[maskaudit.probes]\none = addition:PROBE\n") is None
+    assert install("e", "reading", "1.0", "[maskaudit.formats]\none = reading:read\n") is None
+
+
 def test_not_together_with_a_cluster(tmp_path: Path, standard_file: Path) -> None:
     file = tmp_path / "maskaudit.toml"
     file.write_text(CONFIG.format(model=standard_file.as_posix(), more=""), encoding="utf-8")

@@ -197,23 +197,32 @@ def test_a_missing_configuration_is_an_annotation(audit_step: Runner) -> None:
 
 
 @needs_bash
-@pytest.mark.parametrize("has_torch", [True, False])
-def test_the_install_step_installs_the_action_itself_and_torch_for_the_cpu(has_torch: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "cuda", "installed"),
+    [(None, None, True), ("2.5.1+cpu", None, True), ("2.6.0+cpu", None, False), ("2.13.0", "13.0", False),
+     ("2.5.1+cu124", "12.4", False)],
+)  # fmt: skip
+def test_the_install_step_installs_the_action_itself_and_torch_for_the_cpu(
+    version: str | None, cuda: str | None, installed: bool, tmp_path: Path
+) -> None:
     install, audit = steps()
     assert (install.name, audit.name) == ("Install maskaudit", "Audit")
-    stand_in = f'#!/bin/sh\n[ "$1" = -c ] && exit {0 if has_torch else 1}\necho "$@" >> "{tmp_path}/calls"\n'
-    (tmp_path / "python").write_text(stand_in)
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\necho "$@" >> "{tmp_path}/calls"\n'
+    )
     (tmp_path / "python").chmod(0o755)
+    fake = f"import types\n__version__ = {version!r}\nversion = types.SimpleNamespace(cuda={cuda!r})\n"
+    (tmp_path / "torch.py").write_text("raise ImportError\n" if version is None else fake)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
-        [str(BASH), "-eo", "pipefail", "-c", install.script],
-        env={"PATH": path, "MASKAUDIT_SOURCE": "/the action"}, check=True, timeout=300,
+        [str(BASH), "-eo", "pipefail", "-c", install.script], cwd=tmp_path,
+        env={"PATH": path, "PYTHONPATH": str(tmp_path), "MASKAUDIT_SOURCE": "/the action"}, check=True, timeout=300,
     )  # fmt: skip
     calls = (tmp_path / "calls").read_text().splitlines()
     assert all(call.startswith("-m pip install") for call in calls)
     assert calls[-1].endswith(" /the action[onnx]")
-    assert [call.endswith("torch --index-url https://download.pytorch.org/whl/cpu") for call in calls[:-1]] == (
-        [] if has_torch else [True]
+    assert [call.endswith("torch>=2.6 --index-url https://download.pytorch.org/whl/cpu") for call in calls[:-1]] == (
+        [True] if installed else []
     )
     assert "MASKAUDIT_SOURCE: ${{ github.action_path }}" in ACTION.read_text(encoding="utf-8")
 

@@ -43,7 +43,7 @@ def averaged(net: nn.Module) -> dict[str, Any]:
 LOSS = {"criterion.weight": torch.ones(3), "loss_fn.scale": torch.ones(1)}
 #: What a checkpoint holds: made from the net and one with other weights; which is audited, and what is said of it.
 CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
-    "loss beside": (lambda net, _: {**net.state_dict(), **LOSS}, "left aside: criterion.weight, loss_fn.scale"),
+    "loss beside": (lambda net, _: {**net.state_dict(), **LOSS}, "not used: criterion.weight, loss_fn.scale"),
     "any prefix": (lambda net, _: under("classifier.", net), "'classifier.'"),
     "two prefixes": (lambda net, _: under("student.encoder.", net), "'student.encoder.'"),
     "teacher": (lambda net, o: {**under("model.", net), **under("teacher.", o)}, "takes teacher in its place"),
@@ -52,7 +52,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
     "average alone": (lambda net, _: {"model_ema": net.state_dict(), "epoch": 3}, "under model_ema"),
     "average inside": (lambda net, o: {**under("ema_model.", net), **under("online_model.", o)}, "takes online_model"),
     "bare beside average": (lambda net, o: {**o.state_dict(), **under("ema.", net)}, "takes top in its place"),
-    "torch's average": (lambda net, _: averaged(net), "left aside: n_averaged"),
+    "torch's average": (lambda net, _: averaged(net), "not used: n_averaged"),
     "torch's average beside": (
         lambda net, o: {"net": o.state_dict(), "swa": averaged(net)},
         "'swa/module' is audited; --weights takes net in its place",
@@ -193,7 +193,7 @@ INDEXES: dict[str, tuple[Any, str]] = {
     "a number": ({"weight_map": {"head.bias": 3}}, "must be a text"),
     "outside": ({"weight_map": {"head.bias": "../m.safetensors"}}, "outside its own folder"),
     "absolute": ({"weight_map": {"head.bias": "/etc/passwd"}}, "outside its own folder"),
-    "absent": ({"weight_map": {"head.bias": "m.safetensors"}}, "which is not beside it"),
+    "absent": ({"weight_map": {"head.bias": "m.safetensors"}}, "which is not next to it"),
     "damaged": ({"weight_map": {"head.bias": "broken.safetensors"}}, "safetensors"),
     "not there": ({"weight_map": {"x": "model-00001-of-00002.safetensors"}}, "1 tensors are not in the files"),
 }

@@ -464,6 +464,69 @@ def test_before_and_after_repair(audited: Counted) -> None:
             assert (f"{row['title']}: {shown}" in page) is gained
 
 
+def test_where_the_gradient_goes(audited: Counted) -> None:
+    """The counts and the factor that the section states, from the recorded norms."""
+    page = next((part for part in page_of(audited).iter("section") if part.get("id") == "repair"), None)
+    shown = "" if page is None else plainly(page)
+    flow = audited.document["figures"].get("gradient_flow", [])
+    assert ("Gradient norm by layer" in shown) is (len(flow) >= 2)
+    if len(flow) >= 2:
+        named = {
+            f"Marked as the culprit: {', '.join(row['name'] for row in flow if row['culprit'])}.",
+            f"The gradient is exactly zero at {', '.join(row['name'] for row in flow if row['norm'] == 0)}.",
+        }
+        named = {sentence for sentence in named if not sentence.endswith((": .", "at ."))}
+        assert all(sentence in shown for sentence in (f"{len(flow)} layers from input to output.", *named))
+        assert shown.count("Marked as the culprit: ") + shown.count("exactly zero at") == len(named)
+    probes = {probe["rule"]: probe for probe in audited.document["probes"]}
+    layers = probes.get("layer-gradient-flow", {}).get("details", {}).get("layers") or []
+    stated = re.search(r"The gradient at the input is (\S+) times as large as at the output", shown)
+    if stated is None:
+        assert len(layers) < 3 or not layers[-1]["norm"] or "does not reach the input" in shown
+    elif "e" not in stated[1] and "10" not in stated[1]:
+        assert float(stated[1]) == pytest.approx(layers[-1]["norm"] / layers[0]["norm"], rel=6e-3)
+
+
+def test_the_slice_through_the_loss_surface(audited: Counted) -> None:
+    """Shares and ranges of both panels, from the recorded grid."""
+    page = next((part for part in page_of(audited).iter("section") if part.get("id") == "slice"), None)
+    surface = audited.document["figures"].get("surface")
+    if page is None:
+        assert not surface
+        return
+    shown = plainly(page)
+    assert f"A slice through point {surface['point']}: across" in shown
+    assert surface["point"] in audited.document["points"]["index"]
+    margin, loss = ([v for row in surface[name] or [] for v in row if v is not None] for name in ("margin", "loss"))
+    assert f"misclassified: {sum(value > 0 for value in margin) / len(margin):.0%} of this slice" in shown
+    flat = sum(value - min(loss) <= 0.01 * (max(loss) - min(loss)) for value in loss) / len(loss)
+    assert f"{flat:.0%} of this slice lies within 1% of the lowest value" in shown
+    stated = re.findall(r"Values from (\S+) to (\S+)\. ", f"{shown} ")
+    for low, high in stated:
+        ends = [float(end.replace("\N{MINUS SIGN}", "-").replace(",", "")) for end in (low, high) if "10" not in end]
+        known = [min(margin), max(margin), min(loss), max(loss)]
+        assert all(any(end == pytest.approx(value, rel=6e-3, abs=1e-6) for value in known) for end in ends)
+    assert len(stated) >= 2
+
+
+def test_the_certified_share(audited: Counted) -> None:
+    """Counted again where bounds proved points one at a time; a share that the user gave is shown as it is."""
+    proven, certified = audited.document["points"].get("certified"), audited.document["accuracy"]["certified"]
+    facts = " ".join(" ".join(lines_of(audited)).split())
+    if certified is None:
+        assert not proven
+        return
+    assert (certified["low"], certified["high"]) == (certified["value"], 1), "a bound: the truth lies above it"
+    if proven:
+        k = sum(map(bool, proven))
+        assert all(right and not by for right, by, sure in zip(audited.right, audited.by, proven, strict=True) if sure)
+        assert (certified["value"], certified["n"]) == (pytest.approx(k / audited.n), audited.n)
+        assert f"certified {percent(k, audited.n)}" in facts
+    verdict = section(page_of(audited), "verdict")
+    mark = next(plainly(row) for row in verdict.iter("div") if row.get("class") == "of-certified")
+    assert mark.endswith(f"{100 * certified['value']:.1f}%")
+
+
 def test_the_counts_of_what_ran(audited: Counted) -> None:
     shown = plainly(section(page_of(audited), "coverage"))
     probes = audited.document["probes"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from maskaudit.command.jobs import audit_source
+from maskaudit.gate import page as gate_page
 from maskaudit.report import render
 from maskaudit.settings import AuditSettings
 
@@ -16,6 +18,7 @@ from . import chromium
 
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(bool(chromium.missing()), reason=chromium.missing())]
 
+SAMPLES = Path(__file__).parents[2] / "docs" / "samples"
 #: Masked in different ways, and clear; only two networks have to be trained for them.
 MODELS = ("standard", "pgd-at", "quantised", "zero-backward", "pgd-at-x100")
 #: Pages that a printed report may have, with everything unfolded.
@@ -100,6 +103,23 @@ def _prints_on_few_pages(page: Any) -> None:
     page.emulate_media(media="screen")
     pages = chromium.pdf_pages(page.pdf(format="A4"))
     assert 2 <= pages <= MOST_PAGES
+
+
+@pytest.mark.parametrize("width", [400, 800, 1200])
+def test_the_gate_shows_every_result_without_scrolling(width: int, launched: Any, tmp_path: Path) -> None:
+    summary = json.loads((SAMPLES / "gate.json").read_text(encoding="utf-8"))
+    summary["models"][0]["name"] = "a-network-with-a-rather-long-name_that-goes-on-and-on.v2"
+    file = tmp_path / "index.html"
+    file.write_text(gate_page.html(summary), encoding="utf-8")
+    for scheme in ("light", "dark"):
+        with chromium.opened(launched, file, viewport={"width": width, "height": 900}, scheme=scheme) as gate:
+            assert gate.too_wide() == []
+            cells = gate.page.locator("td").evaluate_all(
+                "all => all.map(e => [e.innerText, e.getBoundingClientRect()])"
+            )
+            assert {"pass", "FAIL"} <= {text for text, _ in cells}
+            assert all(0 <= box["left"] < box["right"] <= width for _, box in cells)
+            _quiet(gate)
 
 
 def test_a_request_and_an_error_would_be_noticed(launched: Any, tmp_path: Path) -> None:

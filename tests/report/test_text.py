@@ -26,6 +26,20 @@ def test_text_fits_and_leads_with_the_verdict() -> None:
         assert part in text
 
 
+def test_the_line_that_checks_the_proof_can_be_run_as_it_is() -> None:
+    document = sample.masked().to_dict()
+    document["target"] |= {
+        "source": "net.pt",
+        "arch": "",
+        "weights": "ema",
+        "trusted_code": ["--trust-pickle: nets.Net"],
+    }
+    line = "maskaudit verify audit.json net.pt --weights ema --trust-pickle"
+    assert all(line in " ".join(render(document, form).split()) for form in ("text", "md", "junit", "html"))
+    document["target"]["trusted_code"] = ["file nets.py"]
+    assert "--trust-pickle" not in render(document, "text")
+
+
 def test_colour_only_on_request_and_only_ours() -> None:
     document = sample.masked().to_dict()
     plain, coloured = render_text(document), render_text(document, color=True)

@@ -166,6 +166,7 @@ def test_events_count_up_and_report_the_models_accuracy(digits: Dataset) -> None
     assert all(event.eta_seconds > 0 for event in events[:-1])
     assert [event.seconds for event in events] == sorted(event.seconds for event in events)
     assert events[-1].accuracy == accuracy(model, digits.x, digits.y)
+    assert len({event.logit_scale for event in events}) == 6, "first of the teacher, which learns, then of the student"
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(digits: Dataset) -> None:

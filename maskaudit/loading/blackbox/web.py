@@ -112,7 +112,7 @@ class Service:
 
     def _refused(self, code: int) -> str:
         if code in (401, 403):
-            return f"{self.url} refused access (status {code}); put what it wants into {AUTHORIZATION}."
+            return f"{self.url} refused access (status {code}); put your credentials into {AUTHORIZATION}."
         return f'{self.url} answered status {code}; it must take POST with JSON {{"inputs": [[…]]}} or a .npy array.'
 
 

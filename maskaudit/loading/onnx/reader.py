@@ -264,7 +264,7 @@ def _attribute(onnx: Any, stated: Any) -> Any:
         raise TooLarge(f"an attribute has {len(value)} characters, {MAX_TEXT} are read")
     if isinstance(value, onnx.TensorProto):
         if value.data_location == onnx.TensorProto.EXTERNAL:
-            raise ValueError("a constant inside a node lies in another file")
+            raise ValueError("a constant inside a node is kept in another file")
         return _tensor(onnx, value)
     if isinstance(value, bytes):
         return value.decode("utf-8")
