@@ -59,7 +59,7 @@ def _sentence(trace: Trace) -> str:
     if trace.health.constant and trace.healthy:
         return (
             f"The model gives all {trace.points} points the very same scores: it does not look at its input, as a "
-            "network does whose last weights are zero."
+            "network does whose last weights are zero, or whose signal is too small for its number type."
         )
     if trace.healthy and trace.health.poor and trace.estimators:
         where = place(vars(trace.estimators[0]))

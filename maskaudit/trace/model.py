@@ -7,12 +7,16 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from maskaudit.errors import GradientError
 from maskaudit.results import Location
 from maskaudit.target import Target
+from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.kinds import output_kind
+from maskaudit.target.memory import give_back
+from maskaudit.target.passes import out_of_memory
 from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, zero_share
@@ -70,13 +74,28 @@ def trace_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = Non
         y: labels (N,), best those that the target answers.
         eps: radius at which the gradient ought to be useful, in input units; by default `usual_radius`.
 
-    The random state is put back, also after an exception.
+    Where memory does not suffice for so many, half of them are looked at, and so on. The random state is put back, also
+    after an exception.
 
     Raises:
         ModelError: when the model raises or returns something that is not class scores.
     """
     x, y = x[:MAX_POINTS].detach(), y[:MAX_POINTS]
     eps = usual_radius(target, x) if eps is None else eps
+    while True:
+        before = target.ledger.copy()
+        try:
+            return _trace_of(target, x, y, eps)
+        except Exception as error:
+            if not out_of_memory(error) or len(x) == 1:
+                raise
+        target.ledger.forwards, target.ledger.backwards = before.forwards, before.backwards
+        x, y = x[: len(x) // 2], y[: len(y) // 2]
+        give_back(target.device)  # outside the clause, which holds what ran out
+
+
+def _trace_of(target: Target, x: Tensor, y: Tensor, eps: float) -> Trace:
+    """The trace on exactly these points."""
     with preserved_random_state(), graph_visible():
         try:
             observer, scores, consumed = observe_first(target, x[:FEW_POINTS])
@@ -170,7 +189,8 @@ def _explained(
     flat = zero_share(look.slope)
     clues = Clues(look.graph, look.scores, look.y, health, checks, flat)
     suspects = find_culprits(clues)
-    found = suspects.culprits
+    constant = health.zero_share == 1 and _alike(look.scores)
+    found = [] if constant and _underflows(target, look) else suspects.culprits
     if suspects.dead_way:
         found = ranked([*found, *_behind_cuts(target, clues, suspects)])
     culprits = [*found, *_stochastic(randomness)]
@@ -182,7 +202,7 @@ def _explained(
         functions=tuple(_placed(check, observer.ops) for check in checks.values()),
         randomness=randomness,
         output_kind=output_kind(target.checked(look.graph.raw.detach(), len(look.y)), target.form),
-        health=dataclasses.replace(health, constant=health.zero_share == 1 and _alike(look.scores)),
+        health=dataclasses.replace(health, constant=constant),
         optimises=tuple(observer.optimises),
         culprits=tuple(culprits),
         parallel=tuple(suspects.parallel),
@@ -196,6 +216,19 @@ def _explained(
 def _alike(scores: Tensor) -> bool:
     """Whether several points have the very same scores (N, K)."""
     return len(scores) > 1 and bool((scores == scores[:1]).all())
+
+
+def _underflows(target: Target, look: _Look) -> bool:
+    """Whether all scores are one number only because their differences are too small for the model's number type.
+
+    Such a model decides nothing. In float64 it has a gradient, which one that hides its gradient has not.
+    """
+    if bool((look.scores != look.scores[0, 0]).any()):
+        return False
+    x = look.found.x
+    exact = in_type(target, torch.float64, x[:FEW])
+    grad = None if exact is None else further_gradients(exact, x.double(), look.y).grad
+    return grad is not None and zero_share(grad) < 1
 
 
 def _behind_cuts(target: Target, clues: Clues, suspects: Suspects) -> list[Culprit]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.auditing.inspection import inspection
+from maskaudit.errors import ModelError
 from maskaudit.target import PassLedger, Target
 from maskaudit.target.form import Form
 from maskaudit.trace import MAX_POINTS, passes, trace_model
@@ -354,3 +355,69 @@ def test_a_fixed_batch_size_is_traced(hidden: bool) -> None:
     with Target(model, bounds=(0.0, 1.0), form=Form(most=1)) as target:
         trace = trace_model(target, x, target.predict(target.scores(x)))
     assert trace.healthy is not hidden
+
+
+def faint(net: nn.Module) -> nn.Module:
+    """A model whose signal is lost in float32: it goes through a factor of 1e-30, twice."""
+    return nn.Sequential(net, zoo.Apply(lambda scores: scores * 1e-30), zoo.Apply(lambda scores: scores * 1e-30))
+
+
+class RoundedToNothing(nn.Module):
+    """Scores of a network, rounded to tens: all are zero, in any number type."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores (N, K)."""
+        return (self.net(x) / 1e3).round()
+
+
+def test_a_signal_below_the_number_type_accuses_no_op_and_a_rounded_one_does(net: nn.Module, points: Points) -> None:
+    found = {}
+    for build in (faint, RoundedToNothing):
+        with Target(build(net).eval()) as target:
+            assert float(target.scores(points[0]).abs().max()) == 0
+            trace = trace_model(target, *points, eps=0.2)
+        found[build] = [culprit.location.op for culprit in trace.culprits], inspection(trace)["sentence"]
+    assert found[faint][0] == []
+    assert "too small for its number type" in found[faint][1]
+    assert found[RoundedToNothing][0] == ["round"]
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("build", [linear, honest_quantiser, random_input])
+def test_where_memory_runs_out_fewer_points_are_traced(
+    net: nn.Module, points: Points, build: Build, raised: Exception
+) -> None:
+    """The same is found on them, and passes that ran out do not count."""
+
+    class Cramped(nn.Module):
+        """Holds at most five points with their graph."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.seen = build(net), list[int]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Scores (N, K)."""
+            if x.requires_grad and len(x) > 5:
+                raise raised
+            scores: Tensor = self.net(x)
+            return scores
+
+    with Target(build(net)) as free, Target(Cramped()) as target:
+        roomy, trace = trace_model(free, *points, eps=0.2), trace_model(target, *points, eps=0.2)
+        spent = target.ledger.backwards
+    assert trace.points == 4 < roomy.points
+    assert [culprit.mechanism for culprit in trace.culprits] == [culprit.mechanism for culprit in roomy.culprits]
+    assert 0 < spent <= free.ledger.backwards
+
+
+def test_memory_for_not_even_one_point_is_an_error(points: Points) -> None:
+    def full(x: Tensor) -> Tensor:
+        raise MemoryError
+
+    with Target(full) as target, pytest.raises(ModelError, match="MemoryError"):
+        trace_model(target, *points, eps=0.2)
