@@ -149,7 +149,7 @@ def test_events_tell_the_auxiliary_accuracy_and_the_logits(digits: Dataset) -> N
 @pytest.mark.parametrize("method", METHODS)
 def test_what_any_method_trains_opens_in_check_with_no_further_option(method: str, tmp_path: Path) -> None:
     teacher, out = tmp_path / "teacher.safetensors", tmp_path / "model.safetensors"
-    small = {"fraction": 0.05, "epochs": 1, "model": "resnet(width=4, blocks=(1, 1))"}
+    small = {"fraction": 0.05, "epochs": 1, "model": "resnet(width=8, blocks=(1, 1))"}
     train_to_file("standard", out=teacher, quiet=True, **small)  # type: ignore[arg-type]
     options = {**small, "attack_steps": 1, **({"teacher": str(teacher)} if "distill" in method[-7:] else {})}
     train_to_file(method, out=out, quiet=True, **options)  # type: ignore[arg-type]
