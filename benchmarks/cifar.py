@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,6 +29,7 @@ import torch
 
 from benchmarks import cifar_networks as networks
 from benchmarks import published_truth as truth
+from benchmarks.published import checked
 from benchmarks.records import ROOT, Record, RecordFile, commit, machine
 from maskaudit.data import load_data
 
@@ -127,23 +125,16 @@ def find_truth(name: str) -> Record:
 
 def audit(name: str, budget: str) -> Record:
     """One audit by the command line, in a process of its own."""
+    words = [f"py:benchmarks.cifar_networks:{name}", "--data", "cifar-10", "--eps", EPS, "--budget", budget]
     with tempfile.TemporaryDirectory() as out:
-        line = [sys.executable, "-m", "maskaudit", "check", f"py:benchmarks.cifar_networks:{name}", "--data",
-                "cifar-10", "--eps", EPS, "--budget", budget, "--out", out, "-q"]  # fmt: skip
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        report = Path(out) / "audit.json"
-        if not report.is_file():
-            raise RuntimeError(f"{name}: status {ended.returncode}: {ended.stderr or ended.stdout}")
-        document: dict[str, Any] = json.loads(report.read_text())
+        document, cost = checked(words, Path(out))
     points, timing = document["points"], document["timing"]
     robust = [int(c and not b) for c, b in zip(points["correct"], points["broken_by"], strict=True)]
     return {
         "label": document["verdict"]["label"], "verdict": document["verdict"], "accuracy": document["accuracy"],
-        "index": points["index"], "robust": robust, "notes": document["notes"], "exit": ended.returncode,
+        "index": points["index"], "robust": robust, "notes": document["notes"],
         "forwards": timing["forwards"], "backwards": timing["backwards"], "peak_memory": timing["peak_memory"],
-        "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        **cost,
     }  # fmt: skip
 
 
@@ -175,19 +166,13 @@ def _head(records: Sequence[Record]) -> list[str]:
 
 
 def _row(name: str, budget: str, found: Record, true: Record) -> str:
-    stages = {stage: left for stage, left in true["stages"].items() if not isinstance(left, str)}
-    at = {stage: sum(left) / len(left) for stage, left in stages.items()}
-    white = min(at[stage] for stage in ("clean", *truth.STAGES[:-1]) if stage in at)
-    common = set(true["index"]) & set(found["index"])
-    best = dict(zip(true["index"], map(min, *stages.values()), strict=True))
-    ours = dict(zip(found["index"], found["robust"], strict=True))
-    shares = [sum(left[i] for i in common) / len(common) for left in (ours, best)]
+    both = truth.on_both(dict(zip(found["index"], found["robust"], strict=True)), true["stages"], true["index"])
     passes = [one["forwards"] + one["backwards"] for one in (found, true)]
     cells = [
         f"{name}: {SUBJECTS[name][2]}", f"{true['clean']:.3f}",
-        f"{at.get('apgd-ce', float('nan')):.2f} / {white:.2f} / {min(at.values()):.2f}", true["label"], budget,
+        truth.ladder(true["stages"]), true["label"], budget,
         f"**{found['label']}**", "; ".join(one["id"] for one in found["verdict"]["mechanisms"]),
-        f"{shares[0]:.3f} / {shares[1]:.3f} ({len(common)})", str(len(found["index"])),
+        both, str(len(found["index"])),
         f"{passes[0]:,} / {passes[1]:,}", f"{found['cpu_seconds']:.0f} / {true['cpu_seconds']:.0f}",
         f"{found['peak_memory'] / 2**20:,.0f} MiB",
     ]  # fmt: skip

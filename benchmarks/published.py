@@ -232,16 +232,25 @@ def audit(recipe: Recipe, folder: Path, keep: Path | None) -> Record:
     """One audit by the command line, in a process of its own."""
     with tempfile.TemporaryDirectory() as made:
         out = Path(made) if keep is None else keep / recipe.name.replace("/", "-")
-        line = [sys.executable, "-m", "maskaudit", "check", *options(recipe, folder), "--out", str(out), "-q"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        if not (out / "audit.json").is_file():
-            raise RuntimeError(f"status {ended.returncode}: {ended.stderr or ended.stdout}")
-        document = json.loads((out / "audit.json").read_text())
+        document, cost = checked(options(recipe, folder), out)
+    return {**_facts(document), **cost, "code": sources_digest("maskaudit")}
+
+
+def checked(line: Sequence[str], out: Path) -> tuple[dict[str, Any], Record]:
+    """The report of `maskaudit check` with these words, written to `out`; its exit status and CPU seconds.
+
+    Raises:
+        RuntimeError: where it wrote no report.
+    """
+    command = [sys.executable, "-m", "maskaudit", "check", *line, "--out", str(out), "-q"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not (out / "audit.json").is_file():
+        raise RuntimeError(f"status {ended.returncode}: {ended.stderr or ended.stdout}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**_facts(document), "exit": ended.returncode, "cpu_seconds": round(cpu, 1),
-            "code": sources_digest("maskaudit")}  # fmt: skip
+    document: dict[str, Any] = json.loads((out / "audit.json").read_text())
+    return document, {"exit": ended.returncode, "cpu_seconds": round(cpu, 1)}
 
 
 def _facts(document: dict[str, Any]) -> Record:
@@ -299,24 +308,17 @@ def _row(recipe: Recipe, true: Record | None, audited: Record | None) -> str:
         return "| " + " | ".join([*cells, "", f"not opened: {true['reason']}", *[""] * 7]) + " |"
     cells[3] = f"{recipe.bytes:,}"
     stages, n = true["stages"], len(true["index"])
-    at = {name: sum(one) / n for name, one in stages.items() if not isinstance(one, str)}
-    white = min(at[name] for name in ("clean", *truth.STAGES[:-1]) if name in at)
-    ladder = f"{at.get('apgd-ce', float('nan')):.2f} / {white:.2f} / {min(at.values()):.2f}"
     proven = "" if recipe.known is None else " … ".join(f"{v:.1f} %" for v in dict.fromkeys(recipe.known))
-    cells += [f"{true['clean']:.3f}", f"{_label(true)} ({n} points)", ladder, proven]
+    cells += [f"{true['clean']:.3f}", f"{_label(true)} ({n} points)", truth.ladder(stages), proven]
     if audited is None or audited["status"] != "ran":
         reason = "" if audited is None else audited["reason"]
         return "| " + " | ".join([*cells, reason, *[""] * 4]) + " |"
     verdict = audited["verdict"]
     mechanism = "; ".join(_mechanism(one) for one in verdict["mechanisms"])
-    common = set(true["index"]) & set(audited["index"])
-    ran = [one for one in stages.values() if not isinstance(one, str)]
-    best = dict(zip(true["index"], map(min, *ran), strict=True))
-    ours = dict(zip(audited["index"], audited["stands"], strict=True))
-    both = f"{sum(ours[i] for i in common) / len(common):.3f} / {sum(best[i] for i in common) / len(common):.3f}"
+    both = truth.on_both(dict(zip(audited["index"], audited["stands"], strict=True)), stages, true["index"])
     passes = [one["forwards"] + one["backwards"] for one in (audited, true)]
-    per = f"{passes[0] / len(ours):,.0f} / {passes[1] / n:,.0f} a point"
-    cells += [f"**{audited['label']}**", mechanism, f"{both} ({len(common)})", per]
+    per = f"{passes[0] / len(audited['index']):,.0f} / {passes[1] / n:,.0f} a point"
+    cells += [f"**{audited['label']}**", mechanism, both, per]
     return "| " + " | ".join([*cells, f"{audited['cpu_seconds']:.0f} / {true['cpu_seconds']:.0f}"]) + " |"
 
 

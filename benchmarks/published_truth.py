@@ -11,7 +11,7 @@ import contextlib
 import importlib
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,6 +101,32 @@ def find(
     return {"stages": stages, **zero, "random": random, "shares": shares, **cost}
 
 
+def ran(stages: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The stages that did not fail, with 1 for each point that is left."""
+    return {name: left for name, left in stages.items() if not isinstance(left, str)}
+
+
+def ladder(stages: Mapping[str, Any]) -> str:
+    """Shares of the points that AutoAttack on cross-entropy, all its white-box attacks, and everything leave."""
+    at = {name: sum(left) / len(left) for name, left in ran(stages).items()}
+    white = min(at[name] for name in ("clean", *STAGES[:-1]) if name in at)
+    return f"{at.get(STAGES[0], float('nan')):.2f} / {white:.2f} / {min(at.values()):.2f}"
+
+
+def on_both(found: Mapping[int, int], stages: Mapping[str, Any], index: Sequence[int]) -> str:
+    """Robust accuracy by an audit and by the stages, on the points that both met, and how many these are.
+
+    Args:
+        found: point → 1 where the audit left it.
+        stages: as `find` gives them.
+        index: their points.
+    """
+    best = dict(zip(index, map(min, *ran(stages).values()), strict=True))
+    common = best.keys() & found.keys()
+    ours, theirs = (sum(left[i] for i in common) / len(common) for left in (found, best))
+    return f"{ours:.3f} / {theirs:.3f} ({len(common)})"
+
+
 def label(stages: Mapping[str, Any], zero_ce: float | None = None) -> str:
     """`masked`, `honest` or `open`, from the points that only some kinds of attack break.
 
@@ -109,14 +135,14 @@ def label(stages: Mapping[str, Any], zero_ce: float | None = None) -> str:
         zero_ce: share of points where the gradient of cross-entropy is exactly zero. Where it is, points that fall to
             another loss alone count like those that fall without a gradient; else own gradients of all losses are one.
     """
-    ran = {name: sum(standing) for name, standing in stages.items() if not isinstance(standing, str)}
-    if not ran["clean"]:
+    left = {name: sum(points) for name, points in ran(stages).items()}
+    if not left["clean"]:
         return "open"
-    white = min([ran[name] for name in ("clean", *STAGES[:-1]) if name in ran])
+    white = min([left[name] for name in ("clean", *STAGES[:-1]) if name in left])
     if zero_ce is not None and zero_ce >= LEAST_SHARE:
-        white = ran.get(STAGES[0], white)
-    gap = white - min(ran.values())
-    if gap >= FEWEST and gap / ran["clean"] >= LEAST_SHARE:
+        white = left.get(STAGES[0], white)
+    gap = white - min(left.values())
+    if gap >= FEWEST and gap / left["clean"] >= LEAST_SHARE:
         return "masked"
     return "honest" if gap <= MOST_HONEST else "open"
 
