@@ -34,7 +34,7 @@ from torch import nn
 
 from benchmarks import published_truth as truth
 from benchmarks.published_recipes import RECIPES, Recipe
-from benchmarks.records import ROOT, Record, RecordFile, machine, sources_digest
+from benchmarks.records import ROOT, Record, RecordFile, latest, machine, sources_digest
 from maskaudit.data import Dataset, load_data
 from maskaudit.sources import load_model
 
@@ -268,14 +268,11 @@ def _facts(document: dict[str, Any]) -> Record:
 
 def render(records: Sequence[Record]) -> str:
     """The table."""
-    latest: dict[tuple[str, str], Record] = {}
-    for record in records:
-        if record["status"] == "ran" or (record["kind"], record["model"]) not in latest:
-            latest[record["kind"], record["model"]] = record
-    rows = [_row(recipe, latest.get(("truth", recipe.name)), latest.get(("audit", recipe.name))) for recipe in RECIPES]
+    newest = {(record["kind"], record["model"]): record for record in latest(records)}
+    rows = [_row(recipe, newest.get(("truth", recipe.name)), newest.get(("audit", recipe.name))) for recipe in RECIPES]
     shown = [row for row in rows if row]
     lines = [
-        "# The verdict on networks that others published", "", *_summary(latest), "",
+        "# The verdict on networks that others published", "", *_summary(newest), "",
         "| network | trained | source | bytes | data, ε | clean | truth | apgd-ce / white-box / all | proven | verdict "
         "| mechanism and place | accuracy, audit / AutoAttack | passes, audit / AutoAttack | CPU s |",
         "|---" * 14 + "|", *shown,
@@ -283,8 +280,8 @@ def render(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _summary(latest: dict[tuple[str, str], Record]) -> list[str]:
-    pairs = [(latest[kind, name], latest.get(("truth", name))) for kind, name in latest if kind == "audit"]
+def _summary(newest: dict[tuple[str, str], Record]) -> list[str]:
+    pairs = [(newest[kind, name], newest.get(("truth", name))) for kind, name in newest if kind == "audit"]
     ran = [(a, t) for a, t in pairs if a["status"] == "ran" and t and t["status"] == "ran"]
     lines = ["`python benchmarks/published.py FOLDER --truth`, then `--audit`, on networks that lie in public "
              "repositories; the files are not kept here, `--list` names them with their SHA-256. Audits are by the "

@@ -127,14 +127,23 @@ def _line(record: Record) -> str:
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
-    """The newest record of every run, whatever sources or weights it ran on; without a kind each is a run."""
+    """The newest record of every run, whatever sources or weights it ran on; without a kind each is a run.
+
+    One that failed, ran out of time or lacked something takes the place of none that gave a result.
+    """
     newest: dict[Key, Record] = {}
     for record in records:
         name = tuple(record.get(field) for field in ("kind", "peer", "model", "seed", "budget"))
         name = name if "kind" in record else (len(newest),)
+        if name in newest and _has_result(newest[name]) and not _has_result(record):
+            continue
         newest.pop(name, None)
         newest[name] = record
     return list(newest.values())
+
+
+def _has_result(record: Record) -> bool:
+    return record.get("status") not in ("failed", "timeout", "unavailable")
 
 
 def sources_digest(*places: str) -> str:

@@ -74,17 +74,23 @@ class TestVerdicts:
         assert all(check.holds for check in checks), checks
 
     def test_scaling_the_logits_hides_nothing_from_the_best_known_accuracy(self) -> None:
-        plain = standard_audit("pgd-at").report.accuracy["best_known"]
-        scaled = standard_audit("pgd-at-x100").report.accuracy["best_known"]
-        assert plain is not None
-        assert scaled is not None
-        assert abs(plain.value - scaled.value) <= 0.02
+        plain = broken_points(standard_audit("pgd-at"))
+        scaled = broken_points(standard_audit("pgd-at-x100"))
+        both = plain.keys() & scaled.keys()
+        assert len(both) >= 40
+        assert abs(sum(plain[i] - scaled[i] for i in both)) <= 0.02 * len(both)
 
     def test_the_saturated_layer_is_named_with_file_and_line(self) -> None:
         mechanism = standard_audit("saturated-tanh").report.verdict.mechanisms[0]
         assert mechanism.id == "saturation"
         assert mechanism.locations[0].file is not None
         assert mechanism.locations[0].file.endswith("layers.py")
+
+
+def broken_points(audit: Audit) -> dict[int, bool]:
+    """Which points of the data set have been broken, of those that the audit drew and the model gets right."""
+    points = audit.report.to_dict()["points"]
+    return {index: bool(by) for index, by in zip(points["index"], points["broken_by"], strict=True)}
 
 
 def comparable(audit: Audit) -> dict[str, Any]:

@@ -47,6 +47,8 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
 def test_the_newest_record_of_a_run_counts() -> None:
     old, new, other = record(code="old"), record(code="new", status="crash"), record(seed=1)
     assert latest([old, other, new]) == [other, new]
+    assert latest([new, record(status="failed"), record(status="timeout")]) == [new]
+    assert latest([record(status="failed"), new]) == [new]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_attacks_that_did_not_run_or_answer_other_questions_are_left_out() -> No
     )
     result = graded("gradient-free-gap", REFERENCE, *others)
     assert result.status == "not_applicable"
-    assert "'score'" in result.reason
+    assert "uses scores only" in result.reason
     assert graded("gradient-free-gap", *others, outcome("square", some(3), kind="score")).value == 3 / N
 
 
