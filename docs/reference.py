@@ -16,7 +16,7 @@ from maskaudit.auditing.catalogue import catalogue
 from maskaudit.cli import CONTEXT, cli
 from maskaudit.probes.docs import explanation
 from maskaudit.probes.interface import Probe
-from maskaudit.settings import BUDGETS, Budget, looks_up_to
+from maskaudit.settings import BUDGETS, CORRECT_POINTS, MOST_DRAWN, Budget, looks_up_to
 from maskaudit.verdict.limits import INFORMATIVE, LIMITS
 
 NOTE = "<!-- Written by docs/generate.py; edit the source instead. -->\n\n"
@@ -173,6 +173,8 @@ def attacks_page() -> str:
             f"| `{name}` | {', '.join(str(n) for n in looks_up_to(budget.points))} |\n"
             for name, budget in BUDGETS.items()
         ),
+        f"\nWhere the model answers so many points wrongly that fewer than {CORRECT_POINTS} are left to attack, an audit "
+        f"without `--samples` draws further ones before it gives up, up to {MOST_DRAWN} in all.\n",
         "\n| attack | family | what it is |\n| --- | --- | --- |\n",
     ]
     for spec in all_attacks():

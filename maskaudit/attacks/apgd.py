@@ -92,7 +92,7 @@ def apgd(
         begins = [
             threat.project(starts[unbroken], x[unbroken])
             if starts is not None and r < targets
-            else random_start(x[unbroken], threat=threat, rng=rng.select(unbroken).fork(f"run {r}"))
+            else random_start(x[unbroken], threat=threat, rng=rng.select(unbroken).fork(f"run {r}"), at_surface=True)
             for r in together
         ]
         attempt, settled = _runs(

@@ -20,17 +20,18 @@ from maskaudit.threat import ThreatModel, per_point_norm
 MADRY_STEP = 2.5
 
 
-def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0) -> Tensor:
+def random_start(x: Tensor, *, threat: ThreatModel, rng: PointRNG, step: int = 0, at_surface: bool = False) -> Tensor:
     """An admissible point drawn at random around `x` (N, …), before clipping to the bounds.
 
-    Linf: uniform in the ball. L2: a uniform direction and a uniform distance, since points drawn uniformly from a ball
-    of many dimensions all lie at its surface, and ascent from there breaks fewer points.
+    Linf: uniform in the ball. L2: a uniform direction, and a uniform distance or, `at_surface`, the largest. Points
+    drawn uniformly from a ball of many dimensions all lie at its surface: ascent in steps of one size breaks fewer
+    points from there, Auto-PGD more, and restarts differ more from each other.
     """
     shape = x.shape[1:]
     if threat.norm == "Linf":
         return threat.project(x + threat.eps * threat.scaled(2 * rng.uniform(shape, step=step).to(x) - 1), x)
     direction = rng.normal(shape, step=step).to(x)
-    distance = rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
+    distance = x.new_ones(len(x)) if at_surface else rng.uniform((1,), step=step + 1_000_003).squeeze(1).to(x)
     scale = threat.eps * distance / per_point_norm(direction).clamp_min(1e-12)
     return threat.project(x + threat.scaled(direction * column(scale, x)), x)
 

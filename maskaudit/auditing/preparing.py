@@ -18,7 +18,7 @@ from maskaudit.loading import LoadedModel, blackbox
 from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
 from maskaudit.repairs.plan_file import read_plan
-from maskaudit.settings import AuditSettings, Request
+from maskaudit.settings import MOST_DRAWN, AuditSettings, Request
 from maskaudit.sources import load_model
 from maskaudit.target import Target
 from maskaudit.target.fit import misfit
@@ -35,8 +35,6 @@ WIDE_BALL = 0.5
 
 #: Numbers that the points of the pool hold together at most: 512 MiB in float32.
 POOL_ELEMENTS = 2**27
-#: Points that are drawn at least, for whoever looks at some before the attacks do.
-LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
 #: What the report says of points drawn by class.
@@ -206,7 +204,7 @@ def _draw(settings: AuditSettings) -> Draw | None:
     if settings.samples == "all" or settings.precision is not None:
         return None
     asked = settings.samples or max(settings.effort.points, settings.effort.claim_points)
-    return Draw(max(int(asked), LEAST_DRAWN), settings.seed, settings.stratify)
+    return Draw(max(int(asked), MOST_DRAWN), settings.seed, settings.stratify)
 
 
 def _pool_points(data: Dataset) -> int:

@@ -47,7 +47,7 @@ from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport
-from maskaudit.settings import AuditSettings, Listener, ignore_events
+from maskaudit.settings import CORRECT_POINTS, MOST_DRAWN, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
@@ -175,7 +175,7 @@ def _look_until_decided(state: AuditState) -> None:
     state.notes += state.recognised.notes
     hopeless = bool(state.recognised.hopeless)
     state.looks = state.looks[:1] if hopeless else state.looks
-    for points in state.looks:
+    for points in _looks(state):
         state.judgement = None
         _look(state, points)
         state.judgement = judged(state)
@@ -189,6 +189,19 @@ def _look_until_decided(state: AuditState) -> None:
     _bound(state)
     if not state.settings.black_box:
         draw_figures(state)
+
+
+def _looks(state: AuditState) -> Iterator[int]:
+    """The looks of the settings; further ones where wrong answers left fewer points to attack than the budget means."""
+    yield from state.looks
+    while state.settings.samples is None and not state.recognised.hopeless and not state.settings.black_box:
+        drawn, correct = len(state.ledger), int(state.ledger.correct.sum())
+        wanted = min(state.settings.effort.points, CORRECT_POINTS)
+        more = min(len(state.data), MOST_DRAWN, math.ceil(wanted * drawn / max(1, correct)), 2 * drawn)
+        if correct >= wanted or more <= drawn:
+            return
+        state.looks += (more,)
+        yield more
 
 
 def _bound(state: AuditState) -> None:

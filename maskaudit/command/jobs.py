@@ -14,10 +14,10 @@ from maskaudit import __version__, api
 from maskaudit.auditing.branches import sentence, try_branch
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
-from maskaudit.command.output import parse_outputs, write_outputs
+from maskaudit.command.output import check_writable, is_special, parse_outputs, write_outputs
 from maskaudit.command.terminal import ProgressLine
 from maskaudit.data import load_data
-from maskaudit.errors import UsageError
+from maskaudit.errors import InputError, UsageError
 from maskaudit.repairs.branch import check_branches
 from maskaudit.results import SCHEMA_VERSION
 from maskaudit.rng import PointRNG
@@ -51,6 +51,10 @@ def train_to_file(
 
     `options` are those of `maskaudit.settings.TrainSettings`; None takes the default.
     """
+    for file in (out, *([Path(picture)] if picture else [])):
+        check_writable(file)
+        if is_special(file):
+            raise InputError(f"{file} is a device or a pipe; give the name of a file.")
     threat = None
     if norm is not None or eps is not None:
         shape = load_data(data, split="train", limit=1).x.shape[1:]

@@ -15,7 +15,8 @@ class Budget:
     """How much an audit may spend.
 
     Attributes:
-        points: most points that it draws for the verdict; `claim_points` those that it draws to judge a claim.
+        points: most points that it draws for the verdict, but for `CORRECT_POINTS`; `claim_points` those that it draws
+            to judge a claim.
         steps: gradient steps of one Auto-PGD run.
         targets: wrong classes tried by the targeted attack.
         queries: forward passes per point of the score-based search.
@@ -48,6 +49,10 @@ class Budget:
 FIRST_LOOKS = (32, 56)
 #: How much larger each further look is, at least.
 LOOK_GROWTH = 1.4
+
+#: A budget means this many points that the model answers rightly, or its own number where that is smaller; an audit
+#: draws as many more for them, up to so many in all.
+CORRECT_POINTS, MOST_DRAWN = 128, 512
 
 
 def looks_up_to(most: int) -> tuple[int, ...]:

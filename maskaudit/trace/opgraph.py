@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
 from maskaudit.trace.passes import Movement
 from maskaudit.trace.records import Flow
-from maskaudit.trace.seen import RecordedOp
+from maskaudit.trace.seen import RecordedOp, has_memory
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,31 @@ class OpGraph:
             return False
         raw = self.raw.detach()
         return torch.equal(raw.gather(1, before.argmax(dim=1, keepdim=True)).squeeze(1), raw.amax(dim=1))
+
+    def weights(self, after: int, until: int) -> set[tuple[int, torch.Size]]:
+        """What ops on data of the input, behind `after` up to `until`, read beside them; parts on their own."""
+        ops = [op for op in self.ops[after + 1 : until + 1] if op.index in self._from_input]
+        return {place for op in ops for place in self._weights(op)}
+
+    def _weights(self, op: RecordedOp) -> Iterator[tuple[int, torch.Size]]:
+        for tensor in op.inputs:
+            index = self.observer.maker(tensor)
+            if index in self._from_input or self.observer.live(tensor):
+                continue
+            maker = None if index is None else self.ops[index]
+            if maker is not None and maker.kind != "entry" and not tensor._is_view():
+                yield from self._weights(maker)
+            elif has_memory(tensor) and tensor.numel() > 1:
+                yield tensor.data_ptr(), tensor.shape
+
+    @functools.cached_property
+    def _from_input(self) -> set[int]:
+        """Indices of the ops that anything of the input reaches within torch."""
+        found: set[int] = set()
+        for op in self.ops:
+            if self.observer.reads_input(op) or not found.isdisjoint(op.parents):
+                found.add(op.index)
+        return found
 
     # --- gradient ---------------------------------------------------------------------------------
 

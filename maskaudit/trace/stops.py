@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -198,7 +199,9 @@ def _loops(walk: Walk) -> list[Culprit]:
     for (module, file, line, _), ops in turns.items():
         late, early = flows[ops[-1].index].norm_in, flows[ops[0].index].norm_out
         grows = len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late
-        if grows and (module, file, line) not in found and ops[0].index in graph.ancestors(ops[-1].index):
+        if not grows or (module, file, line) in found or _weights_change(graph, ops):
+            continue
+        if ops[0].index in graph.ancestors(ops[-1].index):
             sentence = (
                 f"This line runs {len(ops)} times, and the gradient grows {early / late:.0e}-fold on its way back "
                 "through it: its slope is noise."
@@ -206,6 +209,12 @@ def _loops(walk: Walk) -> list[Culprit]:
             culprit = Culprit("jagged-surface", ops[0].location, "high", sentence, "boundary", ops[0].index)
             found[module, file, line] = culprit
     return list(found.values())
+
+
+def _weights_change(graph: OpGraph, turns: list[RecordedOp]) -> bool:
+    """Whether no two turns in succession read the same weights: layers that share a line, and no loop."""
+    between = [graph.weights(first.index, last.index) for first, last in itertools.pairwise(turns)]
+    return all(between) and all(a.isdisjoint(b) for a, b in itertools.pairwise(between))
 
 
 def optimisation(graph: OpGraph) -> list[Culprit]:

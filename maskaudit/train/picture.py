@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-
-import matplotlib.style
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING
 
 from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.files import write_atomically
 from maskaudit.train.interface import TrainEvent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: File types that are written, by what follows the last dot.
 TYPES = ("svg", "png", "pdf")
@@ -30,6 +30,8 @@ def write_picture(path: Path, history: Sequence[TrainEvent]) -> None:
     Raises:
         InputError: when the file cannot be written.
     """
+    import matplotlib.style  # takes a second, which only a picture is worth
+
     with matplotlib.style.context(["default", {"svg.hashsalt": "maskaudit"}]):
         figure = _drawn(history)
         stream = io.BytesIO()
@@ -42,6 +44,9 @@ def write_picture(path: Path, history: Sequence[TrainEvent]) -> None:
 
 
 def _drawn(history: Sequence[TrainEvent]) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(10, 3), layout="constrained")
     loss, shares, scale = figure.subplots(1, 3)
     epochs = [event.epoch for event in history]

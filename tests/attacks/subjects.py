@@ -1,4 +1,4 @@
-"""Models of known behaviour that the attack tests run against, trained in seconds on the embedded digits."""
+"""Models of known behaviour that the attack tests run against, and what judges their examples."""
 
 from __future__ import annotations
 
@@ -11,29 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit.attacks.interface import Attempt
-from maskaudit.data import load_data
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
-from maskaudit.target.preserve import preserved_random_state
 from maskaudit.threat import ThreatModel
 
 LINF = ThreatModel("Linf", 0.2)
 L2 = ThreatModel("L2", 1.0)
-
-
-class DigitsCNN(nn.Module):
-    """Two convolutions and a linear readout, (N, 1, 8, 8) → logits (N, 10)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, stride=2, padding=1)
-        self.hidden = nn.Linear(32 * 16, 64)
-        self.readout = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.conv2(F.relu(self.conv1(x))))
-        return self.readout(F.relu(self.hidden(h.flatten(1))))
 
 
 class Wrapped(nn.Module):
@@ -97,54 +80,15 @@ def binary(base: nn.Module) -> nn.Module:
     return Wrapped(base, after=lambda z: torch.stack([z[:, :5].logsumexp(1), z[:, 5:].logsumexp(1)], 1))
 
 
-def train_cnn(*, adversarial: bool, epochs: int, seed: int = 0) -> DigitsCNN:
-    """A CNN on the train split; `adversarial` trains on 7-step PGD examples at ε = 0.2 (Madry et al. 2018)."""
-    data = load_data("digits", split="train")
-    with preserved_random_state():
-        torch.manual_seed(seed)
-        model = DigitsCNN()
-        optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 6e-3, epochs * (len(data) // 100))
-        for _ in range(epochs):
-            for rows in torch.randperm(len(data)).split(100):
-                x, y = data.x[rows], data.y[rows]
-                x_fit = _pgd_examples(model, x, y) if adversarial else x
-                optimiser.zero_grad()
-                F.cross_entropy(model(x_fit), y).backward()
-                optimiser.step()
-                schedule.step()
-    model.zero_grad(set_to_none=True)
-    return model.eval()
-
-
-def _pgd_examples(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    x_adv = LINF.project(x + LINF.eps * (2 * torch.rand_like(x) - 1), x)
-    for _ in range(7):
-        leaf = x_adv.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), y), leaf)
-        x_adv = LINF.project(x_adv + 0.06 * gradient.sign(), x)
-    return x_adv.detach()
-
-
 @dataclass(frozen=True)
 class Subjects:
     """The trained models with the test points both classify correctly."""
 
-    standard: DigitsCNN
-    robust: DigitsCNN
+    standard: nn.Module
+    robust: nn.Module
     x: Tensor
     y: Tensor
     pool: Tensor
-
-
-def build_subjects() -> Subjects:
-    """Train both models and choose the points."""
-    standard = train_cnn(adversarial=False, epochs=20)
-    robust = train_cnn(adversarial=True, epochs=30)
-    test = load_data("digits", split="test")
-    with torch.no_grad():
-        right = (standard(test.x).argmax(1) == test.y) & (robust(test.x).argmax(1) == test.y)
-    return Subjects(standard, robust, test.x[right], test.y[right], load_data("digits", split="train").x)
 
 
 def point_rng(n: int, seed: int = 0, stream: str = "test") -> PointRNG:

@@ -189,9 +189,9 @@ def test_no_graph_is_kept() -> None:
 def test_not_weaker_than_torchattacks(subjects: Any, threat: ThreatModel, loss: Loss) -> None:
     x, y = subjects.x, subjects.y
     theirs = broken_by_torchattacks(
-        subjects.robust, x, y, threat, "APGD", norm=threat.norm, steps=25, loss=loss, n_restarts=1
+        subjects.robust, x, y, threat, "APGD", norm=threat.norm, steps=25, loss=loss, n_restarts=2
     )
-    attempt = apgd(Target(subjects.robust), x, y, threat=threat, rng=make_rng(len(x)), loss=loss, steps=25)
+    attempt = apgd(Target(subjects.robust), x, y, threat=threat, rng=make_rng(len(x)), loss=loss, steps=25, restarts=2)
     ours = attempt.first_success >= 0
     assert len(x) >= 500
     assert 0.05 < float(theirs.float().mean()) < 0.95

@@ -230,11 +230,10 @@ class Coarse(Linear):
         return (40 * super().forward(values)).round() / 40
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_an_audit_through_repairs(described: str, norm: Norm) -> None:
+def test_an_audit_through_repairs(described: str) -> None:
     x, y = labelled(160)
     points = FEATURES.decode(x), y
-    found = audit(Coarse(), points, features=described, norm=norm, eps=0.1, budget="quick", samples=160)
+    found = audit(Coarse(), points, features=described, norm="Linf", eps=0.1, budget="quick", samples=160)
     document = found.report.to_dict()
     assert document["verdict"]["label"] == "masked"
     rows = {row["name"]: row for row in document["attacks"]}

@@ -34,7 +34,7 @@ from tests.attacks.subjects import (
 
 
 def _left(model: nn.Module, subjects: Subjects, threat: ThreatModel, **settings: Any) -> float:
-    x, y = correct_points(model, subjects.x, subjects.y, 100)
+    x, y = correct_points(model, subjects.x, subjects.y, 60)
     attempt = finite_differences(Target(model), x, y, threat=threat, rng=point_rng(len(x)), **settings)
     return float(survivors(model, attempt.examples, x, y, threat).float().mean())
 

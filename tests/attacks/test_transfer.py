@@ -29,15 +29,14 @@ from tests.attacks.subjects import (
 )
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda t: t.norm)
-@pytest.mark.parametrize("mask", [one_hot, saturated], ids=["one-hot", "softmax(50 z)"])
+@pytest.mark.parametrize(("mask", "threat"), [(one_hot, L2), (saturated, LINF)], ids=["one-hot", "softmax(50 z)"])
 def test_hard_outputs_do_not_protect(
     subjects: Subjects, mask: Callable[[nn.Module], nn.Module], threat: ThreatModel
 ) -> None:
     model = mask(subjects.standard)
-    x, y = subjects.x[:150], subjects.y[:150]
+    x, y = subjects.x[:80], subjects.y[:80]
     surrogate = train_surrogate(Target(model), subjects.pool, threat=threat, num_classes=10, seed=1)
-    attempt = transfer(Target(model), x, y, threat=threat, rng=point_rng(150), surrogates=[Target(surrogate)])
+    attempt = transfer(Target(model), x, y, threat=threat, rng=point_rng(80), surrogates=[Target(surrogate)])
     assert survivors(model, attempt.examples, x, y, threat).float().mean() <= 0.05
 
 

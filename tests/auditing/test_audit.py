@@ -25,7 +25,7 @@ from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 pytestmark = pytest.mark.heavy
 
 #: Verdicts at the standard budget, with what must also hold.
-CLEAR = ("standard", "pgd-at", "pgd-at-x3", "standard-softmax")
+CLEAR = ("standard", "pgd-at", "standard-softmax")
 MASKED = {
     "quantised": "gradient",
     "logits-x1e4": "loss",
@@ -119,7 +119,7 @@ class TestDependence:
         assert first.report.figures == second.report.figures
 
     def test_the_batch_size_changes_no_attack(self, pgd_trained: LoadedModel) -> None:
-        settings = dataclasses.replace(QUICK, samples=32, ignore=("transfer",))
+        settings = dataclasses.replace(QUICK, samples=16, ignore=("transfer",))
         large = api.audit(pgd_trained.module, settings=settings)
         small = api.audit(pgd_trained.module, settings=dataclasses.replace(settings, batch_size=5))
         assert attacks_of(large) == attacks_of(small)
@@ -209,6 +209,15 @@ def test_model_and_random_state_are_as_before(standard: LoadedModel, fail_after:
         assert audit.report.accuracy["clean"] is not None
 
 
+def test_wrong_answers_are_made_up_for_by_further_points(standard: LoadedModel) -> None:
+    data = load_data("digits", split="test")
+    wrong = torch.rand(len(data.y), generator=torch.Generator().manual_seed(0)) < 0.6
+    labels = torch.where(wrong, (data.y + 1 + torch.arange(len(data.y)) % 9) % 10, data.y)
+    report = api.audit(standard.module, (data.x, labels), eps=0.2, settings=QUICK).report.to_dict()
+    assert report["verdict"]["label"] == "clear", report["verdict"]
+    assert report["settings"]["looks"][-1] == len(report["points"]["index"]) > BUDGETS["quick"].points
+
+
 class Interrupted(Exception):
     pass
 
@@ -266,7 +275,7 @@ def test_a_random_model_is_judged_by_majority(standard: LoadedModel) -> None:
             assert isinstance(standard.module, nn.Module)
             return standard.module(x + 0.05 * torch.randn_like(x))
 
-    audit = api.audit(Noisy(), settings=dataclasses.replace(QUICK, samples=24, ignore=("transfer", "decision")))
+    audit = api.audit(Noisy(), settings=dataclasses.replace(QUICK, samples=16, ignore=("transfer", "decision")))
     assert audit.report.target["random"] is True
     best = audit.report.accuracy["best_known"]
     assert best is not None
@@ -316,7 +325,8 @@ def test_a_model_with_reentrant_checkpoints_is_audited_like_the_same_without() -
             return scores
 
     x = torch.rand(64, 6, generator=torch.Generator().manual_seed(0))
-    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
+    left_out = ("transfer", "decision", "finite-differences", "torchattacks-pgd", "torchattacks-square")
+    settings = AuditSettings(budget="quick", samples=56, ignore=left_out)
     reports = []
     for reentrant in (None, True, False):
         model = Checkpointed(reentrant)

@@ -17,64 +17,60 @@ from torch import nn
 
 from maskaudit.cli import cli
 
+from .calling import Done, command
+
 ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
+def maskaudit(*arguments: str, cwd: Path) -> Done:
+    """Run the command to its end."""
+    return command(*arguments, cwd=cwd).end()
 
 
-def maskaudit(*arguments: str, cwd: Path | None = None) -> Result:
-    """Run the command in a process of its own."""
+def in_a_fresh_process(*arguments: str) -> Done:
+    """The same by the interpreter's own start."""
     done = subprocess.run(
         [sys.executable, "-m", "maskaudit.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.fixture(scope="module")
-def audited(standard_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+def audited(standard_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """A quick audit of the standard network with all of `--out`'s files, and `--json` on stdout."""
     out = tmp_path_factory.mktemp("audit")
-    return out, maskaudit(
+    return out, in_a_fresh_process(
         "check", str(standard_file), "--budget", "quick", "--json", "--out", str(out), "--claim", "0.9"
     )
 
 
 class TestCheck:
-    def test_a_refuted_claim_fails_the_build(self, audited: tuple[Path, Result]) -> None:
+    def test_a_refuted_claim_fails_the_build(self, audited: tuple[Path, Done]) -> None:
         _, result = audited
         document = json.loads(result.out)
         assert document["claim"] == {"claimed": 0.9, "status": "refuted"}
         assert result.status == 1, result.err
 
-    def test_stdout_is_one_json_document_and_progress_goes_to_stderr(self, audited: tuple[Path, Result]) -> None:
+    def test_stdout_is_one_json_document_and_progress_goes_to_stderr(self, audited: tuple[Path, Done]) -> None:
         out, result = audited
         document = json.loads(result.out)
         assert document == json.loads((out / "audit.json").read_text())
         assert "fgsm" in result.err
 
-    def test_the_file_alone_brings_data_threat_and_architecture(self, audited: tuple[Path, Result]) -> None:
+    def test_the_file_alone_brings_data_threat_and_architecture(self, audited: tuple[Path, Done]) -> None:
         document = json.loads(audited[1].out)
         assert document["threat"] == {"norm": "Linf", "eps": 0.2, "bounds": [0.0, 1.0]}
         assert document["settings"]["data"] == "digits"
         assert any("eps" in name for name in document["settings"]["defaults"])
 
-    def test_a_standard_network_is_clear_and_not_robust(self, audited: tuple[Path, Result]) -> None:
+    def test_a_standard_network_is_clear_and_not_robust(self, audited: tuple[Path, Done]) -> None:
         document = json.loads(audited[1].out)
         assert document["verdict"]["label"] == "clear"
         assert document["accuracy"]["clean"]["value"] > 0.93
         assert document["accuracy"]["best_known"]["value"] == 0.0
 
-    def test_out_writes_its_files_and_leaves_no_journal(self, audited: tuple[Path, Result]) -> None:
+    def test_out_writes_its_files_and_leaves_no_journal(self, audited: tuple[Path, Done]) -> None:
         out, _ = audited
         assert sorted(p.name for p in out.iterdir()) == [
             "audit.json",
@@ -86,10 +82,10 @@ class TestCheck:
         assert (out / "report.html").stat().st_size < 1_000_000
 
     def test_verify_confirms_and_notices_changes(
-        self, audited: tuple[Path, Result], standard_file: Path, tmp_path: Path
+        self, audited: tuple[Path, Done], standard_file: Path, tmp_path: Path
     ) -> None:
         out, _ = audited
-        good = maskaudit("verify", str(out), str(standard_file))
+        good = maskaudit("verify", str(out), str(standard_file), cwd=tmp_path)
         assert good.status == 0, good.out + good.err
         assert "FAIL" not in good.out
 
@@ -100,14 +96,14 @@ class TestCheck:
         name = next(iter(weights))
         weights[name] = weights[name] + 0.5
         save_file(weights, altered, metadata={"maskaudit": json.dumps(read_metadata(standard_file))})
-        other = maskaudit("verify", str(out), str(altered))
+        other = maskaudit("verify", str(out), str(altered), cwd=tmp_path)
         assert other.status == 1
         assert "FAIL  model" in other.out
 
-    def test_an_old_report_can_be_rendered_again(self, audited: tuple[Path, Result], tmp_path: Path) -> None:
+    def test_an_old_report_can_be_rendered_again(self, audited: tuple[Path, Done], tmp_path: Path) -> None:
         out, _ = audited
         again = tmp_path / "again.html"
-        assert maskaudit("report", str(out / "audit.json"), "-o", f"html={again}").status == 0
+        assert maskaudit("report", str(out / "audit.json"), "-o", f"html={again}", cwd=tmp_path).status == 0
         assert again.read_bytes() == (out / "report.html").read_bytes()
 
 

@@ -65,3 +65,9 @@ def test_torch_is_not_loaded(name: str, tmp_path: Path) -> None:
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "False", done.stderr
+
+
+def test_matplotlib_waits_for_a_picture() -> None:
+    program = "import sys, maskaudit.api; print([m for m in sys.modules if m.startswith('matplotlib')])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -24,15 +25,22 @@ LIMIT = 60.0
 Place = Callable[[str], Path]
 
 
+@functools.cache
+def companions() -> dict[str, bytes]:
+    """The sound files that readers look for beside the one they are given."""
+    return {
+        "b/other.png": samples.image(), MODEL: samples.checkpoint(), AUDIT: json.dumps(documents.report()).encode(),
+        EVIDENCE: documents.evidence(),
+    }  # fmt: skip
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     """Where a file of a reader goes, with what its command needs next to it."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "other.png").write_bytes(samples.image())
-    (tmp_path / MODEL).write_bytes(samples.checkpoint())
-    (tmp_path / AUDIT).write_text(json.dumps(documents.report()), encoding="utf-8")
-    (tmp_path / EVIDENCE).write_bytes(documents.evidence())
+    for name, content in companions().items():
+        (tmp_path / name).write_bytes(content)
     Journal(tmp_path / JOURNAL, {}, resume=False)
     return lambda name: tmp_path / BY_NAME[name].file
 

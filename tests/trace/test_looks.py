@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from maskaudit.auditing.inspection import inspection
 from maskaudit.errors import ModelError
@@ -119,6 +120,27 @@ def test_parallel_runs_of_a_line_are_no_loop(net: nn.Module, points: Points) -> 
     with Target(Views(), outputs="probabilities") as target:
         found = trace_model(target, *points, eps=0.2)
     assert "jagged-surface" not in {culprit.mechanism for culprit in found.culprits}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_layers_that_share_a_line_are_no_loop(shared: bool, packed: bool, points: Points) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = 1 if shared else 6
+    packs = 3 * torch.linalg.qr(torch.randn(kinds, 64, 64, generator=generator)).Q
+    weights = [packs[0] if shared else packs[turn] for turn in range(6)]
+    last = torch.randn(64, 10, generator=generator) / 4
+
+    def plain(x: Tensor) -> Tensor:
+        h = x.flatten(1) - 0.5
+        for turn in range(6):
+            h = F.leaky_relu(h @ (packs[turn % kinds] if packed else weights[turn]), 0.9)
+        return 100 * torch.tanh(h @ last)
+
+    with Target(plain) as target:
+        x = points[0]
+        found = trace_model(target, x, target.predict(target.scores(x)), eps=0.2)
+    assert ("jagged-surface" in {culprit.mechanism for culprit in found.culprits}) == shared, found.culprits
 
 
 @pytest.mark.parametrize("mapped", [False, True])

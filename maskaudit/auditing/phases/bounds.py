@@ -16,6 +16,8 @@ from maskaudit.auditing.state import AuditState
 
 #: The share of the points left that a budget must have them for; with fewer the search would tell too little.
 LEAST_SHARE = 0.25
+#: Fewest rounds per point that are worth a second search, which begins anew.
+FEWEST_ROUNDS = 8
 
 
 def run(state: AuditState) -> None:
@@ -47,7 +49,7 @@ def _search(state: AuditState, spec: AttackSpec, left: Tensor) -> None:
     results = [attacker.carry_out(spec, due, f"first round of {spec.name}", changes={"rounds": 1})]
     rest = due[~attacker.ledger.best_known()[due]]
     more = min(int(spec.settings["rounds"]), (rounds - len(due)) // max(1, len(rest)))
-    if len(rest) and more > 1 and isinstance(results[0], Booked):
+    if len(rest) and more >= FEWEST_ROUNDS and isinstance(results[0], Booked):
         entry.settings["rounds"] = more
         results.append(attacker.carry_out(spec, rest, spec.name, changes={"rounds": more}))
     attacker.say_outcome(spec, due, results)
