@@ -24,19 +24,15 @@ from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 
 pytestmark = pytest.mark.heavy
 
-#: Verdicts at the standard budget, with what must also hold.
+#: Verdicts at the standard budget, with what must also hold; the whole zoo is a benchmark.
 CLEAR = ("standard", "pgd-at", "standard-softmax")
 MASKED = {
     "quantised": "gradient",
     "logits-x1e4": "loss",
-    "softmax-x50": "gradient",
     "zero-backward": "gradient",
     "saturated-tanh": "gradient",
-    "sine-input": "gradient",
     "hard-labels": "gradient",
     "pgd-at-x100": "loss",
-    "pgd-at-quantised": "gradient",
-    "great+ce": "loss",
 }
 QUICK = AuditSettings(budget="quick")
 

@@ -99,7 +99,7 @@ class StraightThrough(nn.Module):
         return self.inner(x + (torch.round(x * self.steps) / self.steps - x).detach())
 
 
-@pytest.mark.parametrize("levels", [4, 16, 81])
+@pytest.mark.parametrize("levels", [4, 81])
 def test_robust_model_behind_a_quantiser(levels: int, pgd_trained: LoadedModel, points: Points) -> None:
     """The repair leaves what an attack through a straight-through twin leaves, within two points in a hundred."""
     inner = pgd_trained.module

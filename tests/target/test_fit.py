@@ -216,8 +216,9 @@ def test_a_file_of_signals_is_audited(tmp_path: Path) -> None:
 FEW = AuditSettings(budget="quick", samples=24, ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
 
 
-@pytest.mark.parametrize("name", ["signals", "volumes", "tokens", "channels last"])
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(
+    ("name", "norm"), [("signals", "Linf"), ("volumes", "L2"), ("tokens", "L2"), ("channels last", "Linf")]
+)
 def test_audits_of_any_shape_run_every_attack(name: str, norm: str) -> None:
     make, shape, _ = SHAPED[name]
     torch.manual_seed(0)
