@@ -15,6 +15,7 @@ from torch import Tensor
 from maskaudit import __version__
 from maskaudit.attacks.torchattacks_adapter import installed
 from maskaudit.auditing.branches import sentence
+from maskaudit.auditing.forecast import Forecast
 from maskaudit.auditing.judging import broken_by, judged_so_far, traced_mechanisms
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.state import AuditState
@@ -160,16 +161,21 @@ def _environment(settings: AuditSettings) -> dict[str, Any]:
 
 
 class Keeping:
-    """Passes events on; at the end of a step it keeps what was found so far, where that costs little."""
+    """Passes events on with the time left; at the end of a step it keeps what was found so far, where that is cheap."""
 
     def __init__(self, on_event: Listener, keep: Keeper | None) -> None:
         self.on_event, self.keep, self.keep_after = on_event, keep, 0.0
         self.state: AuditState | None = None
+        self.forecast = Forecast()
 
     def tell(self, event: AuditEvent) -> None:
         """A listener."""
+        state = self.state
+        if state is not None:
+            self.forecast.hear(event, state)
+            event = dataclasses.replace(event, left=self.forecast.seconds(state))
         self.on_event(event)
-        started, state = time.perf_counter(), self.state
+        started = time.perf_counter()
         due = event.finished and started >= self.keep_after
         if due and self.keep is not None and state is not None and len(state.ledger):
             self.keep(report_so_far(state, UNFINISHED))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from maskaudit.attacks.registry import battery
+from maskaudit.auditing.forecast import gradient_passes
 from maskaudit.auditing.phases.challengers import FLOOR
 from maskaudit.auditing.state import AuditState
 from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget, allowance
@@ -60,11 +61,7 @@ def expected_passes(effort: Budget) -> int:
     Each of its points meets every white-box attack and a search on the smallest budgets.
     """
     specs = battery(effort)
-    steps = sum(
-        2 * int(spec.settings.get("steps", 1)) * int(spec.settings.get("targets", 1))
-        for spec in specs
-        if spec.phase == "white_box" and not spec.second_chance
-    )
+    steps = gradient_passes(spec for spec in specs if spec.phase == "white_box" and not spec.second_chance)
     queries = FLOOR * sum(int(spec.settings[spec.effort]) for spec in specs if spec.effort)
     return round(FIRST_LOOKS[1] * (steps + queries))
 

@@ -29,6 +29,7 @@ class ProgressLine:
         self.started = time.monotonic()
         self.steps = self.done = 0
         self.look_started = self.started
+        self.left: float | None = None
 
     @property
     def stream(self) -> TextIO:
@@ -40,6 +41,7 @@ class ProgressLine:
         if event.total:
             self.steps, self.done, self.look_started = event.total, 0, time.monotonic()
         self.done += event.finished
+        self.left = event.left
         if event.finished:
             seconds = f"  ({event.seconds:.1f} s)" if event.seconds else ""
             left = "" if self.live else f"  {self._left()}".rstrip()  # a terminal has it in its status line
@@ -62,11 +64,12 @@ class ProgressLine:
         self._write("\r\x1b[K" + without_controls(text)[: max(10, _columns(self.stream) - 1)])
 
     def _left(self) -> str:
-        """How many steps of this look are done, and how long the others take by the mean; some may be spared."""
+        """How many steps of this look are done, and how long the rest takes, by the mean of its steps if not told."""
         if not self.steps or not self.done:
             return ""
-        left = max(0, self.steps - self.done)
-        seconds = (time.monotonic() - self.look_started) / self.done * left
+        steps = max(0, self.steps - self.done)
+        mean = (time.monotonic() - self.look_started) / self.done
+        seconds = self.left if self.left is not None else mean * steps
         return f"[{min(self.done, self.steps)}/{self.steps}, about {seconds:.0f} s left] "
 
     def close(self) -> None:

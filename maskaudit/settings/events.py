@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class AuditEvent:
     """One step of an audit: what, how many points, whether it is done, and how it ended.
 
-    `total` above 0 announces that many steps to come, so that a listener can estimate the time left.
+    `total` above 0 announces that many steps to come; `left` is how many seconds the audit still takes, where that can
+    be told.
     """
 
     step: str
@@ -19,6 +20,7 @@ class AuditEvent:
     outcome: str = ""
     seconds: float = 0.0
     total: int = 0
+    left: float | None = None
 
 
 Listener = Callable[[AuditEvent], None]

@@ -17,7 +17,7 @@ from maskaudit.errors import ModelError
 from maskaudit.settings import AuditSettings
 from maskaudit.target.form import LAYOUTS
 from maskaudit.target.model import Target
-from maskaudit.verdict.limits import CAUSE_GAIN, CLEAN_DOUBT, HOPELESS, MIN_POINTS
+from maskaudit.verdict.limits import CAUSE_GAIN, CAUSE_SHARE, CLEAN_DOUBT, HOPELESS, MIN_POINTS
 from maskaudit.verdict.statistics import binomial_tail
 
 #: Points that are tried at most.
@@ -125,8 +125,8 @@ def _better(before: Tensor, after: Tensor, y: Tensor) -> bool:
     if binomial_tail(int(after.sum()), len(y), constant) >= HOPELESS / 10:
         return False
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    gain = (gained - lost) / len(before)
-    return gain >= CAUSE_GAIN and binomial_tail(gained, gained + lost, 0.5) < HOPELESS / 10
+    enough = gained - lost >= max(CAUSE_GAIN * len(before), CAUSE_SHARE * int((~before).sum()))
+    return enough and binomial_tail(gained, gained + lost, 0.5) < HOPELESS / 10
 
 
 def _other_labels(predicted: Tensor, y: Tensor) -> Iterator[tuple[tuple[str, str], Tensor]]:

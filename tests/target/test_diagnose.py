@@ -180,3 +180,19 @@ def test_half_of_the_box_is_warned_of(norm: str, eps: float, warned: bool) -> No
     request = Request.of("net", {"norm": norm, "eps": eps}, QUICK)
     prepared = api.prepare(request, loaded=api.in_memory(net), points=Dataset("points", X, Y, 6, (0.0, 1.0)))
     assert any(note.startswith("Warning: ε") for note in prepared.loaded.notes) is warned
+
+
+@pytest.mark.parametrize(("gained", "named"), [(20, False), (60, True)])
+def test_a_cause_explains_a_fair_part_of_what_is_wrong(gained: int, named: bool) -> None:
+    y = torch.arange(128) % 10
+    x = (torch.arange(128) / 128)[:, None].expand(128, 4)
+
+    def model(inputs: Tensor) -> Tensor:
+        scaled = bool(inputs.max() > 2)
+        number = (inputs[:, 0] * 128 / (255 if scaled else 1)).round().long()
+        right = number * 37 % 128 < 15 + gained * scaled
+        return nn.functional.one_hot(torch.where(right, y[number], (y[number] * 7 + 3 + number // 10) % 10), 10) * 9.0
+
+    with Target(model) as target:
+        found = diagnose(target, x, y, AuditSettings())
+    assert (found.remedy is not None and "255" in found.remedy.cause) == named, found

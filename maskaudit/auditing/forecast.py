@@ -1,0 +1,132 @@
+"""How much longer an audit takes: what its remaining parts cost on the points that they will meet.
+
+Costs are passes of the audited model, forwards and backwards; a pass is taken to last as long as those of the second
+half of the time so far. A point costs what white-box attacks need to break it, or, where they fail, all that they may
+spend and a search on top. Until one of them has run nobody can tell which. The constants are medians over audits of the
+zoo; `benchmarks/eta.md` shows how far the estimate can be trusted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from maskaudit.attacks.interface import AttackSpec
+from maskaudit.auditing.judging import proven
+from maskaudit.auditing.phases.challengers import FLOOR
+from maskaudit.auditing.state import AuditState
+from maskaudit.settings import AuditEvent, allowance
+from maskaudit.verdict.levels import bounded, gradient_limit
+
+#: Passes on a point that falls to white-box attacks.
+BROKEN = 30
+#: Share of its steps that a white-box attack spends on a point that withstands it: some give up sooner, but where the
+#: gradient is suspected none does, and restarts come on top.
+SPENT, SPENT_SUSPECTED = 0.65, 1.2
+#: Passes of the search on a point beyond its smallest budgets: what it has learnt on known points, and near misses.
+SEARCH = 1000
+#: Share of what white-box attacks may spend that the repaired ones do.
+REPAIRED = 0.25
+#: Passes of the figures, and of those per point of the curve against ε.
+FIGURES, CURVE_POINT = 1000, 140
+#: Seconds that the figures take beside passes, and a surrogate's training.
+FIGURES_TAKE, SURROGATE_TAKES = 0.7, 2.0
+
+
+class Forecast:
+    """Hears every step of an audit, and says how much is left of it."""
+
+    def __init__(self) -> None:
+        self.finished: set[str] = set()
+        self.first = self.drawn = self.searched = 0
+        self.attacked = False
+        self.search_began: int | None = None
+        self.trained = 0.0
+        self.spent: list[tuple[float, int]] = [(0.0, 0)]
+
+    def hear(self, event: AuditEvent, state: AuditState) -> None:
+        """Take note of a step; a new look begins where there are more points than before."""
+        if len(state.ledger) > self.drawn:
+            self.first, self.drawn, self.searched = self.drawn, len(state.ledger), state.searched
+            self.finished, self.search_began = set(), None
+        if event.finished:
+            self.finished.add(event.step)
+            self.attacked |= event.step in {spec.name for spec in _white_box(state)}
+        if event.step == "surrogate":
+            self.trained += event.seconds
+        passes = state.target.ledger.forwards + state.target.ledger.backwards
+        self.spent.append((time.perf_counter() - state.started - self.trained, passes))
+        if self.search_began is None and state.searched > self.searched:
+            self.search_began = passes
+
+    def seconds(self, state: AuditState) -> float | None:
+        """Seconds that the audit still takes; None where nothing can be told yet, as for black boxes."""
+        now, spent = self.spent[-1]
+        half = next(entry for entry in reversed(self.spent) if entry[0] <= now / 2)
+        if not self.attacked or spent == half[1]:
+            return None
+        each, left = (now - half[0]) / (spent - half[1]), self.passes(state)
+        allowed = allowance(state.settings.budget)
+        if allowed is not None and allowed.passes is not None:
+            left = min(left, max(0.0, allowed.passes - spent))
+        seconds = left * each + FIGURES_TAKE
+        if not self.trained and left > FIGURES and not state.suspected() and bool(torch.any(_unbroken(state))):
+            seconds += SURROGATE_TAKES
+        if allowed is not None and allowed.seconds is not None:
+            seconds = min(seconds, max(0.0, allowed.seconds - (time.perf_counter() - state.started)))
+        return seconds
+
+    def passes(self, state: AuditState) -> float:
+        """Passes that the audit still takes."""
+        figures = FIGURES + CURVE_POINT * state.settings.effort.curve_points
+        if state.decided:
+            return figures
+        correct, unbroken, specs = state.ledger.correct, _unbroken(state), _white_box(state)
+        pending = [spec for spec in specs if spec.name not in self.finished]
+        met = slice(0, self.first if pending == specs else None)
+        share = int(unbroken[met].sum()) / max(1, int(correct[met].sum()))
+        new = share * int(correct[self.first :].sum()) if pending == specs else int(unbroken[self.first :].sum())
+        left = figures + new * (SPENT_SUSPECTED if state.suspected() else SPENT) * gradient_passes(pending)
+        if proven(state):
+            return left
+        unsearched = new + int(unbroken[self.searched : self.first].sum())
+        if state.suspected() and "repaired" not in self.finished:
+            return left + unsearched * REPAIRED * gradient_passes(specs)  # which mostly settles it
+        search = _search_passes(state)
+        searched = 0 if self.search_began is None else self.spent[-1][1] - self.search_began
+        further = max(0, _expected(state) - len(correct)) * int(correct.sum()) / len(correct)
+        each = share * (SPENT * gradient_passes(specs) + search) + (1 - share) * BROKEN
+        return left + max(0.0, unsearched * search - searched) + further * each
+
+
+def gradient_passes(specs: Iterable[AttackSpec]) -> int:
+    """Forwards and backwards of gradient attacks on a point that withstands them."""
+    return sum(2 * int(spec.settings.get("steps", 1)) * int(spec.settings.get("targets", 1)) for spec in specs)
+
+
+def _search_passes(state: AuditState) -> float:
+    """Passes of all searches without gradients on a point that withstands them."""
+    queries = sum(int(spec.settings[spec.effort]) for spec in state.attacks("challengers") if spec.effort)
+    return FLOOR * queries + SEARCH if queries else 0.0
+
+
+def _expected(state: AuditState) -> int:
+    """The number of drawn points at which the verdict falls if nothing more is found."""
+    ledger = state.ledger
+    share = int(ledger.correct.sum()) / len(ledger)
+    limit = gradient_limit(state.probe_results())
+    hidden = int((ledger.challengers() & ~ledger.strong()).sum())
+    looks = (n for n in state.looks if n >= len(ledger) and bounded(hidden, int(share * n), limit))
+    return next(looks, state.looks[-1])
+
+
+def _unbroken(state: AuditState) -> Tensor:
+    """Points (N,) bool that white-box attacks left."""
+    return state.ledger.correct & ~state.ledger.strong()
+
+
+def _white_box(state: AuditState) -> list[AttackSpec]:
+    return [spec for spec in state.attacks("white_box") if not spec.second_chance]
