@@ -43,6 +43,7 @@ class Forecast:
         self.finished: set[str] = set()
         self.first = self.drawn = self.searched = 0
         self.attacked = False
+        self.steps, self.done, self.began = 0, 0, 0.0
         self.search_began: int | None = None
         self.trained = 0.0
         self.spent: list[tuple[float, int]] = [(0.0, 0)]
@@ -55,6 +56,9 @@ class Forecast:
         if event.finished:
             self.finished.add(event.step)
             self.attacked |= event.step in {spec.name for spec in _white_box(state)}
+        if event.total:
+            self.steps, self.done, self.began = event.total, 0, time.perf_counter()
+        self.done += event.finished
         if event.step == "surrogate":
             self.trained += event.seconds
         passes = state.target.ledger.forwards + state.target.ledger.backwards
@@ -63,7 +67,11 @@ class Forecast:
             self.search_began = passes
 
     def seconds(self, state: AuditState) -> float | None:
-        """Seconds that the audit still takes; None where nothing can be told yet, as for black boxes."""
+        """Seconds that the audit still takes, by the mean of its steps for a black box; None where nobody can tell."""
+        if state.settings.black_box:
+            return (
+                (time.perf_counter() - self.began) / self.done * max(0, self.steps - self.done) if self.done else None
+            )
         now, spent = self.spent[-1]
         half = next(entry for entry in reversed(self.spent) if entry[0] <= now / 2)
         if not self.attacked or spent == half[1]:

@@ -28,7 +28,6 @@ class ProgressLine:
         self.live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.started = time.monotonic()
         self.steps = self.done = 0
-        self.look_started = self.started
         self.left: float | None = None
 
     @property
@@ -39,7 +38,7 @@ class ProgressLine:
     def __call__(self, event: AuditEvent) -> None:
         """Show one event."""
         if event.total:
-            self.steps, self.done, self.look_started = event.total, 0, time.monotonic()
+            self.steps, self.done = event.total, 0
         self.done += event.finished
         self.left = event.left
         if event.finished:
@@ -64,13 +63,11 @@ class ProgressLine:
         self._write("\r\x1b[K" + without_controls(text)[: max(10, _columns(self.stream) - 1)])
 
     def _left(self) -> str:
-        """How many steps of this look are done, and how long the rest takes, by the mean of its steps if not told."""
+        """How many steps of this look are done, and how long the rest takes, where that was told."""
         if not self.steps or not self.done:
             return ""
-        steps = max(0, self.steps - self.done)
-        mean = (time.monotonic() - self.look_started) / self.done
-        seconds = self.left if self.left is not None else mean * steps
-        return f"[{min(self.done, self.steps)}/{self.steps}, about {seconds:.0f} s left] "
+        left = "" if self.left is None else f", about {self.left:.0f} s left"
+        return f"[{min(self.done, self.steps)}/{self.steps}{left}] "
 
     def close(self) -> None:
         """Clear the status line."""

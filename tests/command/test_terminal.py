@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 import sys
@@ -55,10 +56,17 @@ def test_without_a_terminal_one_plain_line_per_finished_step() -> None:
 
 def test_a_log_counts_the_steps_and_says_how_long_the_rest_takes() -> None:
     progress = ProgressLine(stream=(stream := io.StringIO()))
+    for event in (AuditEvent("audit", 200, total=4), *(dataclasses.replace(e, left=7.0) for e in EVENTS)):
+        progress(event)
+    counted = re.findall(r"\[(\d/\d), about 7 s left\]$", stream.getvalue(), re.MULTILINE)
+    assert counted == ["1/4", "2/4"]
+
+
+def test_a_log_names_no_time_before_one_is_known() -> None:
+    progress = ProgressLine(stream=(stream := io.StringIO()))
     for event in (AuditEvent("audit", 200, total=4), *EVENTS):
         progress(event)
-    counted = re.findall(r"\[(\d/\d), about \d+ s left\]$", stream.getvalue(), re.MULTILINE)
-    assert counted == ["1/4", "2/4"]
+    assert re.findall(r"\[(\d/\d)\]$", stream.getvalue(), re.MULTILINE) == ["1/4", "2/4"]
 
 
 def test_on_a_terminal_the_status_is_overwritten_and_cleared() -> None:
@@ -141,5 +149,5 @@ def test_a_terminal_shows_how_far_and_how_long_still() -> None:
     progress = ProgressLine(stream=stream)
     progress(AuditEvent("audit", 8, total=4))
     progress(AuditEvent("pgd", 8, True, "broke 2 of 8"))
-    progress(AuditEvent("square", 8))
+    progress(AuditEvent("square", 8, left=0.2))
     assert "[1/4, about 0 s left] square on 8 points" in stream.getvalue()
