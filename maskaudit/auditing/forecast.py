@@ -103,11 +103,11 @@ class Forecast:
         unsearched = new + int(unbroken[self.searched : self.first].sum())
         if state.suspected() and "repaired" not in self.finished:
             return left + unsearched * REPAIRED * gradient_passes(specs)  # which mostly settles it
-        search = _search_passes(state)
+        search, least = _search_passes(state), FLOOR * _queries(state, self.finished)
         searched = 0 if self.search_began is None else self.spent[-1][1] - self.search_began
         further = max(0, _expected(state) - len(correct)) * int(correct.sum()) / len(correct)
         each = share * (SPENT * gradient_passes(specs) + search) + (1 - share) * BROKEN
-        return left + max(0.0, unsearched * search - searched) + further * each
+        return left + max(unsearched * least, unsearched * search - searched) + further * each
 
 
 def gradient_passes(specs: Iterable[AttackSpec]) -> int:
@@ -117,8 +117,14 @@ def gradient_passes(specs: Iterable[AttackSpec]) -> int:
 
 def _search_passes(state: AuditState) -> float:
     """Passes of all searches without gradients on a point that withstands them."""
-    queries = sum(int(spec.settings[spec.effort]) for spec in state.attacks("challengers") if spec.effort)
+    queries = _queries(state, set())
     return FLOOR * queries + SEARCH if queries else 0.0
+
+
+def _queries(state: AuditState, finished: set[str]) -> int:
+    """What the searches that have not finished may ask about a point."""
+    left = (spec for spec in state.attacks("challengers") if spec.effort and spec.name not in finished)
+    return sum(int(spec.settings[spec.effort]) for spec in left)
 
 
 def _expected(state: AuditState) -> int:

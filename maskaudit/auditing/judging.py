@@ -58,6 +58,19 @@ def proven(state: AuditState) -> bool:
     return enough and judge(observations(state)).verdict.label == "masked"
 
 
+def would_decide(state: AuditState, correct: int) -> bool:
+    """Whether so many correct points would decide all open levels if the hidden shares stayed what they are."""
+    if state.judgement is None:
+        return False
+    masking = state.judgement.masking
+    for level in state.judgement.undecided:
+        limits, share = masking["rule"]["limits"][f"{level}_level"], masking[f"{level}_level"]
+        hidden = round((0.0 if share is None else share.value) * correct)
+        if not (bounded(hidden, correct, limits["clear_limit"]) or exceeds(hidden, correct, limits["slack"])):
+            return False
+    return True
+
+
 def nothing_left(state: AuditState) -> bool:
     """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
     ledger = state.ledger

@@ -23,7 +23,7 @@ from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, judged_so_far, proven
+from maskaudit.auditing.judging import judged, judged_so_far, proven, would_decide
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
@@ -192,13 +192,16 @@ def _look_until_decided(state: AuditState) -> None:
 
 
 def _looks(state: AuditState) -> Iterator[int]:
-    """The looks of the settings; further ones where wrong answers left fewer points to attack than the budget means."""
+    """The looks of the settings, and further ones where wrong answers left fewer points than the budget means.
+
+    These are drawn only where they would decide the verdict if they went on like those before.
+    """
     yield from state.looks
     while state.settings.samples is None and not state.recognised.hopeless and not state.settings.black_box:
         drawn, correct = len(state.ledger), int(state.ledger.correct.sum())
         wanted = min(state.settings.effort.points, CORRECT_POINTS)
         more = min(len(state.data), MOST_DRAWN, math.ceil(wanted * drawn / max(1, correct)), 2 * drawn)
-        if correct >= wanted or more <= drawn:
+        if correct >= wanted or more <= drawn or not would_decide(state, wanted):
             return
         state.looks += (more,)
         yield more
