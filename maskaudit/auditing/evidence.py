@@ -67,8 +67,8 @@ def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, p
     """
     failed = [check.name for check in checks if not check.holds]
     unknown = (
-        "which attack found an example, that every attack ran as listed and found no more, that the probes measured "
-        "what they say"
+        "which attack found an example, that every attack ran as listed, in a ball of this size, and found no more, "
+        "that the probes and the trace measured what they say, that settings, notes and figures are true"
     )
     origin = "" if published else " and that no one has replaced report and evidence together (--sha256)"
     if document is None:
@@ -108,11 +108,16 @@ def _heard(
     tensors, names = evidence.tensors, evidence.metadata["attacks"]
     clean, label, examples = tensors["clean"].float(), tensors["label"], tensors["examples"].float()
     point = tensors["example_point"]
+    n = len(point)
     right, clean_check = _clean(hearing, evidence, document)
     inside = hearing.threat.admissible(examples, clean[point])
+    extent = f"{int(inside.sum())} of {n} examples are admissible"
+    if n:
+        farthest = float(hearing.threat.distance(examples, clean[point]).max())
+        extent += f"; the farthest lies at {farthest:.3g}, the radius is {hearing.threat.eps:.3g}"
     rows = hearing.known(clean, label, right[: len(clean)])[point].nonzero().squeeze(1)
     broken, margin = hearing.broken(examples[rows], clean[point[rows]], label[point[rows]])
-    held, n = torch.zeros(len(point), dtype=torch.bool), len(point)
+    held = torch.zeros(n, dtype=torch.bool)
     held[rows] = broken
     detail = f"{int(held.sum())} of {n} examples break their point{hearing.manner}"
     if margin is not None and bool(broken.any()):
@@ -123,7 +128,7 @@ def _heard(
         proven.setdefault(index, set()).add(names[int(tensors["example_attack"][row])])
     return [
         clean_check,
-        Check("ball and bounds", bool(inside.all()), f"{int(inside.sum())} of {n} examples are admissible"),
+        Check("ball and bounds", bool(inside.all()), extent),
         Check("misclassified", bool(held.all()), detail),
     ], proven
 

@@ -174,7 +174,7 @@ TERMS = (
         "A number of points at which the audit considers its verdict, each larger than the one before. It stops at "
         "the first look that decides; the test holds at all looks together.",
     ),
-    ("loss level", "Points that white-box attacks break, but not on cross-entropy: the usual loss has gone flat."),
+    ("loss level", "Points that white-box attacks break, but not on cross-entropy, which is flat or leads elsewhere."),
     (
         "matched budgets",
         "Where white-box attacks on cross-entropy and on other losses are compared, both were given equal effort.",

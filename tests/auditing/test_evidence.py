@@ -342,7 +342,7 @@ def test_the_last_sentence_says_what_holds_what_does_not_and_what_nobody_can_kno
     held = conclusion(checks, files.document)
     assert held.startswith("Everything that can be checked holds")
     assert "the verdict inconclusive follow from the points" in held
-    for unknown in ("every attack ran as listed", "a fair draw from toy", "--sha256"):
+    for unknown in ("every attack ran as listed, in a ball", "settings, notes", "a fair draw from toy", "--sha256"):
         assert unknown in held
     assert "--sha256" not in conclusion(checks, files.document, published=True)
     files.document["verdict"]["label"] = "clear"
@@ -431,6 +431,18 @@ def test_a_wider_ball_in_the_evidence_is_noticed() -> None:
     metadata["threat"]["eps"] = 0.5
     files.write(load(files.evidence), metadata)
     assert failures(files) == {"threat"}
+
+
+def test_how_far_the_examples_go_is_told_next_to_the_radius() -> None:
+    """A radius that is made larger in both files contradicts nothing: readers see that the search never went there."""
+    files = audit()
+    files.document["threat"]["eps"] = 0.5
+    files.write(load(files.evidence), files.metadata() | {"threat": files.document["threat"]})
+    files.sign()
+    checks = verify_audit(files.document, read_evidence(files.evidence, "evidence"), network(), SHA)
+    (ball,) = (check for check in checks if check.name == "ball and bounds")
+    assert ball.detail.endswith("the farthest lies at 0.09, the radius is 0.5")
+    assert "in a ball of this size" in conclusion(checks, files.document)
 
 
 def test_altered_weights_are_noticed_with_and_without_the_digest() -> None:

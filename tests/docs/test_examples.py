@@ -24,8 +24,8 @@ from .pages import DOCS, ROOT, blocks, pages, read, without_code
 PYTHON_PAGES = ("index", "python-api", "extending")
 
 
-def run_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Execute the Python blocks of a page one after the other, as one module."""
+def run_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Execute the Python blocks of a page one after the other, as one module; its names."""
     path = DOCS / f"{name}.md"
     module = ModuleType(f"maskaudit_docs_{name.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -34,12 +34,15 @@ def run_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in found:
         source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
         exec(compile(source, str(path), "exec"), module.__dict__)
+    return module.__dict__
 
 
 @pytest.mark.parametrize("name", PYTHON_PAGES)
 def test_python_examples_run(name: str, zoo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    run_blocks(name, monkeypatch)
+    names = run_blocks(name, monkeypatch)
+    if name == "index":
+        assert names["audit"].report.verdict.label == "clear", "the first audit that anyone makes cannot say"
 
 
 def test_no_other_page_has_python_that_nobody_runs() -> None:
