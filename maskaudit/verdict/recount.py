@@ -130,6 +130,8 @@ def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgem
     unbroken = sum(right and not by for right, by in zip(recorded.correct, recorded.broken_by, strict=True))
     detail = f"{best}, {unbroken} of {len(recorded.correct)} points withstand every attack"
     odd = [f"correct is {n} of {len(recorded.correct)}" for n in [sum(recorded.correct)] if _misjudged(document)]
+    drawn = document["settings"].get("samples", len(recorded.correct))
+    odd += [f"settings name {drawn} points of {len(recorded.correct)}"] if drawn != len(recorded.correct) else []
     return Check("accuracy", not odd and _alike(stated, found), _told(odd + _differences(stated, found), detail))
 
 

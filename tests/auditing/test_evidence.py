@@ -302,6 +302,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "a label": (lambda d: d["points"]["label"].__setitem__(1, 1), {"clean points", "accuracy"}),
     "another model": (lambda d: d["target"].update(sha256="another"), {"scoring"}),
     "a random model": (lambda d: d["target"].update(random=True), {"scoring"}),
+    "the number of points": (lambda d: d["settings"].update(samples=99), {"accuracy"}),
     "a missing part": (lambda d: d["settings"].update(left_out={"square": "gradient_free"}), {"verdict"}),
 }  # fmt: skip
 
