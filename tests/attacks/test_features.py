@@ -213,6 +213,7 @@ def described(tmp_path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_an_audit_of_a_table(described: str, norm: Norm) -> None:
     x, y = labelled(120)
@@ -230,6 +231,7 @@ class Coarse(Linear):
         return (40 * super().forward(values)).round() / 40
 
 
+@pytest.mark.heavy
 def test_an_audit_through_repairs(described: str) -> None:
     x, y = labelled(160)
     points = FEATURES.decode(x), y

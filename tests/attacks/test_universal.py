@@ -73,6 +73,7 @@ def test_keys_are_full_size_few_and_begin_with_what_the_examples_share(threat: T
     assert torch.nn.functional.cosine_similarity(found[0].flatten(), common.flatten(), dim=0) > 0.7
 
 
+@pytest.mark.heavy
 def test_an_audit_carries_what_it_found_over_to_the_points_still_unbroken() -> None:
     class Backdoor(nn.Module):
         """Linear, but where twelve coordinates all lie low its classes change places: no slope tells before."""

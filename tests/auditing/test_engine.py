@@ -198,6 +198,7 @@ def test_a_crash_reads_the_same_wherever_it_happened(net: nn.Module, points: tup
     assert reported == [("error", "KeyError: 'x'", False)] * 2
 
 
+@pytest.mark.heavy
 def test_an_audit_whose_search_was_lost_cannot_be_clear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
