@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
@@ -32,8 +31,12 @@ SEARCH = 1000
 REPAIRED = 0.25
 #: Passes of the figures, and of those per point of the curve against ε.
 FIGURES, CURVE_POINT = 1000, 140
-#: Seconds that the figures take beside passes, and a surrogate's training.
-FIGURES_TAKE, SURROGATE_TAKES = 0.7, 2.0
+#: How much longer a pass of the search takes than those before it: its batches shrink.
+SEARCH_PRICE = 2.0
+#: Seconds that figures and report take beside passes, a surrogate's training, and bounds of a point of a small network.
+REPORT_TAKES, SURROGATE_TAKES, BOUNDS_TAKE = 2.0, 2.0, 0.3
+#: Parameters up to which a network is small in that sense; bounds of larger ones are mostly left out for their price.
+SMALL = 100_000
 
 
 class Forecast:
@@ -76,22 +79,25 @@ class Forecast:
         half = next(entry for entry in reversed(self.spent) if entry[0] <= now / 2)
         if not self.attacked or spent == half[1]:
             return None
-        each, left = (now - half[0]) / (spent - half[1]), self.passes(state)
+        each, (plain, search) = (now - half[0]) / (spent - half[1]), self.passes(state)
         allowed = allowance(state.settings.budget)
         if allowed is not None and allowed.passes is not None:
-            left = min(left, max(0.0, allowed.passes - spent))
-        seconds = left * each + FIGURES_TAKE
-        if not self.trained and left > FIGURES and not state.suspected() and bool(torch.any(_unbroken(state))):
+            plain = min(plain, max(0.0, allowed.passes - spent))
+            search = min(search, max(0.0, allowed.passes - spent) - plain)
+        seconds = (plain + SEARCH_PRICE * search) * each + REPORT_TAKES
+        if search and not self.trained:
             seconds += SURROGATE_TAKES
+        if state.settings.effort.bound_rounds and state.loaded.parameters <= SMALL and not proven(state):
+            seconds += BOUNDS_TAKE * int(_unbroken(state).sum())
         if allowed is not None and allowed.seconds is not None:
             seconds = min(seconds, max(0.0, allowed.seconds - (time.perf_counter() - state.started)))
         return seconds
 
-    def passes(self, state: AuditState) -> float:
-        """Passes that the audit still takes."""
+    def passes(self, state: AuditState) -> tuple[float, float]:
+        """Passes that the audit still takes, but for the search without gradients, and those of the search."""
         figures = FIGURES + CURVE_POINT * state.settings.effort.curve_points
         if state.decided:
-            return figures
+            return figures, 0.0
         correct, unbroken, specs = state.ledger.correct, _unbroken(state), _white_box(state)
         pending = [spec for spec in specs if spec.name not in self.finished]
         met = slice(0, self.first if pending == specs else None)
@@ -99,15 +105,16 @@ class Forecast:
         new = share * int(correct[self.first :].sum()) if pending == specs else int(unbroken[self.first :].sum())
         left = figures + new * (SPENT_SUSPECTED if state.suspected() else SPENT) * gradient_passes(pending)
         if proven(state):
-            return left
+            return left, 0.0
         unsearched = new + int(unbroken[self.searched : self.first].sum())
         if state.suspected() and "repaired" not in self.finished:
-            return left + unsearched * REPAIRED * gradient_passes(specs)  # which mostly settles it
+            return left + unsearched * REPAIRED * gradient_passes(specs), 0.0  # which mostly settles it
         search, least = _search_passes(state), FLOOR * _queries(state, self.finished)
         searched = 0 if self.search_began is None else self.spent[-1][1] - self.search_began
         further = max(0, _expected(state) - len(correct)) * int(correct.sum()) / len(correct)
-        each = share * (SPENT * gradient_passes(specs) + search) + (1 - share) * BROKEN
-        return left + max(unsearched * least, unsearched * search - searched) + further * each
+        each = share * SPENT * gradient_passes(specs) + (1 - share) * BROKEN
+        searches = max(unsearched * least, unsearched * search - searched) + further * share * search
+        return left + further * each, searches
 
 
 def gradient_passes(specs: Iterable[AttackSpec]) -> int:

@@ -22,7 +22,7 @@ def test_the_passes_left_are_told_within_a_factor_of_two(
         def seconds(self, state: AuditState) -> float | None:
             seconds = super().seconds(state)
             if seconds is not None:
-                told.append((self.passes(state), state.target.ledger.forwards + state.target.ledger.backwards))
+                told.append((sum(self.passes(state)), state.target.ledger.forwards + state.target.ledger.backwards))
             return seconds
 
     monkeypatch.setattr(document, "Forecast", Recorded)
