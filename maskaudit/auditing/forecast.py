@@ -33,8 +33,9 @@ REPAIRED = 0.25
 FIGURES, CURVE_POINT = 1000, 140
 #: How much longer a pass of the search takes than those before it: its batches shrink.
 SEARCH_PRICE = 2.0
-#: Seconds that figures and report take beside passes, a surrogate's training, and bounds of a point of a small network.
-REPORT_TAKES, SURROGATE_TAKES, BOUNDS_TAKE = 2.0, 2.0, 0.3
+#: Seconds that figures and report take beside passes (matplotlib among them), a surrogate's training, and bounds of a
+#: point of a small network.
+REPORT_TAKES, SURROGATE_TAKES, BOUNDS_TAKE = 3.5, 2.0, 0.3
 #: Parameters up to which a network is small in that sense; bounds of larger ones are mostly left out for their price.
 SMALL = 100_000
 
