@@ -66,7 +66,7 @@ class Forecast:
         if event.step == "surrogate":
             self.trained += event.seconds
         passes = state.target.ledger.forwards + state.target.ledger.backwards
-        self.spent.append((time.perf_counter() - state.started - self.trained, passes))
+        self.spent.append((max(0.0, time.perf_counter() - state.started - self.trained), passes))
         if self.search_began is None and state.searched > self.searched:
             self.search_began = passes
 
@@ -77,9 +77,9 @@ class Forecast:
                 (time.perf_counter() - self.began) / self.done * max(0, self.steps - self.done) if self.done else None
             )
         now, spent = self.spent[-1]
-        half = next(entry for entry in reversed(self.spent) if entry[0] <= now / 2)
-        if not self.attacked or spent == half[1]:
+        if not self.attacked or not spent:
             return None
+        half = next(entry for entry in reversed(self.spent) if entry[0] <= now / 2 and entry[1] < spent)
         each, (plain, search) = (now - half[0]) / (spent - half[1]), self.passes(state)
         allowed = allowance(state.settings.budget)
         if allowed is not None and allowed.passes is not None:
