@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,19 +81,21 @@ class OpGraph:
 
     def weights(self, after: int, until: int) -> set[tuple[int, torch.Size]]:
         """What ops on data of the input, behind `after` up to `until`, read beside them; parts on their own."""
-        ops = [op for op in self.ops[after + 1 : until + 1] if op.index in self._from_input]
-        return {place for op in ops for place in self._weights(op)}
-
-    def _weights(self, op: RecordedOp) -> Iterator[tuple[int, torch.Size]]:
-        for tensor in op.inputs:
-            index = self.observer.maker(tensor)
-            if index in self._from_input or self.observer.live(tensor):
-                continue
-            maker = None if index is None else self.ops[index]
-            if maker is not None and maker.kind != "entry" and not tensor._is_view():
-                yield from self._weights(maker)
-            elif has_memory(tensor) and tensor.numel() > 1:
-                yield tensor.data_ptr(), tensor.shape
+        found: set[tuple[int, torch.Size]] = set()
+        seen: set[int] = set()
+        stack = [op for op in self.ops[after + 1 : until + 1] if op.index in self._from_input]
+        while stack:
+            for tensor in stack.pop().inputs:
+                index = self.observer.maker(tensor)
+                if index in self._from_input or self.observer.live(tensor):
+                    continue
+                if index is not None and self.ops[index].kind != "entry" and not tensor._is_view():
+                    if index not in seen:
+                        seen.add(index)
+                        stack.append(self.ops[index])
+                elif has_memory(tensor) and tensor.numel() > 1:
+                    found.add((tensor.data_ptr(), tensor.shape))
+        return found
 
     @functools.cached_property
     def _from_input(self) -> set[int]:

@@ -199,9 +199,8 @@ def _loops(walk: Walk) -> list[Culprit]:
     for (module, file, line, _), ops in turns.items():
         late, early = flows[ops[-1].index].norm_in, flows[ops[0].index].norm_out
         grows = len(ops) >= LOOP_TURNS and late > 0 and early > LOOP_GROWTH * late
-        if not grows or (module, file, line) in found or _weights_change(graph, ops):
-            continue
-        if ops[0].index in graph.ancestors(ops[-1].index):
+        again = grows and (module, file, line) not in found and ops[0].index in graph.ancestors(ops[-1].index)
+        if again and not _weights_change(graph, ops):
             sentence = (
                 f"This line runs {len(ops)} times, and the gradient grows {early / late:.0e}-fold on its way back "
                 "through it: its slope is noise."

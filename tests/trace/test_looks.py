@@ -143,6 +143,25 @@ def test_layers_that_share_a_line_are_no_loop(shared: bool, packed: bool, points
     assert ("jagged-surface" in {culprit.mechanism for culprit in found.culprits}) == shared, found.culprits
 
 
+def test_weights_that_are_computed_of_themselves_again_and_again_cost_no_more(points: Points) -> None:
+    generator = torch.Generator().manual_seed(0)
+    raw, last = torch.randn(64, 64, generator=generator), torch.randn(64, 10, generator=generator) / 4
+
+    def plain(x: Tensor) -> Tensor:
+        weight = raw / 16
+        for _ in range(40):
+            weight = (weight * weight).abs().sqrt()
+        h = x.flatten(1)
+        for _ in range(6):
+            h = F.leaky_relu(h @ (weight + 3 * torch.eye(64)), 0.9)
+        return 100 * torch.tanh(h @ last)
+
+    with Target(plain) as target:
+        x = points[0]
+        found = trace_model(target, x, target.predict(target.scores(x)), eps=0.2)
+    assert "jagged-surface" in {culprit.mechanism for culprit in found.culprits}
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_the_pass_that_shows_a_phase_ends_with_the_last_periodic_op(
     mapped: bool, net: nn.Module, points: Points
