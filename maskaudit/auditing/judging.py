@@ -11,7 +11,16 @@ from maskaudit.auditing.planted import solve_planted
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import Mechanism
 from maskaudit.settings import AuditEvent
-from maskaudit.verdict.levels import LevelName, Observations, bounded, exceeds, fired_at, gradient_limit, slack_of
+from maskaudit.verdict.levels import (
+    LevelName,
+    Observations,
+    bounded,
+    exceeds,
+    fired_at,
+    gradient_limit,
+    levels_of,
+    slack_of,
+)
 from maskaudit.verdict.limits import MIN_KNOWN
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
@@ -60,15 +69,8 @@ def proven(state: AuditState) -> bool:
 
 def would_decide(state: AuditState, correct: int) -> bool:
     """Whether so many correct points would decide all open levels if the hidden shares stayed what they are."""
-    if state.judgement is None:
-        return False
-    masking = state.judgement.masking
-    for level in state.judgement.undecided:
-        limits, share = masking["rule"]["limits"][f"{level}_level"], masking[f"{level}_level"]
-        hidden = round((0.0 if share is None else share.value) * correct)
-        if not (bounded(hidden, correct, limits["clear_limit"]) or exceeds(hidden, correct, limits["slack"])):
-            return False
-    return True
+    levels = levels_of(observations(state))
+    return all(levels[name].decided_at(correct) for name in state.undecided)
 
 
 def nothing_left(state: AuditState) -> bool:

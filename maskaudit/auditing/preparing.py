@@ -35,6 +35,8 @@ WIDE_BALL = 0.5
 
 #: Numbers that the points of the pool hold together at most: 512 MiB in float32.
 POOL_ELEMENTS = 2**27
+#: Points that are drawn at least, for whoever looks at some before the attacks do.
+LEAST_DRAWN = 256
 
 Points = Dataset | tuple[Tensor, Tensor]
 #: What the report says of points drawn by class.
@@ -203,8 +205,8 @@ def _draw(settings: AuditSettings) -> Draw | None:
     """The points that the audit may come to need; None for all."""
     if settings.samples == "all" or settings.precision is not None:
         return None
-    asked = settings.samples or max(settings.effort.points, settings.effort.claim_points)
-    return Draw(max(int(asked), MOST_DRAWN), settings.seed, settings.stratify)
+    asked = settings.samples or max(settings.effort.points, settings.effort.claim_points, MOST_DRAWN)
+    return Draw(max(int(asked), LEAST_DRAWN), settings.seed, settings.stratify)
 
 
 def _pool_points(data: Dataset) -> int:

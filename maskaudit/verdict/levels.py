@@ -194,6 +194,11 @@ class Level:
         count = self.most if self.certain and self.most is not None else self.hidden
         return upper_bound_at_any_look(count, self.n, LEVEL_ALPHA) if self.n else 1.0
 
+    def decided_at(self, n: int) -> bool:
+        """Whether `n` points would bound the hidden share, or exceed the slack, if the share stayed what it is."""
+        at = replace(self, hidden=round(self.hidden / self.n * n) if self.n else 0, n=n)
+        return at.bounded or at.exceeds
+
     @property
     def rate(self) -> Rate:
         """The hidden share; up to what could be hidden, where the search was spared for want of points."""

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import random
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from maskaudit import api, zoo
 from maskaudit.auditing.evidence import read_evidence, verify_audit
-from maskaudit.auditing.judging import would_decide
 from maskaudit.auditing.runner import Audit
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, ModelError
@@ -214,14 +212,6 @@ def test_wrong_answers_are_made_up_for_by_further_points(standard: LoadedModel) 
     report = api.audit(standard.module, (data.x, labels), eps=0.2, settings=QUICK).report.to_dict()
     assert report["verdict"]["label"] == "clear", report["verdict"]
     assert report["settings"]["looks"][-1] == len(report["points"]["index"]) > BUDGETS["quick"].points
-
-
-@pytest.mark.parametrize(("share", "worth"), [(0.0, True), (0.01, True), (0.12, False), (0.6, True)])
-def test_further_points_are_drawn_only_where_they_would_decide(share: float, worth: bool) -> None:
-    limits = {"loss_level": {"slack": 0.15, "clear_limit": 0.12}}
-    masking = {"loss_level": SimpleNamespace(value=share), "rule": {"limits": limits}}
-    judgement = SimpleNamespace(masking=masking, undecided=frozenset({"loss"}))
-    assert would_decide(SimpleNamespace(judgement=judgement), 128) == worth  # type: ignore[arg-type]
 
 
 class Interrupted(Exception):

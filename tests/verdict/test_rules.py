@@ -13,7 +13,7 @@ from scipy import stats
 
 from maskaudit.results import Label, Location, Mechanism, ProbeResult, ProbeStatus
 from maskaudit.settings import looks_up_to
-from maskaudit.verdict.levels import Observations
+from maskaudit.verdict.levels import Level, Observations
 from maskaudit.verdict.limits import ALPHA, CLEAR_LIMIT, CLEAR_LIMIT_UNSCREENED, GROSS_SLACK, MIN_POINTS, SCREEN, SLACK
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.verdict.power import NOT_CHECKED, check_power
@@ -384,3 +384,8 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
     assert "The likely cause: attacks on cross-entropy miss" in sentence
     unknown = judge(seen(200, 60, probes=FIRED)).verdict.sentence
     assert unknown.endswith("tried. The cause could not be determined by the probes.")
+
+
+@pytest.mark.parametrize(("share", "worth"), [(0.0, True), (0.01, True), (0.12, False), (0.6, True)])
+def test_further_points_are_worth_drawing_only_where_they_would_decide(share: float, worth: bool) -> None:
+    assert Level(round(100 * share), 100, fired=False).decided_at(128) == worth
