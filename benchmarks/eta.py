@@ -23,33 +23,32 @@ BUDGETS = ("quick", "standard")
 MOMENTS = (0.25, 0.5, 0.75)
 #: How far an estimate may lie from the truth, as a share of it.
 TOLERANCE = 1 / 3
-LINE = re.compile(r"^\[ *([\d.]+) s\] .*?about ([\d.]+) (s|min|h) left\]$")
-UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+LINE = re.compile(r"^\[ *([\d.]+) s\] .*?about ([\d.]+) s left\]$")
 
 
 @dataclass(frozen=True)
-class Said:
+class Estimate:
     """What a log said was left at a moment, a share of the whole time, and what was; in seconds."""
 
     moment: float
-    said: float
+    seconds: float
     true: float
 
     @property
     def near(self) -> bool:
         """Whether it can be trusted."""
-        return abs(self.said - self.true) <= TOLERANCE * self.true
+        return abs(self.seconds - self.true) <= TOLERANCE * self.true
 
 
-def read(log: str, total: float) -> list[Said]:
+def read(log: str, total: float) -> list[Estimate]:
     """The last estimates before each moment, where there is one."""
-    lines = [(float(m[1]), float(m[2]) * UNITS[m[3]]) for m in map(LINE.match, log.splitlines()) if m]
+    lines = [(float(m[1]), float(m[2])) for m in map(LINE.match, log.splitlines()) if m]
     found = []
     for moment in MOMENTS:
         before = [(at, left) for at, left in lines if at <= moment * total]
         if before:
             at, left = before[-1]
-            found.append(Said(moment, max(0.0, left - (moment * total - at)), (1 - moment) * total))
+            found.append(Estimate(moment, max(0.0, left - (moment * total - at)), (1 - moment) * total))
     return found
 
 
@@ -75,9 +74,9 @@ def main() -> int:
     for budget in arguments.budgets:
         for model in arguments.models:
             log, total = audited(model, budget)
-            said = read(log, total)
-            trusted += [one.near for one in said]
-            by_moment = {one.moment: f"{one.said:.0f} ({one.true:.0f})" for one in said}
+            estimates = read(log, total)
+            trusted += [one.near for one in estimates]
+            by_moment = {one.moment: f"{one.seconds:.0f} ({one.true:.0f})" for one in estimates}
             shown = " | ".join(by_moment.get(moment, "—") for moment in MOMENTS)
             rows.append(f"| {model} | {budget} | {total:.0f} | {shown} |")
             print(rows[-1], flush=True)

@@ -2,7 +2,7 @@
 
 Costs are passes of the audited model, forwards and backwards; a pass is taken to last as long as those of the second
 half of the time so far. A point costs what white-box attacks need to break it, or, where they fail, all that they may
-spend and a search on top. Until one of them has run nobody can tell which. The constants are medians over audits of the
+spend and a search on top. Until one of them has run nobody can tell which. The constants were read off audits of the
 zoo; `benchmarks/eta.md` shows how far the estimate can be trusted.
 """
 
@@ -110,7 +110,10 @@ class Forecast:
         unsearched = new + int(unbroken[self.searched : self.first].sum())
         if state.suspected() and "repaired" not in self.finished:
             return left + unsearched * REPAIRED * gradient_passes(specs), 0.0  # which mostly settles it
-        search, least = _search_passes(state), FLOOR * _queries(state, self.finished)
+        challengers = state.attacks("challengers")
+        least = search_passes(spec for spec in challengers if spec.name not in self.finished)
+        search = search_passes(challengers)
+        search += SEARCH if search else 0.0
         searched = 0 if self.search_began is None else self.spent[-1][1] - self.search_began
         further = max(0, _expected(state) - len(correct)) * int(correct.sum()) / len(correct)
         each = share * SPENT * gradient_passes(specs) + (1 - share) * BROKEN
@@ -123,16 +126,9 @@ def gradient_passes(specs: Iterable[AttackSpec]) -> int:
     return sum(2 * int(spec.settings.get("steps", 1)) * int(spec.settings.get("targets", 1)) for spec in specs)
 
 
-def _search_passes(state: AuditState) -> float:
-    """Passes of all searches without gradients on a point that withstands them."""
-    queries = _queries(state, set())
-    return FLOOR * queries + SEARCH if queries else 0.0
-
-
-def _queries(state: AuditState, finished: set[str]) -> int:
-    """What the searches that have not finished may ask about a point."""
-    left = (spec for spec in state.attacks("challengers") if spec.effort and spec.name not in finished)
-    return sum(int(spec.settings[spec.effort]) for spec in left)
+def search_passes(specs: Iterable[AttackSpec]) -> float:
+    """Forwards of searches on their smallest budgets on a point that withstands them."""
+    return FLOOR * sum(int(spec.settings[spec.effort]) for spec in specs if spec.effort)
 
 
 def _expected(state: AuditState) -> int:

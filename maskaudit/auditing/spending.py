@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from maskaudit.attacks.registry import battery
-from maskaudit.auditing.forecast import gradient_passes
-from maskaudit.auditing.phases.challengers import FLOOR
+from maskaudit.auditing.forecast import gradient_passes, search_passes
 from maskaudit.auditing.state import AuditState
 from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget, allowance
 from maskaudit.target import PassLedger
@@ -62,8 +61,7 @@ def expected_passes(effort: Budget) -> int:
     """
     specs = battery(effort)
     steps = gradient_passes(spec for spec in specs if spec.phase == "white_box" and not spec.second_chance)
-    queries = FLOOR * sum(int(spec.settings[spec.effort]) for spec in specs if spec.effort)
-    return round(FIRST_LOOKS[1] * (steps + queries))
+    return round(FIRST_LOOKS[1] * (steps + search_passes(specs)))
 
 
 def prices(seconds: float) -> str:

@@ -8,13 +8,17 @@ LOG = """\
 [   0.5 s] zero-gradient                share of points 0%
 [   1.0 s] pgd                          broke 3 of 32  (0.5 s)  [9/30, about 9 s left]
 [   4.0 s] square                       broke 4 of 32  (2.0 s)  [12/30, about 2 s left]
-[   7.0 s] judge                        clear  [30/30, about 2 min left]
+[   7.0 s] judge                        clear  [30/30, about 2 s left]
 """
 
 
 def test_the_last_words_before_each_moment_count() -> None:
     found = read(LOG, 8.0)
-    assert [(one.moment, one.said, one.true) for one in found] == [(0.25, 8.0, 6.0), (0.5, 2.0, 4.0), (0.75, 0.0, 2.0)]
+    assert [(one.moment, one.seconds, one.true) for one in found] == [
+        (0.25, 8.0, 6.0),
+        (0.5, 2.0, 4.0),
+        (0.75, 0.0, 2.0),
+    ]
     assert [one.near for one in found] == [True, False, False]
 
 
