@@ -12,6 +12,7 @@ import pytest
 from maskaudit import api
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import ModelError
+from maskaudit.report import render
 from maskaudit.results import AuditReport, Claim
 from maskaudit.settings import AuditSettings
 
@@ -26,6 +27,12 @@ ONE_TEST = """
 def test_claim(maskaudit):
     maskaudit.assert_not_masked("zoo:standard", "digits", eps=8 / 255, claim=0.5, budget="quick" {more})
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_a_report_loads() -> None:
+    """Loaded before: pytester forgets the modules imported within it, and matplotlib's compiled ones load once only."""
+    render(sample.masked().to_dict(), "html")
 
 
 @pytest.fixture
