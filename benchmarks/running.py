@@ -18,6 +18,7 @@ from benchmarks.peers import PEERS
 from benchmarks.peers.interface import CountingModel, PeerTask, PeerUnavailableError
 from benchmarks.records import Record, commit, machine
 from maskaudit import api
+from maskaudit.auditing.evidence import read_evidence, verify_audit
 from maskaudit.settings import AuditSettings
 from maskaudit.target.rescore import clean_correct, rescore
 
@@ -112,16 +113,19 @@ def perform(job: Job) -> Record:
 def _audit(prepared: api.Prepared) -> Record:
     cpu = time.process_time()
     audit = api.run(prepared)
+    cpu = time.process_time() - cpu
     document = audit.report.to_dict()
-    points = document["points"]
+    points, module = document["points"], prepared.loaded.module
+    checks = verify_audit(document, read_evidence(audit.evidence, "evidence"), module, prepared.loaded.sha256)
     return {
         "status": "ran" if audit.failure is None else "failed",
         "reason": "" if audit.failure is None else str(audit.failure)[:REASON_LENGTH],
         "seconds": document["timing"]["total_seconds"],
-        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "cpu_seconds": round(cpu, 2),
         "forwards": document["timing"]["forwards"],
         "backwards": document["timing"]["backwards"],
         "own": _own_gradients(document),
+        "unproven": {check.name: check.detail[:REASON_LENGTH] for check in checks if not check.holds},
         "document": {
             "target": {"sha256": document["target"]["sha256"]},
             "verdict": document["verdict"],

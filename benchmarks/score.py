@@ -48,8 +48,9 @@ class Outcome:
         distance: its robust accuracy less the established one on the same points; None where one is missing.
         below: points that it broke although they are certified robust.
         seconds, cpu_seconds: wall time and CPU time; passes: forwards and backwards, in points; None without answer.
+        proof: whether all checks of `maskaudit verify` hold right after an audit.
         level, mechanism, any_mechanism, module, location, line: whether an audit named them rightly; None where
-            the question does not apply.
+            the question does not apply, or was not asked.
     """
 
     model: str
@@ -63,6 +64,7 @@ class Outcome:
     seconds: float | None
     cpu_seconds: float | None
     passes: int | None
+    proof: bool | None = None
     level: bool | None = None
     mechanism: bool | None = None
     any_mechanism: bool | None = None
@@ -84,6 +86,7 @@ def audit_outcome(record: Record, entry: ZooEntry, truth: Truth | None) -> Outco
     return Outcome(
         record["model"], entry.part, entry.masked, record["seed"], document["verdict"]["label"],
         record["status"] == "ran", graded.distance, graded.certified_broken, *_cost(record),
+        proof=not record["unproven"] if "unproven" in record else None,
         level=_level_right(entry, document) if graded.label and entry.masked else None,
         mechanism=graded.mechanism,
         any_mechanism=bool(right) if asked else None,
@@ -155,6 +158,7 @@ class Summary:
     inconclusive: Share
     undecided_healthy: Share
     unanswered: Share
+    proof: Share
     level: Share
     mechanism: Share
     any_mechanism: Share
@@ -184,6 +188,7 @@ def summarise(outcomes: Sequence[Outcome], *, detects: bool = True) -> Summary:
         inconclusive=_share(every, lambda o: o.label == "inconclusive"),
         undecided_healthy=_share(healthy, lambda o: o.label in ("suspect", "inconclusive")),
         unanswered=_share(outcomes, lambda o: not o.answered),
+        proof=_named(outcomes, "proof"),
         level=_named(outcomes, "level"),
         mechanism=_named(outcomes, "mechanism"),
         any_mechanism=_named(outcomes, "any_mechanism"),

@@ -22,6 +22,7 @@ ROWS = (
     ("`suspect`, all models", "suspect"),
     ("`inconclusive`, all models", "inconclusive"),
     ("audits that failed or ran out of time", "unanswered"),
+    ("the audit's own `verify` succeeds right after it", "proof"),
     ("level right, of those rightly called `masked`", "level"),
     ("leading mechanism right", "mechanism"),
     ("any of the named mechanisms right", "any_mechanism"),

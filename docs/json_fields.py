@@ -184,7 +184,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "gradient_level": "share of points that only challengers broke",
         "loss_level": "share of points that white-box attacks broke on another loss than cross-entropy only",
         "screen": "the indicators that measure the gradient itself: `fired`, `reasons`, `indicators`",
-        "rule": "the constants of the verdict as used; `limits` says per level why its points prove nothing, if so",
+        "rule": "the constants of the verdict as used; `limits` has per level its own, the points `drawn` that they "
+        "are shares of, and why these prove nothing, if so",
         "searched": "drawn points, from the first on, that challengers searched wherever they could reveal something",
         "matched": "drawn points, from the first on, on which cross-entropy had the effort of all losses",
         "unfinished": "why the search ended before the verdict was decided, if it did",

@@ -173,9 +173,8 @@ def attacks_page() -> str:
             f"| `{name}` | {', '.join(str(n) for n in looks_up_to(budget.points))} |\n"
             for name, budget in BUDGETS.items()
         ),
-        "\nWhere the model answers so many points wrongly that fewer than "
-        f"{CORRECT_POINTS} are left to attack, an audit without `--samples` draws further ones before it gives up, "
-        f"up to {MOST_DRAWN} in all.\n",
+        f"\nWhere fewer than {CORRECT_POINTS} points are answered rightly, or only the loss level is open, an audit "
+        f"without `--samples` draws further ones if they may decide, up to {MOST_DRAWN} in all.\n",
         "\n| attack | family | what it is |\n| --- | --- | --- |\n",
     ]
     for spec in all_attacks():

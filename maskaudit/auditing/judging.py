@@ -54,30 +54,30 @@ def proven(state: AuditState) -> bool:
     Asked after every phase: all that the judge sees is gathered only where enough points are hidden at a level.
     """
     ledger = state.ledger
-    strong, correct = ledger.strong(), ledger.correct
+    strong = ledger.strong()
     hidden: dict[LevelName, tuple[Tensor, int]] = {
         "gradient": (ledger.challengers() & ~strong, state.searched),
         "loss": (strong & ~ledger.cross_entropy(), state.matched),
     }
     fired = fired_at(state.probe_results())
     enough = any(
-        exceeds(int(broken[:points].sum()), int(correct[:points].sum()), slack_of(fired[name]))
-        for name, (broken, points) in hidden.items()
+        exceeds(int(broken[:points].sum()), points, slack_of(fired[name])) for name, (broken, points) in hidden.items()
     )
     return enough and judge(observations(state)).verdict.label == "masked"
 
 
-def would_decide(state: AuditState, correct: int) -> bool:
-    """Whether so many correct points would decide all open levels if the hidden shares stayed what they are."""
+def points_to_decide(state: AuditState, most: int) -> int | None:
+    """The fewest points, up to `most`, that may well decide all open levels; None if so many hardly do."""
     levels = levels_of(observations(state))
-    return all(levels[name].decided_at(correct) for name in state.undecided)
+    further = range(len(state.ledger) + 1, most + 1)
+    return next((n for n in further if all(levels[name].decided_at(n) for name in state.undecided)), None)
 
 
 def nothing_left(state: AuditState) -> bool:
     """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
     ledger = state.ledger
     unbroken = int((ledger.correct & ~ledger.strong()).sum())
-    return bounded(unbroken, int(ledger.correct.sum()), gradient_limit(state.probe_results()))
+    return bounded(unbroken, len(ledger), gradient_limit(state.probe_results()))
 
 
 def observations(state: AuditState, broken_off: str = "") -> Observations:

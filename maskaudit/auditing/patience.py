@@ -18,7 +18,7 @@ def better_drawn(state: AuditState) -> bool:
         return False
     seen = observations(state)
     left = seen.correct - seen.strong
-    if left <= TELLING_SHARE * seen.correct or seen.hidden_by_loss > TELLING_LOSS * seen.correct:
+    if left <= TELLING_SHARE * seen.drawn or seen.hidden_by_loss > TELLING_LOSS * seen.drawn:
         return True  # hardly any can be hidden; or the loss is about to prove masking by itself
     limit = gradient_limit(state.probe_results())
-    return not state.suspected() and (not bounded(0, seen.correct, limit) or seen.strong < MIN_KNOWN)
+    return not state.suspected() and (not bounded(0, seen.drawn, limit) or seen.strong < MIN_KNOWN)

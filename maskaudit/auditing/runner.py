@@ -23,7 +23,7 @@ from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, judged_so_far, proven, would_decide
+from maskaudit.auditing.judging import judged, judged_so_far, points_to_decide, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
@@ -47,7 +47,7 @@ from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.loading.interface import LoadedModel
 from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport
-from maskaudit.settings import CORRECT_POINTS, MOST_DRAWN, AuditSettings, Listener, ignore_events
+from maskaudit.settings import CORRECT_POINTS, LOOK_GROWTH, MOST_DRAWN, AuditSettings, Listener, ignore_events
 from maskaudit.target import Target, usual_batch
 from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
@@ -192,19 +192,20 @@ def _look_until_decided(state: AuditState) -> None:
 
 
 def _looks(state: AuditState) -> Iterator[int]:
-    """The looks of the settings, and further ones where wrong answers left fewer points than the budget means.
+    """The looks of the settings, and further ones for little: at loss level, or where most answers are wrong.
 
-    These are drawn only where they would decide the verdict if they went on like those before.
+    Points that are answered wrongly cost nothing, and at loss level no search. Further ones are drawn only where they
+    may well decide the verdict.
     """
     yield from state.looks
+    most = min(len(state.data), MOST_DRAWN)
     while state.settings.samples is None and not state.recognised.hopeless and not state.settings.black_box:
-        drawn, correct = len(state.ledger), int(state.ledger.correct.sum())
-        wanted = min(state.settings.effort.points, CORRECT_POINTS)
-        more = min(len(state.data), MOST_DRAWN, math.ceil(wanted * drawn / max(1, correct)), 2 * drawn)
-        if correct >= wanted or more <= drawn or not would_decide(state, wanted):
+        scarce = int(state.ledger.correct.sum()) < min(state.settings.effort.points, CORRECT_POINTS)
+        needed = points_to_decide(state, most) if scarce or state.undecided == {"loss"} else None
+        if needed is None:
             return
-        state.looks += (more,)
-        yield more
+        state.looks += (min(most, max(needed, math.ceil(LOOK_GROWTH * len(state.ledger)))),)
+        yield state.looks[-1]
 
 
 def _bound(state: AuditState) -> None:

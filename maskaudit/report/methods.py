@@ -126,7 +126,8 @@ class _Paragraph:
         return self._say(
             "Every adversarial example was scored again by code that did not make it: inside the ball, inside the "
             "bounds, misclassified in a fresh forward pass. Robust accuracy is over all drawn points, a wrong answer "
-            "to the clean input counting as broken; hidden shares are over correctly classified points. Intervals"
+            "to the clean input counting as broken; hidden shares are over correctly classified points, their limits "
+            "over all. Intervals"
             f"{' are ' + self.view.confidence if self.view.confidence else ' are'} exact intervals"
         ) + self._cite("clopper1934use") + "."  # fmt: skip
 

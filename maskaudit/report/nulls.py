@@ -2,8 +2,8 @@
 
 The judge calls masking proven when the counts are evidence enough, at whatever look, that the
 hidden share lies above the slack that healthy models show (`maskaudit.verdict.statistics`);
-in older reports the exact one-sided lower bound decided at each of a few looks. Had a model of
-exactly that slack been audited, the number of hidden points would follow the binomial
+in older reports the exact one-sided lower bound decided at each of a few looks, and shares were of the correct points.
+Had a model of exactly that slack been audited, the number of hidden points would follow the binomial
 distribution drawn here.
 """
 
@@ -99,11 +99,12 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
     tests = []
     for level, title in _LEVELS:
         share, slack = coerce.rate(masking.get(level)), coerce.slack(rule, screen, level)
-        if share is not None and 1 <= share.n <= _LARGEST_N and slack is not None and 0 < slack < 1:
-            own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
+        own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
+        drawn = coerce.count(own.get("drawn")) or (share.n if share else 0)
+        if share is not None and 1 <= share.n <= drawn <= _LARGEST_N and slack is not None and 0 < slack < 1:
             limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
             fired = slack != coerce.number(rule.get("gross_slack"))
-            test = _test(level, title, share, slack, bounds, fired, limit)
+            test = _test(level, title, share, drawn, slack, bounds, fired, limit)
             tests.append(replace(test, unproven=coerce.text(own.get("unproven")), any_look=at_any_look))
     return tuple(tests)
 
@@ -135,9 +136,9 @@ class _AtAnyLook(_AtOneLook):
 
 
 def _test(
-    level: str, title: str, share: Rate, slack: float, bounds: _AtOneLook, fired: bool, limit: float | None
+    level: str, title: str, share: Rate, n: int, slack: float, bounds: _AtOneLook, fired: bool, limit: float | None
 ) -> NullTest:
-    n, hidden = share.n, round(share.value * share.n)
+    hidden = round(share.value * share.n)
     critical = bounds.critical(n, slack)
     exponent = float(logsumexp(_log_chances(np.arange(hidden, n + 1), n, slack))) / math.log(10)
     clear_at = -1

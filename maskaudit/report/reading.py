@@ -149,7 +149,7 @@ _SCREEN = Open(
         "indicators": Table(Open(_optional(value=NUMBER, threshold=NUMBER, fired=FLAG)), MAX_ROWS),
     }
 )
-_LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE, unproven=PROSE))
+_LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE, unproven=PROSE, drawn=COUNT))
 _RULE = Open(
     {
         **_optional(alpha=SHARE, looks=COUNT, test=PROSE, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),

@@ -50,8 +50,8 @@ FIRST_LOOKS = (32, 56)
 #: How much larger each further look is, at least.
 LOOK_GROWTH = 1.4
 
-#: A budget means this many points that the model answers rightly, or its own number where that is smaller; an audit
-#: draws as many more for them, up to so many in all.
+#: Where fewer points than this are answered rightly, or the loss level alone is open, an audit draws further ones if
+#: they may decide, up to so many in all.
 CORRECT_POINTS, MOST_DRAWN = 128, 512
 
 

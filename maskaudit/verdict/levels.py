@@ -35,6 +35,7 @@ class Observations:
         hidden_by_loss: broken by G*, not by CE*, of `matched` points.
         searched: correct points on which C searched wherever it could reveal something; None for all.
         matched: correct points on which CE* had the effort of G*; None for all.
+        searched_drawn, matched_drawn: points drawn among which these are all the correct ones; None for all.
         unbroken: of the `searched` points those that withstand G*, which is all that C could reveal; None if not known.
         probes: graded probe results.
         power: the power check.
@@ -69,6 +70,8 @@ class Observations:
     power: Power = NOT_CHECKED
     searched: int | None = None
     matched: int | None = None
+    searched_drawn: int | None = None
+    matched_drawn: int | None = None
     unbroken: int | None = None
     traced: tuple[Mechanism, ...] = ()
     repaired: int | None = None
@@ -147,13 +150,19 @@ def gradient_limit(probes: Iterable[ProbeResult]) -> float:
 class Level:
     """Points hidden at a level of so many, whether the screen fired for it, and the limits that apply therefore.
 
+    Limits are shares of all drawn points, as robust accuracy is: what is hidden is by how much accuracy is overstated.
+    The share that `rate` gives is of the correct points.
+
     Attributes:
+        n: correct points compared.
+        drawn: points drawn among which these are, wrongly classified ones included.
         most: points that could be hidden, whatever the search has missed; None if not known.
         unproven: why the examples prove nothing at it, if they do not.
     """
 
     hidden: int
     n: int
+    drawn: int
     fired: bool
     most: int | None = None
     unproven: str = ""
@@ -176,32 +185,41 @@ class Level:
     @property
     def exceeds(self) -> bool:
         """Whether more than the slack is hidden."""
-        return exceeds(self.hidden, self.n, self.slack)
+        return exceeds(self.hidden, self.drawn, self.slack)
 
     @property
     def bounded(self) -> bool:
         """Whether less than the limit of `clear` is hidden."""
-        return bounded(self.hidden, self.n, self.clear_limit)
+        return bounded(self.hidden, self.drawn, self.clear_limit)
 
     @property
     def certain(self) -> bool:
         """Whether it is bounded even if everything is hidden that could be."""
-        return self.most is not None and bounded(self.most, self.n, self.clear_limit)
+        return self.most is not None and bounded(self.most, self.drawn, self.clear_limit)
 
     @property
     def bound(self) -> float:
-        """Upper bound of the hidden share, of what could be hidden where that is bounded."""
+        """Upper bound of the share hidden of all drawn points, of what could be hidden where that is bounded."""
         count = self.most if self.certain and self.most is not None else self.hidden
-        return upper_bound_at_any_look(count, self.n, LEVEL_ALPHA) if self.n else 1.0
+        return upper_bound_at_any_look(count, self.drawn, LEVEL_ALPHA) if self.drawn else 1.0
 
-    def decided_at(self, n: int) -> bool:
-        """Whether `n` points would bound the hidden share, or exceed the slack, if the share stayed what it is."""
-        at = replace(self, hidden=round(self.hidden / self.n * n) if self.n else 0, n=n)
-        return at.bounded or at.exceeds
+    def decided_at(self, drawn: int) -> bool:
+        """Whether `drawn` points may well bound the hidden share or exceed the slack.
+
+        That is, if the further ones hid a standard error less, or more, than those that were drawn.
+        """
+        further = max(0, drawn - self.drawn)
+        share = self.hidden / self.drawn if self.drawn else 0.0
+        error = math.sqrt(share * (1 - share) / max(1, self.drawn))
+
+        def at(share: float) -> Level:
+            return replace(self, hidden=self.hidden + round(further * min(max(share, 0.0), 1.0)), drawn=drawn)
+
+        return at(share - error).bounded or at(share + error).exceeds
 
     @property
     def rate(self) -> Rate:
-        """The hidden share; up to what could be hidden, where the search was spared for want of points."""
+        """The share hidden of the correct points; up to what could be hidden, where the search was spared."""
         if not self.n:
             return Rate(0.0, 0.0, 1.0, 0)
         share = rate(self.hidden, self.n)
@@ -211,6 +229,11 @@ class Level:
 def levels_of(seen: Observations) -> dict[LevelName, Level]:
     """The two levels as they were observed."""
     fired, why = fired_at(seen.probes), {"gradient": "", "loss": "", **seen.unproven}
-    gradient = (seen.hidden_by_gradients, seen.gradient_points, fired["gradient"], seen.unbroken, why["gradient"])
-    loss = (seen.hidden_by_loss, seen.loss_points, fired["loss"], None, why["loss"])
-    return {"gradient": Level(*gradient), "loss": Level(*loss)}
+    searched = seen.drawn if seen.searched_drawn is None else seen.searched_drawn
+    matched = seen.drawn if seen.matched_drawn is None else seen.matched_drawn
+    return {
+        "gradient": Level(
+            seen.hidden_by_gradients, seen.gradient_points, searched, fired["gradient"], seen.unbroken, why["gradient"]
+        ),
+        "loss": Level(seen.hidden_by_loss, seen.loss_points, matched, fired["loss"], None, why["loss"]),
+    }

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# --- the rule (`maskaudit.verdict.rules`)
+# --- the rule (`maskaudit.verdict.rules`); hidden shares are of all drawn points, as robust accuracy is
 
 #: Error level of the whole audit for an undue `masked`, spent over looks and over the two levels.
 ALPHA = 0.01
@@ -48,7 +48,7 @@ SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 #: Points drawn from which on a search is not put off any longer.
 PATIENCE = 160
 
-#: Share of the correctly classified points: where fewer withstand white-box attacks, some further points bound the
+#: Share of the points: where fewer withstand white-box attacks, some further points bound the
 #: gradient level by themselves, for less than a search of those that withstand.
 TELLING_SHARE = 0.03
 

@@ -140,6 +140,8 @@ def observations(recorded: Recorded) -> Observations:
         hidden_by_loss=sum(by_loss[: recorded.matched]),
         searched=sum(searched),
         matched=sum(matched),
+        searched_drawn=len(searched),
+        matched_drawn=len(matched),
         unbroken=sum(right and not s for right, s in zip(searched, strong, strict=False)),
         probes=recorded.probes,
         power=recorded.power,
@@ -203,7 +205,7 @@ def _needed(recorded: Recorded) -> set[str]:
         return sum(right and not hit for right, hit in zip(correct, recorded.broken(names), strict=True))
 
     open_for_search = left(families.every) or "gradient_free" in recorded.left_out.values()
-    searched = open_for_search and not bounded(left(families.strong), sum(correct), gradient_limit(recorded.probes))
+    searched = open_for_search and not bounded(left(families.strong), len(correct), gradient_limit(recorded.probes))
     return {
         "reference",
         *(["cross_entropy", "other_loss"] if left(families.cross_entropy) else []),

@@ -65,6 +65,7 @@ def judge(seen: Observations) -> Judgement:
                 "limits": {
                     f"{name}_level": {
                         "slack": level.slack, "clear_limit": level.clear_limit, "unproven": level.unproven,
+                        "drawn": level.drawn,
                     }
                     for name, level in levels.items()
                 },
@@ -107,7 +108,7 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         return "inconclusive", need, [seen.power.sentence]
     most = max(level.bound for level in levels.values())
     return "clear", "nothing", [
-        f"At most {most:.1%} of the correctly classified points can be hidden by gradients or loss.",
+        f"At most {most:.1%} of the points can be hidden by gradients or loss.",
         nothing_left(seen) if levels["gradient"].certain else seen.power.sentence,
     ]  # fmt: skip
 

@@ -85,6 +85,13 @@ def test_the_leading_mechanism_and_any_mechanism_differ() -> None:
     assert (outcome.mechanism, outcome.any_mechanism) == (False, True)
 
 
+@pytest.mark.parametrize(("unproven", "proof"), [({}, True), ({"verdict": "does not follow"}, False), (None, None)])
+def test_an_audit_whose_own_proof_fails_is_counted(unproven: dict[str, str] | None, proof: bool | None) -> None:
+    record = audit() if unproven is None else audit() | {"unproven": unproven}
+    summary = summarise([audit_outcome(record, MASKED, None)])
+    assert summary.proof == Share(int(bool(proof)), int(proof is not None))
+
+
 def test_the_wrong_level_is_seen() -> None:
     assert audit_outcome(audit(), replace(MASKED, level="loss"), None).level is False
 

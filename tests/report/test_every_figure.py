@@ -436,7 +436,7 @@ def test_what_the_verdict_was_tested_against(audited: Counted) -> None:
     )  # fmt: skip
     tested = [level for level in levels if audited.compared(level[0].split()[0].lower())]
     for (title, hidden, slack), shown in zip(tested, figures, strict=True):
-        n = audited.compared(title.split()[0].lower())
+        n = audited.document["masking"]["searched" if title.startswith("Gradient") else "matched"]
         least = next((k for k in range(1, n + 1) if evidence(k, n, slack) >= 1 / alpha), n + 1)
         words = f"{hidden} hidden point{'' if hidden == 1 else 's'} of {n}; "
         assert f"{title}: " in shown

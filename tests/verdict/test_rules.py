@@ -45,6 +45,8 @@ def seen(
         "hidden_by_gradients": hidden_gradients, "hidden_by_loss": hidden_loss, "probes": QUIET, "power": POWERFUL,
         "attacks_run": 9,
     }  # fmt: skip
+    for level in ("searched", "matched"):  # every point is answered rightly, but for those of `drawn` beside them
+        values[f"{level}_drawn"] = changes.get(level)
     return Observations(**{**values, **changes})
 
 
@@ -185,10 +187,23 @@ def test_a_gradient_that_disagrees_makes_small_gaps_suspicious_at_its_own_level(
     judgement = judge(seen(400, **hidden, probes=JAGGED))
     assert judgement.verdict.label == label
     limits = judgement.masking["rule"]["limits"]
-    assert limits["gradient_level"] == {"slack": SLACK, "clear_limit": CLEAR_LIMIT, "unproven": ""}
-    loose = {"slack": GROSS_SLACK, "clear_limit": CLEAR_LIMIT_UNSCREENED, "unproven": ""}
+    assert limits["gradient_level"] == {"slack": SLACK, "clear_limit": CLEAR_LIMIT, "unproven": "", "drawn": 400}
+    loose = {"slack": GROSS_SLACK, "clear_limit": CLEAR_LIMIT_UNSCREENED, "unproven": "", "drawn": 400}
     assert limits["loss_level"] == loose
     assert judge(seen(400, **hidden, probes=FIRED)).verdict.label == "masked"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "label", "hidden"),
+    [(200, "inconclusive", 24), (512, "clear", 24), (200, "masked", 60), (512, "inconclusive", 60)],
+)
+def test_hidden_shares_are_judged_as_robust_accuracy_is_told(drawn: int, label: Label, hidden: int) -> None:
+    """Of all points: by how much the accuracy is overstated, however many answers are wrong anyway."""
+    for level in ("loss", "gradients"):
+        judgement = judge(seen(200, drawn=drawn, **{f"hidden_{level}": hidden}))
+        assert judgement.verdict.label == label
+        shown = judgement.masking["loss_level" if level == "loss" else "gradient_level"]
+        assert (shown.value, shown.n) == (hidden / 200, 200)  # the contract: of the correctly classified
 
 
 def test_screen_indicators() -> None:
@@ -386,6 +401,10 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
     assert unknown.endswith("tried. The cause could not be determined by the probes.")
 
 
-@pytest.mark.parametrize(("share", "worth"), [(0.0, True), (0.01, True), (0.12, False), (0.6, True)])
-def test_further_points_are_worth_drawing_only_where_they_would_decide(share: float, worth: bool) -> None:
-    assert Level(round(100 * share), 100, fired=False).decided_at(128) == worth
+@pytest.mark.parametrize(
+    ("share", "most", "worth"),
+    [(0.0, 128, True), (0.01, 128, True), (0.12, 128, False), (0.6, 128, True), (0.07, 512, True), (0.12, 512, False)],
+)
+def test_further_points_are_worth_drawing_only_where_they_may_decide(share: float, most: int, worth: bool) -> None:
+    level = Level(round(100 * share), 100, 100, fired=False)
+    assert any(level.decided_at(n) for n in range(101, most + 1)) == worth
