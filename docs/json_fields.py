@@ -230,6 +230,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "optimises": "places where the forward pass itself optimises",
         "forks": "where branches meet again: the modules that end them, and how many ways have none",
         "batch_dependent": "first place where an answer depends on the rest of the batch, or null",
+        "shrinks": "the operation that brings scores so close together that cross-entropy follows all classes",
         "ops": "number of operations seen",
         "sentence": "the outcome in words",
     },

@@ -24,7 +24,8 @@ def inspect_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = N
 
     Returns:
         Plain types: `gradient`, `output_kind`, `culprits`, `repairs`, `flow` (worst op first), `cuts`,
-        `estimators`, `functions`, `randomness`, `optimises`, `batch_dependent`, `forks`, `ops`, `points`, `kind`.
+        `estimators`, `functions`, `randomness`, `optimises`, `batch_dependent`, `forks`, `shrinks`, `ops`, `points`,
+        `kind`.
     """
     return inspection(traced(target, x, y, eps=eps))
 
@@ -49,6 +50,7 @@ def inspection(trace: Trace) -> dict[str, Any]:
         "optimises": document["optimises"],
         "batch_dependent": document["batch_dependent"],
         "forks": document["forks"],
+        "shrinks": document["shrinks"],
         "ops": len(trace.ops),
         "sentence": _sentence(trace),
     })  # fmt: skip

@@ -24,6 +24,7 @@ from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.stops import cut_culprit, end_culprit, gap_scale, hooks, optimisation, spread, stops
 from maskaudit.trace.vocabulary import (
     ALONE,
+    CLOSE_SCORES,
     COMPARISONS,
     DEAD_RELU,
     GATES,
@@ -207,6 +208,16 @@ def _logit_scale(e: Clues, already: list[Culprit]) -> list[Culprit]:
     location, index = (scaling[-1].location, scaling[-1].index) if scaling else (Location("", "output"), -1)
     sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
     return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(e.scores.detach()))]
+
+
+def shrinks_scores(graph: OpGraph) -> Location | None:
+    """The last op that brings scores so close together that cross-entropy leads to all other classes alike, if any."""
+    scaling = [op for op in graph.ops if op.name in SCALING and graph.decides(op)]
+    if not scaling:
+        return None
+    scores = (scaling[-1].inputs[0].detach(), scaling[-1].outputs[0].detach())
+    before, after = (float((each.amax(dim=1) - each.amin(dim=1)).median()) for each in scores)
+    return scaling[-1].location if after < min(before / 2, CLOSE_SCORES) else None
 
 
 def _bent_output(e: Clues) -> list[Culprit]:

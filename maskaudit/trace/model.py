@@ -21,7 +21,7 @@ from maskaudit.target.preserve import preserved_random_state, seed_generators
 from maskaudit.threat import customary_eps
 from maskaudit.trace.behaviour import loss_slope, model_kind, zero_share
 from maskaudit.trace.branches import forks
-from maskaudit.trace.culprits import Clues, Suspects, behind_cuts, find_culprits, ranked
+from maskaudit.trace.culprits import Clues, Suspects, behind_cuts, find_culprits, ranked, shrinks_scores
 from maskaudit.trace.differences import CLEAR_BY, Differences
 from maskaudit.trace.flow import gradient_flow, margin_cotangent
 from maskaudit.trace.functions import check_function
@@ -210,6 +210,7 @@ def _explained(
         identities=tuple(p for p, (before, after) in observer.modules.items() if p and before == after),
         batch_dependent=batch_dependent,
         forks=forks(observer, look.graph.raw),
+        shrinks=shrinks_scores(look.graph),
     )
 
 

@@ -196,7 +196,8 @@ class Trace:
     their repair shows. `estimators` are the places of straight-through estimators, which are none. `identities` are the
     paths of modules (the root excepted) whose input and output have equal shapes. `batch_dependent` is the op by which
     the answer to a point depends on the other points of its batch, if one does. `forks` are the places where branches
-    meet again.
+    meet again. `shrinks` is the op that brings the scores so close together that cross-entropy follows all classes: no
+    suspect, but a cause where its attacks miss what others find.
     """
 
     kind: ModelKind
@@ -214,6 +215,7 @@ class Trace:
     identities: tuple[str, ...] = ()
     batch_dependent: Location | None = None
     forks: tuple[Fork, ...] = ()
+    shrinks: Location | None = None
 
     @property
     def healthy(self) -> bool:

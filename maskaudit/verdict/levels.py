@@ -16,6 +16,7 @@ from maskaudit.verdict.limits import (
     SCREEN,
     SCREEN_OF_LOSS,
     SLACK,
+    SMALL,
 )
 from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.statistics import evidence_above, evidence_below, rate, upper_bound_at_any_look
@@ -125,10 +126,15 @@ def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:
     return [probe.rule for probe in probes if probe.rule in SCREEN and probe.status == "finding"]
 
 
-def fired_at(probes: Iterable[ProbeResult]) -> dict[LevelName, bool]:
+def brought_close(traced: Iterable[Mechanism]) -> bool:
+    """Whether the trace saw an op that brings the logits so close together that cross-entropy follows all classes."""
+    return any(mechanism.id == SMALL for mechanism in traced)
+
+
+def fired_at(probes: Iterable[ProbeResult], traced: Iterable[Mechanism] = ()) -> dict[LevelName, bool]:
     """Per level whether the screen fired for it."""
     fired = fired_indicators(probes)
-    return {"gradient": bool(fired), "loss": not set(fired).isdisjoint(SCREEN_OF_LOSS)}
+    return {"gradient": bool(fired), "loss": not set(fired).isdisjoint(SCREEN_OF_LOSS) or brought_close(traced)}
 
 
 def slack_of(fired: bool) -> float:
@@ -228,7 +234,7 @@ class Level:
 
 def levels_of(seen: Observations) -> dict[LevelName, Level]:
     """The two levels as they were observed."""
-    fired, why = fired_at(seen.probes), {"gradient": "", "loss": "", **seen.unproven}
+    fired, why = fired_at(seen.probes, seen.traced), {"gradient": "", "loss": "", **seen.unproven}
     searched = seen.drawn if seen.searched_drawn is None else seen.searched_drawn
     matched = seen.drawn if seen.matched_drawn is None else seen.matched_drawn
     return {

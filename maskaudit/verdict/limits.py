@@ -43,6 +43,9 @@ SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
 #: whatever their losses are worth.
 SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 
+#: The mechanism of an op that brings logits close together, which is such a sign as well.
+SMALL = "small-logits"
+
 # --- when a search is worth its passes (`maskaudit.auditing.patience`)
 
 #: Points drawn from which on a search is not put off any longer.

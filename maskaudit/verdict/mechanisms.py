@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from maskaudit.results import Location, Mechanism, ProbeResult
-from maskaudit.verdict.limits import OVERFITTING_GAP, SMOOTH_SHARE
+from maskaudit.verdict.limits import OVERFITTING_GAP, SMALL, SMOOTH_SHARE
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
@@ -19,6 +19,7 @@ TITLES: Mapping[str, str] = {
     "output-hides-loss": "The scores are destroyed or bent before they are given out, and the loss with them",
     "test-time-optimisation": "The model optimises inside its forward pass",
     "stochastic": "Random answers drown the gradient",
+    SMALL: "The logits are so close together that cross-entropy leads to all classes, not to the nearest",
     "flat-loss": "Attacks on cross-entropy miss what attacks on the margin find",
     "imbalanced-margin": "One term of the margin has a far larger gradient than the other and leads attacks astray",
     "catastrophic-overfitting": "Single-step attacks fail where small steps succeed: the surface is bent in the ball",
@@ -28,13 +29,13 @@ TITLES: Mapping[str, str] = {
 _ORDER = tuple(TITLES)
 
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
-_BESIDES_TRACE = ("logit-scale", "imbalanced-margin", "catastrophic-overfitting", "stochastic")
+_BESIDES_TRACE = ("logit-scale", SMALL, "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
 #: Kinds of output, by the probe of that name, from which no loss can be computed, however large the scores are.
 DESTROYED = ("constant", "one-hot", "clipped logits", "rounded probabilities")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.
-_OF_THE_LOSS = ("output-hides-loss", "logit-scale", "flat-loss", "imbalanced-margin")
+_OF_THE_LOSS = ("output-hides-loss", "logit-scale", "small-logits", "flat-loss", "imbalanced-margin")
 
 Confidence = Literal["low", "medium", "high"]
 
@@ -42,7 +43,8 @@ Confidence = Literal["low", "medium", "high"]
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     """The mechanisms that a trace (plain form, see `maskaudit.auditing.inspection`) located, most certain first.
 
-    A line that was named for several of its ops is listed once.
+    A line that was named for several of its ops is listed once. Last comes what is no fault but where attacks on
+    cross-entropy miss what others find.
     """
     found = (
         Mechanism(
@@ -53,7 +55,9 @@ def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
         )
         for culprit in trace.get("culprits", ())
     )
-    return tuple(dict.fromkeys(found))
+    close = trace.get("shrinks")
+    small = (Mechanism(SMALL, TITLES[SMALL], "low", (Location(**close),)),) if close else ()
+    return (*dict.fromkeys(found), *small)
 
 
 def name_mechanisms(
@@ -68,6 +72,8 @@ def name_mechanisms(
         traced: what the trace of the model located, most certain first.
         by_loss: whether masking is proven at loss level.
     """
+    close = next((one.locations for one in traced if one.id == SMALL), None)
+    traced = tuple(one for one in traced if one.id != SMALL)
     by_rule = {probe.rule: probe for probe in probes if probe.status in ("pass", "finding")}
     found: dict[str, tuple[Confidence, tuple[Location, ...]]] = {}
     zero = by_rule.get("zero-gradient")
@@ -88,6 +94,8 @@ def name_mechanisms(
         found["output-hides-loss"] = ("medium", ())
     elif _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(output):
         found["logit-scale"] = ("high" if by_loss else "medium", ())
+    elif by_loss and close is not None:
+        found[SMALL] = ("medium", close)
     elif _finding(by_rule.get("imbalanced-margin")):
         found["imbalanced-margin"] = ("medium" if by_loss else "low", ())
     elif by_loss and "saturation" not in found:

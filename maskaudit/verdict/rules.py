@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskaudit.results import Claim, ClaimStatus, Label, ProbeResult, Rate, Verdict
-from maskaudit.verdict.levels import Level, LevelName, Observations, clear_limit_of, fired_indicators, levels_of
-from maskaudit.verdict.limits import ALPHA, GROSS_SLACK, MIN_POINTS, NO_GRADIENT_SHARE, SCREEN, SLACK
+from maskaudit.verdict.levels import (
+    Level,
+    LevelName,
+    Observations,
+    brought_close,
+    clear_limit_of,
+    fired_indicators,
+    levels_of,
+)
+from maskaudit.verdict.limits import ALPHA, GROSS_SLACK, MIN_POINTS, NO_GRADIENT_SHARE, SCREEN, SLACK, SMALL
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED
 from maskaudit.verdict.statistics import rate, upper_bound_at_any_look
@@ -43,7 +51,7 @@ class Judgement:
 
 def judge(seen: Observations) -> Judgement:
     """Apply the rule to what was observed."""
-    screen = _screen(seen.probes)
+    screen = _screen(seen.probes, brought_close(seen.traced))
     levels = levels_of(seen)
     label, needs, reasons = _label(seen, levels)
     mechanisms = name_mechanisms(seen.probes, seen.traced, by_loss=levels["loss"].proven)
@@ -122,14 +130,14 @@ def _power_needs(seen: Observations, level: Level) -> Need | None:
     return "nothing" if seen.power.settled else "points"
 
 
-def _screen(probes: tuple[ProbeResult, ...]) -> dict[str, Any]:
-    """Which indicators fired; a probe that could not run fires nothing."""
+def _screen(probes: tuple[ProbeResult, ...], close: bool) -> dict[str, Any]:
+    """Which indicators fired, close logits among them; a probe that could not run fires nothing."""
     indicators = {
         probe.rule: {"value": probe.value, "threshold": probe.threshold, "fired": probe.status == "finding"}
         for probe in probes
         if probe.rule in SCREEN and probe.status in ("pass", "finding")
     }
-    fired = fired_indicators(probes)
+    fired = [*fired_indicators(probes), *([SMALL] if close else [])]
     return {"fired": bool(fired), "reasons": fired, "indicators": indicators}
 
 

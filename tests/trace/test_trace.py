@@ -149,6 +149,21 @@ def test_output_kinds(net: nn.Module, points: Points) -> None:
     assert {kind: trace(model.eval(), points).output_kind for kind, model in builds.items()} == {k: k for k in builds}
 
 
+@pytest.mark.parametrize(("factor", "named"), [(0.01, True), (1.0, False), (0.9, False), (30.0, False)])
+def test_what_brings_scores_close_together_is_no_suspect(
+    factor: float, named: bool, net: nn.Module, points: Points
+) -> None:
+    def scaled(x: Tensor) -> Tensor:
+        scores: Tensor = net(x)
+        return scores * factor
+
+    found = trace(scaled, points)
+    assert found.healthy or factor > 1
+    assert (found.shrinks is not None) == named
+    if found.shrinks is not None:
+        assert (found.shrinks.op, found.shrinks.line) == ("mul", scaled.__code__.co_firstlineno + 2)
+
+
 def test_nothing_is_left_behind(net: nn.Module, points: Points) -> None:
     class Fails(nn.Module):
         def __init__(self) -> None:

@@ -82,6 +82,16 @@ def test_the_place_is_named() -> None:
     assert mechanism.locations == (Location("layer.3", "tanh"),)
 
 
+@pytest.mark.parametrize("proven", [True, False])
+def test_close_logits_are_a_cause_only_of_what_is_proven_at_loss_level(proven: bool) -> None:
+    culprit = {"mechanism": "saturation", "confidence": "high", "location": {"op": "tanh"}}
+    for culprits in ([], [culprit]):
+        traced = located({"culprits": culprits, "shrinks": {"module": "", "op": "div", "file": "net.py", "line": 5}})
+        found = {m.id: m.locations for m in name_mechanisms((probe("imbalanced-margin"),), traced, by_loss=proven)}
+        assert ("small-logits" in found) == proven
+        assert not proven or found["small-logits"] == (Location("", "div", "net.py", 5),)
+
+
 @pytest.mark.parametrize(("by_loss", "first"), [(True, "logit-scale"), (False, "saturation")])
 def test_the_proven_level_comes_first(by_loss: bool, first: str) -> None:
     mechanisms = name_mechanisms((SATURATED, probe("loss-decision-gradient-ratio")), by_loss=by_loss)
