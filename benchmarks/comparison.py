@@ -196,6 +196,6 @@ def _cell(record: Record, peer: Peer) -> str:
     parts = []
     if peer.detects:
         parts.append("fired" if any(record["indicators"].values()) else "quiet")
-    if record["standing"]:
-        parts.append(f"{sum(record['standing']) / len(record['standing']):.3f}")
+    if record["unbroken"]:
+        parts.append(f"{sum(record['unbroken']) / len(record['unbroken']):.3f}")
     return " ".join(parts)

@@ -42,7 +42,7 @@ class Pair:
 
 def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[str, ZooEntry]) -> list[str]:
     """The section, empty where AutoAttack did not run next to an audit that counted its attacks apart."""
-    run = {(r["model"], r["seed"]): r for r in peers if r["peer"] == PEER and r["status"] == "ran" and r["standing"]}
+    run = {(r["model"], r["seed"]): r for r in peers if r["peer"] == PEER and r["status"] == "ran" and r["unbroken"]}
     found: dict[str, list[Pair]] = {"robust": [], "other": [], "masked": []}
     for record in audits:
         other = run.get((record["model"], record["seed"]))
@@ -86,15 +86,15 @@ def pair_of(audit: Record, other: Record) -> Pair:
     """An audit and a run of AutoAttack, on the points that both met."""
     points, own = audit["document"]["points"], audit["own"]
     rows = {index: row for row, index in enumerate(points["index"])}
-    met = [(rows.get(index), unbroken) for index, unbroken in zip(other["index"], other["standing"], strict=True)]
-    common = [(row, unbroken) for row, unbroken in met if row is not None]
+    met = [(rows.get(index), left) for index, left in zip(other["index"], other["unbroken"], strict=True)]
+    common = [(row, left) for row, left in met if row is not None]
     share, theirs = len(common) / len(rows), len(common) / len(met)
     passes, seconds = theirs * (other["forwards"] + other["backwards"]), theirs * other["cpu_seconds"]
     return Pair(
         model=audit["model"],
-        own=sum(own["standing"][row] for row, _ in common),
+        own=sum(own["unbroken"][row] for row, _ in common),
         best=sum(points["correct"][row] and not points["broken_by"][row] for row, _ in common),
-        theirs=sum(unbroken for _, unbroken in common),
+        theirs=sum(left for _, left in common),
         points=len(common),
         own_passes=(own["forwards"] + own["backwards"]) / passes * share,
         own_cpu=own["seconds"] / seconds * share,

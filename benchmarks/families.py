@@ -1,4 +1,4 @@
-"""Do the families of timm, torchvision and transformers open in every format, and is nothing said against them?
+"""Do the families of timm, torchvision and transformers open in every format, and is none of them accused?
 
     MASKAUDIT_EXTRAS=dev,families ./dev --version
     .venv/bin/python benchmarks/families.py --records FILE.jsonl    # goes on where it was stopped; writes families.md
@@ -55,7 +55,7 @@ POINTS, COMPARED, EXPORTED = 8, 2, 2
 SAME = 1e-4
 #: Multiple of the rounding that the network itself shows between float32 and float64, where that is larger.
 ROUNDING = 10
-#: Networks of which something is rightly said, and why.
+#: Networks of which a remark is right, and why.
 TRUE = dict.fromkeys(
     (
         "timm:inception_v3(num_classes=10)",
@@ -303,8 +303,8 @@ def line(record: Record) -> str:
         f"{form} {key}: {entry[key]}" for form, entry in record["forms"].items() for key in ("refused", "export")
         if entry.get(key)
     ]  # fmt: skip
-    said = [*faults(record), *refused]
-    return f"{record['name']} ({record.get('seconds', '?')} s): " + ("; ".join(said) or "right")
+    wrong = [*faults(record), *refused]
+    return f"{record['name']} ({record.get('seconds', '?')} s): " + ("; ".join(wrong) or "right")
 
 
 def page(records: list[Record]) -> str:
@@ -316,7 +316,7 @@ def page(records: list[Record]) -> str:
         "In a cell: the largest difference of scores / gradients to the network itself, and the cost of a trace in "
         f"forward–backward passes. The same is up to {SAME:g}, or {ROUNDING} times the rounding of float32 in the "
         "network itself, whichever is larger (then the cell says so). – is not run yet.", "",
-        *(f"What is said of {name} is true: {why}." for name, why in TRUE.items()), "",
+        *(f"The remark on {name} is right: {why}." for name, why in TRUE.items()), "",
     ]  # fmt: skip
     for package in dict.fromkeys(record["name"].partition(":")[0] for record in records):
         lines += [*section(package, [r for r in records if r["name"].startswith(package + ":")]), ""]
@@ -355,8 +355,8 @@ def cell(record: Record, entry: Record | None) -> str:
     own = [" (rounding)" if entry[key] > SAME else "" for key in ("scores", "gradients")]
     worst = ["**differs** " if bad else "" for bad in differs(record, entry)]
     parts = [worst[i] + figures[i] + ("" if worst[i] else own[i]) for i in range(2)]
-    said = f", **{entry['accused'][:110]}**" if entry["accused"] else ""
-    return f"{' / '.join(parts)}, × {entry['cost']:g}{said}".replace("|", "/")
+    accused = f", **{entry['accused'][:110]}**" if entry["accused"] else ""
+    return f"{' / '.join(parts)}, × {entry['cost']:g}{accused}".replace("|", "/")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Do what was asked and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="the published files and the data")
-    parser.add_argument("--list", action="store_true", help="print what belongs into the folder")
+    parser.add_argument("--list", action="store_true", help="print what the folder must hold")
     parser.add_argument("--truth", action="store_true", help="find what each network withstands")
     parser.add_argument("--audit", action="store_true", help="audit each network")
     parser.add_argument("--render", action="store_true", help="write the table only")
@@ -255,12 +255,12 @@ def checked(line: Sequence[str], out: Path) -> tuple[dict[str, Any], Record]:
 
 def _facts(document: dict[str, Any]) -> Record:
     points, verdict = document["points"], document["verdict"]
-    stands = [int(c and not b) for c, b in zip(points["correct"], points["broken_by"], strict=True)]
+    unbroken = [int(c and not b) for c, b in zip(points["correct"], points["broken_by"], strict=True)]
     longest = sorted(document["attacks"], key=lambda attack: -attack["seconds"])[:3]
     return {
         "label": verdict["label"], "verdict": verdict, "accuracy": document["accuracy"], "masking": document["masking"],
         "power": document["power"], "culprits": (document["trace"] or {}).get("culprits", []),
-        "index": points["index"], "stands": stands, "notes": document["notes"],
+        "index": points["index"], "unbroken": unbroken, "notes": document["notes"],
         "forwards": document["timing"]["forwards"], "backwards": document["timing"]["backwards"],
         "longest": {attack["name"]: round(attack["seconds"], 1) for attack in longest},
     }  # fmt: skip
@@ -312,7 +312,7 @@ def _row(recipe: Recipe, true: Record | None, audited: Record | None) -> str:
         return "| " + " | ".join([*cells, reason, *[""] * 4]) + " |"
     verdict = audited["verdict"]
     mechanism = "; ".join(_mechanism(one) for one in verdict["mechanisms"])
-    both = truth.on_both(dict(zip(audited["index"], audited["stands"], strict=True)), stages, true["index"])
+    both = truth.on_both(dict(zip(audited["index"], audited["unbroken"], strict=True)), stages, true["index"])
     passes = [one["forwards"] + one["backwards"] for one in (audited, true)]
     per = f"{passes[0] / len(audited['index']):,.0f} / {passes[1] / n:,.0f} a point"
     cells += [f"**{audited['label']}**", mechanism, both, per]

@@ -25,7 +25,7 @@ from benchmarks.peers.interface import CountingModel
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 #: Steps and momentum of the attack on the other network.
 TRANSFER_STEPS, TRANSFER_DECAY = 40, 1.0
-#: Gap between own gradients and the rest, in points and as a share, from which on a network is called masked.
+#: Gap between white-box attacks and the rest, in points and as a share, from which on a network is called masked.
 FEWEST, LEAST_SHARE = 5, 0.05
 #: Gap up to which it is called honest.
 MOST_HONEST = 1
@@ -57,7 +57,7 @@ def answers(model: nn.Module, x: Tensor, *, random: bool = False, batch: int = 2
 def find(
     model: nn.Module, surrogate: nn.Module | None, x: Tensor, y: Tensor, eps: float, high: float, seed: int = 0
 ) -> dict[str, Any]:
-    """Which points stand after every stage.
+    """Which points are unbroken after every stage.
 
     Args:
         model: in evaluation mode, on inputs (N, …) in [0, `high`].
@@ -65,7 +65,7 @@ def find(
         eps: radius in Linf.
 
     Returns:
-        `stages`: name → 1 per point (N,) that is correct and stands, or the sentence with which the stage failed;
+        `stages`: name → 1 per point (N,) that is correct and unbroken, or the sentence with which the stage failed;
         `zero_ce`, `zero_margin`: share of correct points where a gradient is exactly zero; cost and passes.
     """
     unit = nn.Sequential(_Scaled(high), model) if high != 1 else model
@@ -76,12 +76,12 @@ def find(
         shares = _are_shares(unit(x[:64])) and not random
     scores = Scores(counting, shares).eval()
     correct = answers(unit, x, random=random) == y
-    standing, stages = correct.clone(), dict[str, Any](clean=correct.int().tolist())
+    unbroken, stages = correct.clone(), dict[str, Any](clean=correct.int().tolist())
     zero = _zero_gradients(scores, x[correct], y[correct])
     counting.forwards = counting.backwards = 0
     cpu = time.process_time()
     for stage in STAGES:
-        rows = standing.nonzero().flatten()
+        rows = unbroken.nonzero().flatten()
         if not len(rows):
             break
         try:
@@ -89,15 +89,15 @@ def find(
         except Exception as error:  # the package on a model that it was not made for
             stages[stage] = f"{type(error).__name__}: {error}"[:150]
             continue
-        standing[rows] = ~_broken(unit, examples, x[rows], y[rows], eps, random)
-        stages[stage] = standing.int().tolist()
+        unbroken[rows] = ~_broken(unit, examples, x[rows], y[rows], eps, random)
+        stages[stage] = unbroken.int().tolist()
     cost = {"cpu_seconds": round(time.process_time() - cpu, 1), "forwards": counting.forwards,
             "backwards": counting.backwards}  # fmt: skip
-    rows = standing.nonzero().flatten()
+    rows = unbroken.nonzero().flatten()
     if surrogate is not None and len(rows):
         examples = momentum(nn.Sequential(surrogate), x[rows], y[rows], eps)
-        standing[rows] = ~_broken(unit, examples, x[rows], y[rows], eps, random)
-        stages["transfer"] = standing.int().tolist()
+        unbroken[rows] = ~_broken(unit, examples, x[rows], y[rows], eps, random)
+        stages["transfer"] = unbroken.int().tolist()
     return {"stages": stages, **zero, "random": random, "shares": shares, **cost}
 
 
@@ -133,7 +133,7 @@ def label(stages: Mapping[str, Any], zero_ce: float | None = None) -> str:
     Args:
         stages: as `find` gives them.
         zero_ce: share of points where the gradient of cross-entropy is exactly zero. Where it is, points that fall to
-            another loss alone count like those that fall without a gradient; else own gradients of all losses are one.
+            another loss alone count like those that fall without a gradient; else all white-box attacks are one.
     """
     left = {name: sum(points) for name, points in ran(stages).items()}
     if not left["clean"]:

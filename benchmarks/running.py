@@ -150,7 +150,7 @@ def _own_gradients(document: Mapping[str, Any]) -> Record:
         "forwards": sum(attack["forwards"] for attack in ran),
         "backwards": sum(attack["backwards"] for attack in ran),
         "seconds": round(sum(attack["seconds"] for attack in ran), 3),
-        "standing": [
+        "unbroken": [
             int(correct and names.isdisjoint(broken))
             for correct, broken in zip(points["correct"], points["broken_by"], strict=True)
         ],
@@ -179,11 +179,11 @@ def _peer(job: Job, prepared: api.Prepared) -> Record:
         "indicators": dict(answer.indicators),
         "figures": {name: round(float(value), 4) for name, value in answer.figures.items()},
         "index": index.tolist(),
-        "standing": None if answer.examples is None else _standing(module, task, answer.examples),
+        "unbroken": None if answer.examples is None else _unbroken(module, task, answer.examples),
     }
 
 
-def _standing(module: nn.Module, task: PeerTask, examples: Tensor) -> list[int]:
+def _unbroken(module: nn.Module, task: PeerTask, examples: Tensor) -> list[int]:
     """1 per point that is correct and withstands the peer's example, scored as an audit scores its own."""
 
     def raw(x: Tensor) -> Any:

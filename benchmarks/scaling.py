@@ -91,10 +91,10 @@ def measured(model: str, budget: Any, n: int) -> Row:
 def attacked(model: str, n: int) -> Row:
     """The official AutoAttack on `n` points of a model of the zoo."""
     record = perform(Job("peer", model, "", 0, "standard", "", peer="autoattack", points=n))
-    standing = record["standing"]
+    unbroken = record["unbroken"]
     return {
-        "model": model, "budget": AUTOATTACK, "points": n, "drawn": len(standing), "verdict": "",
-        "robust": dataclasses.asdict(rate(sum(standing), len(standing))),
+        "model": model, "budget": AUTOATTACK, "points": n, "drawn": len(unbroken), "verdict": "",
+        "robust": dataclasses.asdict(rate(sum(unbroken), len(unbroken))),
         "forwards": record["forwards"], "backwards": record["backwards"],
         "cpu_seconds": record["cpu_seconds"], "machine": machine(),
     }  # fmt: skip

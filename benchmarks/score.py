@@ -132,18 +132,18 @@ def _line_right(entry: ZooEntry, right: Sequence[Mapping[str, Any]], graded: Gra
 
 def _peer_distance(record: Record, truth: Truth | None) -> tuple[float | None, int]:
     """As `grade` does for an audit: on common points where the weights are the record's, else of the aggregates."""
-    if truth is None or record.get("standing") is None:
+    if truth is None or record.get("unbroken") is None:
         return None, 0
-    standing = dict(zip(record["index"], record["standing"], strict=True))
+    unbroken = dict(zip(record["index"], record["unbroken"], strict=True))
     if record["weights"] != truth.weights:
-        return sum(standing.values()) / len(standing) - truth.best_known, 0
-    common = [point for point in truth.points if point in standing]
+        return sum(unbroken.values()) / len(unbroken) - truth.best_known, 0
+    common = [point for point in truth.points if point in unbroken]
     if not common:
         return None, 0
     established, _ = truth.on(common)
     proven = [point for point, holds in zip(truth.points, truth.bits("certified"), strict=True) if holds]
-    below = sum(not standing[point] for point in proven if point in standing)
-    return sum(standing[point] for point in common) / len(common) - established, below
+    below = sum(not unbroken[point] for point in proven if point in unbroken)
+    return sum(unbroken[point] for point in common) / len(common) - established, below
 
 
 @dataclass(frozen=True)

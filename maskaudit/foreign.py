@@ -52,7 +52,7 @@ class Board:
 
     @property
     def mute(self) -> bool:
-        """Whether nobody reads any more what foreign code prints; said once, it stays so."""
+        """Whether nobody reads any more what foreign code prints; told once, it stays so."""
         return self._memory[-1] != 0
 
     def ask_silence(self) -> None:

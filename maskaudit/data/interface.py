@@ -150,12 +150,12 @@ class Dataset:
             return dataclasses.replace(self, notes=(*self.notes, f"Labels were not matched by name: {what}."))
         place = torch.tensor([theirs.index(name) for name in own])
         first = next(number for number, name in enumerate(own) if theirs.index(name) != number)
-        said = (
+        note = (
             f"Labels were matched by the names of the classes: {printable(self.class_names[first], 60)} is class "  # type: ignore[index]
             f"{place[first]} of the model, not {first}."
         )
         return dataclasses.replace(
-            self, y=place[self.y], num_classes=len(names), class_names=tuple(names), notes=(*self.notes, said)
+            self, y=place[self.y], num_classes=len(names), class_names=tuple(names), notes=(*self.notes, note)
         )
 
     def some(self, limit: int) -> Dataset:

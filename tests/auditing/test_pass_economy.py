@@ -51,7 +51,7 @@ def linear(eps: float, front: nn.Module | None = None, **settings: object) -> Au
     return report
 
 
-def test_challengers_attack_what_stands_and_a_sample_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_challengers_attack_what_is_unbroken_and_a_sample_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, spared = audited(10**9, monkeypatch), audited(16, monkeypatch)
     rows = [by_name(report) for report in (whole, spared)]
     assert whole.settings["samples"] == spared.settings["samples"]
@@ -311,7 +311,7 @@ def test_nothing_is_spared_on_a_random_model_even_where_it_cannot_be_traced(monk
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.9])
-def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
+def test_the_second_opinion_is_asked_about_what_is_unbroken(eps: float) -> None:
     pytest.importorskip("torchattacks")
     report = linear(eps=eps, ignore=("transfer", "universal"))
     ours = {row.name for row in report.attacks if row.role != "second_opinion"} - set(NEAR)
@@ -326,7 +326,7 @@ def test_the_second_opinion_is_asked_about_what_stands(eps: float) -> None:
     assert (unbroken == 0) == (eps == 0.9)
 
 
-def test_where_nothing_stands_no_search_is_made() -> None:
+def test_where_nothing_is_unbroken_no_search_is_made() -> None:
     report = linear(eps=0.9)
     assert report.accuracy["strong_reference"].value == 0  # type: ignore[union-attr]
     assert report.verdict.label == "clear"

@@ -12,7 +12,7 @@ from maskaudit.zoo import ZOO
 
 def audit(model: str = "pgd-at", **changes: Any) -> dict[str, Any]:
     points = {"index": [7, 3, 5, 9], "correct": [1, 1, 1, 0], "broken_by": [[1], [], [1], []]}
-    own = {"forwards": 60, "backwards": 40, "seconds": 1.0, "standing": [1, 1, 0, 0]}
+    own = {"forwards": 60, "backwards": 40, "seconds": 1.0, "unbroken": [1, 1, 0, 0]}
     return {
         "model": model, "seed": 0, "forwards": 200, "backwards": 100, "cpu_seconds": 3.0, "own": own,
         "document": {"points": points}, **changes,
@@ -21,7 +21,7 @@ def audit(model: str = "pgd-at", **changes: Any) -> dict[str, Any]:
 
 def run(model: str = "pgd-at", **changes: Any) -> dict[str, Any]:
     return {
-        "model": model, "seed": 0, "peer": "autoattack", "status": "ran", "index": [3, 5, 7], "standing": [1, 1, 1],
+        "model": model, "seed": 0, "peer": "autoattack", "status": "ran", "index": [3, 5, 7], "unbroken": [1, 1, 1],
         "indicators": {"randomized": False}, "forwards": 600, "backwards": 400, "cpu_seconds": 10.0, **changes,
     }  # fmt: skip
 
@@ -34,7 +34,7 @@ def test_points_are_paired_by_their_number_and_costs_are_shares() -> None:
 
 def test_models_are_told_apart_by_mask_and_accuracy() -> None:
     models = ["pgd-at", "standard", "quantised"]
-    runs = [run("pgd-at"), run("standard", standing=[0, 0, 0]), run("quantised")]
+    runs = [run("pgd-at"), run("standard", unbroken=[0, 0, 0]), run("quantised")]
     page = "\n".join(economy([audit(model) for model in models], runs, ZOO))
     assert "| not masked, accuracy of at least 0.3 under AutoAttack | 1 | 1 | 1 | 0.08 (0.08–0.08)" in page
     assert "| not masked, the others | 1 | 0 | 0 |" in page
@@ -45,7 +45,7 @@ def test_models_are_told_apart_by_mask_and_accuracy() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        run(indicators={"randomized": True}), run(status="timeout"), run(standing=None), run(peer="binarization"),
+        run(indicators={"randomized": True}), run(status="timeout"), run(unbroken=None), run(peer="binarization"),
         run(seed=1),
     ],
 )  # fmt: skip

@@ -75,7 +75,7 @@ def records(recipe: Recipe) -> list[dict[str, Any]]:
             "forwards": 300, "backwards": 0,
         },
         same | {
-            "kind": "audit", "label": "masked", "index": [9, 8, 4], "stands": [0, 1, 1], "cpu_seconds": 5.0,
+            "kind": "audit", "label": "masked", "index": [9, 8, 4], "unbroken": [0, 1, 1], "cpu_seconds": 5.0,
             "forwards": 900, "backwards": 60,
             "verdict": {"mechanisms": [{"id": "cut", "locations": [{"module": "sign", "op": "ge"}]}]},
         },

@@ -153,5 +153,5 @@ def test_a_real_peer_leaves_a_whole_record(zoo_cache: Path) -> None:
 def test_a_peer_that_attacks_is_scored_on_the_model(zoo_cache: Path) -> None:
     pytest.importorskip("torchattacks")
     found = running.perform(Job("peer", "standard", "w", 0, "quick", "code", "torchattacks-autoattack", 8))
-    assert len(found["standing"]) == 8
-    assert sum(found["standing"]) <= 1  # it breaks a standard network nearly everywhere
+    assert len(found["unbroken"]) == 8
+    assert sum(found["unbroken"]) <= 1  # it breaks a standard network nearly everywhere

@@ -52,7 +52,7 @@ def peer(model: str = "bad", fired: bool = True, **changes: Any) -> dict[str, An
         "kind": "peer", "peer": "attack-failure", "model": model, "weights": "w", "seed": 0, "budget": "quick",
         "code": "c", "points": 4, "machine": "m", "status": "ran", "reason": "", "seconds": 1.0, "cpu_seconds": 0.5,
         "forwards": 5, "backwards": 5, "indicators": {"I1": fired, "I4": False}, "figures": {}, "index": [0, 1, 2, 3],
-        "standing": [1, 1, 0, 0],
+        "unbroken": [1, 1, 0, 0],
     }  # fmt: skip
     return {**record, **changes}
 
@@ -111,7 +111,7 @@ def test_a_peer_is_held_against_the_same_points() -> None:
     assert peer_outcome(peer(), MASKED, truth("bad", [True, True, True, False])).distance == 0.25
     elsewhere = replace(truth("bad", [True, True, True, False]), weights="other")
     assert peer_outcome(peer(), MASKED, elsewhere).distance == 0.25  # the aggregates: 2 of 4 against 1 of 4
-    assert peer_outcome(peer(standing=None), MASKED, elsewhere).distance is None
+    assert peer_outcome(peer(unbroken=None), MASKED, elsewhere).distance is None
 
 
 def test_left_out_indicators_do_not_count() -> None:

@@ -178,13 +178,13 @@ def test_labels_are_matched_by_the_names_of_the_classes(named: tuple[str, ...], 
     assert any("cat is class" in note or "hot_dog is class" in note for note in found["notes"])
 
 
-@pytest.mark.parametrize(("named", "said"), [
+@pytest.mark.parametrize(("named", "notes"), [
     (("cat", "dog"), ()), (("LABEL_0", "LABEL_1"), ()), ((), ()), (("cat", "dog", "zebra"), ()),
     (("dog", "horse"), ("Labels were not matched by name: cat is no class of the model.",)),
     (("dog", "cat", "cat"), ("Labels were not matched by name: two classes have one name.",)),
 ])  # fmt: skip
-def test_labels_that_stay(named: tuple[str, ...], said: tuple[str, ...]) -> None:
+def test_labels_that_stay(named: tuple[str, ...], notes: tuple[str, ...]) -> None:
     data = Dataset("x", torch.zeros(2, 3), torch.tensor([0, 1]), 2, (0.0, 1.0), class_names=("cat", "dog"))
     found = data.with_classes_of(named)
     assert torch.equal(found.y, data.y)
-    assert found.notes == said
+    assert found.notes == notes

@@ -41,7 +41,7 @@ def averaged(net: nn.Module) -> dict[str, Any]:
 
 
 LOSS = {"criterion.weight": torch.ones(3), "loss_fn.scale": torch.ones(1)}
-#: What a checkpoint holds: made from the net and one with other weights; which is audited, and what is said of it.
+#: What a checkpoint holds: made from the net and one with other weights; which is audited, and what is notes of it.
 CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
     "loss beside": (lambda net, _: {**net.state_dict(), **LOSS}, "not used: criterion.weight, loss_fn.scale"),
     "any prefix": (lambda net, _: under("classifier.", net), "'classifier.'"),
@@ -134,9 +134,9 @@ def test_tied_weights_that_differ_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_timm() -> None:
-    said = " ".join(load_model(str(FILES / "timm.pth.tar"), arch=ARCH).notes)
-    assert "'state_dict_ema' are an average over training" in said
-    assert "--weights takes state_dict in its place" in said
+    notes = " ".join(load_model(str(FILES / "timm.pth.tar"), arch=ARCH).notes)
+    assert "'state_dict_ema' are an average over training" in notes
+    assert "--weights takes state_dict in its place" in notes
     raw = load_model(str(FILES / "timm.pth.tar"), arch=ARCH, weights="state_dict").module
     held = torch.load(FILES / "timm.pth.tar", weights_only=False)
     assert torch.equal(raw.state_dict()["head.bias"], held["state_dict"]["head.bias"])  # type: ignore[union-attr]

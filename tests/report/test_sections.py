@@ -357,7 +357,7 @@ def test_pasted_text_keeps_its_blank_lines(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("junk", [None, "junk", -1, 1e308, {}, [[None]], float("nan"), [{"name": 1}]], ids=repr)
-def test_odd_values_leave_the_new_sections_standing(document: dict[str, Any], junk: Any) -> None:
+def test_odd_values_leave_the_new_sections_whole(document: dict[str, Any], junk: Any) -> None:
     document["figures"] = {"gradient_flow": _flow()}
     for section, key in (
         *(("points", key) for key in ("index", "label", "correct", "broken_by")),

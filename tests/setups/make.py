@@ -207,13 +207,13 @@ def hugging_face() -> None:
 
     fit(Scores(), F.interpolate((x - 0.5) / 0.5, size=8), y)
     model.save_pretrained(FILES / "hugging_face")
-    said = {
+    given = {
         "do_normalize": True,
         "image_mean": [0.5],
         "image_std": [0.5],
         "image_processor_type": "ConvNextImageProcessor",
     }
-    (FILES / "hugging_face" / "preprocessor_config.json").write_text(json.dumps(said))
+    (FILES / "hugging_face" / "preprocessor_config.json").write_text(json.dumps(given))
 
 
 def lora() -> None:

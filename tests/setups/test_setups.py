@@ -57,7 +57,7 @@ def verdict(audit: Audit, least: float = 0.65) -> str:
     return str(document["verdict"]["label"])
 
 
-#: File, what is said beside it, and a sentence that the report has about it.
+#: File, what is given beside it, and a sentence that the report has about it.
 SETUPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "lightning": ("lightning.ckpt", {"arch": f"{NETS}cnn"}, "The prefix 'net.' was dropped"),
     "keras": ("keras.onnx", {}, "channels"),
@@ -73,11 +73,11 @@ SETUPS: dict[str, tuple[str, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "said", "note"), SETUPS.values(), ids=SETUPS.keys())
-def test_an_honest_model_gets_a_verdict(file: str, said: dict[str, Any], note: str) -> None:
+@pytest.mark.parametrize(("file", "given", "note"), SETUPS.values(), ids=SETUPS.keys())
+def test_an_honest_model_gets_a_verdict(file: str, given: dict[str, Any], note: str) -> None:
     if file.endswith(".onnx"):
         pytest.importorskip("onnx")
-    audit = audited(str(FILES / file), **said)
+    audit = audited(str(FILES / file), **given)
     assert verdict(audit) in ("clear", "inconclusive")
     notes = " ".join(audit.report.to_dict()["notes"])
     assert note in notes, notes

@@ -122,10 +122,10 @@ def test_too_few_is_said_of_few_only(without: tuple[str, ...], few: bool) -> Non
 
 def test_a_fault_is_not_unconfirmed_where_only_an_attack_is_missing() -> None:
     """Points that another loss broke speak for the fault, though they prove nothing without the restarts."""
-    said = " ".join(
+    reasons = " ".join(
         judge(observations(recorded("apgd-margin", ("apgd-ce-restarts",), traced=(FAULT,)))).verdict.reasons
     )
-    assert "The trace suspects a fault: the gradient is zero" in said
+    assert "The trace suspects a fault: the gradient is zero" in reasons
     none = " ".join(judge(observations(recorded("pgd", ("zero-gradient",), traced=(FAULT,)))).verdict.reasons)
     assert "The trace suspects a fault that the attacks did not confirm" in none
 

@@ -338,7 +338,7 @@ def test_masking_rates_are_over_correct_points() -> None:
     assert judge(seen(0, drawn=10)).masking["gradient_level"].n == 0
 
 
-def test_the_claim_is_judged_by_the_upper_bound_of_what_stands() -> None:
+def test_the_claim_is_judged_by_the_upper_bound_of_what_is_unbroken() -> None:
     observed = seen(200)  # 180 of 200 are unbroken
     bound = upper_bound_at_any_look(180, 200, ALPHA)
     for claimed, status in (

@@ -49,7 +49,7 @@ def _options(method: str) -> set[str]:
 
 
 @pytest.mark.parametrize("entry", zoo.ZOO.values(), ids=lambda entry: entry.name)
-def test_every_entry_stands_on_a_network_of_its_data(entry: ZooEntry) -> None:
+def test_every_entry_rests_on_a_network_of_its_data(entry: ZooEntry) -> None:
     assert NETWORKS[entry.network].config.data == entry.data
     assert entry.masked == (entry.level != "")
 

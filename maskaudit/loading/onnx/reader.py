@@ -212,8 +212,8 @@ def _opened(onnx: Any, model: Any, opset: int, size: int) -> tuple[Program, nn.M
         return None
     if isinstance(module, FixedBatch):
         return None
-    said = f"The model was exported for batches of exactly {size}, which only its reshapes say; they were opened."
-    return program, module, (said,)
+    note = f"The model was exported for batches of exactly {size}, which only its reshapes say; they were opened."
+    return program, module, (note,)
 
 
 def _check_names(graph: Any) -> None:

@@ -80,8 +80,8 @@ def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
     batch = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
     copy.graph.input.append(onnx.helper.make_tensor_value_info(row, onnx.TensorProto.FLOAT, [batch, len(inputs)]))
     whole = [item for item in inputs if item.type.tensor_type.elem_type not in REAL]
-    said = (f"The model has one input for each column; inputs hold them in this order: {_names(inputs)}.",)
-    return copy, (*said, f"Whole numbers: {_names(whole)}; say so with --features.") if whole else said
+    order = (f"The model has one input for each column; inputs hold them in this order: {_names(inputs)}.",)
+    return copy, (*order, f"Whole numbers: {_names(whole)}; say so with --features.") if whole else order
 
 
 def _names(items: Sequence[Any]) -> str:
