@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from maskaudit import foreign
 from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
 from maskaudit.loading import onnx, pt2, safetensors_file, shards, torch_file, torchscript
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
@@ -69,7 +70,8 @@ def finished(contents: Contents, source: str, sha256: str | None) -> LoadedModel
         InputError: when the code of the module fails at that.
     """
     try:
-        return _finished(contents, source, sha256)
+        with foreign.Call():
+            return _finished(contents, source, sha256)
     except MaskauditError:
         raise
     except Exception as error:  # methods that the module's code has overridden

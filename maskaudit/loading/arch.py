@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskaudit import foreign
 from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, meant, printable
 from maskaudit.files import is_file
 from maskaudit.loading import hf_config, network
@@ -308,12 +309,13 @@ def _import_file(path: Path) -> ModuleType:
 
 @contextmanager
 def _import_path(origin: str) -> Iterator[None]:
-    """Let the user's code import its neighbours: the file's folder, or the working directory."""
+    """Around the user's code, a foreign call: it may import its neighbours, in its folder or the working directory."""
     folder = str(Path(origin).resolve().parent if origin.endswith(".py") else Path.cwd())
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        yield
+        with foreign.Call():
+            yield
     finally:
         if folder in sys.path:
             sys.path.remove(folder)

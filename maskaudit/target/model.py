@@ -137,7 +137,7 @@ class Target:
         return not self.random and self.reject_class is None
 
     def __enter__(self) -> Target:
-        with contextlib.ExitStack() as stack:
+        with foreign.Call(), contextlib.ExitStack() as stack:
             stack.enter_context(preserved(self.model, seed=self.seed))
             stack.enter_context(open_checkpoints())
             if isinstance(self.model, nn.Module):

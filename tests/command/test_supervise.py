@@ -104,6 +104,11 @@ def SpoilsJson(): return Model(spoil_json)
 def LeavesTheGroup(): return Model(leave_the_group)
 def LeavesAChild(): return Model(leave_a_child_that_prints)
 def Sleeps(): return Model(lambda: time.sleep(600))
+def SleepsBefore(): time.sleep(600)
+def SleepsBetween():
+    model = Model(announce, after=0)
+    model.train = lambda mode=True: time.sleep(600)
+    return model
 def SleepsNatively(): return Model(native_sleep)
 def Speaks(): return Model(announce, after=0)
 def Shouts(): return Model(shout)
@@ -197,6 +202,13 @@ def test_a_call_that_hangs_is_ended(hanging: tuple[str, ...], folder: Path) -> N
     assert "did not answer within 1 s" in done.err
     assert "did not answer within 1 s" in json.loads(done.out)["partial"]["reason"]
     assert len(done.err) < 2 * MOST
+
+
+@pytest.mark.parametrize("hanging", ["SleepsBefore", "SleepsBetween"])
+def test_code_of_a_model_that_hangs_before_it_is_asked_is_ended(hanging: str, folder: Path) -> None:
+    done = check(hanging, "--json", "--call-timeout", "1", cwd=folder)
+    assert done.status == 4
+    assert "did not answer within 1 s" in json.loads(done.out)["error"]["message"]
 
 
 def test_a_process_that_a_model_leaves_behind_holds_nobody_up(folder: Path) -> None:
