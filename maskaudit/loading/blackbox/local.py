@@ -86,16 +86,18 @@ class _Function:
 
     def __call__(self, x: Tensor) -> Any:
         """What it returns, as a tensor where it is an array or a list."""
-        if self.arrays is None:
+        if self.arrays is not None:
+            return _tensor(self.function(x.detach().cpu().numpy() if self.arrays else x))
+        try:
+            answer, self.arrays = self.function(x), False
+        except Exception as error:
             try:
-                answer = self.function(x)
-                self.arrays = False
-                return _tensor(answer)
+                answer, self.arrays = self.function(x.detach().cpu().numpy()), True
             except Exception:
-                answer = self.function(x.detach().cpu().numpy())
-                self.arrays = True
-                return _tensor(answer)
-        return _tensor(self.function(x.detach().cpu().numpy() if self.arrays else x))
+                if isinstance(error, (TypeError, AttributeError)):  # a tensor is not what it takes
+                    raise
+                raise error from None
+        return _tensor(answer)
 
 
 def _tensor(answer: Any) -> Any:

@@ -140,6 +140,20 @@ def test_what_computes_in_torch_is_no_black_box(model: Callable[[Tensor], Tensor
     assert not computes_elsewhere(model, X[:2])
 
 
+def broken_on_tensors(x: Tensor) -> Tensor:
+    raise FileNotFoundError(f"no weights for {x.detach().shape}")  # an array cannot be detached
+
+
+def broken_on_arrays(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    raise FileNotFoundError(f"no weights for {on_arrays(x).shape}")
+
+
+@pytest.mark.parametrize("function", [broken_on_tensors, broken_on_arrays])
+def test_the_error_of_a_function_is_that_of_what_it_takes(function: Callable[[Any], Any]) -> None:
+    with pytest.raises(FileNotFoundError, match="no weights for"):
+        answering(function)(X)
+
+
 @pytest.mark.parametrize(
     "model", [lambda x: torch.as_tensor(FOREST.predict_proba(x.numpy())).float(), FOREST.predict_proba]
 )
