@@ -137,7 +137,10 @@ def _screen(probes: tuple[ProbeResult, ...], close: bool) -> dict[str, Any]:
         for probe in probes
         if probe.rule in SCREEN and probe.status in ("pass", "finding")
     }
-    fired = [*fired_indicators(probes), *([SMALL] if close else [])]
+    fired = fired_indicators(probes)
+    if close:  # one op that brings logits close together, where there should be none
+        indicators[SMALL] = {"value": 1, "threshold": 0, "fired": True}
+        fired.append(SMALL)
     return {"fired": bool(fired), "reasons": fired, "indicators": indicators}
 
 

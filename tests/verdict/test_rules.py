@@ -206,6 +206,17 @@ def test_hidden_shares_are_judged_as_robust_accuracy_is_told(drawn: int, label: 
         assert (shown.value, shown.n) == (hidden / 200, 200)  # the contract: of the correctly classified
 
 
+def test_an_op_that_brings_logits_close_together_fires_the_screen_of_the_loss() -> None:
+    close = Mechanism("small-logits", "", "low", (Location("", "div", "net.py", 8),))
+    for traced, label in (((), "inconclusive"), ((close,), "masked")):
+        judgement = judge(seen(125, 0, 20, drawn=128, traced=traced))
+        assert judgement.verdict.label == label
+    assert judgement.verdict.mechanisms[0].id == "small-logits"
+    assert judgement.masking["screen"]["reasons"] == list(judgement.masking["screen"]["indicators"])[-1:] == [close.id]
+    limits = judgement.masking["rule"]["limits"]
+    assert (limits["gradient_level"]["slack"], limits["loss_level"]["slack"]) == (GROSS_SLACK, SLACK)
+
+
 def test_screen_indicators() -> None:
     for rule in SCREEN:
         screen = judge(seen(probes=(probe(rule, "finding"),))).masking["screen"]
