@@ -31,6 +31,7 @@ from tests.attacks.subjects import (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda t: t.norm)
 def test_hard_labels_hide_nothing(subjects: Subjects, threat: ThreatModel) -> None:
     model = one_hot(subjects.standard)
@@ -49,6 +50,7 @@ def test_only_decisions_count(subjects: Subjects) -> None:
     assert torch.equal(successes[0], successes[1])
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("threat", [LINF, L2], ids=lambda t: t.norm)
 def test_noise_starts_stand_in_for_a_pool(subjects: Subjects, threat: ThreatModel) -> None:
     model = saturated(subjects.standard)

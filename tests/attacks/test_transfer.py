@@ -29,6 +29,7 @@ from tests.attacks.subjects import (
 )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("mask", "threat"), [(one_hot, L2), (saturated, LINF)], ids=["one-hot", "softmax(50 z)"])
 def test_hard_outputs_do_not_protect(
     subjects: Subjects, mask: Callable[[nn.Module], nn.Module], threat: ThreatModel
@@ -40,6 +41,7 @@ def test_hard_outputs_do_not_protect(
     assert survivors(model, attempt.examples, x, y, threat).float().mean() <= 0.05
 
 
+@pytest.mark.heavy
 def test_a_robust_model_stays_mostly_robust(subjects: Subjects) -> None:
     x, y = subjects.x[:200], subjects.y[:200]
     surrogate = train_surrogate(Target(subjects.robust), subjects.pool, threat=LINF, num_classes=10)
@@ -94,6 +96,7 @@ def test_without_surrogates_it_is_refused(subjects: Subjects) -> None:
         transfer(Target(subjects.standard), subjects.x, subjects.y, threat=LINF, rng=point_rng(1), surrogates=[])
 
 
+@pytest.mark.heavy
 def test_training_is_deterministic_counted_and_leaves_the_random_state(subjects: Subjects) -> None:
     state = torch.get_rng_state()
     models, spent = [], []

@@ -49,6 +49,7 @@ def test_as_many_points_are_drawn_as_were_asked_for(samples: int | str | None, d
     assert report.masking["loss_level"].n == min(drawn, 56), "the verdict rests on the points that decided it"
 
 
+@pytest.mark.heavy
 def test_further_points_of_a_masked_model_meet_what_broke_the_first() -> None:
     report = audited(Rounded(), eps=0.3, samples=150)
     rows = by_name(report)

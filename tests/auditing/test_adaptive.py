@@ -53,6 +53,7 @@ def doubly_masked(standard: LoadedModel) -> Audit:
     return audited(outputs.SharpSoftmax(inputs.QuantisedInput(network(standard), 4), 100.0))
 
 
+@pytest.mark.heavy
 def test_the_plan_that_ran_is_in_the_report(doubly_masked: Audit) -> None:
     document = doubly_masked.report.to_dict()
     stages = document["plan"]["stages"]
@@ -86,6 +87,7 @@ def test_one_mechanism_is_confirmed_by_its_repair(standard: LoadedModel) -> None
     assert note.alone == note.points > 20
 
 
+@pytest.mark.heavy
 def test_a_saved_plan_gives_the_same_result(doubly_masked: Audit, standard: LoadedModel, tmp_path: Path) -> None:
     write_outputs([("plan", tmp_path / "plan.json")], doubly_masked.report.to_dict(), None)
     plan = parse_plan(json.loads((tmp_path / "plan.json").read_text()))
@@ -95,6 +97,7 @@ def test_a_saved_plan_gives_the_same_result(doubly_masked: Audit, standard: Load
     assert plan_document(again.report.to_dict()) == plan_document(doubly_masked.report.to_dict())
 
 
+@pytest.mark.heavy
 def test_a_given_plan_runs_exactly(pgd_trained: LoadedModel) -> None:
     """A white-box stage on a healthy model: booked for G*, and nothing else runs."""
     plan = parse_plan({"plan_version": 1, "stages": [{"loss": "margin", "start": "clean", "steps": 3, "step": 0.5}]})
@@ -123,6 +126,7 @@ def test_the_command_line_refuses_what_is_no_plan(content: str, tmp_path: Path) 
     assert str(path) in str(result.exception)
 
 
+@pytest.mark.heavy
 def test_healthy_models_get_a_short_look_behind_dormant_units(standard: LoadedModel, pgd_trained: LoadedModel) -> None:
     """Both have such units; nothing waits behind them, so nothing is named, and places are not distinguished."""
     for model in (standard, pgd_trained):
@@ -141,6 +145,7 @@ def hidden_corner(pgd_trained: LoadedModel) -> Audit:
     return audited(HiddenCorner(network(pgd_trained)))
 
 
+@pytest.mark.heavy
 def test_a_corner_behind_a_dormant_unit_is_found_and_placed(hidden_corner: Audit) -> None:
     report = hidden_corner.report
     assert report.verdict.label == "masked"

@@ -81,6 +81,7 @@ def audited(model: nn.Module, **settings: Any) -> dict[str, Any]:
     return api.audit(model, eps=0.1, settings=chosen).report.to_dict()
 
 
+@pytest.mark.heavy
 def test_an_audit_books_what_breaks_the_whole_network_and_reports_every_branch(honest: nn.Module) -> None:
     document = audited(Drowning(honest), branches=("ripple", "ripple"))
     (row,) = document["branches"]
@@ -122,6 +123,7 @@ def test_branches_of_a_random_model_are_not_searched_and_that_is_said_once() -> 
     assert "branches were not searched" in state.notes[0]
 
 
+@pytest.mark.heavy
 def test_inspect_lists_the_branches_and_searches_only_those_named(tmp_path: Path, zoo_cache: Path) -> None:
     listed = CliRunner().invoke(cli, ["inspect", "zoo:resnet"])
     assert listed.exit_code == 0, listed.output

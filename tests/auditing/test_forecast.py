@@ -12,6 +12,7 @@ from maskaudit.loading import LoadedModel
 from maskaudit.settings import AuditEvent, AuditSettings
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["standard", "pgd_trained"])
 def test_the_passes_left_are_told_within_a_factor_of_two(
     name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -34,6 +35,7 @@ def test_the_passes_left_are_told_within_a_factor_of_two(
     assert sum(true / 2 <= left <= 2 * true for left, true in early) >= len(early) / 2, early
 
 
+@pytest.mark.heavy
 def test_nothing_is_told_before_an_attack_has_run(standard: LoadedModel) -> None:
     events: list[AuditEvent] = []
     settings = AuditSettings(budget="quick", samples=32)

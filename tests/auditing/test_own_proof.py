@@ -13,6 +13,8 @@ from maskaudit.zoo import ZOO
 
 from .own_audits import MAKERS, Own, of_the_zoo, own
 
+pytestmark = pytest.mark.heavy
+
 #: The whole zoo takes a quarter of an hour; it is asked for with this variable.
 WHOLE_ZOO = bool(os.environ.get("MASKAUDIT_WHOLE_ZOO"))
 

@@ -51,6 +51,7 @@ def linear(eps: float, front: nn.Module | None = None, **settings: object) -> Au
     return report
 
 
+@pytest.mark.heavy
 def test_challengers_attack_what_is_unbroken_and_a_sample_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, spared = audited(10**9, monkeypatch), audited(16, monkeypatch)
     rows = [by_name(report) for report in (whole, spared)]
@@ -192,6 +193,7 @@ def by_name(report: AuditReport) -> dict[str, AttackRow]:
     return {row.name: row for row in report.attacks}
 
 
+@pytest.mark.heavy
 def test_a_search_gets_on_unbroken_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     learnt = linear(eps=0.1)
     monkeypatch.setattr(challenge, "FLOOR", 1.0)
@@ -207,12 +209,14 @@ def test_a_search_gets_on_unbroken_points_what_it_was_worth_on_known_ones(monkey
     assert learnt.accuracy["best_known"] == whole.accuracy["best_known"]
 
 
+@pytest.mark.heavy
 def test_nothing_is_shortened_on_a_model_under_suspicion() -> None:
     report = linear(eps=0.1, front=Rounded())
     assert report.masking["screen"]["fired"]
     assert not any("on_unbroken_points" in key for row in report.attacks for key in row.settings)
 
 
+@pytest.mark.heavy
 def test_where_something_is_hidden_unbroken_points_get_whole_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenge, "BY_THE_WAY", -2.0)  # whatever is broken counts as more than incidental
     report = linear(eps=0.1)
@@ -280,6 +284,7 @@ def test_the_decision_based_search_has_its_pool_on_known_and_on_unbroken_points(
     assert all(pool is not None and len(pool) == 128 for pool in pools)
 
 
+@pytest.mark.heavy
 def test_own_gradients_give_up_what_is_beyond_reach_where_nothing_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     spared = linear(eps=0.1)
     suspected = by_name(linear(eps=0.1, front=Rounded()))
@@ -300,6 +305,7 @@ class Jitter(nn.Module):
         return x + 1e-4 * torch.randn_like(x)
 
 
+@pytest.mark.heavy
 def test_nothing_is_spared_on_a_random_model_even_where_it_cannot_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no trace")

@@ -91,6 +91,7 @@ def test_listed_and_explained(install: Install) -> None:
     assert "Claims a success" in explain_rule("mine")
 
 
+@pytest.mark.heavy
 def test_an_audit_runs_them_and_believes_nothing(install: Install, net: nn.Module) -> None:
     install(probes=PROBE, attacks=(attack("boasts"), attack("crashes", crashes)), repairs=...)
     settings = AuditSettings(budget="quick", samples=20, select=("boasts", "crashes", "brightness", "square"))

@@ -38,6 +38,7 @@ def test_what_is_no_budget_is_refused_in_a_sentence(wrong: str) -> None:
         AuditSettings(budget=wrong)
 
 
+@pytest.mark.heavy
 def test_what_is_not_decided_when_the_passes_are_spent_is_inconclusive() -> None:
     report = audited("2000")
     assert 0 < report.timing["forwards"] + report.timing["backwards"] <= 2000, "unfinished work is not counted"

@@ -46,6 +46,7 @@ def audited(standard_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 
 class TestCheck:
+    @pytest.mark.heavy
     def test_a_refuted_claim_fails_the_build(self, audited: tuple[Path, Done]) -> None:
         _, result = audited
         document = json.loads(result.out)

@@ -30,6 +30,7 @@ def faults(*arguments: str) -> tuple[bool, int]:
     return kept == "1", int(count)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 def test_tensors_reuse_what_was_freed() -> None:
     kept, few = faults("keep")

@@ -199,6 +199,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits what a process may take")
 def test_thirty_gigabytes_are_audited_in_four(tmp_path: Path) -> None:
     source = tmp_path / "large.npz"

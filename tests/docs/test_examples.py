@@ -37,6 +37,7 @@ def run_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return module.__dict__
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", PYTHON_PAGES)
 def test_python_examples_run(name: str, zoo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -56,6 +56,7 @@ def test_a_process_that_vanishes_is_an_error() -> None:
         list(in_turn(ends, [1], 2, lambda _: None))
 
 
+@pytest.mark.heavy
 def test_ctrl_c_ends_all_and_keeps_partial_reports(tmp_path: Path, standard_file: Path) -> None:
     file = tmp_path / "maskaudit.toml"
     entries = "".join(f'[[models]]\nname = "m{n}"\nmodel = "{standard_file.as_posix()}"\n' for n in range(2))

@@ -305,6 +305,7 @@ def test_damaged_and_without_the_package(tmp_path: Path, monkeypatch: pytest.Mon
         load_model(str(path))
 
 
+@pytest.mark.heavy
 def test_the_verdict_of_a_masked_model_and_its_place(tmp_path: Path, digits_net: nn.Module) -> None:
     class Quantised(nn.Module):
         def __init__(self) -> None:

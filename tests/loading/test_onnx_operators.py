@@ -38,6 +38,7 @@ def kinds() -> dict[str, Counter[str]]:
     return found
 
 
+@pytest.mark.heavy
 def test_no_operator_is_wrong_or_fails_late(kinds: dict[str, Counter[str]]) -> None:
     assert {name for found in kinds.values() for name in found} == {"right", "refused"}
 

@@ -335,6 +335,7 @@ def test_the_trace_names_the_line_that_the_author_wrote(export: Export) -> None:
     assert source[place.line - 1].endswith("# this line")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("factor", "verdict"), [(1.0, "clear"), (100.0, "masked")])
 def test_the_verdict_is_that_of_the_eager_model(
     factor: float, verdict: str, export: Export, digits_net: nn.Module

@@ -132,6 +132,7 @@ torch.save({"weight": weight}, sys.argv[1])
 """
 
 
+@pytest.mark.heavy
 def test_weights_saved_in_parts_are_refused_with_the_remedy(tmp_path: Path) -> None:
     if not torch.distributed.is_available():
         pytest.skip("torch was built without it")

@@ -24,6 +24,8 @@ from maskaudit.report import html, markdown, text
 
 from ..auditing.own_audits import MAKERS, own
 
+pytestmark = pytest.mark.heavy
+
 NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?")
 
 

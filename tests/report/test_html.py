@@ -170,6 +170,7 @@ def _large() -> dict[str, Any]:
     return document
 
 
+@pytest.mark.heavy
 def test_a_large_audit_stays_small() -> None:
     source = render(_large(), "html")
     assert len(source.encode("utf-8")) < LIMIT

@@ -22,6 +22,8 @@ from maskaudit.settings import AuditSettings
 
 from . import make, nets
 
+pytestmark = pytest.mark.heavy
+
 FILES = make.FILES
 NETS = f"{nets.__name__}:"
 FEATURES = """

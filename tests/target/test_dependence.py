@@ -169,6 +169,7 @@ AUDITED = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", AUDITED)
 def test_what_was_found_is_in_verdict_and_notes_and_every_example_holds(name: str) -> None:
     answer, (batch, state, random) = AUDITED[name]

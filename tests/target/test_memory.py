@@ -79,6 +79,7 @@ with limited(most), Target(model, batch_size=32) as target:
 """
 
 
+@pytest.mark.heavy
 @linux
 def test_a_limit_is_kept_and_changes_no_result() -> None:
     def outcome(*room: str) -> tuple[str, str, str]:

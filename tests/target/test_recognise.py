@@ -98,6 +98,7 @@ def plain() -> AuditReport:
     return api.audit(lambda x: 8 * NET(x), DATA, eps=0.1, settings=QUICK).report
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("unit", UNITS.values(), ids=UNITS)
 def test_no_honest_network_is_masked_for_its_unit(unit: Callable[[Tensor], Tensor], plain: AuditReport) -> None:
     report = api.audit(lambda x: unit(8 * NET(x)), DATA, eps=0.1, settings=QUICK).report
@@ -109,6 +110,7 @@ def test_no_honest_network_is_masked_for_its_unit(unit: Callable[[Tensor], Tenso
     assert abs(best.value - other.value) <= 0.05
 
 
+@pytest.mark.heavy
 def test_a_binary_network_with_one_logit_is_audited_like_the_same_with_two() -> None:
     class One(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

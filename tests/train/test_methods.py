@@ -175,6 +175,7 @@ def test_distillation_trains_teacher_then_student_on_soft_labels(model: nn.Modul
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_a_model_that_classifies(method: str, tmp_path: Path) -> None:
     info = METHODS[method]

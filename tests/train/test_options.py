@@ -112,6 +112,7 @@ def test_a_device_that_is_not_here_is_one_sentence(digits: Dataset) -> None:
     train(TrainConfig(model="mlp(hidden=2)", epochs=1, device="auto"), data=digits)
 
 
+@pytest.mark.heavy
 def test_the_picture_shows_all_epochs_of_a_resumed_run(digits: Dataset, tmp_path: Path) -> None:
     def stop(event: TrainEvent) -> None:
         raise KeyboardInterrupt
