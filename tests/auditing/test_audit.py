@@ -205,13 +205,33 @@ def test_model_and_random_state_are_as_before(standard: LoadedModel, fail_after:
         assert audit.report.accuracy["clean"] is not None
 
 
-def test_wrong_answers_are_made_up_for_by_further_points(standard: LoadedModel) -> None:
+def test_wrong_answers_need_no_further_points(standard: LoadedModel) -> None:
+    """Hidden shares are of all points: by how much the accuracy is overstated."""
     data = load_data("digits", split="test")
     wrong = torch.rand(len(data.y), generator=torch.Generator().manual_seed(0)) < 0.6
     labels = torch.where(wrong, (data.y + 1 + torch.arange(len(data.y)) % 9) % 10, data.y)
     report = api.audit(standard.module, (data.x, labels), eps=0.2, settings=QUICK).report.to_dict()
     assert report["verdict"]["label"] == "clear", report["verdict"]
+    assert len(report["points"]["index"]) <= BUDGETS["quick"].points
+
+
+def test_further_points_are_drawn_where_only_the_loss_level_is_open() -> None:
+    """Logits far below 1: cross-entropy leads away from the near class 1 of every twentieth point, and to class 2."""
+    net, mean = nn.Linear(41, 3), torch.full((40,), 1e-3 / 40)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.weight[1, :40], net.weight[2, :40], net.weight[2, 40] = mean, -2 * mean, 1e-2
+        net.bias.copy_(torch.tensor([0.0, -0.6e-3, -9.5e-3]))
+    kind = torch.arange(600) % 100
+    near, broken = torch.where(kind < 6, 0.55, 0.3), torch.where(kind >= 50, 0.9, 0.0)
+    x = torch.cat([near[:, None].expand(-1, 40), broken[:, None]], 1)
+    x = x + 0.002 * torch.rand(x.shape, generator=torch.Generator().manual_seed(0))
+    settings = AuditSettings(budget="quick", ignore=("transfer", "torchattacks-pgd", "torchattacks-square"))
+    report = api.audit(net, (x, net(x).argmax(1)), eps=0.1, settings=settings).report.to_dict()
+    assert report["verdict"]["label"] == "clear", report["verdict"]
     assert report["settings"]["looks"][-1] == len(report["points"]["index"]) > BUDGETS["quick"].points
+    assert report["masking"]["searched"] < report["masking"]["matched"]
+    assert report["masking"]["loss_level"]["value"] > 0
 
 
 class Interrupted(Exception):
