@@ -126,6 +126,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "format": "what kind of source it was",
         "sha256": "digest of the file, or of the state where there is no file; empty for a plain callable",
         "parameters": "number of scalar parameters",
+        "classes": "number of classes",
         "arch": "`--arch` as given",
         "weights": "`--weights` as given",
         "architecture": "architecture that the file names",

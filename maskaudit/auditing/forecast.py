@@ -134,9 +134,10 @@ def search_passes(specs: Iterable[AttackSpec]) -> float:
 def _expected(state: AuditState) -> int:
     """The number of drawn points at which the verdict falls if nothing more is found."""
     ledger = state.ledger
+    share = int(ledger.correct.sum()) / len(ledger)
     limit = gradient_limit(state.probe_results())
     hidden = int((ledger.challengers() & ~ledger.strong()).sum())
-    looks = (n for n in state.looks if n >= len(ledger) and bounded(hidden, n, limit))
+    looks = (n for n in state.looks if n >= len(ledger) and bounded(hidden, int(share * n), n, limit))
     return next(looks, state.looks[-1])
 
 

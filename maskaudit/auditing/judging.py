@@ -77,7 +77,7 @@ def nothing_left(state: AuditState) -> bool:
     """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
     ledger = state.ledger
     unbroken = int((ledger.correct & ~ledger.strong()).sum())
-    return bounded(unbroken, len(ledger), gradient_limit(state.probe_results()))
+    return bounded(unbroken, int(ledger.correct.sum()), len(ledger), gradient_limit(state.probe_results()))
 
 
 def observations(state: AuditState, broken_off: str = "") -> Observations:

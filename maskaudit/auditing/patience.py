@@ -21,4 +21,4 @@ def better_drawn(state: AuditState) -> bool:
     if left <= TELLING_SHARE * seen.drawn or seen.hidden_by_loss > TELLING_LOSS * seen.drawn:
         return True  # hardly any can be hidden; or the loss is about to prove masking by itself
     limit = gradient_limit(state.probe_results())
-    return not state.suspected() and (not bounded(0, seen.drawn, limit) or seen.strong < MIN_KNOWN)
+    return not state.suspected() and (not bounded(0, seen.correct, seen.drawn, limit) or seen.strong < MIN_KNOWN)

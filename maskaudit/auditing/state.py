@@ -41,6 +41,7 @@ class AuditState:
         notes: sentences for the report.
         recognised: what was found about the model at the start.
         first_probes, attack_probes: results of the probes of the model, and of those that compare attacks.
+        probed: whether the probes of the model were begun.
         trace: the plain form of the trace, empty before it; `adaptive` the plan made from it.
         challenge: how the challengers divide their effort; made by their phase.
         branches: what was found of each branch that the user named.
@@ -68,6 +69,7 @@ class AuditState:
     notes: list[str]
     recognised: Recognised = field(default_factory=Recognised)
     first_probes: list[ProbeResult] = field(default_factory=list)
+    probed: bool = False
     attack_probes: list[ProbeResult] = field(default_factory=list)
     trace: dict[str, Any] = field(default_factory=dict)
     adaptive: AdaptiveAttack | None = None

@@ -71,7 +71,8 @@ def show(asked: Asked, document: dict[str, Any], status: int, *, failure: str = 
     if asked.as_json:
         say(render(document, "json"), out)
     else:
-        say(text.render(document, color=use_colour(out)), out)
+        file = next((path for fmt, path in asked.wanted if fmt == "json"), "")
+        say(text.render(document, color=use_colour(out), file=file), out)
         written = "" if unwritten else "".join(f"{fmt:>9}: {path}\n" for fmt, path in asked.wanted)
         say(written, out)
     for problem in filter(None, (failure, unwritten)):

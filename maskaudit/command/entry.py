@@ -94,6 +94,8 @@ def main(cli: click.Group) -> NoReturn:
         say("".join(without_controls(line) + "\n" for line in traceback.format_exc().splitlines()), streams.err())
         status = BUG_STATUS
     say("", streams.out())
+    if why := streams.why_lost():
+        say(f"maskaudit: {why}\n", streams.err())
     sys.exit(UNWRITTEN_STATUS if streams.results_lost() and not status else status)
 
 

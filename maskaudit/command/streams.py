@@ -9,7 +9,7 @@ import sys
 from typing import IO, BinaryIO, TextIO
 
 _ours: dict[str, TextIO] = {}
-_lost: set[int] = set()
+_lost: dict[int, OSError | None] = {}
 
 
 def out() -> TextIO:
@@ -59,16 +59,16 @@ class Lasting(io.TextIOBase):
         """Write what can be written."""
         try:
             return self._real.write(text)
-        except OSError:
-            give_up(self)
+        except OSError as error:
+            give_up(self, error)
             return len(text)
 
     def flush(self) -> None:
         """Flush what can be flushed."""
         try:
             self._real.flush()
-        except OSError:
-            give_up(self)
+        except OSError as error:
+            give_up(self, error)
 
 
 def make_lasting() -> None:
@@ -89,9 +89,9 @@ def make_lasting() -> None:
             give_up(getattr(sys, name))
 
 
-def give_up(stream: IO[str] | Lasting) -> None:
+def give_up(stream: IO[str] | Lasting, error: OSError | None = None) -> None:
     """No one can be reached on a stream any more: what is still written to it goes nowhere."""
-    _lost.add(id(stream))
+    _lost.setdefault(id(stream), error)
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -101,3 +101,11 @@ def give_up(stream: IO[str] | Lasting) -> None:
 def results_lost() -> bool:
     """Whether results could not be written to standard output: its reader has gone, or its disk is full."""
     return id(out()) in _lost
+
+
+def why_lost() -> str:
+    """Why, as a sentence; empty where nothing was lost, or where no one wants to read any more."""
+    error = _lost.get(id(out()))
+    if error is None or isinstance(error, BrokenPipeError):
+        return ""
+    return f"Standard output cannot be written: {error.strerror or type(error).__name__}."

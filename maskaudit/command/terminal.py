@@ -87,8 +87,8 @@ def say(text: str, stream: TextIO) -> None:
     try:
         stream.write(text.encode(encoding, "replace").decode(encoding))
         stream.flush()
-    except OSError:
-        streams.give_up(stream)
+    except OSError as error:
+        streams.give_up(stream, error)
 
 
 def use_colour(stream: TextIO) -> bool:

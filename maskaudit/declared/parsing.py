@@ -25,6 +25,10 @@ MAX_DEPTH = 64
 #: bytes).
 MAX_VALUES = 5_000_000
 
+#: Most parts of a dotted key of TOML, of which the parser keeps every beginning.
+MAX_KEY_PARTS = 16
+_LONG_KEY = re.compile(rf"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS}}}""")
+
 _HUGE = 10**MAX_NUMBER
 #: Lone surrogates cannot be written as UTF-8; NUL ends texts in C libraries.
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
@@ -61,7 +65,13 @@ def parse_toml(
     content: bytes | str, where: str, *, most: int = MAX_BYTES, error: type[MaskauditError] = InputError
 ) -> Any:
     """TOML from an untrusted file under the same limits; see `parse_json`."""
-    return _parsed(partial(tomllib.loads, parse_float=_float), "TOML", content, where, most, error)
+    return _parsed(_toml, "TOML", content, where, most, error)
+
+
+def _toml(text: str) -> Any:
+    if _LONG_KEY.search(text):
+        raise ValueError(f"a key has more than {MAX_KEY_PARTS} parts")
+    return tomllib.loads(text, parse_float=_float)
 
 
 def _parsed(

@@ -153,6 +153,7 @@ _LEVEL = Open(_optional(slack=SHARE, clear_limit=SHARE, unproven=PROSE, drawn=CO
 _RULE = Open(
     {
         **_optional(alpha=SHARE, looks=COUNT, test=PROSE, slack=SHARE, gross_slack=SHARE, clear_limit=SHARE),
+        **_optional(clear_limit_of_correct=SHARE),
         "limits": Table(_LEVEL, MAX_ROWS),
     }
 )

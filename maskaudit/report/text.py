@@ -20,17 +20,18 @@ _NAME = 17
 _COLOURS = {"masked": "31", "suspect": "33", "clear": "32", "inconclusive": "36"}
 
 
-def render(document: dict[str, Any], *, color: bool = False) -> str:
+def render(document: dict[str, Any], *, color: bool = False, file: str = "") -> str:
     """The report as plain text.
 
     Args:
         document: the parsed JSON report.
         color: whether to emphasise with ANSI sequences.
+        file: where the JSON report lies, for the command that verifies it.
 
     Raises:
         InputError: when the document is not a report that this version can read.
     """
-    report = view.read(document)
+    report = view.read(document, file)
     style = _Style(color, _COLOURS[report.label])
     marked = [style.bold(line) for line in _wrapped(report.partial, "")] if report.partial else []
     lines = [*marked, *_verdict(report, style), "", *_axes(report, style)]

@@ -19,8 +19,8 @@ from maskaudit.results import Rate, check_document
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
 
 
-def read(document: Any) -> View:
-    """Read a parsed JSON document.
+def read(document: Any, file: str = "") -> View:
+    """Read a parsed JSON document, which lies in `file` if that is known.
 
     Raises:
         InputError: not a maskaudit report, a newer schema, or without a known verdict.
@@ -63,7 +63,7 @@ def read(document: Any) -> View:
         facts=audited(target, section["threat"], settings, section["accuracy"]),
         reproduce=reproduction(document),
         command=coerce.text(settings.get("command")),
-        verify=_verify_command(target, evidence),
+        verify=_verify_command(target, evidence, file),
         model=model,
         source=coerce.text(target.get("source")),
         tool=words.joined(("maskaudit", coerce.text(section["tool"].get("version"))), " "),
@@ -267,11 +267,11 @@ def _broken(points: dict[str, Any]) -> int:
     return sum(bool(coerce.items(names)) for names in coerce.items(points.get("broken_by")))
 
 
-def _verify_command(target: dict[str, Any], evidence: dict[str, Any]) -> str:
+def _verify_command(target: dict[str, Any], evidence: dict[str, Any], file: str) -> str:
     source = coerce.text(target.get("source"))
     if not source or not coerce.text(evidence.get("file")):
         return ""
-    parts = ["maskaudit", "verify", "audit.json", "MODEL" if source.startswith("in memory: ") else source]
+    parts = ["maskaudit", "verify", file or "audit.json", "MODEL" if source.startswith("in memory: ") else source]
     for name in ("arch", "weights"):
         if given := coerce.text(target.get(name)):
             parts += [f"--{name}", given]

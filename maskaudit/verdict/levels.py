@@ -11,6 +11,7 @@ from maskaudit.results import Mechanism, ProbeResult, Rate
 from maskaudit.verdict.limits import (
     ALPHA,
     CLEAR_LIMIT,
+    CLEAR_LIMIT_OF_CORRECT,
     CLEAR_LIMIT_UNSCREENED,
     GROSS_SLACK,
     SCREEN,
@@ -111,9 +112,14 @@ class Observations:
 LEVEL_ALPHA = ALPHA / 2
 
 
-def bounded(hidden: int, n: int, limit: float) -> bool:
-    """Whether a hidden share is below `limit` by the counts so far, at an error of `LEVEL_ALPHA` over all looks."""
-    return evidence_below(hidden, n, limit) >= -math.log(LEVEL_ALPHA)
+def bounded(hidden: int, correct: int, drawn: int, limit: float) -> bool:
+    """Whether hidden points are few by the counts so far, at an error of `LEVEL_ALPHA` over all looks.
+
+    That is, below `limit` of those drawn, and below `CLEAR_LIMIT_OF_CORRECT` of the correct ones.
+    """
+    needed = -math.log(LEVEL_ALPHA)
+    of_correct = evidence_below(hidden, correct, CLEAR_LIMIT_OF_CORRECT)
+    return evidence_below(hidden, drawn, limit) >= needed and of_correct >= needed
 
 
 def exceeds(hidden: int, n: int, limit: float) -> bool:
@@ -196,18 +202,23 @@ class Level:
     @property
     def bounded(self) -> bool:
         """Whether less than the limit of `clear` is hidden."""
-        return bounded(self.hidden, self.drawn, self.clear_limit)
+        return bounded(self.hidden, self.n, self.drawn, self.clear_limit)
 
     @property
     def certain(self) -> bool:
         """Whether it is bounded even if everything is hidden that could be."""
-        return self.most is not None and bounded(self.most, self.drawn, self.clear_limit)
+        return self.most is not None and bounded(self.most, self.n, self.drawn, self.clear_limit)
 
     @property
     def bound(self) -> float:
         """Upper bound of the share hidden of all drawn points, of what could be hidden where that is bounded."""
         count = self.most if self.certain and self.most is not None else self.hidden
         return upper_bound_at_any_look(count, self.drawn, LEVEL_ALPHA) if self.drawn else 1.0
+
+    @property
+    def bound_of_correct(self) -> float:
+        """Upper bound of the share hidden of the correct points."""
+        return upper_bound_at_any_look(self.hidden, self.n, LEVEL_ALPHA) if self.n else 1.0
 
     def decided_at(self, drawn: int) -> bool:
         """Whether `drawn` points may well bound the hidden share or exceed the slack.
@@ -219,7 +230,9 @@ class Level:
         error = math.sqrt(share * (1 - share) / max(1, self.drawn))
 
         def at(share: float) -> Level:
-            return replace(self, hidden=self.hidden + round(further * min(max(share, 0.0), 1.0)), drawn=drawn)
+            hidden = self.hidden + round(further * min(max(share, 0.0), 1.0))
+            n = self.n + round(further * self.n / self.drawn) if self.drawn else drawn
+            return replace(self, hidden=min(hidden, n), n=n, drawn=drawn)
 
         return at(share - error).bounded or at(share + error).exceeds
 

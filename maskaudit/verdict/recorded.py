@@ -205,7 +205,9 @@ def _needed(recorded: Recorded) -> set[str]:
         return sum(right and not hit for right, hit in zip(correct, recorded.broken(names), strict=True))
 
     open_for_search = left(families.every) or "gradient_free" in recorded.left_out.values()
-    searched = open_for_search and not bounded(left(families.strong), len(correct), gradient_limit(recorded.probes))
+    searched = open_for_search and not bounded(
+        left(families.strong), sum(correct), len(correct), gradient_limit(recorded.probes)
+    )
     return {
         "reference",
         *(["cross_entropy", "other_loss"] if left(families.cross_entropy) else []),

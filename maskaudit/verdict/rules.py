@@ -19,7 +19,16 @@ from maskaudit.verdict.levels import (
     fired_indicators,
     levels_of,
 )
-from maskaudit.verdict.limits import ALPHA, GROSS_SLACK, MIN_POINTS, NO_GRADIENT_SHARE, SCREEN, SLACK, SMALL
+from maskaudit.verdict.limits import (
+    ALPHA,
+    CLEAR_LIMIT_OF_CORRECT,
+    GROSS_SLACK,
+    MIN_POINTS,
+    NO_GRADIENT_SHARE,
+    SCREEN,
+    SLACK,
+    SMALL,
+)
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED
 from maskaudit.verdict.statistics import rate, upper_bound_at_any_look
@@ -69,7 +78,7 @@ def judge(seen: Observations) -> Judgement:
             "screen": screen,
             "rule": {
                 "alpha": ALPHA, "test": ANY_LOOK, "slack": SLACK, "gross_slack": GROSS_SLACK,
-                "clear_limit": clear_limit_of(screen["fired"]),
+                "clear_limit": clear_limit_of(screen["fired"]), "clear_limit_of_correct": CLEAR_LIMIT_OF_CORRECT,
                 "limits": {
                     f"{name}_level": {
                         "slack": level.slack, "clear_limit": level.clear_limit, "unproven": level.unproven,
@@ -108,7 +117,10 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
     wide = {name: level for name, level in levels.items() if not level.bounded}
     if wide:
         limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(level.clear_limit for level in wide.values()))
-        shares = ", ".join(f"{name} level up to {level.bound:.1%}" for name, level in wide.items())
+        shares = ", ".join(
+            f"{name} level up to {level.bound:.1%}, {level.bound_of_correct:.1%} of the correct ones"
+            for name, level in wide.items()
+        )
         return "inconclusive", "points", [
             f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
         ]  # fmt: skip

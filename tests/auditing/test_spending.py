@@ -49,6 +49,13 @@ def test_what_is_not_decided_when_the_passes_are_spent_is_inconclusive() -> None
     assert report.accuracy["clean"].n == report.settings["samples"]  # type: ignore[union-attr]
 
 
+def test_probes_that_have_finished_are_kept() -> None:
+    report = audited("800")
+    assert report.probes
+    assert not report.attacks or not report.attacks[0].broken
+    assert report.verdict.sentence.count("no probe") == 0
+
+
 def test_what_is_decided_before_is_told_as_ever() -> None:
     limited, free = audited("1e6", eps=0.9), audited("standard", eps=0.9)
     assert limited.verdict == free.verdict

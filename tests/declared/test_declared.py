@@ -153,4 +153,8 @@ def test_json_of_the_allowed_depth_and_size_is_read() -> None:
 def test_toml_is_bounded(content: str | bytes) -> None:
     with pytest.raises(UsageError, match=r"^a\.toml is not valid TOML: "):
         parse_toml(content, "a.toml", error=UsageError)
+    for key in ("a" + ".a" * 5000, "a . 'b' . \"c\"." * 6 + "d", "[" + "a." * 20 + "b]"):
+        with pytest.raises(UsageError, match="more than 16 parts"):
+            parse_toml(f"{key} = 1", "a.toml", error=UsageError)
+    assert parse_toml("a" + ".a" * 15 + " = 1\nb = '" + "one two. " * 40 + "'", "a.toml")
     assert parse_toml('day = 2027-01-31\neps = "8/255"', "a.toml") == {"day": date(2027, 1, 31), "eps": "8/255"}

@@ -36,6 +36,7 @@ def test_the_line_that_checks_the_proof_can_be_run_as_it_is() -> None:
     }
     line = "maskaudit verify audit.json net.pt --weights ema --trust-pickle"
     assert all(line in " ".join(render(document, form).split()) for form in ("text", "md", "junit", "html"))
+    assert "maskaudit verify 'my run/audit.json' net.pt" in render_text(document, file="my run/audit.json")
     document["target"]["trusted_code"] = ["file nets.py"]
     assert "--trust-pickle" not in render(document, "text")
 

@@ -206,6 +206,19 @@ def test_hidden_shares_are_judged_as_robust_accuracy_is_told(drawn: int, label: 
         assert (shown.value, shown.n) == (hidden / 200, 200)  # the contract: of the correctly classified
 
 
+@pytest.mark.parametrize(("hidden", "label"), [(0, "clear"), (9, "inconclusive"), (22, "inconclusive")])
+@pytest.mark.parametrize("level", ["gradients", "loss"])
+def test_where_nearly_all_answers_are_wrong_few_points_may_hide_all(level: str, hidden: int, label: Label) -> None:
+    judgement = judge(seen(25, drawn=800, **{f"hidden_{level}": hidden}))
+    assert judgement.verdict.label == label
+    assert hidden == 0 or "of the correct ones" in judgement.verdict.reasons[0]
+
+
+def test_what_withstands_among_few_correct_points_must_be_searched() -> None:
+    assert judge(seen(25, drawn=800, unbroken=20, power=NOT_CHECKED)).needs == "power"
+    assert judge(seen(60, drawn=800, unbroken=1, power=NOT_CHECKED)).verdict.label == "clear"
+
+
 def test_an_op_that_brings_logits_close_together_fires_the_screen_of_the_loss() -> None:
     close = Mechanism("small-logits", "", "low", (Location("", "div", "net.py", 8),))
     for traced, label in (((), "inconclusive"), ((close,), "masked")):

@@ -24,7 +24,7 @@ def run(state: AuditState, points: int) -> Tensor:
     seconds = (time.perf_counter() - started) / max(1, len(x))
     state.attacker.knows(answers)
     ledger.add_points(index, x, y, correct, answers.argmax(dim=1))
-    first = 0 if state.first_probes else len(state.probes(comparing_attacks=False))
+    first = 0 if state.probed else len(state.probes(comparing_attacks=False))
     state.tell(AuditEvent("audit", len(x), total=first + len(state.specs) + 1))
     if not before:
         state.tell(AuditEvent("passes", len(x), True, prices(seconds)))

@@ -14,9 +14,10 @@ from maskaudit.settings import AuditEvent
 
 
 def run(state: AuditState, rows: Tensor) -> None:
-    """Measure the model on the first points of the first look."""
-    if state.first_probes:
+    """Measure the model on the first points of the first look; what is measured is kept, whatever ends the audit."""
+    if state.probed:
         return
+    state.probed = True
     chosen = rows[: state.settings.effort.probe_points]
     x, y, rng = state.ledger.x[chosen], state.ledger.y[chosen], state.attacker.rng("probes", chosen)
     wanted = state.probes(comparing_attacks=False)
@@ -24,6 +25,7 @@ def run(state: AuditState, rows: Tensor) -> None:
 
     def tell(_number: int, done: Done[ProbeResult]) -> None:
         result = done.result
+        state.first_probes = [*state.first_probes, result]
         state.tell(AuditEvent(result.rule, len(chosen), True, _outcome(result), result.seconds))
 
     state.tell(AuditEvent("probes", len(chosen)))
