@@ -108,8 +108,8 @@ def test_in_reports_of_a_test_for_any_look_the_counts_are_those_of_the_evidence(
         assert test.alpha == rule["alpha"] / 2
         assert exceeds(test.critical, test.n, test.slack)
         assert not exceeds(test.critical - 1, test.n, test.slack)
-        assert bounded(test.clear_at, test.n, 0.1)
-        assert not bounded(test.clear_at + 1, test.n, 0.1)
+        assert bounded(test.clear_at, test.n, test.n, 0.1)
+        assert not bounded(test.clear_at + 1, test.n, test.n, 0.1)
     assert "valid at every look" in render(document, "html")
 
 
