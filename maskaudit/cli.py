@@ -337,5 +337,9 @@ def zoo_truth(names: tuple[str, ...], out: str | None) -> None:
         _line(line)
 
 
+for _command in (*cli.commands.values(), *zoo.commands.values()):  # click keeps the help option of the first context
+    _command.context_settings.update(CONTEXT)
+
+
 if __name__ == "__main__":
     main()

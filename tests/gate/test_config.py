@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maskaudit.cli import CONTEXT, check
+from maskaudit.cli import check
 from maskaudit.errors import InputError, MaskauditError, UsageError
 from maskaudit.gate.config import check_command, find_config, read_config
 
@@ -72,7 +72,7 @@ def test_every_key_arrives(tmp_path: Path) -> None:
 def test_an_entry_can_be_repeated_with_check(tmp_path: Path) -> None:
     for entry in read_config(write_config(tmp_path, extra=FULL)).entries:
         words = shlex.split(check_command(entry))
-        context = check.make_context("check", words[2:], **CONTEXT)  # click keeps the help option of the first one
+        context = check.make_context("check", words[2:])
         assert context.params["model"] == entry.request.model
         assert context.params["eps"] == pytest.approx(entry.request.eps)
         assert context.params["bounds"] == entry.request.bounds
