@@ -59,7 +59,7 @@ def proven(state: AuditState) -> bool:
         "gradient": (ledger.challengers() & ~strong, state.searched),
         "loss": (strong & ~ledger.cross_entropy(), state.matched),
     }
-    fired = fired_at(state.probe_results(), traced_mechanisms(state))
+    fired = fired_at(state.probe_results(), located(state.trace))
     enough = any(
         exceeds(int(broken[:points].sum()), points, slack_of(fired[name])) for name, (broken, points) in hidden.items()
     )

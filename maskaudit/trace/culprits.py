@@ -204,20 +204,25 @@ def _logit_scale(e: Clues, already: list[Culprit]) -> list[Culprit]:
         flat = max(flat, e.health.ce_zero_share)
     if flat <= ZERO_SHARE:
         return []
-    scaling = [op for op in e.graph.ops if op.name in SCALING and e.graph.decides(op)]
-    location, index = (scaling[-1].location, scaling[-1].index) if scaling else (Location("", "output"), -1)
+    scaling = _scaling(e.graph)
+    location, index = (Location("", "output"), -1) if scaling is None else (scaling.location, scaling.index)
     sentence = f"The gradient of cross-entropy is exactly zero on {flat:.0%} of points: the logits are too large."
     return [Culprit("logit-scale", location, "high", sentence, "rescale", index, gap_scale(e.scores.detach()))]
 
 
 def shrinks_scores(graph: OpGraph) -> Location | None:
     """The last op that brings scores so close together that cross-entropy leads to all other classes alike, if any."""
-    scaling = [op for op in graph.ops if op.name in SCALING and graph.decides(op)]
-    if not scaling:
+    scaling = _scaling(graph)
+    if scaling is None:
         return None
-    scores = (scaling[-1].inputs[0].detach(), scaling[-1].outputs[0].detach())
+    scores = (scaling.inputs[0].detach(), scaling.outputs[0].detach())
     before, after = (float((each.amax(dim=1) - each.amin(dim=1)).median()) for each in scores)
-    return scaling[-1].location if after < min(before / 2, CLOSE_SCORES) else None
+    return scaling.location if after < min(before / 2, CLOSE_SCORES) else None
+
+
+def _scaling(graph: OpGraph) -> RecordedOp | None:
+    """The last op that scales what decides already."""
+    return next((op for op in reversed(graph.ops) if op.name in SCALING and graph.decides(op)), None)
 
 
 def _bent_output(e: Clues) -> list[Culprit]:

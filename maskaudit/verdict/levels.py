@@ -17,7 +17,7 @@ from maskaudit.verdict.limits import (
     SCREEN,
     SCREEN_OF_LOSS,
     SLACK,
-    SMALL,
+    SMALL_LOGITS,
 )
 from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.statistics import evidence_above, evidence_below, rate, upper_bound_at_any_look
@@ -134,7 +134,7 @@ def fired_indicators(probes: Iterable[ProbeResult]) -> list[str]:
 
 def brought_close(traced: Iterable[Mechanism]) -> bool:
     """Whether the trace saw an op that brings the logits so close together that cross-entropy follows all classes."""
-    return any(mechanism.id == SMALL for mechanism in traced)
+    return any(mechanism.id == SMALL_LOGITS for mechanism in traced)
 
 
 def fired_at(probes: Iterable[ProbeResult], traced: Iterable[Mechanism] = ()) -> dict[LevelName, bool]:

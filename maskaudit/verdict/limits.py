@@ -48,7 +48,7 @@ SCREEN = ("zero-gradient", "finite-difference-agreement", "unbounded-attack")
 SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 
 #: The mechanism of an op that brings logits close together, which is such a sign as well.
-SMALL = "small-logits"
+SMALL_LOGITS = "small-logits"
 
 # --- when a search is worth its passes (`maskaudit.auditing.patience`)
 

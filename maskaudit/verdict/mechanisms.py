@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from maskaudit.results import Location, Mechanism, ProbeResult
-from maskaudit.verdict.limits import OVERFITTING_GAP, SMALL, SMOOTH_SHARE
+from maskaudit.verdict.limits import OVERFITTING_GAP, SMALL_LOGITS, SMOOTH_SHARE
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
@@ -19,7 +19,7 @@ TITLES: Mapping[str, str] = {
     "output-hides-loss": "The scores are destroyed or bent before they are given out, and the loss with them",
     "test-time-optimisation": "The model optimises inside its forward pass",
     "stochastic": "Random answers drown the gradient",
-    SMALL: "The logits are so close together that cross-entropy leads to all classes, not to the nearest",
+    SMALL_LOGITS: "The logits are so close together that cross-entropy leads to all classes, not to the nearest",
     "flat-loss": "Attacks on cross-entropy miss what attacks on the margin find",
     "imbalanced-margin": "One term of the margin has a far larger gradient than the other and leads attacks astray",
     "catastrophic-overfitting": "Single-step attacks fail where small steps succeed: the surface is bent in the ball",
@@ -29,13 +29,13 @@ TITLES: Mapping[str, str] = {
 _ORDER = tuple(TITLES)
 
 #: What probes may add to a traced mechanism: properties of the outputs, not of an op.
-_BESIDES_TRACE = ("logit-scale", SMALL, "imbalanced-margin", "catastrophic-overfitting", "stochastic")
+_BESIDES_TRACE = ("logit-scale", SMALL_LOGITS, "imbalanced-margin", "catastrophic-overfitting", "stochastic")
 
 #: Kinds of output, by the probe of that name, from which no loss can be computed, however large the scores are.
 DESTROYED = ("constant", "one-hot", "clipped logits", "rounded probabilities")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.
-_OF_THE_LOSS = ("output-hides-loss", "logit-scale", "small-logits", "flat-loss", "imbalanced-margin")
+_OF_THE_LOSS = ("output-hides-loss", "logit-scale", SMALL_LOGITS, "flat-loss", "imbalanced-margin")
 
 Confidence = Literal["low", "medium", "high"]
 
@@ -56,7 +56,7 @@ def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
         for culprit in trace.get("culprits", ())
     )
     close = trace.get("shrinks")
-    small = (Mechanism(SMALL, TITLES[SMALL], "low", (Location(**close),)),) if close else ()
+    small = (Mechanism(SMALL_LOGITS, TITLES[SMALL_LOGITS], "low", (Location(**close),)),) if close else ()
     return (*dict.fromkeys(found), *small)
 
 
@@ -72,8 +72,8 @@ def name_mechanisms(
         traced: what the trace of the model located, most certain first.
         by_loss: whether masking is proven at loss level.
     """
-    close = next((one.locations for one in traced if one.id == SMALL), None)
-    traced = tuple(one for one in traced if one.id != SMALL)
+    close = next((one.locations for one in traced if one.id == SMALL_LOGITS), None)
+    traced = tuple(one for one in traced if one.id != SMALL_LOGITS)
     by_rule = {probe.rule: probe for probe in probes if probe.status in ("pass", "finding")}
     found: dict[str, tuple[Confidence, tuple[Location, ...]]] = {}
     zero = by_rule.get("zero-gradient")
@@ -95,7 +95,7 @@ def name_mechanisms(
     elif _finding(by_rule.get("loss-decision-gradient-ratio")) or _finding(output):
         found["logit-scale"] = ("high" if by_loss else "medium", ())
     elif by_loss and close is not None:
-        found[SMALL] = ("medium", close)
+        found[SMALL_LOGITS] = ("medium", close)
     elif _finding(by_rule.get("imbalanced-margin")):
         found["imbalanced-margin"] = ("medium" if by_loss else "low", ())
     elif by_loss and "saturation" not in found:

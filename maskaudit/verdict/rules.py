@@ -27,7 +27,7 @@ from maskaudit.verdict.limits import (
     NO_GRADIENT_SHARE,
     SCREEN,
     SLACK,
-    SMALL,
+    SMALL_LOGITS,
 )
 from maskaudit.verdict.mechanisms import name_mechanisms
 from maskaudit.verdict.power import NOT_CHECKED
@@ -122,7 +122,8 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
             for name, level in wide.items()
         )
         return "inconclusive", "points", [
-            f"The hidden share of points cannot be bounded below {limits}: {shares}; audit more points (--samples)."
+            f"The hidden share of points cannot be bounded below {limits}, and {CLEAR_LIMIT_OF_CORRECT:.0%} of the "
+            f"correct ones: {shares}; audit more points (--samples)."
         ]  # fmt: skip
     if (need := _power_needs(seen, levels["gradient"])) is not None:
         return "inconclusive", need, [seen.power.sentence]
@@ -151,8 +152,8 @@ def _screen(probes: tuple[ProbeResult, ...], close: bool) -> dict[str, Any]:
     }
     fired = fired_indicators(probes)
     if close:  # one op that brings logits close together, where there should be none
-        indicators[SMALL] = {"value": 1, "threshold": 0, "fired": True}
-        fired.append(SMALL)
+        indicators[SMALL_LOGITS] = {"value": 1, "threshold": 0, "fired": True}
+        fired.append(SMALL_LOGITS)
     return {"fired": bool(fired), "reasons": fired, "indicators": indicators}
 
 
