@@ -14,7 +14,6 @@ import pickletools
 import re
 import struct
 import tarfile
-import tomllib
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from random import Random
 from typing import Any
 
 from benchmarks.fuzzing import hostile
+from maskaudit.declared.parsing import parse_toml
+from maskaudit.errors import MaskauditError
 
 Mutation = Callable[[bytes, Random], bytes]
 
@@ -441,14 +442,51 @@ def toml_tree(*words: str) -> Mutation:
 
     def run(data: bytes, rng: Random) -> bytes:
         try:
-            tree = tomllib.loads(data.decode("utf-8"))
-        except (ValueError, RecursionError):
+            tree = parse_toml(data, "a mutant")  # the library itself takes 1 TB for a megabyte of dotted keys
+        except MaskauditError:
             return damage(data, rng)
         tree = tree_changed(tree, rng, words)
         if not isinstance(tree, dict):
             return str(tree).encode("utf-8", "replace")
         text = "".join(f"{_toml_key(key)} = {_toml_value(item)}\n" for key, item in tree.items())
         return hostile.filled(text, TOML_RAW).encode("utf-8", "replace")[:MOST_BYTES]
+
+    return run
+
+
+#: Statements that no tree of values can express: dotted keys and headers, long or deep, and what repeats or clashes.
+_TOML_LINES = (
+    "{word}.{word}.{word} = 1",
+    ".".join("a" * 40) + " = 1",
+    ".".join("a" * 30_000) + " = 1",
+    "[" + ".".join("b" * 30_000) + "]",
+    "[[" + ".".join("{word}" for _ in range(9)) + "]]",
+    "\n".join("{word}." * 8 + f"k{n} = 1" for n in range(300)),
+    "\n".join(f"[t{n}.u]" for n in range(3000)),
+    "[[{word}]]\n" * 3000,
+    "x = " + "{a.b = [" * 300 + "]}" * 300,
+    "[{word}]",
+    "[[{word}]]",
+    "{word} = {word}",
+    '"{word}"."".\'{word}\' = {number}',
+    "{word} = [{number}, {number},",
+    '{word} = """',
+    "# \x01",
+)
+
+
+def toml_lines(*words: str) -> Mutation:
+    """Statements put between the lines of a TOML text."""
+
+    def run(data: bytes, rng: Random) -> bytes:
+        lines = data.decode("utf-8", "replace").split("\n")
+        for _ in range(rng.choice((1, 1, 2, 5))):
+            statement = rng.choice(_TOML_LINES)
+            while "{word}" in statement:
+                statement = statement.replace("{word}", rng.choice(words), 1 if rng.random() < 0.8 else -1)
+            statement = statement.replace("{number}", str(rng.choice(hostile.NUMBERS)))
+            lines.insert(rng.randrange(len(lines) + 1), statement)
+        return "\n".join(lines).encode("utf-8", "replace")[:MOST_BYTES]
 
     return run
 

@@ -371,6 +371,7 @@ _REPORT_WORDS = (
     "n",
     "figures",
 )
+_FEATURE_WORDS = ("feature", "column", "columns", "kind", "bounds", "eps", "real", "frozen", "integer")
 _TOML_WORDS = (
     "models",
     "baseline",
@@ -461,10 +462,10 @@ READERS: tuple[Reader, ...] = (
         table,
         lambda _: [samples.table(), samples.table(";", names=True)],
         (mutations.cells,),
-        60,
+        84,
     ),
     Reader("npy, inputs", "mutant.npy", pair, lambda _: [samples.npy(samples.POINTS)], (mutations.npy_header,), 80),
-    Reader("npy, labels", "mutant.npy", labels, lambda _: [samples.npy(samples.LABELS)], (mutations.npy_header,), 50),
+    Reader("npy, labels", "mutant.npy", labels, lambda _: [samples.npy(samples.LABELS)], (mutations.npy_header,), 74),
     Reader("tensors, torch", "mutant.pt", data, lambda _: [samples.saved(samples.tensors())], _torch_file, 40),
     Reader(
         "tensors, safetensors",
@@ -496,8 +497,8 @@ READERS: tuple[Reader, ...] = (
         "mutant.toml",
         features,
         lambda _: [samples.FEATURES.encode()],
-        (mutations.toml_tree("feature", "column", "columns", "kind", "bounds", "eps", "real", "frozen", "integer"),),
-        50,
+        (mutations.toml_tree(*_FEATURE_WORDS), mutations.toml_lines(*_FEATURE_WORDS)),
+        40,
     ),
     Reader("report", "mutant.json", report, _report_seeds, _report_tree, 40),
     Reader("report, HTML", "mutant.json", html, _report_seeds, _report_tree, 1),
@@ -524,15 +525,15 @@ READERS: tuple[Reader, ...] = (
         "mutant.toml",
         read_check_options,
         lambda _: [samples.CHECK.encode()],
-        (mutations.toml_tree(*_TOML_WORDS),),
-        88,
+        (mutations.toml_tree(*_TOML_WORDS), mutations.toml_lines(*_TOML_WORDS)),
+        50,
     ),
     Reader(
         "gate configuration",
         "mutant.toml",
         gate,
         lambda _: [samples.GATE.encode()],
-        (mutations.toml_tree(*_TOML_WORDS),),
+        (mutations.toml_tree(*_TOML_WORDS), mutations.toml_lines(*_TOML_WORDS)),
         15,
     ),
     Reader(
