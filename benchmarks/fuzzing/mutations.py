@@ -20,6 +20,9 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+import safetensors.torch
+import torch
+
 from benchmarks.fuzzing import hostile
 from maskaudit.declared.parsing import parse_toml
 from maskaudit.errors import MaskauditError
@@ -201,6 +204,20 @@ def safetensors_header(*words: str) -> Mutation:
         text = dumped(header)
         stated = len(text) if rng.random() < 0.95 else rng.choice(hostile.NUMBERS) & (2**64 - 1)
         return struct.pack("<Q", stated) + text + data[8 + length :]
+
+    return run
+
+
+def json_tensor(name: str, *words: str) -> Mutation:
+    """Values of the JSON text that a tensor of bytes in safetensors holds."""
+
+    def run(data: bytes, rng: Random) -> bytes:
+        try:
+            tensors = safetensors.torch.load(data)
+            text = json_tree(*words)(tensors[name].numpy().tobytes(), rng)
+        except Exception:  # damaged by an earlier mutation
+            return damage(data, rng)
+        return safetensors.torch.save({**tensors, name: torch.frombuffer(bytearray(text or b" "), dtype=torch.uint8)})
 
     return run
 

@@ -13,13 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.fuzzing import mutations, samples
 from benchmarks.fuzzing.mutations import Mutation
 from maskaudit import api
 from maskaudit.auditing.evidence import read_report
-from maskaudit.auditing.journal import Journal
+from maskaudit.auditing.journal import SUFFIX, Journal, sealed
 from maskaudit.command.check_config import read_check_options
 from maskaudit.command.compare import compare_files
 from maskaudit.command.compare import text as compared
@@ -27,6 +25,7 @@ from maskaudit.command.verify import verify_files
 from maskaudit.data import NAMED, idx, load_data, svhn
 from maskaudit.data.features import read_features, wide
 from maskaudit.data.torchvision import ROOT_VARIABLE
+from maskaudit.errors import InputError
 from maskaudit.gate.config import check_command, read_config
 from maskaudit.loading import read_metadata
 from maskaudit.repairs.plan_file import read_plan
@@ -185,29 +184,21 @@ def gate(path: Path) -> None:
 
 
 def journal(path: Path) -> None:
-    """`check --resume`: one finished attempt."""
-    kept = Journal(path.parent, {}, resume=True)
-    kept.read(path.stem, torch.arange(2))
+    """`check --resume`: one finished attack or probe, whose digest a hostile writer computes as we do."""
+    place = path.with_suffix(SUFFIX)
+    place.write_bytes(sealed(path.read_bytes()))
+    kept = Journal(path.parent, {}, resume=True).read(path.stem, samples.CONTENT)
+    if kept is None:
+        raise InputError("It is done again.")
+    try:
+        samples.task("examples" in kept.tensors).unpacked(kept.tensors, kept.plain)
+    except (LookupError, TypeError, ValueError):  # what `maskaudit.auditing.attacker` catches
+        raise InputError("It is done again.") from None
 
 
 def partial(path: Path) -> None:
     """`train --resume`."""
     training.read(path, {"seed": 0})
-
-
-def _journal_seed(_: Path) -> list[bytes]:
-    from safetensors.torch import save
-
-    return [
-        save(
-            {
-                "rows": torch.arange(2),
-                "examples": torch.rand(2, 4),
-                "first_success": torch.ones(2, dtype=torch.int64),
-                "queries": torch.ones(2, dtype=torch.int64),
-            }
-        )
-    ]
 
 
 def _partial_seed(_: Path) -> list[bytes]:
@@ -538,10 +529,13 @@ READERS: tuple[Reader, ...] = (
     ),
     Reader(
         "journal",
-        f"{JOURNAL}/pgd.safetensors",
+        f"{JOURNAL}/pgd.mutant",
         journal,
-        _journal_seed,
-        (mutations.safetensors_header("rows", "examples"),),
+        samples.entries,
+        (
+            mutations.safetensors_header("record", "examples", "I64"),
+            mutations.json_tensor("record", "content", "plain", "findings", "location", "sources", "forwards"),
+        ),
         23,
     ),
     Reader("training progress", "mutant.partial", partial, _partial_seed, _torch_file, 13),

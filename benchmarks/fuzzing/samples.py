@@ -354,6 +354,44 @@ def audit(folder: Path, model: Path) -> None:
     write_outputs(wanted, document, done.evidence)
 
 
+#: What the entries below depend on, in place of a digest.
+CONTENT = "content"
+
+
+def task(attack: bool) -> Any:
+    """A task whose result a journal may keep: an attack or a probe of two points."""
+    from maskaudit.auditing.catalogue import catalogue
+    from maskaudit.auditing.engine.interface import Job
+    from maskaudit.probes.run import ProbeTask
+    from maskaudit.rng import PointRNG
+    from maskaudit.settings import BUDGETS
+    from maskaudit.threat import ThreatModel
+
+    known = catalogue(BUDGETS["quick"])
+    x, y, rng = torch.from_numpy(POINTS[:2]), torch.from_numpy(LABELS[:2]), PointRNG(0, torch.arange(2))
+    if attack:
+        return Job(known.attacks[0], x, y, ThreatModel(), rng, {})
+    return ProbeTask(known.probes[0], x, y, ThreatModel(), rng)
+
+
+def entries(folder: Path) -> list[bytes]:
+    """What a journal in `folder` keeps of a finished attack and of a finished probe, without its seal."""
+    from maskaudit.attacks.interface import Attempt
+    from maskaudit.auditing.journal import Journal, Kept, unsealed
+    from maskaudit.results import Location, ProbeFinding, ProbeResult
+    from maskaudit.target import PassLedger
+
+    counts = torch.ones(2, dtype=torch.int64)
+    found = ProbeFinding("half of it", Location("net.1", "round", "net.py", 7))
+    measured = ProbeResult("saturation", "Saturation", "finding", 0.5, "share", 0.1, 0.9, 2, findings=(found,))
+    results = (Attempt(torch.from_numpy(POINTS[:2]), counts, counts), measured)
+    journal = Journal(folder / "entries", {}, resume=False)
+    for number, result in enumerate(results):
+        tensors, plain = task(not number).packed(result)
+        journal.write(str(number), CONTENT, Kept(tensors, PassLedger(3, 2), 0.5, plain))
+    return [unsealed(path.read_bytes()) for path in sorted(journal.folder.glob("*.entry"))]
+
+
 def zipped(members: dict[str, bytes]) -> bytes:
     """A stored zip with fixed dates."""
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ really took.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import shutil
@@ -27,6 +28,8 @@ from maskaudit.files import write_atomically
 from maskaudit.target import PassLedger
 
 JOURNAL_FOLDER = ".journal"
+#: How files of entries end: 32 bytes of SHA-256, then safetensors.
+SUFFIX = ".entry"
 #: The tensor of an entry that holds, as JSON, what is no tensor.
 _RECORD = "record"
 
@@ -86,9 +89,9 @@ class Journal:
         )
 
     def read(self, key: str, content: str) -> Kept | None:
-        """Finished work of this name and content (see `maskaudit.auditing.digest`), or None."""
+        """Finished work of this name and content (see `maskaudit.auditing.digest`); None without, or where damaged."""
         try:
-            tensors = load(self._path(key).read_bytes())
+            tensors = load(unsealed(self._path(key).read_bytes()))
             record = json.loads(tensors.pop(_RECORD).numpy().tobytes())
             if record["content"] != content:
                 return None
@@ -106,13 +109,30 @@ class Journal:
             "content": content, "forwards": kept.spent.forwards, "backwards": kept.spent.backwards,
             "seconds": kept.seconds, "plain": kept.plain,
         }  # fmt: skip
-        tensors = {name: value.contiguous() for name, value in kept.tensors.items()}
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in kept.tensors.items()}
         tensors[_RECORD] = torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)
         with contextlib.suppress(OSError):
-            write_atomically(self._path(key), save(tensors))
+            write_atomically(self._path(key), sealed(save(tensors)))
 
     def _path(self, key: str) -> Path:
-        return self.folder / (re.sub(r"[^A-Za-z0-9._-]", "_", key) + ".safetensors")
+        return self.folder / (re.sub(r"[^A-Za-z0-9._-]", "_", key) + SUFFIX)
+
+
+def sealed(content: bytes) -> bytes:
+    """An entry as it lies on the disk: its SHA-256 goes before it, so that damage is noticed."""
+    return hashlib.sha256(content).digest() + content
+
+
+def unsealed(stored: bytes) -> bytes:
+    """The entry again.
+
+    Raises:
+        ValueError: when it is not what was written.
+    """
+    size = hashlib.sha256().digest_size
+    if sealed(stored[size:]) != stored:
+        raise ValueError("The entry is damaged.")
+    return stored[size:]
 
 
 def _shown(known: Mapping[str, Any], name: str) -> str:

@@ -248,7 +248,7 @@ def test_an_interrupted_audit_resumes_to_the_same_report(standard_file: Path, tm
 
     with pytest.raises(Interrupted):
         api.run(api.prepare(request), out=tmp_path, on_event=stop_at_square)
-    kept = {path.stem for path in (tmp_path / ".journal").glob("*.safetensors")}
+    kept = {path.stem for path in (tmp_path / ".journal").glob("*.entry")}
     assert "32-pgd_0" in kept
     resumed = api.run(api.prepare(request), out=tmp_path, resume=True)
     assert comparable(resumed) == comparable(whole)

@@ -51,6 +51,15 @@ def test_finished_work_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert (again.spent, again.seconds, again.plain) == (KEPT.spent, KEPT.seconds, KEPT.plain)
 
 
+def test_an_attack_may_return_one_tensor_twice(tmp_path: Path) -> None:
+    counts = torch.ones(3, dtype=torch.int64)
+    one = journal(tmp_path)
+    one.write("a", "content", dataclasses.replace(KEPT, tensors={"first_success": counts, "queries": counts}))
+    kept = one.read("a", "content")
+    assert kept is not None
+    assert torch.equal(kept.tensors["queries"], counts)
+
+
 def test_work_of_other_content_or_name_is_not_reused(tmp_path: Path) -> None:
     one = journal(tmp_path)
     one.write("200-square", "content", KEPT)
@@ -98,17 +107,22 @@ def test_work_of_unknown_origin_is_not_reused(tmp_path: Path) -> None:
 
 def _recorded(**changes: object) -> bytes:
     record = {"content": "content", "forwards": 1, "backwards": 1, "seconds": 1.0, "plain": {}, **changes}
-    return module.save({"record": torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)})
+    return saved({"record": torch.frombuffer(bytearray(json.dumps(record).encode()), dtype=torch.uint8)})
+
+
+def saved(tensors: dict[str, Tensor]) -> bytes:
+    return module.sealed(module.save(tensors))
 
 
 DAMAGE = {
     "endless passes": lambda _: _recorded(forwards=math.inf),
     "endless seconds": lambda _: _recorded(seconds=10**400),
     "truncated": lambda content: content[:-3],
+    "one bit of an example": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
     "empty": lambda _: b"",
-    "foreign": lambda _: module.save({"other": torch.zeros(1)}),
-    "no record": lambda _: module.save({"record": torch.zeros(2, 2)}),
-    "deep record": lambda _: module.save({"record": torch.full((100_000,), ord("["), dtype=torch.uint8)}),
+    "foreign": lambda _: saved({"other": torch.zeros(1)}),
+    "no record": lambda _: saved({"record": torch.zeros(2, 2)}),
+    "deep record": lambda _: saved({"record": torch.full((100_000,), ord("["), dtype=torch.uint8)}),
 }
 
 
@@ -116,7 +130,7 @@ DAMAGE = {
 def test_damaged_work_is_done_again(tmp_path: Path, damage: Any) -> None:
     one = journal(tmp_path)
     one.write("a", "content", KEPT)
-    (path,) = (tmp_path / "out" / ".journal").glob("*.safetensors")
+    (path,) = (tmp_path / "out" / ".journal").glob("*.entry")
     path.write_bytes(damage(path.read_bytes()))
     assert one.read("a", "content") is None
 
@@ -152,7 +166,7 @@ def test_keys_stay_in_the_folder(tmp_path: Path, key: str) -> None:
     one = journal(tmp_path)
     one.write(key, "content", KEPT)
     assert one.read(key, "content") is not None
-    assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path / "out" / ".journal"}
+    assert {path.parent for path in tmp_path.rglob("*.entry")} == {tmp_path / "out" / ".journal"}
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
