@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack, _pop_torch_function_stack
-from torch.backends import cuda, cudnn, mha, mkldnn
+from torch.backends import cuda, cudnn, mha, mkldnn, nnpack
 from torch.nn.modules import module as torch_module
 from torch.utils import deterministic
 from torch.utils._python_dispatch import _pop_mode
@@ -84,6 +84,12 @@ def _folder() -> str | None:
         return None
 
 
+def _umask() -> int:
+    mask = os.umask(0)  # it cannot be read otherwise
+    os.umask(mask)
+    return mask
+
+
 def _go_to(folder: str | None) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):
@@ -133,6 +139,7 @@ _ARITHMETIC: tuple[Setting, ...] = (
 _REST: tuple[Setting, ...] = (
     (_matmul_precision, _set_matmul_precision),
     _attribute(mkldnn, "deterministic"),
+    (torch._C._get_nnpack_enabled, nnpack.set_flags),
     _attribute(cudnn, "enabled"),
     _attribute(cudnn, "benchmark"),
     _attribute(cudnn, "deterministic"),
@@ -153,6 +160,7 @@ _REST: tuple[Setting, ...] = (
     (lambda: list(warnings.filters), _filters),
     (lambda: dict(os.environ), _environment),
     (_folder, _go_to),
+    (_umask, os.umask),
     _contents(sys.path),
     *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
     (lambda: {number: signal.getsignal(number) for number in signal.valid_signals()}, _handlers),

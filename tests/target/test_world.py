@@ -60,6 +60,8 @@ def meddle() -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_float32_matmul_precision("medium")
+    torch.backends.nnpack.set_flags(False)
+    os.umask(0o077)
     torch.backends.cuda.enable_math_sdp(False)
     torch.set_flush_denormal(True)
     torch.set_anomaly_enabled(True)
@@ -152,6 +154,7 @@ def world() -> list[Any]:
     mkldnn, cudnn, cuda = torch.backends.mkldnn, torch.backends.cudnn, torch.backends.cuda
     return [
         torch.get_default_dtype(), torch.get_num_threads(), torch.get_float32_matmul_precision(),
+        torch._C._get_nnpack_enabled(), os.umask(0o022),
         torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
         mkldnn.enabled, cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32,
         cuda.matmul.allow_tf32, cuda.math_sdp_enabled(), cuda.flash_sdp_enabled(),
