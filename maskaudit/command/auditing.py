@@ -10,7 +10,7 @@ from typing import Any
 from maskaudit import api
 from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.runner import Audit
-from maskaudit.command.delivery import Asked, show, write
+from maskaudit.command.delivery import Asked, naming_its_evidence, show, write
 from maskaudit.command.status import exit_status
 from maskaudit.command.terminal import ProgressLine
 from maskaudit.files import only_one_in
@@ -94,7 +94,7 @@ def carry_out(audit: Callable[[Keeper], Audit], asked: Asked, *, out: Path | Non
 
 def _kept(audit: Audit, asked: Asked) -> Audited:
     """Write the files of an audit."""
-    document = audit.report.to_dict()
+    document = naming_its_evidence(audit.report.to_dict(), asked)
     status = exit_status(document, asked.fail_on, failed=audit.failure is not None)
     if audit.interrupted is not None:
         status = 128 + audit.interrupted.signum

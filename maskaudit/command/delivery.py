@@ -44,6 +44,16 @@ class Asked:
         return cls(**{**data, "wanted": tuple((fmt, path) for fmt, path in data["wanted"])})
 
 
+def naming_its_evidence(document: dict[str, Any], asked: Asked) -> dict[str, Any]:
+    """The report with the name of the evidence file as it is written, next to the JSON report if there are several."""
+    files = [Path(path) for fmt, path in asked.wanted if fmt == "evidence"]
+    if not files or not document["evidence"]:
+        return document
+    reports = {Path(path).parent for fmt, path in asked.wanted if fmt == "json"}
+    file = min(files, key=lambda one: one.parent not in reports)
+    return {**document, "evidence": {**document["evidence"], "file": file.name}}
+
+
 def write(asked: Asked, document: dict[str, Any], evidence: bytes | None) -> str:
     """Write the files; without evidence, those that are made from the report alone.
 
@@ -71,7 +81,8 @@ def show(asked: Asked, document: dict[str, Any], status: int, *, failure: str = 
     if asked.as_json:
         say(render(document, "json"), out)
     else:
-        file = next((path for fmt, path in asked.wanted if fmt == "json"), "")
+        files = {fmt: path for fmt, path in reversed(asked.wanted)}
+        file = files.get("json", "") if "evidence" in files else None
         say(text.render(document, color=use_colour(out), file=file), out)
         written = "" if unwritten else "".join(f"{fmt:>9}: {path}\n" for fmt, path in asked.wanted)
         say(written, out)

@@ -20,13 +20,13 @@ _NAME = 17
 _COLOURS = {"masked": "31", "suspect": "33", "clear": "32", "inconclusive": "36"}
 
 
-def render(document: dict[str, Any], *, color: bool = False, file: str = "") -> str:
+def render(document: dict[str, Any], *, color: bool = False, file: str | None = "") -> str:
     """The report as plain text.
 
     Args:
         document: the parsed JSON report.
         color: whether to emphasise with ANSI sequences.
-        file: where the JSON report lies, for the command that verifies it.
+        file: where the JSON report lies, for the command that verifies it; None where its evidence was not written.
 
     Raises:
         InputError: when the document is not a report that this version can read.
@@ -120,7 +120,7 @@ def _level(hidden: Rate | None, meaning: str) -> str:
 def _proof(report: records.View) -> str:
     if not report.evidence_count:
         return ""
-    kept = f", examples in {report.evidence_file}" if report.evidence_file else ""
+    kept = f", examples in {report.evidence_file}" if report.evidence_file else "; --out DIR keeps the examples"
     return f"{words.plural(report.evidence_count, 'point')} broken{kept}"
 
 

@@ -19,8 +19,8 @@ from maskaudit.results import Rate, check_document
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
 
 
-def read(document: Any, file: str = "") -> View:
-    """Read a parsed JSON document, which lies in `file` if that is known.
+def read(document: Any, file: str | None = "") -> View:
+    """Read a parsed JSON document, which lies in `file` if that is known; None where its evidence was not written.
 
     Raises:
         InputError: not a maskaudit report, a newer schema, or without a known verdict.
@@ -63,13 +63,13 @@ def read(document: Any, file: str = "") -> View:
         facts=audited(target, section["threat"], settings, section["accuracy"]),
         reproduce=reproduction(document),
         command=coerce.text(settings.get("command")),
-        verify=_verify_command(target, evidence, file),
+        verify=_verify_command(target, evidence, file) if file is not None else "",
         model=model,
         source=coerce.text(target.get("source")),
         tool=words.joined(("maskaudit", coerce.text(section["tool"].get("version"))), " "),
         threat=words.joined((coerce.text(section["threat"].get("norm")), f"ε = {words.radius(eps)}"), ", "),
         eps=eps,
-        evidence_file=coerce.text(evidence.get("file")),
+        evidence_file=coerce.text(evidence.get("file")) if file is not None else "",
         evidence_hash=coerce.text(evidence.get("sha256")),
         evidence_count=coerce.count(evidence.get("count")) or _broken(section["points"]),
         confidence=_confidence(settings, section["masking"]),

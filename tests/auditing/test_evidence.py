@@ -569,7 +569,7 @@ def test_the_evidence_is_looked_for_beside_the_report_only(
     if named in (EVIDENCE_FILE, None, f"/elsewhere/{EVIDENCE_FILE}"):
         assert all(check.holds for check in verify.verify_files(tmp_path, "model")[0])
     else:
-        with pytest.raises(InputError, match=r"keep it next to the report|evidence\.file must be"):
+        with pytest.raises(InputError, match=r"belongs next to the report|evidence\.file must be"):
             verify.verify_files(tmp_path, "model")
     assert {path.resolve().parent for path in read} == {tmp_path.resolve()}
 
