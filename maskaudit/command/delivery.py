@@ -81,7 +81,7 @@ def show(asked: Asked, document: dict[str, Any], status: int, *, failure: str = 
     if asked.as_json:
         say(render(document, "json"), out)
     else:
-        files = {fmt: path for fmt, path in reversed(asked.wanted)}
+        files = dict(reversed(asked.wanted))
         file = files.get("json", "") if "evidence" in files else None
         say(text.render(document, color=use_colour(out), file=file), out)
         written = "" if unwritten else "".join(f"{fmt:>9}: {path}\n" for fmt, path in asked.wanted)

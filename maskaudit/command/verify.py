@@ -51,7 +51,8 @@ def verify_files(
     if document is not None and not document["evidence"] and document.get("partial"):
         raise InputError(f"{where} is that of an audit that ended before it wrote its evidence: run the audit again.")
     beside = path if document is None else path.parent / Path(document["evidence"].get("file") or EVIDENCE_FILE).name
-    evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint="; it is written with --out DIR or -o evidence=FILE, and belongs next to the report")
+    hint = "; it is written with --out DIR or -o evidence=FILE, and belongs next to the report"
+    evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint=hint)
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
     classes = int(document["target"].get("classes", 0)) if document else 0
