@@ -124,7 +124,7 @@ def _audit(prepared: api.Prepared) -> Record:
         "cpu_seconds": round(cpu, 2),
         "forwards": document["timing"]["forwards"],
         "backwards": document["timing"]["backwards"],
-        "own": _own_gradients(document),
+        "own": _white_box(document),
         "unproven": {check.name: check.detail[:REASON_LENGTH] for check in checks if not check.holds},
         "document": {
             "target": {"sha256": document["target"]["sha256"]},
@@ -142,7 +142,7 @@ def _audit(prepared: api.Prepared) -> Record:
     }
 
 
-def _own_gradients(document: Mapping[str, Any]) -> Record:
+def _white_box(document: Mapping[str, Any]) -> Record:
     """What the white-box attacks cost, and which points they left unbroken."""
     ran = [attack for attack in document["attacks"] if attack["role"] in ("reference", "strong")]
     names, points = {attack["name"] for attack in ran}, document["points"]

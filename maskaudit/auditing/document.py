@@ -109,7 +109,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         points=_points(ledger, state.certified),
         evidence={"file": None, "sha256": None},
         figures=state.figures,
-        notes=(*state.notes, *map(sentence, state.branches.values())),
+        notes=(*state.notes, *filter(None, [target.too_many]), *map(sentence, state.branches.values())),
         trace=state.trace,
         plan=state.adaptive.to_dict() if state.adaptive else {},
         partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,

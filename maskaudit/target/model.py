@@ -33,6 +33,7 @@ from maskaudit.target.passes import (
     Normaliser,
     PassLedger,
     differentiate,
+    failed_itself,
     of_the_model,
     out_of_memory,
     sentence_of,
@@ -67,7 +68,8 @@ class Target:
         seed: seeds the global generators while the target is open, for models that draw from them.
 
     Attributes:
-        points_per_pass: the batch size, halved whenever memory did not suffice.
+        points_per_pass: the batch size, halved whenever memory did not suffice or the model failed on so many points.
+        too_many: a sentence on how many points the model fails on, though it answers fewer; empty where it does not.
         before_pass: called before every batch; may raise to end the work.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
@@ -111,6 +113,8 @@ class Target:
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
         self.worked_out: dict[str, object] = {}
+        self.too_many = ""
+        self._answered = 0
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._start: Belongings | None = None
@@ -407,25 +411,35 @@ class Target:
             raise ModelError(f"The model returned {scores.shape[1]} scores, and {self._classes} before.")
         return scores
 
+    def _takes_fewer(self, error: Exception, size: int) -> bool:
+        """Whether a batch may have been too large: the code of a model raised that answered smaller ones alone."""
+        return 0 < self._answered < size and failed_itself(error)
+
     def _batches(self, n: int, do: Callable[[slice], Part]) -> list[Part]:
-        """What is done to every batch of `n` points; one that memory does not suffice for is halved.
+        """What is done to every batch of `n` points; one that is too large for memory or the model is halved.
 
         Passes of the failed attempt do not count.
         """
-        parts, start = list[Part](), 0
+        parts, start, refused = list[Part](), 0, None
         while start < n:
             rows = slice(start, min(start + self.points_per_pass, n))
+            size = rows.stop - rows.start
             before, drawn = self.ledger.copy(), RandomState() if self.random else None
             if self.before_pass is not None:
                 self.before_pass()
             try:
                 parts.append(do(rows))
-                start = rows.stop
-                continue
             except Exception as error:
-                if not out_of_memory(error) or rows.stop - rows.start == 1:
-                    raise
-            self.points_per_pass = (rows.stop - rows.start) // 2  # outside the clause, which holds what ran out
+                if size == 1 or not (out_of_memory(error) or self._takes_fewer(error, size)):
+                    raise refused or error from None
+                refused = refused or (None if out_of_memory(error) else error)
+            else:
+                start, self._answered = rows.stop, max(self._answered, size)
+                if refused is not None:
+                    self.too_many = f"The model is asked at most {size} points at once (--batch-size). {refused}"
+                    refused = None
+                continue
+            self.points_per_pass = size // 2  # outside the clause, which holds what ran out
             self.ledger.forwards, self.ledger.backwards = before.forwards, before.backwards
             if drawn is not None:
                 drawn.restore()

@@ -109,6 +109,11 @@ def of_the_model(error: BaseException) -> bool:
     return foreign.raised_by_model(error) and not isinstance(error, (MaskauditError, EndOfPass))
 
 
+def failed_itself(error: Exception) -> bool:
+    """Whether an error says that the model's code raised, rather than that it gave what cannot be used."""
+    return type(error) is ModelError and error.__cause__ is not None and of_the_model(error.__cause__)
+
+
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an exception, or what caused it, says that memory ran out: no property of the model."""
     if error is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit import api
+from maskaudit.auditing.evidence import Check, read_evidence, verify_audit
 from maskaudit.data import load_data
 from maskaudit.loading import LoadedModel
 from maskaudit.settings import AuditSettings
@@ -117,8 +118,8 @@ MAKERS: dict[str, Callable[[], Own]] = {
     "masked at gradient level": lambda: of_the_zoo("quantised", 32, claim=0.9),
     "masked at loss level": lambda: of_the_zoo("logits-x1e4", 40),
     "clear": lambda: of_the_zoo("standard", 96),
-    "robust, with a certificate": lambda: of_the_zoo("ibp", 10, certified=0.6, claim=0.2, ignore=SLOW),
-    "random": lambda: of_the_zoo("dropout-on", 10),
+    "robust, with a certificate": lambda: of_the_zoo("pgd-at", 10, certified=0.2, claim=0.2, ignore=SLOW),
+    "random": lambda: of_the_zoo("dropout-on", 10, ignore=SLOW),
     "broken off": lambda: broken_off(400),
     "a callable with hard labels": of_a_callable,
     "a black box": lambda: of_a_callable(black_box=True),
@@ -133,3 +134,14 @@ MAKERS: dict[str, Callable[[], Own]] = {
 def own(name: str) -> Own:
     """One of `MAKERS`."""
     return MAKERS[name]()
+
+
+def checks(one: Own) -> dict[str, Check]:
+    """What `verify` finds, by name."""
+    found = verify_audit(one.document, read_evidence(one.evidence, "evidence"), one.loaded.module, one.loaded.sha256)
+    return {check.name: check for check in found}
+
+
+def failed(one: Own) -> dict[str, str]:
+    """What does not hold, with its reason."""
+    return {name: check.detail for name, check in checks(one).items() if not check.holds}

@@ -285,7 +285,7 @@ def test_the_decision_based_search_has_its_pool_on_known_and_on_unbroken_points(
 
 
 @pytest.mark.heavy
-def test_own_gradients_give_up_what_is_beyond_reach_where_nothing_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_beyond_reach_is_given_up_where_nothing_is_suspected(monkeypatch: pytest.MonkeyPatch) -> None:
     spared = linear(eps=0.1)
     suspected = by_name(linear(eps=0.1, front=Rounded()))
     monkeypatch.setattr(registry, "REACH", math.inf)

@@ -6,6 +6,7 @@ A value that its declaration refuses makes one sentence that names the field; on
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load
+from torch import Tensor
 
 from maskaudit.auditing import evidence_file as evidence
 from maskaudit.command import config_file, verify
@@ -130,10 +132,14 @@ def read_a_report(folder: Path, content: str) -> None:
     render(reading.parse_report(content, str(folder / "audit.json")), "text")
 
 
+@functools.cache
+def proof() -> dict[str, Tensor]:
+    """The tensors of an audit's evidence."""
+    return load(audit().evidence)
+
+
 def read_the_evidence(folder: Path, content: str) -> None:
-    files = audit()
-    files.evidence = evidence.save_tensors(load(files.evidence), {"maskaudit_evidence": content})
-    (folder / EVIDENCE_FILE).write_bytes(files.evidence)
+    (folder / EVIDENCE_FILE).write_bytes(evidence.save_tensors(proof(), {"maskaudit_evidence": content}))
     verify.verify_files(folder / EVIDENCE_FILE, "model")
 
 

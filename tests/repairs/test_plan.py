@@ -152,7 +152,7 @@ def test_healthy_models_get_no_stage(name: str, build: Any, net: nn.Module, poin
         assert plan == Plan()
 
 
-def test_own_gradients_never_count_as_repaired(net: nn.Module, points: Points) -> None:
+def test_white_box_attacks_never_count_as_repaired(net: nn.Module, points: Points) -> None:
     trace = traced(inputs.QuantisedInput(net, 4), points)
     stages = make_plan(trace, steps=50, targets=3).stages
     assert {bool(stage.repairs) for stage in stages if stage.row == "repaired"} == {True}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.files import largest_file
-from maskaudit.target import Target
+from maskaudit.target import PassLedger, Target
 from maskaudit.target.memory import limited, peak
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux limits what a process may take")
@@ -62,9 +62,39 @@ def test_one_point_that_does_not_fit_is_an_error() -> None:
     assert target.points_per_pass == 1
 
 
+def picky(x: Tensor, most: list[int]) -> Tensor:
+    """Three of six inputs, for at most so many points."""
+    if len(x) > most[0]:
+        raise ValueError("fewer points, please")
+    return x[:, :3]
+
+
+def test_a_model_that_takes_few_points_is_asked_few_and_the_note_says_so() -> None:
+    x = torch.rand(100, 6)
+    with Target(lambda points: picky(points, [20]), batch_size=64) as target:
+        assert torch.equal(target.scores(x[:3]), x[:3, :3])
+        assert torch.equal(target.scores(x), x[:, :3])
+        assert target.points_per_pass == 16
+        assert target.ledger == PassLedger(103, 0)
+    assert "at most 16 points at once (--batch-size)" in target.too_many
+    assert "ValueError on input of shape (64, 6): fewer points, please" in target.too_many
+
+
+@pytest.mark.parametrize("known", [0, 3, 64])
+def test_a_failure_that_size_does_not_explain_is_told_as_it_first_was(known: int) -> None:
+    x, most = torch.rand(100, 6), [64]
+    with Target(lambda points: picky(points, most), batch_size=64) as target:
+        if known:
+            target.scores(x[:known])
+        most[0] = 0
+        with pytest.raises(ModelError, match=r"ValueError on input of shape \(64, 6\): fewer points"):
+            target.scores(x)
+    assert target.too_many == ""
+
+
 PROGRAM = """
 import sys, torch
-from maskaudit.target import Target
+from maskaudit.target import PassLedger, Target
 from maskaudit.target.memory import held, limited, peak
 torch.set_num_threads(1)
 weight = torch.linspace(-1, 1, 3000000)
