@@ -436,7 +436,7 @@ class Target:
             else:
                 start, self._answered = rows.stop, max(self._answered, size)
                 if refused is not None:
-                    self.too_many = f"The model is asked at most {size} points at once (--batch-size). {refused}"
+                    self.too_many = f"The model is asked at most {size} points at once (--batch-size). {refused}."
                     refused = None
                 continue
             self.points_per_pass = size // 2  # outside the clause, which holds what ran out
