@@ -9,7 +9,7 @@ from torch import Tensor
 from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt, Phase
 from maskaudit.attacks.torchattacks_adapter import attack_names, available, run_torchattacks
 from maskaudit.errors import UsageError
-from maskaudit.results import Role
+from maskaudit.results import Family, Role
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
@@ -20,6 +20,14 @@ _SOURCE = "Kim 2020, Torchattacks: a PyTorch repository for adversarial attacks"
 
 #: torchattacks attacks that ask only for scores; all others follow the model's gradients.
 _SCORE_BASED = frozenset({"Square", "OnePixel", "Pixle", "SPSA", "GN"})
+
+#: Those that follow the gradient of cross-entropy by themselves.
+_CROSS_ENTROPY = frozenset(
+    {
+        "APGD", "BIM", "DIFGSM", "EOTPGD", "FFGSM", "FGSM", "MIFGSM", "NIFGSM", "PGD", "PGDL2", "PIFGSM", "PIFGSMPP",
+        "RFGSM", "SINIFGSM", "TIFGSM", "UPGD", "VMIFGSM", "VNIFGSM",
+    }
+)  # fmt: skip
 
 _PHASES: dict[Role, Phase] = {
     "strong": "white_box", "challenger": "challengers", "second_opinion": "second_opinion"
@@ -65,12 +73,13 @@ def run_if_available(
 
 
 def _spec(attack: str, name: str, role: Role, settings: dict[str, Any]) -> AttackSpec:
+    follows: Family = "cross_entropy" if attack in _CROSS_ENTROPY else "other_loss"
     return AttackSpec(
         name=name,
         title=f"{attack} of torchattacks",
         kind="score" if attack in _SCORE_BASED else "gradient",
         role=role,
-        family="other_loss" if role == "strong" else None,
+        family=follows if role == "strong" else None,
         phase=_PHASES[role],
         run=run_if_available,
         settings={"attack": attack, **settings},

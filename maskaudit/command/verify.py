@@ -55,7 +55,7 @@ def verify_files(
     evidence = read_bounded(beside, MAX_EVIDENCE, f"The evidence {beside}", hint=hint)
     loaded = load_model(model, arch=arch, trust_pickle=trust_pickle, device=device, weights=weights)
     asked_only = black_box or bool(document and document["settings"].get("black_box"))
-    classes = int(document["target"].get("classes", 0)) if document else 0
+    classes = (document["target"].get("classes") or 0) if document else 0
     module = boxed(loaded.module, classes=classes) if asked_only else loaded.module
     checks = verify_audit(document, read_evidence(evidence, str(beside)), module, loaded.sha256)
     if published is not None:

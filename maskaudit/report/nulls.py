@@ -44,6 +44,7 @@ class NullTest:
         critical: fewest hidden points that prove masking; above `n` where no number can.
         exponent: log10 of the probability of at least `hidden` points under the slack.
         screen: whether the screen fired for this level, which decides the slack.
+        clear_limits: shares that must not be hidden where this level is to be called clear, in words; "" if unknown.
         clear_at: most hidden points with which this level may still be called clear; -1 for none.
         unproven: why no number of hidden points proves anything, since attacks did not run; empty where they did.
         any_look: whether `alpha` is the error level of all looks together; else that of a single one.
@@ -58,7 +59,7 @@ class NullTest:
     critical: int
     exponent: float
     screen: bool
-    clear_limit: float | None
+    clear_limits: str
     clear_at: int
     unproven: str = ""
     any_look: bool = False
@@ -102,9 +103,10 @@ def read(document: dict[str, Any]) -> tuple[NullTest, ...]:
         own = coerce.mapping(coerce.mapping(rule.get("limits")).get(level))
         drawn = coerce.count(own.get("drawn")) or (share.n if share else 0)
         if share is not None and 1 <= share.n <= drawn <= _LARGEST_N and slack is not None and 0 < slack < 1:
-            limit = coerce.number(own.get("clear_limit", rule.get("clear_limit")))
+            limits = {"the points": (drawn, coerce.number(own.get("clear_limit", rule.get("clear_limit")))),
+                      "the correct ones": (share.n, coerce.number(rule.get("clear_limit_of_correct")))}  # fmt: skip
             fired = slack != coerce.number(rule.get("gross_slack"))
-            test = _test(level, title, share, drawn, slack, bounds, fired, limit)
+            test = _test(level, title, share, drawn, slack, bounds, fired, limits)
             tests.append(replace(test, unproven=coerce.text(own.get("unproven")), any_look=at_any_look))
     return tuple(tests)
 
@@ -136,16 +138,17 @@ class _AtAnyLook(_AtOneLook):
 
 
 def _test(
-    level: str, title: str, share: Rate, n: int, slack: float, bounds: _AtOneLook, fired: bool, limit: float | None
-) -> NullTest:
+    level: str, title: str, share: Rate, n: int, slack: float, bounds: _AtOneLook, fired: bool,
+    limits: dict[str, tuple[int, float | None]],
+) -> NullTest:  # fmt: skip
     hidden = round(share.value * share.n)
     critical = bounds.critical(n, slack)
     exponent = float(logsumexp(_log_chances(np.arange(hidden, n + 1), n, slack))) / math.log(10)
-    clear_at = -1
-    if limit is not None and 0 < limit < 1:
-        clear_at = bounds.clear_at(n, limit)
+    known = {of: (among, limit) for of, (among, limit) in limits.items() if limit is not None and 0 < limit < 1}
+    clear_at = min((bounds.clear_at(among, limit) for among, limit in known.values()), default=-1)
+    named = " and ".join(f"{words.percent(limit)} of {of}" for of, (_, limit) in known.items())
     return NullTest(
-        level, title, n, hidden, slack, bounds.alpha, critical, max(exponent, -9999.0), fired, limit, clear_at
+        level, title, n, hidden, slack, bounds.alpha, critical, max(exponent, -9999.0), fired, named, clear_at
     )
 
 

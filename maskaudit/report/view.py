@@ -15,6 +15,7 @@ from maskaudit.report import coerce, words
 from maskaudit.report.facts import audited, reproduction
 from maskaudit.report.records import AttackView, Indicator, MechanismView, Observation, Place, ProbeView, View
 from maskaudit.results import Rate, check_document
+from maskaudit.verdict.limits import SMALL_LOGITS
 
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
 
@@ -246,6 +247,8 @@ def _family(item: dict[str, Any]) -> str:
 
 def _indicator(name: str, value: Any) -> Indicator:
     fields = coerce.mapping(value)
+    if name == SMALL_LOGITS:  # no measurement: the trace named an operation
+        return Indicator(name, "named by the trace", "", fields.get("fired") is True)
     figures = (coerce.number(fields.get(key)) for key in ("value", "threshold"))
     shown = ["" if figure is None else words.number(figure) for figure in figures]
     return Indicator(coerce.text(name), shown[0], shown[1], fields.get("fired") is True)

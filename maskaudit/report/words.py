@@ -190,7 +190,7 @@ TERMS = (
     ("power check", "Evidence that the search could have found something: known answers that it had to find."),
     ("query", "One evaluation of the model at one point that an attack asks for."),
     ("repair", "A change of the backward pass only: every decision stays, and an attack gets another gradient."),
-    ("screen", "Measurements of the gradient; where one of them fires, fewer hidden points count as proof."),
+    ("screen", "Signs that the gradient or the loss is at fault; where one fires, fewer hidden points count as proof."),
     ("slack", "The share hidden of all points that healthy models may show; masking must exceed it beyond doubt."),
     ("skipped", "An attack that was left out, since nothing it could find would change the verdict, or as stated."),
     ("trace", "A record of every operation of the model, of the gradient through it, and of where it is cut."),

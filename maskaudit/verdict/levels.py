@@ -117,9 +117,12 @@ def bounded(hidden: int, correct: int, drawn: int, limit: float) -> bool:
 
     That is, below `limit` of those drawn, and below `CLEAR_LIMIT_OF_CORRECT` of the correct ones.
     """
-    needed = -math.log(LEVEL_ALPHA)
-    of_correct = evidence_below(hidden, correct, CLEAR_LIMIT_OF_CORRECT)
-    return evidence_below(hidden, drawn, limit) >= needed and of_correct >= needed
+    return below(hidden, drawn, limit) and below(hidden, correct, CLEAR_LIMIT_OF_CORRECT)
+
+
+def below(hidden: int, n: int, limit: float) -> bool:
+    """Whether the hidden share of `n` points is below `limit`, at an error of `LEVEL_ALPHA` over all looks."""
+    return evidence_below(hidden, n, limit) >= -math.log(LEVEL_ALPHA)
 
 
 def exceeds(hidden: int, n: int, limit: float) -> bool:
@@ -219,6 +222,18 @@ class Level:
     def bound_of_correct(self) -> float:
         """Upper bound of the share hidden of the correct points."""
         return upper_bound_at_any_look(self.hidden, self.n, LEVEL_ALPHA) if self.n else 1.0
+
+    @property
+    def unbounded(self) -> list[str]:
+        """What is not below its limit, as `up to SHARE (below LIMIT is needed)`; empty where it is bounded."""
+        shares = [
+            (self.drawn, self.clear_limit, self.bound, "of the points"),
+            (self.n, CLEAR_LIMIT_OF_CORRECT, self.bound_of_correct, "of the correct points"),
+        ]
+        return [
+            f"up to {bound:.1%} {of} (below {limit:.0%} is needed)"
+            for n, limit, bound, of in shares if not below(self.hidden, n, limit)
+        ]  # fmt: skip
 
     def decided_at(self, drawn: int) -> bool:
         """Whether `drawn` points may well bound the hidden share or exceed the slack.

@@ -114,16 +114,9 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         return "inconclusive", "points", lacking
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", "points", [f"Most points have no usable gradient under any loss; {unproven(seen)}."]
-    wide = {name: level for name, level in levels.items() if not level.bounded}
-    if wide:
-        limits = " and ".join(f"{limit:.0%}" for limit in dict.fromkeys(level.clear_limit for level in wide.values()))
-        shares = ", ".join(
-            f"{name} level up to {level.bound:.1%}, {level.bound_of_correct:.1%} of the correct ones"
-            for name, level in wide.items()
-        )
+    if wide := [f"{name} level {share}" for name, level in levels.items() for share in level.unbounded]:
         return "inconclusive", "points", [
-            f"The hidden share of points cannot be bounded below {limits}, and {CLEAR_LIMIT_OF_CORRECT:.0%} of the "
-            f"correct ones: {shares}; audit more points (--samples)."
+            f"The hidden share cannot be bounded: {'; '.join(wide)}. Audit more points (--samples)."
         ]  # fmt: skip
     if (need := _power_needs(seen, levels["gradient"])) is not None:
         return "inconclusive", need, [seen.power.sentence]

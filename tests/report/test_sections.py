@@ -118,10 +118,26 @@ def test_each_level_is_tested_against_its_own_limits(document: dict[str, Any]) -
         "gradient_level": {"slack": 0.05, "clear_limit": 0.1}, "loss_level": {"slack": 0.12, "clear_limit": 0.12},
     }  # fmt: skip
     gradient, loss = nulls.read(document)
-    assert (gradient.slack, gradient.clear_limit, loss.slack, loss.clear_limit) == (0.05, 0.1, 0.12, 0.12)
+    assert (gradient.slack, gradient.clear_limits, loss.slack, loss.clear_limits) == (
+        0.05, "10.0% of the points", 0.12, "12.0% of the points",
+    )  # fmt: skip
     page = render(document, "html")
     assert "5.0% at gradient level" in page
     assert "12.0% at loss level" in page
+
+
+def test_few_correct_points_are_not_called_few_enough(document: dict[str, Any]) -> None:
+    masking = document["masking"]
+    masking["rule"] |= {"test": ANY_LOOK, "clear_limit": 0.12, "clear_limit_of_correct": 0.3}
+    masking["rule"]["limits"] = {"loss_level": {"slack": 0.12, "drawn": 160}}
+    masking["loss_level"] = {"value": 1 / 22, "low": 0.0, "high": 0.4, "n": 22}
+    document["verdict"]["label"] = "inconclusive"
+    test = nulls.read(document)[1]
+    assert bounded(1, 160, 160, 0.12)
+    assert not bounded(1, 22, 160, 0.12)
+    assert test.clear_at == max((k for k in range(22) if bounded(k, 22, 160, 0.12)), default=-1)
+    page = render(document, "html")
+    assert "show that less than 12.0% of the points and 30.0% of the correct ones are hidden" in page
 
 
 @pytest.mark.parametrize(("hidden", "n"), [(0, 1), (3, 20), (143, 190), (300, 1000), (10, 100_000), (0, 100_000)])
@@ -133,7 +149,7 @@ def test_chance_and_limits_are_those_of_the_binomial_distribution(
     null = stats.binom(n, test.slack)
     assert test.exponent == pytest.approx(max(float(null.logsf(hidden - 1)) / math.log(10), -9999.0), abs=1e-6)
     assert test.critical == int(null.isf(test.alpha)) + 1
-    assert test.clear_at == int(stats.binom.ppf(test.alpha, n, test.clear_limit)) - 1
+    assert test.clear_at == int(stats.binom.ppf(test.alpha, n, 0.1)) - 1
 
 
 def test_distribution_names_observed_and_critical_count(document: dict[str, Any]) -> None:

@@ -211,7 +211,9 @@ def test_hidden_shares_are_judged_as_robust_accuracy_is_told(drawn: int, label: 
 def test_where_nearly_all_answers_are_wrong_few_points_may_hide_all(level: str, hidden: int, label: Label) -> None:
     judgement = judge(seen(25, drawn=800, **{f"hidden_{level}": hidden}))
     assert judgement.verdict.label == label
-    assert hidden == 0 or "of the correct ones" in judgement.verdict.reasons[0]
+    if hidden:  # the share of all points is bounded: only the limit that is not met is named
+        assert "of the correct points (below 30% is needed)" in judgement.verdict.reasons[0]
+        assert "of the points" not in judgement.verdict.reasons[0]
 
 
 def test_what_withstands_among_few_correct_points_must_be_searched() -> None:
