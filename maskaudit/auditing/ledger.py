@@ -142,7 +142,7 @@ class Ledger:
     def why_idle(self) -> str:
         """Why an attack that could have run met no point."""
         if bool((self.correct & ~self.best_known()).any()):
-            return "the verdict was decided, or the audit ended, before it met a point"
+            return "the verdict was decided before it met a point"
         return "every point had been broken"
 
     def _row(self, entry: AttackEntry) -> AttackRow:

@@ -158,6 +158,8 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
             raise
         spent, partial, state.judgement = str(reason), True, None
     state.target.before_pass = None
+    if spent or ended is not None:
+        _say_what_never_began(state)
     if spent and not len(state.ledger):
         raise UsageError(f"{spent} Nothing had been measured yet: give more than --budget {state.settings.budget}.")
     report = report_so_far(state, spent if ended is None else str(ended), partial=partial or ended is not None)
@@ -167,6 +169,13 @@ def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
         failure=ended if isinstance(ended, ModelError) else None,
         interrupted=ended if isinstance(ended, foreign.Interrupted) else None,
     )  # fmt: skip
+
+
+def _say_what_never_began(state: AuditState) -> None:
+    """Name the attacks that had met no point when the audit ended; those that say another reason keep it."""
+    for spec in state.specs:
+        if state.ledger.entry(spec).status == "ran":
+            state.attacker.skip(spec, "the audit ended before it met a point")
 
 
 def _look_until_decided(state: AuditState) -> None:

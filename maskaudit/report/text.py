@@ -166,9 +166,13 @@ def _findings(report: records.View, style: _Style) -> list[str]:
 
 
 def _left_out(report: records.View) -> list[str]:
-    probes = [(p.rule, p.reason) for p in report.with_status("error", "not_applicable")]
-    attacks = [(a.name, a.reason) for a in report.attacks_not_run]
-    lines = [line for name, reason in (*probes, *attacks) for line in _wrapped(f"{name}: {reason}", "  ", hang=2)]
+    groups: dict[str, list[str]] = {}
+    for probe in report.with_status("error", "not_applicable"):
+        groups.setdefault(probe.reason, []).append(probe.rule)
+    for attack in report.attacks_not_run:
+        groups.setdefault(attack.reason, []).append(attack.name)
+    named = [f"{words.joined(names)}: {reason}" for reason, names in groups.items()]
+    lines = [line for entry in named for line in _wrapped(entry, "  ", hang=2)]
     if report.left_out:
         lines += _wrapped(f"left out on request: {words.joined(report.left_out)}", "  ", hang=2)
     return lines
