@@ -34,6 +34,7 @@ from maskaudit import results  # noqa: E402
 from maskaudit.command.rules import RULES, written_rules  # noqa: E402
 from maskaudit.report import text  # noqa: E402
 from maskaudit.settings import OPTIONS  # noqa: E402
+from maskaudit.verdict.mechanisms import TITLES  # noqa: E402
 
 #: Audits whose reports `reading-a-report.md` quotes: sample name → model and claim.
 SAMPLES: dict[str, tuple[str, float]] = {"masked": ("zoo:quantised", 0.95), "clear": ("zoo:pgd-at", 0.6)}
@@ -232,8 +233,15 @@ def _see(section: str, kind: Any) -> str:
     return f"see [{name}](#{name.replace(' ', '-')})"
 
 
+def mechanisms() -> str:
+    """Every mechanism that a verdict may name."""
+    rows = [f"| `{name}` | {title} |\n" for name, title in TITLES.items()]
+    return "".join(["| id | what it says |\n| --- | --- |\n", *rows])
+
+
 REGIONS: dict[str, Callable[[], str]] = {
     "json-fields": json_fields,
+    "mechanisms": mechanisms,
     "masked-command": lambda: f"```sh\n{sample_command('masked')}\n```\n",
     "masked-verdict": lambda: fenced("\n\n".join(paragraphs("masked")[:2])),
     "masked-attacks": lambda: fenced(paragraphs("masked")[2]),

@@ -165,15 +165,16 @@ def attacks_page() -> str:
     lines = [
         "# Attacks\n",
         NOTE,
-        "All attacks run on the same correctly classified points, in the same ball and the same bounds. Within a "
-        "budget the white-box attacks are matched: cross-entropy gets as many gradient steps as all other "
-        "losses together. An attack only proposes examples. Code that did not make them scores each one afresh.\n\n",
+        "All attacks run in the same ball and the same bounds, each on the correctly classified points that it can "
+        "still decide. White-box attacks are matched: on every point that another loss broke, cross-entropy gets as "
+        "many runs as all other losses together ([the verdict](verdict.md)). An attack only proposes examples. Code "
+        "that did not make them scores each one afresh.\n\n",
         "| budget | points at which the verdict is looked at |\n| --- | --- |\n",
         *(
             f"| `{name}` | {', '.join(str(n) for n in looks_up_to(budget.points))} |\n"
             for name, budget in BUDGETS.items()
         ),
-        f"\nWhere fewer than {CORRECT_POINTS} points are answered rightly, or only the loss level is open, an audit "
+        f"\nWhere fewer than {CORRECT_POINTS} points are answered rightly, or only the loss level is open, `quick` "
         f"without `--samples` draws further ones if they may decide, up to {MOST_DRAWN} in all.\n",
         "\n| attack | family | what it is |\n| --- | --- | --- |\n",
     ]
@@ -181,7 +182,7 @@ def attacks_page() -> str:
         lines.append(f"| [{spec.name}](#{spec.name}) | {family(spec)[0]} | {markdown(spec.title)} |\n")
     lines.append(
         "\n`--attack torchattacks:NAME` adds any attack of torchattacks, if that is installed. It counts as a "
-        "challenger when it asks for scores only, else as a white-box attack.\n"
+        "challenger when it asks for scores only, else as a white-box attack on cross-entropy or on another loss.\n"
     )
     return "".join([*lines, *(attack_section(spec) for spec in all_attacks())])
 

@@ -268,7 +268,7 @@ def probes() -> None:
 @cli.command()
 @click.argument("rule")
 def explain(rule: str) -> None:
-    """Explain a probe or attack: raised when, what it means, what to do, source."""
+    """Explain a probe (raised when, what it means, what to do), an attack, or a mechanism that a verdict names."""
     from maskaudit.command.rules import explain_rule
 
     _line(explain_rule(rule))

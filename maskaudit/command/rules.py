@@ -14,6 +14,7 @@ from pathlib import Path
 
 from maskaudit.errors import UsageError, meant
 from maskaudit.foreign import PLUGIN_GROUPS
+from maskaudit.verdict.mechanisms import TITLES
 
 RULES = Path(__file__).with_name("rules.json")
 
@@ -35,17 +36,23 @@ def list_rules() -> Iterator[tuple[str, str, str]]:
 
 
 def explain_rule(name: str) -> str:
-    """The documentation of a probe or an attack.
+    """The documentation of a probe, an attack, or a mechanism that a verdict names.
 
     Raises:
-        UsageError: for a name that neither has.
+        UsageError: for a name that none has.
     """
-    names = []
+    if name in TITLES:
+        return (
+            f"{TITLES[name]}.\n\nA mechanism: what a verdict names as the cause. docs/verdict.md says how it is found."
+        )
+    names = [*TITLES]
     for rule in _known():
         if rule.name == name:
             return rule.text
         names.append(rule.name)
-    raise UsageError(f"There is no probe or attack {name!r}{meant(name, names)}; `maskaudit probes` lists them.")
+    raise UsageError(
+        f"There is no probe, attack or mechanism {name!r}{meant(name, names)}; `maskaudit probes` lists probes and attacks."
+    )
 
 
 def written_rules() -> str:

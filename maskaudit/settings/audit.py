@@ -117,8 +117,8 @@ class AuditSettings:
     call_timeout: float | None = option(
         None,
         Number(0, LARGEST_COUNT, quotient=True),
-        "Longest time for one pass (300, or 20 times the longest before it; 0: any time), where the command line "
-        "supervises it.",
+        "Longest time for one pass, or for your code before the first (300, or 20 times the longest before it; 0: any "
+        "time), where the command line supervises it.",
         metavar="SECONDS",
     )
     workers: int | None = option(
@@ -133,7 +133,10 @@ class AuditSettings:
         "halved.", metavar="SIZE",
     )  # fmt: skip
     select: tuple[str, ...] = option(
-        (), WORDS, "Run only these probes and attacks; the reference attack always runs.", metavar="RULE"
+        (),
+        WORDS,
+        "Run only these probes and attacks; the reference attack and the unbounded one always run.",
+        metavar="RULE",
     )
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
@@ -154,7 +157,9 @@ class AuditSettings:
         None, COUNT, "Most points that a black box is asked, all attacks together.", metavar="N", resumes=True
     )
     rate: float | None = option(None, LENGTH, "Most points per second that a black box is asked.", metavar="NUMBER")
-    fail_on: FailOn = option("masked", Choice(*FAIL_ON), "The mildest verdict that ends with status 1.")
+    fail_on: FailOn = option(
+        "masked", Choice(*FAIL_ON), "The mildest verdict that fails, with status 1 (inconclusive: 3)."
+    )
     plan: Plan | None = None
     arch: str = ""
     weights: str = ""
