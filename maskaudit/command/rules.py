@@ -50,9 +50,8 @@ def explain_rule(name: str) -> str:
         if rule.name == name:
             return rule.text
         names.append(rule.name)
-    raise UsageError(
-        f"There is no probe, attack or mechanism {name!r}{meant(name, names)}; `maskaudit probes` lists probes and attacks."
-    )
+    hint = f"{meant(name, names)}; `maskaudit probes` lists probes and attacks"
+    raise UsageError(f"There is no probe, attack or mechanism {name!r}{hint}.")
 
 
 def written_rules() -> str:
