@@ -208,7 +208,8 @@ def table(rows: Sequence[Row]) -> str:
         "",
         "Made by `OMP_NUM_THREADS=1 python benchmarks/kills.py` (its docstring says how). Each audit: "
         f"`maskaudit check zoo:NAME {' '.join(OPTIONS)} --out DIR --resume`. Identical: report and evidence are those "
-        "of an audit that was not killed and that ran in one process, seconds and command line aside.",
+        "of an audit that was not killed and that ran in one process, seconds and command line aside. "
+        "Trials of earlier calls, on other commits and machines, are kept.",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
         f"{os.cpu_count()} cores.",

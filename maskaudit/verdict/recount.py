@@ -15,6 +15,7 @@ from typing import Any
 from maskaudit.errors import InputError
 from maskaudit.results import AttackRow, ProbeResult, plain
 from maskaudit.verdict.limits import LIMITS
+from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.recorded import Families, Recorded, observations, recorded_in
 from maskaudit.verdict.rules import Judgement, judge
 from maskaudit.verdict.statistics import rate
@@ -47,7 +48,8 @@ def recount(document: Mapping[str, Any]) -> list[Check]:
         return [
             _attacks(recorded),
             _probes(recorded.probes),
-            _section("power", document["power"], plain(recorded.power.to_dict()), "follows from what the search found"),
+            _power(document, recorded),
+            _trace(document, recorded),
             _accuracy(document, recorded, judgement),
             _levels(document, judgement),
             _claim(document, judgement),
@@ -98,6 +100,8 @@ def _row(row: AttackRow, recorded: Recorded) -> list[str]:
         wrong.append(f"{row.name} broke {broken} points, its row says {row.broken}")
     if not broken <= row.attempted <= correct or row.new > row.broken:
         wrong.append(f"{row.name} cannot have met {row.attempted} points")
+    if row.status == "ran" and not row.attempted:
+        wrong.append(f"{row.name} ran on no point")
     whole = row.status == "ran" and row.attempted == correct
     expected = rate(correct - broken, n) if whole else None
     stated = None if row.interval is None else dataclasses.asdict(row.interval)
@@ -122,6 +126,32 @@ def _probes(probes: Sequence[ProbeResult]) -> Check:
     return Check("probes", not wrong, _told(wrong, "every grade follows from its value"))
 
 
+def _power(document: Mapping[str, Any], recorded: Recorded) -> Check:
+    """The grade against what was found; known points are of those that white-box attacks broke, and found by search."""
+    power, families = recorded.power, Families.of(recorded.attacks)
+    pairs = zip(recorded.broken(families.strong), recorded.broken(families.challengers), strict=True)
+    again = [found for known, found in pairs if known]
+    if power.method == "recapture" and (power.known > len(again) or power.found > sum(again)):
+        detail = f"states {power.found} of {power.known} known points, the points show {sum(again)} of {len(again)}"
+        return Check("power", False, detail)
+    return _section("power", document["power"], plain(power.to_dict()), "follows from what the search found")
+
+
+def _trace(document: Mapping[str, Any], recorded: Recorded) -> Check:
+    """The mechanisms that the judge was given, against the places that the trace names; or opened dormant units."""
+    try:
+        seen = {(one.id, one.locations) for one in located(document.get("trace") or {})}
+    except (KeyError, TypeError, AttributeError):
+        seen = set()
+    stages = (document.get("plan") or {}).get("stages") or ()
+    opened = any(repair.get("remedy") == "open" for stage in stages for repair in stage.get("repairs", ()))
+    odd = [
+        f"the trace names no {one.id} where the report does" for one in recorded.traced
+        if (one.id, one.locations) not in seen and not (opened and one.id == "saturation")
+    ]  # fmt: skip
+    return Check("trace", not odd, _told(odd, f"names the places of {len(recorded.traced)} mechanisms"))
+
+
 def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgement) -> Check:
     stated, found = document["accuracy"], plain({k: v and dataclasses.asdict(v) for k, v in judgement.accuracy.items()})
     best = "no accuracy, since no attack ran"
@@ -130,9 +160,21 @@ def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgem
     unbroken = sum(right and not by for right, by in zip(recorded.correct, recorded.broken_by, strict=True))
     detail = f"{best}, {unbroken} of {len(recorded.correct)} points withstand every attack"
     odd = [f"correct is {n} of {len(recorded.correct)}" for n in [sum(recorded.correct)] if _misjudged(document)]
+    odd += _miscertified(document, recorded)
     drawn = document["settings"].get("samples", len(recorded.correct))
     odd += [f"settings name {drawn} points of {len(recorded.correct)}"] if drawn != len(recorded.correct) else []
     return Check("accuracy", not odd and _alike(stated, found), _told(odd + _differences(stated, found), detail))
+
+
+def _miscertified(document: Mapping[str, Any], recorded: Recorded) -> list[str]:
+    """What contradicts the points that bounds prove robust, where they are listed."""
+    proven = document["points"].get("certified")
+    if proven is None:
+        return []
+    broken = sum(bool(sure and by) for sure, by in zip(proven, recorded.broken_by, strict=True))
+    share = sum(map(bool, proven)) / len(proven)
+    odd = [f"{broken} points are proven robust and broken"] if broken else []
+    return odd if _alike(recorded.certified, share) else [*odd, f"certified is {recorded.certified}, not {share:.3g}"]
 
 
 def _misjudged(document: Mapping[str, Any]) -> bool:

@@ -75,7 +75,7 @@ def unproven(seen: Observations) -> str:
 
 def _cause(mechanism: Mechanism) -> str:
     """What it is and where, inside a sentence."""
-    return f"{mechanism.title[0].lower()}{mechanism.title[1:]}{_place(mechanism)}"
+    return f"{mechanism.title[:1].lower()}{mechanism.title[1:]}{_place(mechanism)}"
 
 
 def _place(mechanism: Mechanism) -> str:

@@ -35,9 +35,11 @@ from maskaudit.results import EVIDENCE_FILE, REQUIRED_SECTIONS, Family, ProbeRes
 from maskaudit.target.rescore import clean_correct
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import LIMITS
+from maskaudit.verdict.power import check_power
 from maskaudit.verdict.recorded import Recorded, observations
 from maskaudit.verdict.recount import recount
 from maskaudit.verdict.rules import judge
+from maskaudit.verdict.statistics import rate
 
 THREAT = ThreatModel("Linf", 0.1)
 POINTS = 6
@@ -283,6 +285,17 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], object], set[str]]] = {
     "the slack": (lambda d: d["masking"]["rule"].update(slack=0.5), {"levels"}),
     "the screen": (lambda d: d["masking"]["screen"].update(fired=True), {"levels"}),
     "the power check": (lambda d: d["power"].update(passed=True, method="recapture"), {"power"}),
+    "known points that nobody broke": (lambda d: d.update(power=check_power("recapture", 30, 32).to_dict()), {"power"}),
+    "a row that ran on nothing": (_attack("square", status="ran", attempted=0, broken=0), {"attacks"}),
+    "a place that the trace does not name": (
+        lambda d: d["masking"].update(traced=[{"id": "cut", "title": "", "confidence": "high", "locations": [
+            {"module": "net", "op": "round", "file": None, "line": None}]}]),
+        {"trace", "verdict"},
+    ),
+    "points proven robust that are broken": (
+        lambda d: (d["points"].update(certified=[True] * POINTS), d["accuracy"].update(certified=vars(rate(6, 6)))),
+        {"accuracy"},
+    ),
     "what a row broke": (_attack("square", broken=1), {"attacks"}),
     "what a row met": (_attack("square", attempted=6), {"attacks"}),
     "what a row was the first to break": (_attack("square", new=0), {"attacks"}),
