@@ -74,7 +74,7 @@ def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, p
     if document is None:
         unknown, origin = "what the report says of them", ""
     else:
-        data = document["settings"].get("data") or "the data"
+        data = (document["settings"].get("data") or "the data").replace("in memory", "those in memory")
         unknown += f", that the points are a fair draw from {data}{origin}"
     if failed:
         held = [check.name for check in checks if check.holds]

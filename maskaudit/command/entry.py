@@ -187,4 +187,4 @@ def _interrupted(error: KeyboardInterrupt, command: str) -> str:
         return str(error)
     if command != "check":
         return "Interrupted before it was finished."
-    return "Interrupted. With --out, what was finished is kept: run the same command with --resume to go on."
+    return "Interrupted before a report could be made. What attacks had finished with --out is kept for --resume."

@@ -207,7 +207,8 @@ class _Supervisor:
             self.watch.board.ask_silence()
         if (lasted := self.watch.overdue()) is not None:
             self._kill(
-                f"the model did not answer within {lasted:.0f} s; allow more time per call with --call-timeout SECONDS"
+                f"the model, or code of yours, did not answer within {lasted:.0f} s; allow more time per call with "
+                "--call-timeout SECONDS"
             )
         elif self.receiver.disturbed:
             self._kill("something other than maskaudit wrote into its private channel")
