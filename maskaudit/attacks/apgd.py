@@ -57,10 +57,10 @@ def apgd(
     starts: Tensor | None = None,
     reach: float | None = None,
 ) -> Attempt:
-    """Auto-PGD on a loss of `maskaudit.attacks.losses`.
+    """Auto-PGD on cross-entropy or another loss (Croce & Hein 2020).
 
     Later runs meet only the points not broken yet (of a random model all that are not broken beyond doubt). Where few
-    stand, so many runs go together that they fill a batch of `TOGETHER`; what comes out is the same.
+    are left, several runs share a batch of 64; what comes out is the same.
 
     Args:
         x: clean points (N, …) in bounds; y: labels (N,).

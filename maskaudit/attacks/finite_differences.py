@@ -50,7 +50,7 @@ def finite_differences(
 ) -> Attempt:
     """Ascent along central differences of the margin, with momentum and projection.
 
-    Up to `coordinate_limit` coordinates are differenced one at a time. Larger inputs are cut into
+    Of at most 128 coordinates each is differenced by itself. Larger inputs are cut into
     at most that many blocks, whose grid shifts at random from step to step; the coordinates of a
     block move together, alternately all in one direction and with random signs (orthogonal
     antithetic directions, so that high frequencies are seen as well).

@@ -6,10 +6,10 @@ model puts into another class and moves towards the clean point until it is insi
 
 L2: J. Chen, M. Jordan, M. Wainwright, "HopSkipJumpAttack: a query-efficient decision-based
 attack", 2020 (Algorithm 2). Linf: J. Chen, Q. Gu, "RayS: a ray searching method for
-hard-label adversarial attack", 2020 (Algorithms 2 and 3), with a drift (see `SignFlips`): on the
+hard-label adversarial attack", 2020 (Algorithms 2 and 3), with a drift towards signs that helped before: on the
 digits it leaves fewer points than HopSkipJump after 1000 queries, in L2 it is the other way round.
 
-Every point spends one query per turn, whatever it is doing; `boundary_search` holds the state.
+Every point spends one query per turn, whatever it is doing.
 """
 
 from __future__ import annotations
