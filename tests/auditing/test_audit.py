@@ -115,7 +115,7 @@ class TestDependence:
         assert first.report.figures == second.report.figures
 
     def test_the_batch_size_changes_no_attack(self, pgd_trained: LoadedModel) -> None:
-        settings = dataclasses.replace(QUICK, samples=16, ignore=("transfer",))
+        settings = dataclasses.replace(QUICK, samples=10, ignore=("transfer",))
         large = api.audit(pgd_trained.module, settings=settings)
         small = api.audit(pgd_trained.module, settings=dataclasses.replace(settings, batch_size=5))
         assert attacks_of(large) == attacks_of(small)
