@@ -69,7 +69,7 @@ def check(model: str, **options: Any) -> None:
     """Audit MODEL for gradient masking.
 
     MODEL is a file (safetensors, state dict, TorchScript, .pt2, ONNX, or a pickled module with
-    --trust-pickle), zoo:NAME, torchvision:NAME, timm:NAME, hf:ID, robustbench:NAME or py:pkg.mod:callable.
+    --trust-pickle), zoo:NAME, torchvision:NAME, timm:NAME, hf:ID, robustbench:NAME, py:pkg.mod:callable or a URL.
     """
     from maskaudit.command.output import parse_outputs
     from maskaudit.settings import AuditSettings, Request

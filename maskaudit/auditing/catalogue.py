@@ -174,10 +174,13 @@ def check_names(names: Iterable[str], known: Catalogue, extra: Iterable[AttackSp
 
 
 def chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]:
-    """The attacks that the settings ask for; the reference attack always runs."""
+    """The attacks that the settings ask for; the reference attack always runs.
+
+    Those that give cross-entropy a second chance come last, so that it gets one on what added attacks break as well.
+    """
     extra = [external_attack(name) for name in settings.attacks]
     check_names((*settings.select, *settings.ignore), known, extra)
-    every = (*known.attacks, *extra)
+    every = tuple(sorted((*known.attacks, *extra), key=lambda spec: spec.second_chance))
     if settings.black_box:
         few = settings.queries is not None and settings.queries < TRANSFER_QUERIES
         kinds = ("score", "decision", "random", "universal", *(() if few else ("transfer",)))

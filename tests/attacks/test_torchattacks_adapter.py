@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskaudit.attacks.second_opinion import external_attack
 from maskaudit.attacks.torchattacks_adapter import ExternalAttackError, attack_names, available, run_torchattacks
+from maskaudit.auditing.catalogue import catalogue, chosen
 from maskaudit.errors import ModelError, UsageError
+from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from tests.attacks.subjects import (
@@ -234,3 +237,19 @@ def test_what_a_model_prints_is_not_kept() -> None:
         assert tracemalloc.get_traced_memory()[1] < 10_000_000, "20 calls print a million characters each"
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "family"),
+    [("PGD", "strong", "cross_entropy"), ("FGSM", "strong", "cross_entropy"), ("CW", "strong", "other_loss"),
+     ("Square", "challenger", None)],
+)  # fmt: skip
+def test_an_added_attack_counts_for_the_family_of_its_loss(name: str, role: str, family: str | None) -> None:
+    spec = external_attack(f"torchattacks:{name}")
+    assert (spec.role, spec.family) == (role, family)
+
+
+def test_cross_entropy_gets_a_second_chance_on_what_an_added_attack_breaks() -> None:
+    settings = AuditSettings(budget="quick", attacks=("torchattacks:CW",))
+    names = [spec.name for spec in chosen(catalogue(BUDGETS["quick"]), settings)]
+    assert names.index("torchattacks:CW") < names.index("apgd-ce-restarts")
