@@ -31,6 +31,9 @@ _SHARED = {
     "outputs": ("target", "outputs"), "mean": ("settings", "mean"), "std": ("settings", "std"),
 }  # fmt: skip
 
+#: What is said of a model in code, a session or a service.
+NO_DIGEST = "it has no digest, so that nobody can tell whether it is the audited one"
+
 
 def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any, model_sha256: str) -> list[Check]:
     """Score every point and example anew, and judge the recorded points anew.
@@ -45,16 +48,26 @@ def verify_audit(document: dict[str, Any] | None, evidence: Evidence, model: Any
     scoring = evidence.metadata
     counted = [] if document is None else recount(document)
     checks = [] if document is None else _check_report(document, evidence)
-    same_model = bool(model_sha256) and scoring.get("sha256") == model_sha256
-    checks.append(Check("model", same_model, "same bytes as audited" if same_model else "not the bytes audited"))
+    checks.append(_check_model(scoring.get("sha256"), model_sha256))
     threat = ThreatModel.from_dict(scoring["threat"])
     if threat.features is not None and evidence.tensors["clean"].shape[1:] != (len(threat.features.low),):
         raise InputError("The evidence describes features that its inputs do not have.")
-    with _reviewed(model, scoring, threat, usual_batch(evidence.tensors["clean"].shape[1:])) as target:
+    batch_size = usual_batch(evidence.tensors["clean"].shape[1:])
+    if document is not None:
+        batch_size = min(batch_size, document["settings"].get("batch_size") or batch_size)
+    with _reviewed(model, scoring, threat, batch_size) as target:
         hearing = Hearing(target, threat, random=scoring.get("random", False), reject_class=scoring.get("reject_class"))
         heard, proven = _heard(hearing, evidence, document)
     checks += heard
     return checks if document is None else [*checks, _check_points(document, evidence, proven), *counted]
+
+
+def _check_model(audited: object, given: str) -> Check:
+    """Whether the model is the audited one, by its digest; a function, a session or a service has none."""
+    if not audited:
+        return Check("model", True, NO_DIGEST)
+    same = audited == given
+    return Check("model", same, "same bytes as audited" if same else "not the bytes audited")
 
 
 def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, published: bool = False) -> str:
@@ -70,6 +83,8 @@ def conclusion(checks: Sequence[Check], document: Mapping[str, Any] | None, *, p
         "which attack found an example, that every attack ran as listed, in a ball of this size, and found no more, "
         "that the probes and the trace measured what they say, that settings, notes and figures are true"
     )
+    if any(check.detail == NO_DIGEST for check in checks):
+        unknown = f"that this is the model that was audited, {unknown}"
     origin = "" if published else " and that no one has replaced report and evidence together (--sha256)"
     if document is None:
         unknown, origin = "what the report says of them", ""

@@ -220,7 +220,8 @@ class Dataset:
         if smallest < low - slack or largest > high + slack:
             raise InputError(
                 f"{self.name}: inputs range over {smallest:g} … {largest:g}, outside the bounds {low:g},{high:g}; "
-                f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}."
+                f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}"
+                + (", with --std 255 for a model of inputs in 0 … 1." if smallest >= 0 and 16 < largest <= 255 else ".")
             )
         if smallest < low or largest > high:
             object.__setattr__(self, "x", self.x.clamp(low, high))

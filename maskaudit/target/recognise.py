@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from maskaudit.errors import InputError, UsageError
+from maskaudit.errors import InputError, ModelError, UsageError
 from maskaudit.settings import AuditSettings
 from maskaudit.target import Target
 from maskaudit.target.dependence import Dependence, measure_dependence
 from maskaudit.target.diagnose import TRIED_POINTS, Diagnosis, diagnose
-from maskaudit.target.fit import fit
+from maskaudit.target.fit import FEW, fit
 from maskaudit.target.form import SHARES, SINGLE, Form
 from maskaudit.target.kinds import Kind, recognise_outputs
 from maskaudit.target.rescore import PROOF
@@ -26,6 +26,9 @@ RANDOM_DRAWS = 8
 
 #: Points on which a model is asked before its audit.
 ASKED_POINTS = 64
+
+#: Outputs that are looked through where the first has more columns than there are classes.
+MOST_OUTPUTS = 4
 
 _READ = {
     "log-probabilities": "they serve as scores as they are",
@@ -70,6 +73,9 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
     target.remember()
     notes = meet(target, x, settings)
     answers = target.answers(x)
+    if not settings.output_key and answers.shape[1] > data.num_classes:
+        notes += _further_output(target, x, data.num_classes)
+        answers = target.answers(x)
     notes += _outputs(target, answers, settings)
     _check_classes(data, target.raw(x), settings)
     found = measure_dependence(target, x)
@@ -100,6 +106,21 @@ def meet(target: Target, x: Tensor, settings: AuditSettings) -> list[str]:
     """Take over what the user stated about the inputs, find the rest, and say so; see `maskaudit.target.fit`."""
     target.form = target.form.changed(swap=settings.swap_channels, output_key=settings.output_key)
     return fit(target, x, settings.layout)
+
+
+def _further_output(target: Target, x: Tensor, classes: int) -> list[str]:
+    """Read the scores from a later output of several, where that has one column per class; says so."""
+    first = target.form
+    for key in map(str, range(1, MOST_OUTPUTS)):
+        target.form = first.changed(output_key=key)
+        try:
+            if target.answers(x[:FEW]).shape[1] == classes:
+                return [f"Of the model's outputs number {key} (from 0) has one column per class and is read as scores "
+                        "(--output-key)."]  # fmt: skip
+        except ModelError:
+            continue
+    target.form = first
+    return []
 
 
 def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,7 +118,10 @@ def columns(output: object, n: int, key: str = "", *, unseen: bool = False) -> T
 
 def _table(output: object, n: int, unseen: bool) -> Tensor:
     if not isinstance(output, Tensor):
-        raise ModelError(f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K).")
+        remedy = "; --black-box audits a model that answers with arrays" if isinstance(output, np.ndarray) else ""
+        raise ModelError(
+            f"The model returned {type(output).__name__}; expected a tensor of class scores (N, K){remedy}."
+        )
     if output.layout != torch.strided or (output.is_meta and not unseen) or output.is_quantized or output.is_complex():
         raise ModelError(
             f"The model returned a tensor of {output.dtype} and {output.layout} on {output.device}; expected plain "

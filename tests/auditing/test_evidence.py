@@ -459,6 +459,15 @@ def test_how_far_the_examples_go_is_told_next_to_the_radius() -> None:
     assert "in a ball of this size" in conclusion(checks, files.document)
 
 
+def test_a_model_without_a_digest_verifies_and_the_last_sentence_says_what_that_leaves_open() -> None:
+    files = audit(sha256="")
+    checks = verify_audit(files.document, read_evidence(files.evidence, "e"), network(), "")
+    assert all(check.holds for check in checks), checks
+    assert "cannot show: that this is the model that was audited" in conclusion(checks, files.document)
+    known = audit()
+    assert failures(known, sha="") == {"model"}
+
+
 def test_altered_weights_are_noticed_with_and_without_the_digest() -> None:
     other = network()
     with torch.no_grad():

@@ -126,3 +126,16 @@ def test_a_binary_network_with_one_logit_is_audited_like_the_same_with_two() -> 
     assert one.verdict.label == two.verdict.label == "clear", one.verdict
     assert one.accuracy == two.accuracy
     assert one.trace["sentence"] == two.trace["sentence"]
+
+
+def test_of_several_outputs_that_with_one_column_per_class_is_read() -> None:
+    x, net = torch.rand(40, 6), nn.Linear(6, 3)
+
+    def model(points: Tensor) -> tuple[Tensor, Tensor]:
+        return points.repeat(1, 2), net(points)
+
+    data = Dataset("points", x, net(x).argmax(1), 3, (0.0, 1.0))
+    with Target(model) as target:
+        notes = recognise(target, data, AuditSettings()).notes
+        assert torch.equal(target.scores(x), net(x).detach())
+    assert any("outputs number 1 (from 0) has one column per class" in note for note in notes)

@@ -30,5 +30,5 @@ def boxed(
             f"A {type(model).__name__} runs on threads of its own, which forked processes do not have; leave --workers "
             "out."
         )
-    ask = model.eval() if isinstance(model, nn.Module) else answering(model)
+    ask = answering(model.eval() if isinstance(model, nn.Module) else model)
     return BlackBox(ask, limit=limit, rate=rate, shared=workers, classes=classes)

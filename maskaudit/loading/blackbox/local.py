@@ -14,7 +14,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(flo
 
 def is_service(made: object) -> bool:
     """Whether an object answers through methods of its own: a session of ONNX Runtime, an estimator of scikit-learn."""
-    return _is_session(made) or _is_estimator(made)
+    return isinstance(made, (_Session, _Estimator)) or _is_session(made) or _is_estimator(made)
 
 
 def answering(made: Any) -> Callable[[Tensor], Any]:

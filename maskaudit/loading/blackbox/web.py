@@ -37,6 +37,8 @@ TIMEOUT, RETRIES, LONGEST_PAUSE = 30.0, 5, 60.0
 MAX_BYTES = 64 << 20
 #: Answers of a service that is busy or broken for the moment.
 PASSING = (408, 425, 429, 500, 502, 503, 504)
+#: Answer of one that takes fewer points at once; a `Target` then asks fewer.
+TOO_LARGE = 413
 _NPY, _JSON = "application/x-npy", "application/json"
 
 _ROW = Items(Number(-1e30, 1e30), 1_000_000, 1)
@@ -80,6 +82,8 @@ class Service:
                     if error.code == 415 and not self._npy:
                         self._npy = True
                         continue
+                    if error.code == TOO_LARGE:
+                        raise ModelError(f"{self.url} takes fewer than {len(x)} points per request.") from error
                     if error.code not in PASSING:
                         raise ModelError(self._refused(error.code)) from None
                     problem, pause = f"status {error.code}", _pause(error.headers, attempt)
@@ -142,9 +146,9 @@ def _read(content: bytes, url: str) -> Tensor:
             raise ModelError(f"{url} answered without any of {', '.join(_NAMES)}.")
     nested = isinstance(document, list) and any(isinstance(row, list) for row in document)
     kind: Kind[Any] = _ROWS if nested else _ROW
+    numbers = isinstance(document, list) and all(type(row) is int for row in document)  # of classes
     rows = read(kind, document, f"The answer of {url}", error=ModelError)
     try:
-        numbers = all(type(row) is int for row in rows)  # of classes
         return torch.tensor(rows, dtype=torch.int64 if numbers else torch.float32)
     except ValueError:
         raise ModelError(f"{url} answered rows of different lengths.") from None

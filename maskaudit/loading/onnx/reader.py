@@ -121,9 +121,11 @@ def _check_operators(onnx: Any, source: str, model: Any, *, spelt: bool = False)
         }
     )
     if unknown:
+        remedy = "give the torch model itself, or a TorchScript archive of it"
+        if any(name.startswith("ai.onnx.ml") for name in unknown):  # trees and the like have no torch model
+            remedy = "audit it as a black box: py:PACKAGE:OBJECT for a session of ONNX Runtime that opens it"
         raise InputError(
-            f"{source} uses ONNX operators that are not converted: {printable(', '.join(unknown), 120)}; "
-            "give the torch model itself, or a TorchScript archive of it."
+            f"{source} uses ONNX operators that are not converted: {printable(', '.join(unknown), 120)}; {remedy}."
         )
 
 

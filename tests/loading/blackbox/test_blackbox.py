@@ -190,7 +190,18 @@ def test_class_numbers_that_the_data_do_not_have_are_refused() -> None:
 @pytest.mark.parametrize("npy", [False, True])
 def test_a_service_may_answer_class_numbers(npy: bool) -> None:
     with serving(Orders(numbers, npy=npy)) as url:
-        assert patient(url)[0](X).tolist() == numbers(POINTS).tolist()
+        answer = patient(url)[0](X)
+    assert answer.dtype == torch.int64
+    assert answer.tolist() == numbers(POINTS).tolist()
+
+
+def test_a_service_that_takes_fewer_points_is_asked_fewer() -> None:
+    few = Orders(on_arrays, statuses=[200, 413])
+    with serving(few) as url, Target(patient(url)[0], batch_size=60) as target:
+        assert target.scores(X[:3]).shape == (3, 3)
+        assert target.scores(X).shape == (60, 3)
+        assert target.points_per_pass == 30
+    assert "takes fewer than 60 points per request" in target.too_many
 
 
 def test_queries_are_counted_and_kept_to_the_limit() -> None:
@@ -207,6 +218,17 @@ def test_queries_are_counted_and_kept_to_the_limit() -> None:
     assert any(row.status == "ran" and row.attempted for row in report.attacks)
     with pytest.raises(UsageError, match="give --black-box as well"):
         api.audit(nn.Linear(6, 3), DATA, eps=0.05, queries=100, settings=QUICK)
+
+
+def test_a_module_on_arrays_may_be_called_a_black_box() -> None:
+    class Arrays(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return on_arrays(np.asarray(x))
+
+    with pytest.raises(ModelError, match=r"returned ndarray.*--black-box"), Target(Arrays()) as target:
+        target.scores(X)
+    report = api.audit(Arrays(), DATA, eps=0.2, black_box=True, settings=QUICK).report
+    assert report.accuracy["clean"].value == 1.0  # type: ignore[union-attr]
 
 
 def test_a_module_may_be_called_a_black_box() -> None:
@@ -414,5 +436,6 @@ class Session:
 @pytest.mark.parametrize(("where", "says"), [({"workers": True}, "leave --workers out"), ({"ray": True}, "--ray")])
 def test_what_other_processes_cannot_ask(where: dict[str, bool], says: str) -> None:
     assert boxed(Session())(X[:4])["y"].shape == (4, 3)
-    with pytest.raises(UsageError, match=says):
-        boxed(Session(), **where)
+    for made in (Session(), answering(Session())):  # as given, and as `py:` opens it
+        with pytest.raises(UsageError, match=says):
+            boxed(made, **where)
