@@ -191,9 +191,11 @@ class Dataset:
             )
         low, high = int(self.y.min()), int(self.y.max())
         if low < 0 or high >= self.num_classes:
+            remedy = "number the classes from 0 without gaps"
+            if (low, high) == (-1, 1) and self.num_classes == 2:
+                remedy = "write 0 for −1"
             raise InputError(
-                f"{self.name}: labels must lie in 0 … {self.num_classes - 1}, found {low} … {high}; "
-                "number the classes from 0 without gaps."
+                f"{self.name}: labels must lie in 0 … {self.num_classes - 1}, found {low} … {high}; {remedy}."
             )
         if self.num_classes > MAX_CLASSES:
             raise InputError(f"{self.name}: at most {MAX_CLASSES} classes are read, found {self.num_classes}.")

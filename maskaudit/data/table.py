@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -190,9 +191,13 @@ def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
             return values.astype(np.float64).astype(np.float32)
     except (TypeError, ValueError):
         strange = next((item for item in values.tolist() if not _is_number(item)), "")
+        remedy = "encode it as the model expects it, or leave the column out"
+        if not str(strange).strip():
+            remedy = "fill the gap as the model expects it, or leave the row out"
+        elif re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(strange)):
+            remedy = "write decimals with a point"
         raise InputError(
-            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, no number; encode it as "
-            "the model expects it, or leave the column out."
+            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, no number; {remedy}."
         ) from None
 
 

@@ -138,6 +138,8 @@ def _read(content: bytes, url: str) -> Tensor:
             return torch.as_tensor(np.asarray(array, dtype=np.int64 if numbers else np.float32))
         except (ValueError, TypeError, EOFError, MemoryError, OSError):
             raise ModelError(f"{url} answered a damaged .npy array.") from None
+    if content.lstrip()[:1] == b"<":
+        raise ModelError(f"{url} answered a web page, not scores; look at the address, and at {AUTHORIZATION}.")
     document = parse_json(content, f"The answer of {url}", error=ModelError)
     if isinstance(document, dict):
         found = read(_ANSWER, document, f"The answer of {url}", error=ModelError)
