@@ -195,7 +195,7 @@ def _normalisations(
         if len(mean) in (1, x.shape[1]):
             mean, std = tuple(low + width * m for m in mean), tuple(width * s for s in std)
             option = f"--mean {','.join(f'{m:.6g}' for m in mean)} --std {','.join(f'{s:.6g}' for s in std)}"
-            yield f"The normalisation {name} is missing", option, mean, std
+            yield f"The normalisation {name} seems to be missing", option, mean, std
 
 
 def _asked(target: Target, x: Tensor, y: Tensor, cause: str, option: str) -> Iterator[tuple[tuple[str, str], Tensor]]:

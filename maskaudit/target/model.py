@@ -431,7 +431,9 @@ class Target:
                 parts.append(do(rows))
             except Exception as error:
                 if size == 1 or not (out_of_memory(error) or self._takes_fewer(error, size)):
-                    raise refused or error from None
+                    if refused is None:
+                        raise
+                    raise refused  # noqa: B904 - the failure at the size that was asked for, with its own cause
                 refused = refused or (None if out_of_memory(error) else error)
             else:
                 start, self._answered = rows.stop, max(self._answered, size)

@@ -127,6 +127,10 @@ def _table(output: object, n: int, unseen: bool) -> Tensor:
             f"The model returned a tensor of {output.dtype} and {output.layout} on {output.device}; expected plain "
             "real numbers, one score per class."
         )
+    if output.dim() == 1 and len(output) == n and not output.is_floating_point():
+        raise ModelError(
+            "The model answers class numbers: let it return its scores (N, K), or audit it with --black-box."
+        )
     if output.dim() == 1 and len(output) == n:
         return output[:, None]
     if n == 1 and output.dim() in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -234,6 +235,17 @@ class Level:
             f"up to {bound:.1%} {of} (below {limit:.0%} is needed)"
             for n, limit, bound, of in shares if not below(self.hidden, n, limit)
         ]  # fmt: skip
+
+    def points_needed(self, most: int) -> int | None:
+        """Fewest points that bound it if further ones hide the same share; None where even `most` would not."""
+        share, right = self.hidden / max(1, self.drawn), self.n / max(1, self.drawn)
+
+        def enough(drawn: int) -> bool:
+            return bounded(round(share * drawn), round(right * drawn), drawn, self.clear_limit)
+
+        sizes = range(self.drawn, max(most, self.drawn) + 1)
+        found = bisect_left(sizes, True, key=enough)
+        return sizes[found] if found < len(sizes) else None
 
     def decided_at(self, drawn: int) -> bool:
         """Whether `drawn` points may well bound the hidden share or exceed the slack.

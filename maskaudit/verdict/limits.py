@@ -37,6 +37,9 @@ CLEAR_LIMIT_UNSCREENED = 0.12
 #: all answers are wrong, the limits above allow all that is left. An honest network that is 37 % right showed 0.14.
 CLEAR_LIMIT_OF_CORRECT = 0.30
 
+#: Most points that the reasons of a verdict advise to audit: as many as the largest budget draws.
+MOST_ADVISED = 1600
+
 #: Fewer correctly classified points than this cannot carry a verdict.
 MIN_POINTS = 20
 

@@ -24,6 +24,7 @@ from maskaudit.verdict.limits import (
     CLEAR_LIMIT_OF_CORRECT,
     GROSS_SLACK,
     MIN_POINTS,
+    MOST_ADVISED,
     NO_GRADIENT_SHARE,
     SCREEN,
     SLACK,
@@ -115,8 +116,10 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
     if _uninformative(seen.probes) and seen.best < seen.correct / 2:
         return "suspect", "points", [f"Most points have no usable gradient under any loss; {unproven(seen)}."]
     if wide := [f"{name} level {share}" for name, level in levels.items() for share in level.unbounded]:
+        advised = [level.points_needed(MOST_ADVISED) or 0 for level in levels.values()]
+        points = f" {max(advised)}" if all(advised) else ""
         return "inconclusive", "points", [
-            f"The hidden share cannot be bounded: {'; '.join(wide)}. Audit more points (--samples)."
+            f"The hidden share cannot be bounded: {'; '.join(wide)}. Audit more points (--samples{points})."
         ]  # fmt: skip
     if (need := _power_needs(seen, levels["gradient"])) is not None:
         return "inconclusive", need, [seen.power.sentence]

@@ -216,6 +216,15 @@ def test_where_nearly_all_answers_are_wrong_few_points_may_hide_all(level: str, 
         assert "of the points" not in judgement.verdict.reasons[0]
 
 
+def test_the_reasons_say_how_many_points_would_bound_the_hidden_share() -> None:
+    few = judge(seen(30, drawn=30, power=NOT_CHECKED))
+    (advised,) = re.findall(r"--samples (\d+)", few.verdict.reasons[0])
+    assert judge(seen(int(advised), drawn=int(advised))).verdict.label == "clear"
+    assert "(below 12% is needed)" in judge(seen(int(advised) - 1, drawn=int(advised) - 1)).verdict.reasons[0]
+    hopeless = judge(seen(100, 0, 13, drawn=100)).verdict.reasons[0]
+    assert hopeless.endswith("Audit more points (--samples).")
+
+
 def test_what_withstands_among_few_correct_points_must_be_searched() -> None:
     assert judge(seen(25, drawn=800, unbroken=20, power=NOT_CHECKED)).needs == "power"
     assert judge(seen(60, drawn=800, unbroken=1, power=NOT_CHECKED)).verdict.label == "clear"
