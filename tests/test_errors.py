@@ -26,5 +26,5 @@ def test_the_nearest_names(name: str, expected: str) -> None:
 def test_zoo_and_rules_say_what_was_meant() -> None:
     with pytest.raises(UsageError, match=r"The zoo has no model 'pgd' .did you mean pgd-at\?"):
         load_model("zoo:pgd")
-    with pytest.raises(UsageError, match=r"no probe or attack 'zerogradient' .did you mean zero-gradient"):
+    with pytest.raises(UsageError, match=r"no probe, attack or mechanism 'zerogradient' .did you mean zero-gradient"):
         explain_rule("zerogradient")
