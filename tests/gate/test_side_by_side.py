@@ -67,7 +67,7 @@ def test_ctrl_c_ends_all_and_keeps_partial_reports(tmp_path: Path, standard_file
     try:
         deadline = time.monotonic() + 300
         folders = [tmp_path / "out" / name / ".journal" for name in ("m0", "m1")]
-        while not all(any(folder.glob("*-pgd_*.safetensors")) for folder in folders):  # what both keep from then on
+        while not all(any(folder.glob("*-pgd_*.entry")) for folder in folders):  # what both keep from then on
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
