@@ -74,7 +74,7 @@ def targeted_dlr(scores: Tensor, y: Tensor, target_class: Tensor) -> Tensor:
 
 
 def start_scale(scores: Tensor) -> Tensor:
-    """Cross-entropy of logits times a factor per point (N,), which brings the gap of its two largest scores to 2.
+    """Factor per point (N,) of the logits, for cross-entropy: it brings the gap of the two largest to 2.
 
     `scores` (N, K) are those of the clean points. The idea is that of minimally-scaled logits (Yu & Xu 2023, "Efficient
     loss function by minimizing the detrimental effect of floating-point errors"); fixed per point, so that values stay

@@ -1,7 +1,7 @@
 """Transfer gap: points that only attacks borrowed from another model break
 
 Share of points broken by examples made on a surrogate and by no attack on the
-model's own gradients, out of the audited points; with the plain difference to the
+gradients of the model, out of the audited points; with the plain difference to the
 reference attack next to it.
 
 Raised when

@@ -166,13 +166,12 @@ def _findings(report: records.View, style: _Style) -> list[str]:
 
 
 def _left_out(report: records.View) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    for probe in report.with_status("error", "not_applicable"):
-        groups.setdefault(probe.reason, []).append(probe.rule)
-    for attack in report.attacks_not_run:
-        groups.setdefault(attack.reason, []).append(attack.name)
-    named = [f"{words.joined(names)}: {reason}" for reason, names in groups.items()]
-    lines = [line for entry in named for line in _wrapped(entry, "  ", hang=2)]
+    probes = records.by_reason(report.with_status("error", "not_applicable"))
+    attacks = records.by_reason(report.attacks_not_run)
+    named = [([probe.rule for probe in group], reason) for _, reason, group in probes]
+    named += [([attack.name for attack in group], reason) for _, reason, group in attacks]
+    entries = (f"{words.joined(names)}: {reason}" for names, reason in named)
+    lines = [line for entry in entries for line in _wrapped(entry, "  ", hang=2)]
     if report.left_out:
         lines += _wrapped(f"left out on request: {words.joined(report.left_out)}", "  ", hang=2)
     return lines
