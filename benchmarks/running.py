@@ -21,6 +21,7 @@ from maskaudit import api
 from maskaudit.auditing.evidence import read_evidence, verify_audit
 from maskaudit.settings import AuditSettings
 from maskaudit.target.rescore import clean_correct, rescore
+from maskaudit.threat import ThreatModel
 
 #: Modules that the server of processes imports once, so that a run does not wait for torch.
 PRELOAD = ("benchmarks.running",)
@@ -160,27 +161,28 @@ def _white_box(document: Mapping[str, Any]) -> Record:
 def _peer(job: Job, prepared: api.Prepared) -> Record:
     module = prepared.loaded.module
     assert isinstance(module, nn.Module)
-    module.eval()
     index, x, y = prepared.data.sample(job.points, job.seed)
+    return {"status": "ran", "reason": "", "index": index.tolist()} | attacked(
+        job.peer, module, x, y, prepared.threat, seed=job.seed
+    )
+
+
+def attacked(peer: str, module: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, *, seed: int) -> Record:
+    """What a peer says of a model on points (N, …) with labels (N,), which of them its examples leave, and its cost."""
+    module.eval()
     with torch.no_grad():
         random = not torch.equal(module(x), module(x))
     counting = CountingModel(module)
-    task = PeerTask(counting, x, y, prepared.threat, job.seed, random)
+    task = PeerTask(counting, x, y, threat, seed, random)
     started, cpu = time.perf_counter(), time.process_time()
-    answer = PEERS[job.peer].run(task)
-    cost = {
+    answer = PEERS[peer].run(task)
+    return {
         "seconds": round(time.perf_counter() - started, 2), "cpu_seconds": round(time.process_time() - cpu, 2),
         "forwards": counting.forwards, "backwards": counting.backwards,
-    }  # fmt: skip
-    return {
-        "status": "ran",
-        "reason": "",
-        **cost,
         "indicators": dict(answer.indicators),
         "figures": {name: round(float(value), 4) for name, value in answer.figures.items()},
-        "index": index.tolist(),
         "unbroken": None if answer.examples is None else _unbroken(module, task, answer.examples),
-    }
+    }  # fmt: skip
 
 
 def _unbroken(module: nn.Module, task: PeerTask, examples: Tensor) -> list[int]:
