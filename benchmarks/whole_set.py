@@ -26,7 +26,6 @@ import torch
 from torch import nn
 
 from benchmarks import cifar_networks
-from benchmarks.peers.interface import PeerTask
 from benchmarks.published import checked
 from benchmarks.records import Record, RecordFile, commit, machine
 from benchmarks.running import attacked
@@ -99,13 +98,12 @@ def _network(spec: str) -> nn.Module:
 def render(records: Sequence[Record]) -> str:
     """The table."""
     newest = {(r["model"], r["points"], r["kind"]): r for r in records}
+    commits, machines = (", ".join(sorted({r[field] for r in records})) for field in ("commit", "machine"))
     lines = [
         "# The accuracy of a whole test set, beside official AutoAttack", "",
-        "`python benchmarks/whole_set.py`: `maskaudit check … --samples all` at the standard budget, verdict, probes and "
-        "start of the program included, and AutoAttack `standard` on the same points, one thread each. Robust: points "
-        "whose answer is right and that nothing broke. Made at commit "
-        + ", ".join(sorted({r["commit"] for r in records})) + " on " + ", ".join(sorted({r["machine"] for r in records}))
-        + ".", "",
+        "`python benchmarks/whole_set.py`: `maskaudit check … --samples all` at the standard budget, verdict, probes "
+        "and start of the program included, and AutoAttack `standard` on the same points, one thread each. Robust: "
+        f"points whose answer is right and that nothing broke. Made at commit {commits} on {machines}.", "",
         "| network | points | verdict | robust, audit | AutoAttack | only the audit breaks | only AutoAttack "
         "| passes, audit | AutoAttack | CPU s, audit | AutoAttack | share |", "|---" * 12 + "|",
     ]  # fmt: skip
