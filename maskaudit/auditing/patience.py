@@ -6,19 +6,23 @@ thousands on each point that withstands them.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from maskaudit.auditing.judging import nothing_left, observations
 from maskaudit.auditing.state import AuditState
-from maskaudit.verdict.levels import bounded, gradient_limit
-from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, TELLING_LOSS, TELLING_SHARE
+from maskaudit.verdict.levels import Level, fired_at
+from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, TELLING_LOSS
 
 
 def better_drawn(state: AuditState) -> bool:
     """Whether the next look should draw more points before the search begins."""
-    if len(state.ledger) >= min(PATIENCE, state.looks[-1]) or nothing_left(state):
+    drawn, settings = len(state.ledger), state.settings
+    asked_for = settings.samples is not None or settings.precision is not None
+    most = state.looks[-1] if asked_for else min(PATIENCE, state.looks[-1])
+    if drawn >= most or nothing_left(state):
         return False
     seen = observations(state)
-    left = seen.correct - seen.strong
-    if left <= TELLING_SHARE * seen.drawn or seen.hidden_by_loss > TELLING_LOSS * seen.drawn:
+    left = Level(seen.correct - seen.strong, seen.correct, drawn, fired_at(seen.probes)["gradient"])
+    if left.bounded_at(most) or seen.hidden_by_loss > TELLING_LOSS * drawn:
         return True  # hardly any can be hidden; or the loss is about to prove masking by itself
-    limit = gradient_limit(state.probe_results())
-    return not state.suspected() and (not bounded(0, seen.correct, seen.drawn, limit) or seen.strong < MIN_KNOWN)
+    return not state.suspected() and (not replace(left, hidden=0).bounded or seen.strong < MIN_KNOWN)

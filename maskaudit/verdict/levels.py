@@ -248,20 +248,21 @@ class Level:
         return sizes[found] if found < len(sizes) else None
 
     def decided_at(self, drawn: int) -> bool:
-        """Whether `drawn` points may well bound the hidden share or exceed the slack.
+        """Whether `drawn` points may well bound the hidden share or exceed the slack."""
+        return self.bounded_at(drawn) or self._at(drawn, 1).exceeds
 
-        That is, if the further ones hid a standard error less, or more, than those that were drawn.
-        """
+    def bounded_at(self, drawn: int) -> bool:
+        """Whether `drawn` points may well bound the hidden share: if further ones hid a standard error less."""
+        return self._at(drawn, -1).bounded
+
+    def _at(self, drawn: int, errors: int) -> Level:
+        """The level if as many points are drawn and the further ones hide so many standard errors more."""
         further = max(0, drawn - self.drawn)
         share = self.hidden / self.drawn if self.drawn else 0.0
-        error = math.sqrt(share * (1 - share) / max(1, self.drawn))
-
-        def at(share: float) -> Level:
-            hidden = self.hidden + round(further * min(max(share, 0.0), 1.0))
-            n = self.n + round(further * self.n / self.drawn) if self.drawn else drawn
-            return replace(self, hidden=min(hidden, n), n=n, drawn=drawn)
-
-        return at(share - error).bounded or at(share + error).exceeds
+        share += errors * math.sqrt(share * (1 - share) / max(1, self.drawn))
+        hidden = self.hidden + round(further * min(max(share, 0.0), 1.0))
+        n = self.n + round(further * self.n / self.drawn) if self.drawn else drawn
+        return replace(self, hidden=min(hidden, n), n=n, drawn=drawn)
 
     @property
     def rate(self) -> Rate:

@@ -55,12 +55,9 @@ SMALL_LOGITS = "small-logits"
 
 # --- when a search is worth its passes (`maskaudit.auditing.patience`)
 
-#: Points drawn from which on a search is not put off any longer.
+#: Points up to which a search is put off where white-box attacks on so many would bound the gradient level by
+#: themselves, for less than a search of those that withstand; where the user asks for more points, up to these.
 PATIENCE = 160
-
-#: Share of the points: where fewer withstand white-box attacks, some further points bound the
-#: gradient level by themselves, for less than a search of those that withstand.
-TELLING_SHARE = 0.03
 
 #: Share hidden at loss level, of which a few further points prove that it is above the slack.
 TELLING_LOSS = 0.1

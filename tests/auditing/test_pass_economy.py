@@ -40,10 +40,10 @@ def audited(known: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
     return linear(eps=0.1)
 
 
-def linear(eps: float, front: nn.Module | None = None, **settings: object) -> AuditReport:
+def linear(eps: float, front: nn.Module | None = None, points: int = 128, **settings: object) -> AuditReport:
     """A linear model, behind something if wanted, audited quickly on points that it classifies as they are labelled."""
     torch.manual_seed(0)
-    x, head = torch.rand(128, 6), nn.Linear(6, 3)
+    x, head = torch.rand(points, 6), nn.Linear(6, 3)
     model = head if front is None else nn.Sequential(front, head)
     left_out = ("transfer", "torchattacks-pgd", "torchattacks-square")
     chosen = AuditSettings(**{"budget": "quick", "ignore": left_out, **settings})  # type: ignore[arg-type]
@@ -342,6 +342,14 @@ def test_where_nothing_is_unbroken_no_search_is_made() -> None:
     assert rows
     assert {(row.status, row.attempted) for row in rows} == {("skipped", 0)}
     assert all("broke" in row.reason for row in rows)
+
+
+def test_a_search_waits_for_points_that_were_asked_for_where_these_may_leave_it_nothing() -> None:
+    report = linear(eps=0.2, points=400, samples="all")
+    assert report.settings["samples"] == 400
+    assert 0.03 < report.accuracy["strong_reference"].value < 0.06  # type: ignore[union-attr]
+    assert by_name(report)["square"].attempted == 0
+    assert report.verdict.label == "clear"
 
 
 def test_what_is_proven_by_repair_needs_no_search() -> None:

@@ -443,3 +443,12 @@ def test_the_sentence_of_a_masked_verdict_gives_both_figures_and_the_cause() -> 
 def test_further_points_are_worth_drawing_only_where_they_may_decide(share: float, most: int, worth: bool) -> None:
     level = Level(round(100 * share), 100, 100, fired=False)
     assert any(level.decided_at(n) for n in range(101, most + 1)) == worth
+
+
+def test_further_points_may_bound_a_share_unless_too_many_are_hidden_already() -> None:
+    few, many = (Level(hidden, 100, 100, fired=False) for hidden in (5, 30))
+    assert not few.bounded
+    assert few.bounded_at(300)
+    assert not few.bounded_at(110)
+    assert not many.bounded_at(1000)
+    assert many.decided_at(1000)  # by masking

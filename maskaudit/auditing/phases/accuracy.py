@@ -1,7 +1,8 @@
 """Further points once the verdict is decided: for the accuracy that was asked for, or to judge a claim.
 
-They meet the white-box attacks, and of all else what broke points before that white-box attacks had left: a decided
-verdict needs no comparison of attacks, and what found nothing on the points before is not expected to on these.
+They meet the white-box attacks, of all else what broke points before that white-box attacks had left, and from their
+best candidates the attacks on near misses: a decided verdict needs no comparison of attacks, and what found nothing on
+the points before is not expected to on these.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from maskaudit.auditing.phases import white_box
+from maskaudit.auditing.phases import near_misses, white_box
 from maskaudit.auditing.state import AuditState
 
 #: How many times as many points are drawn at most before the accuracy is looked at again.
@@ -46,7 +47,7 @@ def _precise(state: AuditState, half_width: float) -> int:
 
 
 def run(state: AuditState, rows: Tensor) -> None:
-    """White-box attacks and what has been of use, on points `rows` of the ledger."""
+    """White-box attacks, what has been of use, and near misses, on points `rows` of the ledger."""
     white_box.run(state, rows)
     if state.adaptive is not None and state.attacks("repaired"):
         state.adaptive.run(rows, useful=True)
@@ -54,6 +55,7 @@ def run(state: AuditState, rows: Tensor) -> None:
         left = rows[~state.ledger.best_known()[rows]]
         if len(left) and _was_of_use(state, spec.name):
             state.attacker.run(spec, left)
+    near_misses.run(state, rows)
 
 
 def _was_of_use(state: AuditState, name: str) -> bool:
