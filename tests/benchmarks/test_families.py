@@ -44,6 +44,7 @@ def test_the_page_counts_and_shows() -> None:
     assert "- eager: 1 open and are traced, 0 accused, 0 differ" in page
     assert "- onnx: 1 open and are traced, 1 accused, 1 differ" in page
     assert "refused: a/b" in page
+    assert "/ 1e-06 in float64, × 3" in families.page([record(onnx={**GOOD, "float64": True})])
     assert "**differs** 5e-01 / 1e-06, × 3, **Suspect**" in page
 
 
