@@ -177,6 +177,14 @@ def stand_in(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, device="meta", requires_grad=False)
 
 
+def on_one_device(items: Any) -> Any:
+    """Arguments of an operation, all tensors among them without data as soon as one is.
+
+    torch compares the devices of some operations before it takes them apart (`_weight_norm`).
+    """
+    return _mapped(_without_data, items) if any(tensor.is_meta for tensor in _tensors(items)) else items
+
+
 def _without_data(item: Any) -> Any:
     if isinstance(item, Tensor):
         return item if item.is_meta else torch.empty_like(item, device="meta")

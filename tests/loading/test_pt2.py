@@ -146,6 +146,19 @@ def test_a_view_of_what_attention_made(export: Export) -> None:
     assert torch.allclose(loaded.module(x), Viewed()(x), atol=1e-6)
 
 
+def test_an_operation_on_a_large_weight_and_a_small_one(export: Export) -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.utils.parametrizations.weight_norm(nn.Conv1d(64, 64, 16), dim=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean(-1)
+
+    module, x = Normed().eval(), torch.rand(2, 64, 32)
+    assert torch.equal(load_model(str(export(module, x, free=False))).module(x), module(x))
+
+
 def test_training_mode_is_noted(export: Export) -> None:
     loaded = load_model(str(export(nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train())))
     assert "exported in training mode" in " ".join(loaded.notes)
@@ -229,6 +242,14 @@ def test_a_crafted_archive_does_not_run(name: str, export: Export, tmp_path: Pat
     with torch.random.fork_rng(), contextlib.suppress(Exception):
         torch.export.load(path).module()(X)
     assert marker.exists(), "the archive above must have been able to do harm, or this test shows nothing"
+
+
+def test_a_weight_that_begins_with_the_byte_of_a_pickle_is_none(export: Export) -> None:
+    module = Net().eval()
+    for parameter in module.parameters():
+        bytes_of_it = parameter.data.view(torch.uint8).flatten()
+        bytes_of_it[:4] = torch.tensor([0x80, 0xDE, 0x93, 0x3C], dtype=torch.uint8)  # 0.018
+    assert torch.equal(load_model(str(export(module))).module(X), module(X))
 
 
 def target(name: str) -> Callable[[Any], None]:

@@ -92,7 +92,7 @@ def _foreign_code(members: Members) -> str:
             return f"it holds compiled code, {printable(name, 60)}"
         if PurePosixPath(name).name.startswith(("custom_obj", "opaque_obj")):
             return f"it holds a pickled object, {printable(name, 60)}"
-        if name.endswith((".pt", ".pkl")) or members.start(name) == b"\x80":
+        if name.endswith((".pt", ".pkl")) or members.is_pickle(name):
             wanted = wanted_globals(ModelFile(name, members[name]))
             if wanted:
                 return f"{printable(name, 60)} is a pickle that asks for {printable(', '.join(wanted[:3]), 100)}"

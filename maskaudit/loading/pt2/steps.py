@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import printable
 from maskaudit.loading.graph import GraphStep, rehearsed
-from maskaudit.loading.graph_limits import MAX_NODES, check_count, check_name
+from maskaudit.loading.graph_limits import MAX_NODES, check_count, check_name, on_one_device
 from maskaudit.loading.op_guards import DIVISIONS, FINITE, GATES, check_arguments, check_values, is_guarded
 from maskaudit.loading.pt2 import ops as pt2_ops
 
@@ -233,6 +233,7 @@ class _Call(nn.Module):
         check_arguments(self.function, tuple(positional), keywords)
         if self.kind in GATES:
             return _recurrent_shapes(stated)
+        positional, keywords = on_one_device((positional, keywords))
         return self._given(self.function(*positional, **keywords))
 
     def _check_types(self) -> None:
