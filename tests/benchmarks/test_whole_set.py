@@ -21,4 +21,4 @@ def test_the_newest_audit_is_held_against_autoattack_point_by_point() -> None:
 
 
 def test_an_audit_without_its_counterpart_has_no_row() -> None:
-    assert "net" not in whole_set.render([record("audit", [1], 1)])
+    assert "| net |" not in whole_set.render([record("audit", [1], 1)])
