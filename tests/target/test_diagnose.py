@@ -77,6 +77,8 @@ def test_labels_from_one_without_an_output_for_the_last() -> None:
     assert api.audit(net, data, eps=0.1, first_label=1, settings=QUICK).report.accuracy["clean"].value == 1  # type: ignore[union-attr]
     with pytest.raises(UsageError, match="--first-label 2 does not fit points: its labels begin at 1"):
         api.audit(net, data, eps=0.1, first_label=2, settings=QUICK)
+    with pytest.raises(InputError, match=r"labels up to \d+ after --first-label -1, which do not fit"):
+        api.audit(net, data, eps=0.1, first_label=-1, settings=QUICK)
 
 
 @pytest.mark.parametrize("order", [(1, 0), (1, 2, 0), (0, 1, 2, 3, 5, 4), (5, 3, 4, 1, 2, 0)])
