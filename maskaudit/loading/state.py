@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +61,13 @@ def fit(module: nn.Module, found: list[Holder], source: str, spec: str, name: st
     if not chosen.fits:
         raise InputError(_misfit(chosen, source, spec))
     _check_tied(module, chosen, source, spec)
+    state = OrderedDict(chosen.state)
+    if (
+        expected.keys() <= state.keys()
+    ):  # some modules ask for the version that wrote them; what a file says is not read
+        state._metadata = expected._metadata  # type: ignore[attr-defined]
     try:
-        module.load_state_dict(chosen.state, strict=False)
+        module.load_state_dict(state, strict=False)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"{source} does not fit {spec}: {describe_error(error)}.") from error
     return (*_told(chosen, sets), *_converted(chosen.state, expected))

@@ -225,3 +225,30 @@ class Scale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(3))
+
+
+VERSIONED = """
+from torch import nn
+
+class Net(nn.Linear):
+    _version = 2
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+def make():
+    return nn.Sequential(Net(4, 3))
+"""
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_a_module_that_asks_which_version_wrote_its_weights(form: str, tmp_path: Path) -> None:
+    """As torchvision's MNASNet does; safetensors keep no version."""
+    code, path = tmp_path / "net.py", tmp_path / f"model.{form}"
+    code.write_text(VERSIONED)
+    weights = {"0.weight": torch.rand(3, 4), "0.bias": torch.rand(3)}
+    (torch.save if form == "pt" else safetensors.torch.save_file)(weights, path)
+    module = load_model(str(path), arch=f"{code}:make").module
+    assert torch.equal(module.state_dict()["0.weight"], weights["0.weight"])  # type: ignore[union-attr]
