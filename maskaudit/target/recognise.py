@@ -185,9 +185,9 @@ def _check_classes(data: Dataset, answers: Tensor, settings: AuditSettings) -> N
             f"The labels run from 1 to {high}, the model's classes from 0 to {classes - 1}: give --first-label 1; "
             f"{right:.0%} of the first points are answered rightly then."
         )
-    first = settings.first_label
+    counted = f" after --first-label {settings.first_label}" if settings.first_label else ""
     raise InputError(
-        f"The data have labels up to {high}{f' after --first-label {first}' if first else ''}, which do not fit the model's {classes} classes"
+        f"The data have labels up to {high}{counted}, which do not fit the model's {classes} classes"
         f"{'' if refused is None else f' with class {refused} as refusal'}: "
         "give the data set that the model was trained for (--data)."
     )
