@@ -62,9 +62,7 @@ def fit(module: nn.Module, found: list[Holder], source: str, spec: str, name: st
         raise InputError(_misfit(chosen, source, spec))
     _check_tied(module, chosen, source, spec)
     state = OrderedDict(chosen.state)
-    if (
-        expected.keys() <= state.keys()
-    ):  # some modules ask for the version that wrote them; what a file says is not read
+    if expected.keys() <= state.keys():  # some modules ask which version wrote them; what a file says is not read
         state._metadata = expected._metadata  # type: ignore[attr-defined]
     try:
         module.load_state_dict(state, strict=False)
