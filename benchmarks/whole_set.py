@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks import cifar_networks
 from benchmarks.published import checked
 from benchmarks.records import Record, RecordFile, commit, machine
 from benchmarks.running import attacked
-from maskaudit import api
 from maskaudit.data import load_data
+from maskaudit.sources import load_model
 from maskaudit.threat import ThreatModel
 
 HERE = Path(__file__).resolve().parent
@@ -85,14 +84,9 @@ def autoattack(name: str, n: int) -> Record:
     spec, source, eps, _ = SUBJECTS[name]
     torch.set_num_threads(1)
     data = load_data(source)
-    model = api.prepare(api.Request(spec)).loaded.module if spec.startswith("zoo:") else _network(spec)
+    model = load_model(spec).module
     assert isinstance(model, nn.Module)
     return attacked("autoattack", model, data.x[:n], data.y[:n], ThreatModel("Linf", eps, data.bounds), seed=0)
-
-
-def _network(spec: str) -> nn.Module:
-    network: nn.Module = getattr(cifar_networks, spec.rpartition(":")[2])()
-    return network
 
 
 def render(records: Sequence[Record]) -> str:

@@ -11,16 +11,7 @@ from maskaudit.auditing.planted import solve_planted
 from maskaudit.auditing.state import AuditState
 from maskaudit.results import Mechanism
 from maskaudit.settings import AuditEvent
-from maskaudit.verdict.levels import (
-    LevelName,
-    Observations,
-    bounded,
-    exceeds,
-    fired_at,
-    gradient_limit,
-    levels_of,
-    slack_of,
-)
+from maskaudit.verdict.levels import Level, LevelName, Observations, exceeds, fired_at, levels_of, slack_of
 from maskaudit.verdict.limits import MIN_KNOWN
 from maskaudit.verdict.mechanisms import located
 from maskaudit.verdict.power import NOT_CHECKED, Power, check_power
@@ -73,11 +64,15 @@ def points_to_decide(state: AuditState, most: int) -> int | None:
     return next((n for n in further if all(levels[name].decided_at(n) for name in state.undecided)), None)
 
 
-def nothing_left(state: AuditState) -> bool:
-    """Whether the gradient level is bounded even if every point that withstands white-box attacks were hidden."""
+def withstanding(state: AuditState) -> Level:
+    """The gradient level as if every point that withstands white-box attacks were hidden.
+
+    Where it is bounded, nothing is left that a search could reveal.
+    """
     ledger = state.ledger
     unbroken = int((ledger.correct & ~ledger.strong()).sum())
-    return bounded(unbroken, int(ledger.correct.sum()), len(ledger), gradient_limit(state.probe_results()))
+    fired = fired_at(state.probe_results())["gradient"]
+    return Level(unbroken, int(ledger.correct.sum()), len(ledger), fired)
 
 
 def observations(state: AuditState, broken_off: str = "") -> Observations:

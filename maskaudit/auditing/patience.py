@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from maskaudit.auditing.judging import nothing_left, observations
+from maskaudit.auditing.judging import observations, withstanding
 from maskaudit.auditing.state import AuditState
-from maskaudit.verdict.levels import Level, fired_at
 from maskaudit.verdict.limits import MIN_KNOWN, PATIENCE, TELLING_LOSS
 
 
@@ -19,10 +18,10 @@ def better_drawn(state: AuditState) -> bool:
     drawn, settings = len(state.ledger), state.settings
     asked_for = settings.samples is not None or settings.precision is not None
     most = state.looks[-1] if asked_for else min(PATIENCE, state.looks[-1])
-    if drawn >= most or nothing_left(state):
+    left = withstanding(state)
+    if drawn >= most or left.bounded:
         return False
     seen = observations(state)
-    left = Level(seen.correct - seen.strong, seen.correct, drawn, fired_at(seen.probes)["gradient"])
     if left.bounded_at(most) or seen.hidden_by_loss > TELLING_LOSS * drawn:
         return True  # hardly any can be hidden; or the loss is about to prove masking by itself
     return not state.suspected() and (not replace(left, hidden=0).bounded or seen.strong < MIN_KNOWN)

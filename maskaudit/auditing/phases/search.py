@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskaudit.auditing.judging import nothing_left, proven
+from maskaudit.auditing.judging import proven, withstanding
 from maskaudit.auditing.patience import better_drawn
 from maskaudit.auditing.phases import challengers, near_misses, repaired, second_opinion, shared
 from maskaudit.auditing.phases.draw import correct_since
@@ -18,7 +18,7 @@ def run(state: AuditState) -> None:
     if "gradient" not in state.undecided or (waits and not state.suspected()):
         return
     before, state.searched = state.searched, len(state.ledger)
-    if nothing_left(state):
+    if withstanding(state).bounded:
         leave_out(state, "white-box attacks broke nearly every point, so that it could reveal nothing")
         return
     repaired.run(state, correct_since(state, state.repaired))
