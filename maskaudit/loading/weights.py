@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ FOREIGN = re.compile(
     re.IGNORECASE,
 )
 #: Names of averages over training, which authors report; and of what is only learnt from.
-AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?)(?:$|[^a-z])", re.IGNORECASE)
+AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow)(?:$|[^a-z])", re.IGNORECASE)
 TEACHER = re.compile("teacher", re.IGNORECASE)
 #: Objects that never hold weights.
 STATES = re.compile(r"\w*optim\w*|\w*sched\w*|\w*scaler\w*", re.IGNORECASE)
@@ -41,10 +41,14 @@ TOP = "top"
 
 @dataclass(frozen=True, eq=False)
 class Holder:
-    """An object of a checkpoint that holds tensors: its keys from the top, and its tensors by name."""
+    """An object of a checkpoint that holds tensors: its keys from the top, and its tensors by name.
+
+    `listed`: it is a list of averages in the order of a module's parameters; the names are their numbers.
+    """
 
     path: tuple[str, ...]
     entries: Mapping[str, Any]
+    listed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +134,20 @@ def holders(content: object) -> list[Holder]:
         tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor) or k.endswith("_extra_state")}
         if any(isinstance(value, Tensor) for value in tensors.values()):
             found.append(Holder(at.path, tensors))
+        found += [one for key, value in entries.items() if (one := _average(value, (*at.path, key))) is not None]
         if len(at.path) < MAX_DEPTH:
             below = ((k, _by_name(v)) for k, v in entries.items() if not STATES.fullmatch(k))
             inner = [(k, v) for k, v in below if v is not None]
             waiting += [Holder((*at.path, k), v) for k, v in inner[: MAX_OBJECTS - len(waiting)]]
     return found
+
+
+def _average(value: object, path: tuple[str, ...]) -> Holder | None:
+    """An average that was kept as a list of tensors, as by torch_ema and diffusers."""
+    if not isinstance(value, (list, tuple)) or not value or not AVERAGE.search("/".join(path)):
+        return None
+    named = {str(number): one for number, one in enumerate(value) if isinstance(one, Tensor)}
+    return Holder(path, named, listed=True) if len(named) == len(value) else None
 
 
 def _by_name(value: object) -> Mapping[Any, Any] | None:
@@ -153,17 +166,30 @@ def candidates(module: nn.Module, found: list[Holder]) -> list[Weights]:
     module have and those of the file lack.
     """
     expected = Expected.of(module)
+    found, lists = [one for one in found if not one.listed], [one for one in found if one.listed]
     plain = [Holder(one.path, stripped) for one in found if (stripped := _without_infixes(one.entries))]
     nearest: list[Weights] = []
     for prefix in ("", *expected.prefixes()):
         wanted = expected.under(prefix)
         for group in (found, plain):
             sets = [weights for one in group for weights in _sets(one, wanted, prefix)]
-            fitting = sorted((one for one in sets if one.fits), key=lambda one: one.rank)
+            fitting = [one for one in sets if one.fits]
             if fitting:
-                return fitting
+                beside = min(fitting, key=lambda one: one.rank).state
+                fitting += [one for held in lists if (one := _in_order(held, module, beside)).fits]
+                return sorted(fitting, key=lambda one: one.rank)
             nearest += sets
+    nearest += [_in_order(held, module, {}) for held in lists]
     return [max(nearest, key=lambda one: len(one.state) - len(one.misshapen))] if nearest else []
+
+
+def _in_order(holder: Holder, module: nn.Module, beside: Mapping[str, Any]) -> Weights:
+    """A list of averages as weights: the parameters are its tensors in order, buffers are those of the set beside."""
+    names = [name for name, _ in module.named_parameters()]
+    averaged = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    by_name = dict(zip(names, holder.entries.values(), strict=False)) if len(names) == len(holder.entries) else {}
+    rest = {name: value for name, value in beside.items() if name not in averaged}
+    return _against(replace(holder, entries={**rest, **by_name}), "", Expected.of(module), "", ())
 
 
 def _without_infixes(entries: Mapping[str, Any]) -> dict[str, Any]:

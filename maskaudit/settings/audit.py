@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from maskaudit.repairs.plan import Plan
 
 Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
-Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat", "row", "column"]
+Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat", "square", "row", "column"]
 FailOn = Literal["masked", "suspect", "inconclusive", "never"]
 
 #: What may fail a build; each takes in those before it, except that `never` takes in nothing.

@@ -7,6 +7,7 @@ cause were real; what lifts accuracy by more than luck is the cause, and is name
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,11 +18,21 @@ from maskaudit.errors import ModelError
 from maskaudit.settings import AuditSettings
 from maskaudit.target.form import LAYOUTS
 from maskaudit.target.model import Target
-from maskaudit.verdict.limits import CAUSE_GAIN, CAUSE_SHARE, CLEAN_DOUBT, HOPELESS, MIN_POINTS
+from maskaudit.verdict.limits import (
+    CAUSE_GAIN,
+    CAUSE_SHARE,
+    CLEAN_DOUBT,
+    HOPELESS,
+    LOG_RATIO,
+    MIN_POINTS,
+    SATURATED_OUTPUT_SHARE,
+)
 from maskaudit.verdict.statistics import binomial_tail
 
 #: Points that are tried at most.
 TRIED_POINTS = 128
+#: Width of the range of inputs from which on they are no customary unit but pixels of 0 … 255.
+WIDE = 16.0
 #: Labels that are listed with what they should be.
 LISTED = 6
 #: Customary normalisations by number of channels: name, mean, deviation.
@@ -61,6 +72,7 @@ class Diagnosis:
         chance: what guessing among the classes of the data would answer rightly.
         only: the class that every point is answered as; None where there are several.
         inputs: whether the inputs were shown otherwise, too, to find a remedy.
+        unit: what is to be said of the range of the inputs where the accuracy is fine; "" for nothing.
     """
 
     right: int
@@ -69,6 +81,7 @@ class Diagnosis:
     only: int | None = None
     inputs: bool = False
     remedy: Remedy | None = None
+    unit: str = ""
 
     @property
     def hopeless(self) -> bool:
@@ -89,7 +102,7 @@ class Diagnosis:
                 f"{seen}{alike}, no better than chance ({self.chance:.0%}), and no other {tried} that was tried helps: "
                 "give the data, labels and weights that belong together."
             )
-        return ""
+        return self.unit
 
 
 def diagnose(target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, labels_only: bool = False) -> Diagnosis:
@@ -107,13 +120,43 @@ def diagnose(target: Target, x: Tensor, y: Tensor, settings: AuditSettings, *, l
     only = int(predicted[0]) if len(predicted) and bool((predicted == predicted[0]).all()) else None
     found = Diagnosis(int(right.sum()), len(y), 1 / max(2, len(y.unique())), only, inputs=not labels_only)
     if float(right.double().mean()) >= CLEAN_DOUBT:
-        return found
+        return found if labels_only else dataclasses.replace(found, unit=_unit(target, x, answers, right, settings))
     remedies = [*_other_labels(predicted, y), *([] if labels_only else _other_inputs(target, x, y, settings))]
     best = max(remedies, key=lambda one: one[1].sum(), default=None)
     if best is None or not _better(right, best[1], y):
         return found
     cause, option = best[0]
     return dataclasses.replace(found, remedy=Remedy(cause, option, float(best[1].double().mean())))
+
+
+def _unit(target: Target, x: Tensor, answers: Tensor, right: Tensor, settings: AuditSettings) -> str:
+    """What to say of inputs in 0 … 255 whose scores (N, K) flatten cross-entropy, which they would not in 0 … 1."""
+    low, high = target.bounds
+    if high - low <= WIDE or (settings.mean, settings.std) != (None, None):
+        return ""
+    _, option, mean, std = _in_unit_range(low, high - low)
+    before = target.mean, target.std
+    try:
+        target.mean, target.std = mean, std
+        inside = target.scores(x)
+    except ModelError:
+        return ""
+    finally:
+        target.mean, target.std = before
+    agree = float((inside.argmax(dim=1) == answers.argmax(dim=1))[right].double().mean())
+    if agree < CLEAN_DOUBT or _flat(answers) <= SATURATED_OUTPUT_SHARE or _flat(inside) > _flat(answers) / 2:
+        return ""
+    return (
+        f"On inputs in {low:g} … {high:g} the scores lie so far apart that cross-entropy has no usable gradient on "
+        f"{_flat(answers):.0%} of the points; in 0 … 1 the model classifies alike, and it is {_flat(inside):.0%}. If "
+        f"it was trained on inputs in 0 … 1, give {option}: else what is audited is the wrong range, not the model."
+    )
+
+
+def _flat(scores: Tensor) -> float:
+    """Share of points whose best score (N, K) is so far above the next that float32 cross-entropy loses the others."""
+    best = scores.topk(2, dim=1).values
+    return float((best[:, 0] - best[:, 1] > -LOG_RATIO * math.log(10)).double().mean())
 
 
 def _better(before: Tensor, after: Tensor, y: Tensor) -> bool:
@@ -183,19 +226,24 @@ def _normalisations(
     width = high - low
     if normalised:
         yield "The model normalises its inputs itself, so that it is done twice", "no --mean and --std", None, None
-    if width <= 16:
+    if width <= WIDE:
         yield (
             "The model wants inputs in 0 … 255",
             f"--mean {low:g} --std {width:g}/255" if low else f"--std {width:g}/255",
             (low,) if low else None, (width / 255,),
         )  # fmt: skip
     if (low, high) != (0.0, 1.0):
-        yield "The model wants inputs in 0 … 1", f"--mean {low:g} --std {width:g}", (low,), (width,)
+        yield _in_unit_range(low, width)
     for name, mean, std in CUSTOMARY:
         if len(mean) in (1, x.shape[1]):
             mean, std = tuple(low + width * m for m in mean), tuple(width * s for s in std)
             option = f"--mean {','.join(f'{m:.6g}' for m in mean)} --std {','.join(f'{s:.6g}' for s in std)}"
             yield f"The normalisation {name} seems to be missing", option, mean, std
+
+
+def _in_unit_range(low: float, width: float) -> tuple[str, str, tuple[float, ...], tuple[float, ...]]:
+    """Cause, option, mean and deviation of inputs of such a range shown in 0 … 1."""
+    return "The model wants inputs in 0 … 1", f"--mean {low:g} --std {width:g}", (low,), (width,)
 
 
 def _asked(target: Target, x: Tensor, y: Tensor, cause: str, option: str) -> Iterator[tuple[tuple[str, str], Tensor]]:

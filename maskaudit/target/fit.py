@@ -101,8 +101,11 @@ def _notes(form: Form, given: Form) -> list[str]:
     if form.layout != given.layout:
         notes.append(f"The model takes its inputs {LAYOUTS[form.layout].phrase} (--layout {form.layout}).")
     if form.most:
-        points = "a single point" if form.most == 1 else f"exactly {form.most} points"
-        notes.append(f"The model takes {points} per call; its batch size is fixed, and missing points are filled up.")
+        size = "a single point" if form.most == 1 else f"exactly {form.most} points"
+        fails = f"The model fails on {MORE if form.most == FEW else FEW} points per call"
+        notes.append(
+            f"{fails} and is asked {size} each time, as if its batch size were fixed; missing points are filled up."
+        )
     return notes
 
 

@@ -57,6 +57,12 @@ class _Layout:
     of: Callable[[Tensor], Tensor]
 
 
+def _square(numbers: int) -> int:
+    """Side of the square image that so many numbers make, with one or three channels; 0 where they make none."""
+    sides = (math.isqrt(numbers // channels) for channels in (1, 3))
+    return next((side for side in sides if side > 2 and numbers in (side * side, 3 * side * side)), 0)
+
+
 #: Layouts of a batch, the likeliest first.
 LAYOUTS: Mapping[str, _Layout] = {
     "as-is": _Layout("as they are", lambda shape: True, lambda x: x),
@@ -68,6 +74,11 @@ LAYOUTS: Mapping[str, _Layout] = {
     ),
     "one-channel": _Layout("with an axis for one channel, (N, 1, …)", lambda shape: True, lambda x: x.unsqueeze(1)),
     "flat": _Layout("as vectors", lambda shape: len(shape) > 1, lambda x: x.flatten(1)),
+    "square": _Layout(
+        "as square images of one or three channels",
+        lambda shape: len(shape) == 1 and _square(shape[0]) > 0,
+        lambda x: x.unflatten(1, (-1, _square(x.shape[1]), _square(x.shape[1]))),
+    ),
     "row": _Layout("as images of one row, (N, 1, 1, D)", lambda shape: True, lambda x: x.flatten(1)[:, None, None]),
     "column": _Layout(
         "as images of one column, (N, 1, D, 1)", lambda shape: True, lambda x: x.flatten(1)[:, None, :, None]

@@ -57,6 +57,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
         lambda net, o: {"net": o.state_dict(), "swa": averaged(net)},
         "'swa/module' is audited; --weights takes net in its place",
     ),
+    "list of averages": (
+        lambda net, o: {
+            "net": {**o.state_dict(), **dict(net.named_buffers())},
+            "ema": {"decay": 0.9, "shadow_params": [one.detach() for one in net.parameters()]},
+        },
+        "'ema/shadow_params' are an average over training",
+    ),
     "nested deeply": (lambda net, _: {"run": {"best": {"model": {"sd": net.state_dict()}}}}, "run/best/model/sd"),
     "list": (lambda net, _: {"state_dict": [net.state_dict()], "err": (), "epoch": 3}, "under state_dict/0"),
     "ensemble": (lambda net, o: [net.state_dict(), o.state_dict()], "--weights takes 1 in its place"),

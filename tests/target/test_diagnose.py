@@ -62,6 +62,19 @@ def test_the_cause_is_found_and_its_option_repairs_it(
     assert f"with {option} it is" in found.sentence
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, True), (0.001, False)])
+def test_pixels_for_a_model_of_inputs_in_0_to_1_are_said_to_flatten_its_scores(factor: float, told: bool) -> None:
+    def model(x: Tensor) -> Tensor:
+        return factor * 20 * x.flatten(1) @ LINEAR.weight.T
+
+    y = model(255 * X).argmax(1)
+    with Target(model, bounds=(0.0, 255.0)) as target:
+        found = diagnose(target, 255 * X, y, AuditSettings())
+        assert ("If it was trained on inputs in 0 … 1, give --mean 0 --std 255" in found.sentence) is told
+        assert (found.hopeless, found.remedy) == (False, None)
+        assert not diagnose(target, 255 * X, y, AuditSettings(std=(1.0,))).sentence
+
+
 def test_the_sentence_ends_the_audit_and_the_option_repairs_it() -> None:
     model, y, _, _ = WRONG["inputs up to 255"]
     data = Dataset("points", X, y, 6, (0.0, 1.0))

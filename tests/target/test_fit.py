@@ -65,7 +65,7 @@ def baked(size: int) -> Callable[[Tensor], Tensor]:
 def test_a_batch_size_that_is_baked_in_is_found_and_kept_to(size: int) -> None:
     target, notes = fitted(baked(size))
     assert target.form.most == size
-    assert "batch size is fixed" in notes[0]
+    assert "its batch size were fixed" in notes[0]
     for n in (1, 5, 13):
         assert torch.allclose(target.raw(X[:n]), NET(X[:n]), atol=1e-5)
         grad = target.value_and_grad(X[:n], lambda scores, rows: scores[:, 1]).grad
@@ -81,7 +81,7 @@ def test_a_trace_at_one_point_is_asked_point_by_point() -> None:
         warnings.simplefilter("ignore")
         target, notes = fitted(torch.jit.trace(Flattened(), X[:1]))
     assert target.form.most == 1
-    assert "a single point per call" in notes[0]
+    assert "a single point each time" in notes[0]
 
 
 class Pooled(nn.Module):
@@ -112,6 +112,9 @@ SHAPED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "tokens": (lambda: Pooled(nn.LSTM(6, 5, batch_first=True), 5), (7, 6), "as-is"),
     "tokens that were read as an image": (lambda: Pooled(nn.LSTM(6, 5, batch_first=True), 5), (1, 7, 6), "no-channel"),
     "vectors for a convolution": (lambda: Pooled(nn.Conv1d(1, 5, 3), 5), (16,), "one-channel"),
+    "flat images of one channel": (lambda: Pooled(nn.Conv2d(1, 5, 3), 5), (36,), "square"),
+    "flat images of three channels": (lambda: Pooled(nn.Conv2d(3, 5, 3), 5), (108,), "square"),
+    "flat rows for a convolution": (lambda: Pooled(nn.Conv2d(1, 5, (1, 3)), 5), (37,), "row"),
     "images for a network on vectors": (lambda: nn.Linear(36, 3), (1, 6, 6), "flat"),
     "images for a network on rows": (lambda: Pooled(nn.Conv2d(1, 5, (1, 36)), 5), (1, 6, 6), "row"),
     "images for a network on columns": (lambda: Pooled(nn.Conv2d(1, 5, (36, 1)), 5), (1, 6, 6), "column"),
