@@ -43,16 +43,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.engine_agreement import agreement_rows, machine
 from benchmarks.engine_networks import NETWORKS
-from benchmarks.engine_subjects import BATCH, Counted, Run, subjects
+from benchmarks.engine_subjects import BATCH, FORWARD, Counted, Run, subjects
 
 HERE = Path(__file__).resolve().parent
 
 #: Attack → (steps or queries, target classes) by size of network: the expensive ones get fewer steps.
 SMALL = {
     "pgd": (40, 1), "apgd-ce": (100, 1), "apgd-t": (100, 3), "square": (1000, 1), "finite-differences": (2000, 1),
+    "decision": (300, 1), "noise": (300, 1),
 }  # fmt: skip
 LARGE = {
     "pgd": (10, 1), "apgd-ce": (10, 1), "apgd-t": (10, 2), "square": (20, 1), "finite-differences": (300, 1),
+    "decision": (20, 1), "noise": (20, 1),
 }  # fmt: skip
 #: Most of those steps from so many points on: a run must end, and fewer would weigh how an attack begins.
 FEWER = ((1_000, 20),)
@@ -125,7 +127,7 @@ def measured(arguments: argparse.Namespace) -> Any:
                     y = torch.cat([network(part).argmax(1) for part in x.split(BATCH)])
                 for attack in arguments.attacks:
                     steps, targets = plan(attack, shape, n)
-                    expected = n * steps * targets * floor(network, x)[attack != "square"]
+                    expected = n * steps * targets * floor(network, x)[attack not in FORWARD]
                     if expected > arguments.most_seconds:
                         print(f"{name} {attack}-{steps} N={n} threads={threads}: left out, {expected:.0f} s a run")
                         continue

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.apgd import apgd
+from maskaudit.attacks.decision import decision_based
 from maskaudit.attacks.finite_differences import finite_differences
 from maskaudit.attacks.interface import Attempt
+from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.attacks.square import square
 from maskaudit.rng import PointRNG
@@ -22,9 +25,24 @@ from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Settings = Callable[[int, int], dict[str, Any]]
 
 #: Points per pass, for every engine.
 BATCH = 256
+#: Our attacks, and their settings from steps (or queries, or draws) and target classes.
+OURS: dict[str, tuple[Callable[..., Attempt], Settings]] = {
+    "pgd": (pgd, lambda steps, _: {"steps": steps}),
+    "apgd-ce": (apgd, lambda steps, _: {"steps": steps}),
+    "apgd-t": (apgd, lambda steps, targets: {"steps": steps, "loss": "targeted-dlr", "targets": targets}),
+    "square": (square, lambda steps, _: {"queries": steps}),
+    "finite-differences": (finite_differences, lambda steps, _: {"queries": steps}),
+    "decision": (decision_based, lambda steps, _: {"queries": steps}),
+    "noise": (random_noise, lambda steps, _: {"draws": steps}),
+}
+#: What no peer has in this form.
+ALONE = ("finite-differences", "decision", "noise")
+#: What passes forward alone.
+FORWARD = ("square", "decision", "noise")
 
 
 class Counted(nn.Module):
@@ -62,7 +80,7 @@ class Counted(nn.Module):
 def subjects(attack: str, steps: int, targets: int, eps: float) -> dict[str, Run]:
     """Engine → function (network, x, y) → examples, for one of the attacks of the benchmark."""
     found = {"maskaudit": _ours(attack, steps, targets, eps)}
-    if attack == "finite-differences":  # no peer has this form of it
+    if attack in ALONE:
         return found
     if importlib.util.find_spec("torchattacks"):
         found["torchattacks"] = _torchattacks(attack, steps, targets, eps)
@@ -79,17 +97,8 @@ def _ours(attack: str, steps: int, targets: int, eps: float) -> Run:
     def run(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         rng = PointRNG.create(0, attack, torch.arange(len(x), device=x.device))
         with Target(network, batch_size=BATCH, device=x.device) as target, target.late_checks():
-            attempt: Attempt
-            if attack == "pgd":
-                attempt = pgd(target, x, y, threat=threat, rng=rng, steps=steps)
-            elif attack == "apgd-ce":
-                attempt = apgd(target, x, y, threat=threat, rng=rng, steps=steps)
-            elif attack == "apgd-t":
-                attempt = apgd(target, x, y, threat=threat, rng=rng, steps=steps, loss="targeted-dlr", targets=targets)
-            elif attack == "square":
-                attempt = square(target, x, y, threat=threat, rng=rng, queries=steps)
-            else:
-                attempt = finite_differences(target, x, y, threat=threat, rng=rng, queries=steps)
+            function, settings = OURS[attack]
+            attempt: Attempt = function(target, x, y, threat=threat, rng=rng, **settings(steps, targets))
         return attempt.examples
 
     return run

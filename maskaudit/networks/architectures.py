@@ -20,6 +20,7 @@ from maskaudit.networks.layers import (
     Grey,
     QuantisedLayer,
     Residual,
+    Skipped,
     SmoothedUnits,
     TokenMixer,
 )
@@ -225,6 +226,48 @@ def small_vit(
         TokenMixer(width, tokens, depth, heads),
         nn.Linear(width, num_classes),
     )
+
+
+def conv_mixer(
+    in_channels: int = 3,
+    size: int | tuple[int, int] = 32,
+    num_classes: int = 10,
+    width: int = 64,
+    depth: int = 4,
+    kernel: int = 5,
+    patch: int = 2,
+) -> nn.Sequential:
+    """A ConvMixer (Trockman & Kolter 2022, arXiv 2201.09792, figure 2): images (N, C, H, W) → logits.
+
+    Args:
+        in_channels: colour channels, ≥ 1.
+        size: height and width in pixels, ≥ `patch`.
+        num_classes: ≥ 2.
+        width: channels of the patches, ≥ 1.
+        depth: pairs of a depthwise convolution over the image and one over the channels, ≥ 1.
+        kernel: side of the depthwise convolutions, odd.
+        patch: side of a square patch in pixels, ≥ 1.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+    height, shape_width = (size, size) if isinstance(size, int) else _pair(size)
+    _at_least("conv_mixer", in_channels=(in_channels, 1), patch=(patch, 1), depth=(depth, 1), kernel=(kernel, 1))
+    _at_least("conv_mixer", size=(min(height, shape_width), patch), num_classes=(num_classes, 2), width=(width, 1))
+    _at_most("conv_mixer", depth=depth, kernel=kernel)
+    if kernel % 2 == 0:
+        raise UsageError("conv_mixer expects kernel to be odd.")
+
+    def normalised(convolution: nn.Conv2d) -> nn.Sequential:
+        return nn.Sequential(convolution, nn.GELU(), nn.BatchNorm2d(width))
+
+    layers: list[nn.Module] = [normalised(nn.Conv2d(in_channels, width, patch, stride=patch))]
+    for _ in range(depth):
+        layers += [
+            Skipped(normalised(nn.Conv2d(width, width, kernel, groups=width, padding="same"))),
+            normalised(nn.Conv2d(width, width, 1)),
+        ]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
 
 
 def smoothed_units(

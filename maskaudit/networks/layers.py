@@ -17,6 +17,19 @@ LUMA = (0.299, 0.587, 0.114)
 RANGE_MOMENTUM = 0.1
 
 
+class Skipped(nn.Module):
+    """x + inner(x), for a module that keeps the shape."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The shape of `x`."""
+        out: Tensor = self.inner(x)
+        return x + out
+
+
 class Residual(nn.Module):
     """x + conv(relu(conv(relu(x)))), without normalisation; a 1×1 convolution where shapes change (He et al. 2016)."""
 

@@ -17,6 +17,7 @@ from maskaudit.declared.kinds import shown
 from maskaudit.errors import UsageError
 from maskaudit.networks.architectures import (
     ACTIVATIONS,
+    conv_mixer,
     mlp,
     resnet,
     small_cnn,
@@ -30,6 +31,7 @@ __all__ = [
     "ACTIVATIONS",
     "ARCHITECTURES",
     "build",
+    "conv_mixer",
     "is_built_in",
     "mlp",
     "parse",
@@ -48,6 +50,7 @@ ARCHITECTURES: Mapping[str, Callable[..., nn.Module]] = {
     "small_resnet": small_resnet,
     "resnet": resnet,
     "small_vit": small_vit,
+    "conv_mixer": conv_mixer,
     "mlp": mlp,
     "smoothed_units": smoothed_units,
 }

@@ -35,6 +35,8 @@ from maskaudit.networks.registry import (
         ("small_vit(width=4, depth=1)", (1, 8, 8), 10),
         ("small_vit(in_channels=3, size=(4, 8), width=6, heads=3, patch=4, num_classes=5)", (3, 4, 8), 5),
         ("mlp(hidden=7)", (1, 8, 8), 10),
+        ("conv_mixer(width=4, depth=1, kernel=3)", (3, 32, 32), 10),
+        ("conv_mixer(in_channels=1, size=(9, 5), width=3, depth=2, patch=4, num_classes=4)", (1, 9, 5), 4),
         ("resnet(width=2, blocks=(1, 2))", (3, 32, 32), 10),
         ("resnet(in_channels=1, size=(9, 5), width=2, blocks=(1,), num_classes=3)", (1, 9, 5), 3),
         ("resnet(width=2, blocks=(1,), grey=True)", (3, 8, 8), 10),
@@ -101,6 +103,9 @@ def test_every_activation_is_used_in_every_hidden_layer(name: str) -> None:
         ("small_resnet(blocks=0)", "blocks"),
         ("small_vit(size=9)", "multiple of patch"),
         ("small_vit(width=5)", "multiple of heads"),
+        ("conv_mixer(kernel=4)", "kernel to be odd"),
+        ("conv_mixer(kernel=65)", "kernel to be at most 64"),
+        ("conv_mixer(size=1)", "size"),
         ("smoothed_units(sigma=0)", "sigma"),
     ],
 )
@@ -137,7 +142,7 @@ def test_spec_for_completes_and_checks_against_the_data() -> None:
     assert spec_for((5,), 3) == "mlp(in_features=5, num_classes=3)"
     with pytest.raises(UsageError, match="num_classes=3, but the data needs num_classes=10"):
         spec_for((1, 8, 8), 10, "small_cnn(num_classes=3)")
-    for images_only in ("small_cnn", "small_resnet", "small_vit"):
+    for images_only in ("small_cnn", "small_resnet", "small_vit", "conv_mixer"):
         with pytest.raises(UsageError, match=f"{images_only} needs images.*use mlp"):
             spec_for((5,), 3, images_only)
     assert spec_for((1, 8, 8), 10, "small_vit") == "small_vit(in_channels=1, size=8, num_classes=10)"
