@@ -109,7 +109,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         points=_points(ledger, state.certified),
         evidence={"file": None, "sha256": None},
         figures=state.figures,
-        notes=(*state.notes, *filter(None, [target.too_many]), *map(sentence, state.branches.values())),
+        notes=(*state.notes, *filter(None, [target.batches.refusal]), *map(sentence, state.branches.values())),
         trace=state.trace,
         plan=state.adaptive.to_dict() if state.adaptive else {},
         partial=Partial(broken_off, judged=not unfinished) if broken_off and partial else None,
@@ -119,7 +119,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
             "forwards": target.ledger.forwards,
             "backwards": target.ledger.backwards,
             "peak_memory": peak(),
-            "points_per_pass": target.points_per_pass,
+            "points_per_pass": target.batches.size,
         },
     )
 

@@ -198,7 +198,7 @@ def measure(context: ProbeContext) -> Measurement:
 
 
 def _over_batches(context: ProbeContext, objective: PointObjective, stream: str, n: int) -> Curvature:
-    size = context.target.points_per_pass
+    size = context.target.batches.size
     parts = []
     for start in range(0, n, size):
         rows = slice(start, min(start + size, n))

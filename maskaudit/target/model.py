@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,29 +23,26 @@ from maskaudit import foreign
 from maskaudit.errors import GradientError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
+from maskaudit.target.batches import Batches, Part
 from maskaudit.target.belongings import Belongings
 from maskaudit.target.chunks import FixedBatch
 from maskaudit.target.form import SINGLE, Form
 from maskaudit.target.gradient import Gradient
-from maskaudit.target.memory import give_back
 from maskaudit.target.passes import (
     BATCH,
     Normaliser,
     PassLedger,
     differentiate,
-    failed_itself,
     of_the_model,
     out_of_memory,
     sentence_of,
 )
 from maskaudit.target.preserve import open_checkpoints, preserved
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns, refuse_nan
-from maskaudit.target.world import Modes, RandomState, TorchFlags
+from maskaudit.target.world import Modes, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""
-
-Part = TypeVar("Part")
 
 
 class Target:
@@ -68,8 +65,7 @@ class Target:
         seed: seeds the global generators while the target is open, for models that draw from them.
 
     Attributes:
-        points_per_pass: the batch size, halved whenever memory did not suffice or the model failed on so many points.
-        too_many: a sentence on how many points the model fails on, though it answers fewer; empty where it does not.
+        batches: how many points are asked at once now.
         before_pass: called before every batch; may raise to end the work.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
@@ -105,7 +101,7 @@ class Target:
             self.model, self.form = model.module, self.form.changed(most=model.size)
         self.draws = draws
         self.reject_class = reject_class
-        self.batch_size = self.points_per_pass = batch_size
+        self.batch_size, self.batches = batch_size, Batches(batch_size)
         self.device = torch.device(device)
         self.seed = seed
         self.ledger = PassLedger()
@@ -113,8 +109,6 @@ class Target:
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
         self.worked_out: dict[str, object] = {}
-        self.too_many = ""
-        self._answered = 0
         self._flags = TorchFlags.read()
         self._stack: contextlib.ExitStack | None = None
         self._start: Belongings | None = None
@@ -193,12 +187,12 @@ class Target:
     def raw(self, x: Tensor) -> Tensor:
         """One fresh forward pass per point without gradient: what the model returned, float32 (N, K)."""
         with torch.no_grad():
-            return torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._call)))
+            return torch.cat(self._in_batches(len(x), lambda rows: self._answer(x[rows], self._call)))
 
     def scores(self, x: Tensor) -> Tensor:
         """Class scores (N, K) without gradient, averaged over `draws` passes."""
         with torch.no_grad():
-            parts = self._batches(len(x), lambda rows: self._scores_of_batch(x[rows]))
+            parts = self._in_batches(len(x), lambda rows: self._scores_of_batch(x[rows]))
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _scores_of_batch(self, x: Tensor) -> Tensor:
@@ -220,7 +214,7 @@ class Target:
         def gradient(rows: slice) -> Gradient:
             return self._gradient_of_batch(x[rows], torch.arange(rows.start, rows.stop, device=x.device), objective)
 
-        return Gradient.joined(self._batches(len(x), gradient))
+        return Gradient.joined(self._in_batches(len(x), gradient))
 
     def differentiable_scores(self, x: Tensor) -> Tensor:
         """Class scores (N, K) of one batch with the graph to `x` kept, one draw; for callers that differentiate twice.
@@ -347,7 +341,7 @@ class Target:
     def answers(self, x: Tensor) -> Tensor:
         """What the model returned for points (N, …) in one pass, (N, K) with K ≥ 1: no kind is presumed."""
         with torch.no_grad():
-            found = torch.cat(self._batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
+            found = torch.cat(self._in_batches(len(x), lambda rows: self._answer(x[rows], self._columns)))
         refuse_nan(int(found.isnan().any(dim=1).sum()), len(x))
         return found
 
@@ -411,39 +405,6 @@ class Target:
             raise ModelError(f"The model returned {scores.shape[1]} scores, and {self._classes} before.")
         return scores
 
-    def _takes_fewer(self, error: Exception, size: int) -> bool:
-        """Whether a batch may have been too large: the code of a model raised that answered smaller ones alone."""
-        return 0 < self._answered < size and failed_itself(error)
-
-    def _batches(self, n: int, do: Callable[[slice], Part]) -> list[Part]:
-        """What is done to every batch of `n` points; one that is too large for memory or the model is halved.
-
-        Passes of the failed attempt do not count.
-        """
-        parts, start, refused = list[Part](), 0, None
-        while start < n:
-            rows = slice(start, min(start + self.points_per_pass, n))
-            size = rows.stop - rows.start
-            before, drawn = self.ledger.copy(), RandomState() if self.random else None
-            if self.before_pass is not None:
-                self.before_pass()
-            try:
-                parts.append(do(rows))
-            except Exception as error:
-                if size == 1 or not (out_of_memory(error) or self._takes_fewer(error, size)):
-                    if refused is None:
-                        raise
-                    raise refused  # noqa: B904 - the failure at the size that was asked for, with its own cause
-                refused = refused or (None if out_of_memory(error) else error)
-            else:
-                start, self._answered = rows.stop, max(self._answered, size)
-                if refused is not None:
-                    self.too_many = f"The model is asked at most {size} points at once (--batch-size). {refused}."
-                    refused = None
-                continue
-            self.points_per_pass = size // 2  # outside the clause, which holds what ran out
-            self.ledger.forwards, self.ledger.backwards = before.forwards, before.backwards
-            if drawn is not None:
-                drawn.restore()
-            give_back(self.device)
-        return parts
+    def _in_batches(self, n: int, do: Callable[[slice], Part]) -> list[Part]:
+        """What is done to every batch of `n` points."""
+        return self.batches.run(n, do, self.ledger, self.device, random=self.random, before=self.before_pass)

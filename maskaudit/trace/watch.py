@@ -110,7 +110,7 @@ def watch_points(
 
     watcher = CallWatcher(as_written(target.model), handle)
     form = target.form
-    size = 1 if form.alone else form.most or target.points_per_pass
+    size = 1 if form.alone else form.most or target.batches.size
     for start in range(0, len(x), size):
         batch = x[start : start + size]
         meant = len(batch)

@@ -50,7 +50,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_results_stay(raised: Exception)
             torch.manual_seed(3)
             first = target.scores(x[:5])
             seen.append((gradient.grad, gradient.scores.shape, first, target.ledger, target.raw(x).shape))
-            assert target.points_per_pass == most
+            assert target.batches.size == most
             assert target.batch_size == 40
     for one, other in zip(*seen, strict=True):
         assert torch.equal(one, other) if isinstance(one, Tensor) else one == other
@@ -59,7 +59,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_results_stay(raised: Exception)
 def test_one_point_that_does_not_fit_is_an_error() -> None:
     with Target(cramped(0, MemoryError())) as target, pytest.raises(ModelError, match="MemoryError on input of shape"):
         target.scores(torch.rand(4, 6))
-    assert target.points_per_pass == 1
+    assert target.batches.size == 1
 
 
 def picky(x: Tensor, most: list[int]) -> Tensor:
@@ -74,10 +74,10 @@ def test_a_model_that_takes_few_points_is_asked_few_and_the_note_says_so() -> No
     with Target(lambda points: picky(points, [20]), batch_size=64) as target:
         assert torch.equal(target.scores(x[:3]), x[:3, :3])
         assert torch.equal(target.scores(x), x[:, :3])
-        assert target.points_per_pass == 16
+        assert target.batches.size == 16
         assert target.ledger == PassLedger(103, 0)
-    assert "at most 16 points at once (--batch-size)" in target.too_many
-    assert "ValueError on input of shape (64, 6): fewer points, please" in target.too_many
+    assert "at most 16 points at once (--batch-size)" in target.batches.refusal
+    assert "ValueError on input of shape (64, 6): fewer points, please" in target.batches.refusal
 
 
 @pytest.mark.parametrize("known", [0, 3, 64])
@@ -89,7 +89,7 @@ def test_a_failure_that_size_does_not_explain_is_told_as_it_first_was(known: int
         most[0] = 0
         with pytest.raises(ModelError, match=r"ValueError on input of shape \(64, 6\): fewer points"):
             target.scores(x)
-    assert target.too_many == ""
+    assert target.batches.refusal == ""
 
 
 PROGRAM = """
@@ -105,7 +105,7 @@ x = torch.linspace(0, 1, 32).reshape(32, 1).repeat(1, 4)
 most = held() + int(sys.argv[1]) * 2**20 if len(sys.argv) > 1 else None
 with limited(most), Target(model, batch_size=32) as target:
     found = target.value_and_grad(x, lambda scores, rows: scores[:, 0])
-    print(found.grad.sum().item(), target.ledger, target.points_per_pass, peak() >> 20)
+    print(found.grad.sum().item(), target.ledger, target.batches.size, peak() >> 20)
 """
 
 

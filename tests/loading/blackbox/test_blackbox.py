@@ -200,8 +200,8 @@ def test_a_service_that_takes_fewer_points_is_asked_fewer() -> None:
     with serving(few) as url, Target(patient(url)[0], batch_size=60) as target:
         assert target.scores(X[:3]).shape == (3, 3)
         assert target.scores(X).shape == (60, 3)
-        assert target.points_per_pass == 30
-    assert "takes fewer than 60 points per request" in target.too_many
+        assert target.batches.size == 30
+    assert "takes fewer than 60 points per request" in target.batches.refusal
 
 
 def test_queries_are_counted_and_kept_to_the_limit() -> None:
