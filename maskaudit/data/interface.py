@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -206,9 +206,13 @@ class Dataset:
                 f"{self.name}: expected one name for each of {self.num_classes} classes, got {len(self.class_names)}."
             )
 
+    def _parts(self) -> Iterator[Tensor]:
+        """The inputs in portions that are worth little memory."""
+        for rows in chunks(len(self.x), math.prod(self.point_shape)):
+            yield self.x[rows]
+
     def _check_values(self) -> None:
-        portions = chunks(len(self.x), math.prod(self.point_shape))
-        finite = torch.cat([torch.isfinite(self.x[rows]).flatten(1).all(dim=1) for rows in portions])
+        finite = torch.cat([torch.isfinite(x).flatten(1).all(dim=1) for x in self._parts()])
         if not bool(finite.all()):
             bad = int((~finite).sum())
             first = int((~finite).nonzero()[0])
@@ -220,8 +224,10 @@ class Dataset:
         slack = ROUNDING_ULPS * FLOAT32_EPS * max(abs(low), abs(high))
         smallest, largest = float(self.x.min()), float(self.x.max())
         if smallest < low - slack or largest > high + slack:
+            outside = torch.cat([((x < low - slack) | (x > high + slack)).flatten(1).any(dim=1) for x in self._parts()])
             raise InputError(
-                f"{self.name}: inputs range over {smallest:g} … {largest:g}, outside the bounds {low:g},{high:g}; "
+                f"{self.name}: inputs range over {smallest:g} … {largest:g}, outside the bounds {low:g},{high:g} in "
+                f"{int(outside.sum())} of {len(outside)} points; "
                 f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}"
                 + (", with --std 255 for a model of inputs in 0 … 1." if smallest >= 0 and 16 < largest <= 255 else ".")
             )
