@@ -136,7 +136,7 @@ def audited(name: str, budget: str, kept: Path | None) -> Record:
         sizes = {one.name: one.stat().st_size for one in out.iterdir()}
     timing = document["timing"]
     return {
-        "label": document["verdict"]["label"], "mechanisms": [m["name"] for m in document["verdict"]["mechanisms"]],
+        "label": document["verdict"]["label"], "mechanisms": [m["id"] for m in document["verdict"]["mechanisms"]],
         "points": len(document["points"]["index"]), "parameters": document["target"]["parameters"],
         "forwards": timing["forwards"], "backwards": timing["backwards"], "peak": timing["peak_memory"],
         "html": sizes["report.html"], "json": sizes["audit.json"], "evidence": sum(
