@@ -1,4 +1,4 @@
-"""The benchmark of networks of the size of ImageNet, made small: subjects answer rightly, rows name what audits took."""
+"""The benchmark of networks of the size of ImageNet, made small: subjects answer rightly, rows name what it took."""
 
 from __future__ import annotations
 
