@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,18 @@ def dataset(
     separate = all(key in arrays for key in TRAIN_KEYS)
     wanted = {"test": [test], "train": [TRAIN_KEYS], "all": [TRAIN_KEYS, test]}[split] if separate else [test]
     notes: list[str] = []
-    y = torch.cat([_labels(path, key, arrays[key]) for _, key in wanted])
+    labels = {key: _labels(path, key, arrays[key]) for _, key in ([test, TRAIN_KEYS] if separate else [test])}
+    y = torch.cat([labels[key] for _, key in wanted])
     rows = chosen_rows(y, limit, draw)
     x = _chosen(path, [(key, arrays[key], len(arrays[of])) for key, of in wanted], rows, bounds, notes)
     if not separate:
         notes.append("The file has no x_train and y_train: its train and test splits are the same points.")
     names = _class_names(path, arrays)
-    label_arrays = [arrays[keys[1]] for keys in ([test, TRAIN_KEYS] if separate else [test])]
     return Dataset(
         name=str(path),
         x=x,
         y=y[rows],
-        num_classes=_num_classes(path, arrays, label_arrays, names),
+        num_classes=_num_classes(path, arrays, labels.values(), names),
         bounds=bounds,
         class_names=names,
         split=split,
@@ -117,8 +117,13 @@ def _labels(path: Path, key: str, array: np.ndarray) -> Tensor:
     if array.ndim != 1:
         hint = "; one-hot labels become class numbers with .argmax(axis=1)" if array.ndim == 2 else ""
         raise InputError(f"{path}: {key} must have shape (N,), one class number per input, got {array.shape}{hint}.")
-    if array.dtype.kind not in "iu":
-        raise InputError(f"{path}: {key} must be integer class numbers, got {array.dtype}; convert with .astype(int).")
+    if array.dtype.kind not in "iufb":
+        raise InputError(f"{path}: {key} must be class numbers, got {array.dtype}; convert with .astype(int).")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+        strange = array[~((array == np.round(array)) & (np.abs(array) < 2**53))]
+        if len(strange):
+            raise InputError(f"{path}: {key} must be class numbers, found {float(strange[0]):g}.")
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -142,7 +147,7 @@ def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...
 
 
 def _num_classes(
-    path: Path, arrays: Mapping[str, np.ndarray], labels: list[np.ndarray], names: tuple[str, ...] | None
+    path: Path, arrays: Mapping[str, np.ndarray], labels: Iterable[Tensor], names: tuple[str, ...] | None
 ) -> int:
     if "num_classes" in arrays:
         declared = arrays["num_classes"]
@@ -153,4 +158,4 @@ def _num_classes(
         return int(declared.reshape(-1)[0])
     if names is not None:
         return len(names)
-    return max((int(array.max()) + 1 for array in labels if array.dtype.kind in "iu" and array.size), default=0)
+    return max((int(array.max()) + 1 for array in labels if len(array)), default=0)

@@ -227,12 +227,19 @@ class Dataset:
             outside = torch.cat([((x < low - slack) | (x > high + slack)).flatten(1).any(dim=1) for x in self._parts()])
             raise InputError(
                 f"{self.name}: inputs range over {smallest:g} … {largest:g}, outside the bounds {low:g},{high:g} in "
-                f"{int(outside.sum())} of {len(outside)} points; "
-                f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}"
-                + (", with --std 255 for a model of inputs in 0 … 1." if smallest >= 0 and 16 < largest <= 255 else ".")
+                f"{int(outside.sum())} of {len(outside)} points; {self._remedy(smallest, largest)}"
             )
         if smallest < low or largest > high:
             object.__setattr__(self, "x", self.x.clamp(low, high))
+
+    def _remedy(self, smallest: float, largest: float) -> str:
+        """What to do about inputs of such a range."""
+        bounds = f"give the bounds your model's inputs really have, for example --bounds {_suggest(smallest, largest)}"
+        if self.columns:
+            return f"give each column its own bounds with --features FILE; or {bounds}."
+        return bounds + (
+            ", with --std 255 for a model of inputs in 0 … 1." if smallest >= 0 and 16 < largest <= 255 else "."
+        )
 
 
 def _plain(name: str) -> str:
@@ -312,4 +319,5 @@ def _suggest(smallest: float, largest: float) -> str:
     for low, high in ((0, 1), (-1, 1), (0, 255)):
         if smallest >= low and largest <= high:
             return f"{low},{high}"
-    return f"{math.floor(smallest)},{math.ceil(largest)}"
+    step = 10.0 ** (math.floor(math.log10(largest - smallest)) - 2) if largest > smallest else 1.0
+    return f"{math.floor(smallest / step) * step:.6g},{math.ceil(largest / step) * step:.6g}"

@@ -24,6 +24,8 @@ MAX_COLUMNS, MAX_ROWS, MAX_CELL = 100_000, 10_000_000, 1_000
 CELL_BYTES = 100
 #: What may separate the cells of a line, the likeliest first.
 SEPARATORS = (",", ";", "\t", "|")
+#: Cells that say yes or no.
+TRUTHS = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0, "true": 1.0, "false": 0.0}
 #: Names of the column with the labels where none is named.
 TARGETS = ("target", "label", "class", "y")
 
@@ -134,9 +136,12 @@ def _check_names(path: Path, names: Sequence[str], rows: int) -> None:
         )
     if not 1 <= rows <= MAX_ROWS:
         raise InputError(f"{path} has {f'more than {MAX_ROWS}' if rows else 'no'} rows below the names of its columns.")
-    twice = [name for name, times in Counter(names).items() if times > 1 or not name]
+    if "" in names:
+        index = "; pandas writes such a column of row numbers unless it is told index=False" if not names[0] else ""
+        raise InputError(f"{path}: column {names.index('') + 1} has no name{index}.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise InputError(f"{path}: every column needs a name of its own; found {printable(twice[0], 60)!r}.")
+        raise InputError(f"{path}: two columns are called {printable(twice[0], 60)!r}.")
 
 
 def _dataset(
@@ -186,6 +191,9 @@ def _labels(path: Path, name: str, values: np.ndarray) -> tuple[torch.Tensor, tu
 
 
 def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
+    """The cells of a column; True and False, as pandas writes them, are 1 and 0."""
+    if values.dtype == object and set(values.tolist()) <= TRUTHS.keys():
+        values = np.array([TRUTHS[value] for value in values.tolist()])
     try:
         with np.errstate(over="ignore"):
             return values.astype(np.float64).astype(np.float32)

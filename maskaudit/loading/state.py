@@ -86,7 +86,10 @@ def _misfit(weights: Weights, source: str, spec: str) -> str:
         return f"{source} does not fit {spec}: {_few(wrong)}; check the SPEC's arguments."
     both = (("missing", weights.missing), ("unexpected", weights.unexpected))
     problems = "; ".join(f"{word} {_few(names)}" for word, names in both if names)
-    return f"{source} does not fit {spec}: {problems}. Check that the SPEC is the right one."
+    remedy = "Check that the SPEC is the right one"
+    if any(".lora_A." in name or ".lora_B." in name for name in weights.unexpected):
+        remedy = "It holds an adapter beside its weights: merge it first (merge_and_unload of peft), and save the result"
+    return f"{source} does not fit {spec}: {problems}. {remedy}."
 
 
 def _check_tied(module: nn.Module, weights: Weights, source: str, spec: str) -> None:

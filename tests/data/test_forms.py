@@ -126,11 +126,21 @@ def test_what_a_column_of_labels_needs(tmp_path: Path) -> None:
         load_data("digits", target="outcome")
 
 
+def test_yes_and_no_are_numbers(tmp_path: Path) -> None:
+    data = load_data(str(text(tmp_path, "ill,smokes,outcome\nTrue,false,1\nFalse,true,0\n")), target="outcome")
+    assert data.x.tolist() == [[1, 0], [0, 1]]
+
+
 TABLES = {
     "a text among numbers": (csv_text().replace("0.0,", "old,", 1), "column 'age' holds 'old', no number"),
     "an empty cell": (csv_text().replace("0.0,", ",", 1), "column 'age' holds '', no number; fill the gap"),
     "a missing cell": (csv_text() + "1,2\n", "line 14 has 2 cells"),
-    "twice the same name": (csv_text().replace("dose", "age"), "a name of its own; found 'age'"),
+    "twice the same name": (csv_text().replace("dose", "age"), "two columns are called 'age'"),
+    "row numbers": (
+        "," + csv_text().replace("\n", "\n0,").removesuffix("0,"),
+        "column 1 has no name; pandas .*index=False",
+    ),
+    "out of bounds": (csv_text().replace("0.0,", "9.0,", 1), "give each column its own bounds with --features FILE"),
     "no rows": (csv_text().split("\n")[0] + "\n", "has no rows"),
     "one column": ("a\n1\n2\n", "has 1 columns"),
     "an open quote": (csv_text() + '"1,2\n', "no text table"),

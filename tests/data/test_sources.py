@@ -118,6 +118,14 @@ def test_npz_declared_classes(tmp_path: Path) -> None:
     assert named.num_classes == 3
 
 
+@pytest.mark.parametrize("kind", [float, np.float32, np.float16, bool])
+def test_labels_as_losses_want_them(tmp_path: Path, kind: type) -> None:
+    labels = LABELS % 2
+    data = load_data(save(tmp_path / "d.npz", x=RNG.random((6, 5)), y=labels.astype(kind)))
+    assert data.y.tolist() == labels.tolist()
+    assert data.num_classes == 2
+
+
 X = RNG.random((6, 5))
 BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "wrong keys": ({"a": X, "labels": LABELS}, "expected the arrays x and y, found a, labels"),
@@ -126,7 +134,13 @@ BAD_ARRAYS: dict[str, tuple[Arrays, str]] = {
     "float32 overflow": ({"x": X * 1e300, "y": LABELS}, "infinite"),
     "outside bounds": ({"x": X * 255, "y": LABELS}, "--bounds 0,255"),
     "integer pixels": ({"x": np.zeros((6, 5), dtype=np.int64), "y": LABELS}, "must be float"),
-    "float labels": ({"x": X, "y": LABELS.astype(float)}, "integer class numbers"),
+    "half a class": ({"x": X, "y": LABELS / 2}, "y must be class numbers, found 0.5"),
+    "endless label": ({"x": X, "y": np.where(LABELS == 1, np.inf, 0.0)}, "y must be class numbers, found inf"),
+    "labels in words": ({"x": X, "y": np.array(["a", "b"] * 3)}, "must be class numbers, got <U1"),
+    "a little outside": (
+        {"x": X * 0 + np.linspace(-0.01, 1.01, 5), "y": LABELS},
+        "in 6 of 6 points.*--bounds -0.01,1.01",
+    ),
     "one-hot": ({"x": X, "y": np.eye(6, dtype=int)}, "shape \\(N,\\).*argmax\\(axis=1\\)"),
     "one-hot as float": ({"x": X, "y": np.eye(6)}, "argmax\\(axis=1\\)"),
     "one class": ({"x": X, "y": LABELS * 0}, "at least 2 classes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,57 @@ def test_quantised_operators_are_right(tmp_path: Path) -> None:
     found = load_model(str(tmp_path / "m.onnx")).module(x)
     exact = (torch.round(x * 255) / 255) @ (weight.float() * 0.01)
     assert float((found - exact).abs().max()) <= 0.05 / 2 + 1e-6
+
+
+def steps(x: Tensor, scale: float, zero: int) -> Tensor:
+    """What 8-bit whole numbers stand for."""
+    return scale * ((x / scale).round() + zero).clamp(0, 255) - scale * zero
+
+
+#: Quantised operators of ONNX Runtime: inputs and attributes, and what they compute of real numbers.
+W8 = torch.arange(-30, 30).reshape(5, 12).to(torch.int8)
+RUNTIME: dict[str, tuple[str, list[str], dict[str, Any], Callable[[Tensor], Tensor]]] = {
+    "sum": ("QLinearAdd", ["q", "s", "z", "q", "s", "z", "ys", "yz"], {}, lambda x: x + x),
+    "product": ("QLinearMul", ["q", "s", "z", "q", "s", "z", "ys", "yz"], {}, lambda x: x * x),
+    "sigmoid": ("QLinearSigmoid", ["q", "s", "z", "ys", "yz"], {}, torch.sigmoid),
+    "slope": ("QLinearLeakyRelu", ["q", "s", "z", "ys", "yz"], {"alpha": 0.2}, lambda x: x),
+    "side by side": (
+        "QLinearConcat", ["ys", "yz", "q", "s", "z", "q", "s", "z"], {"axis": 1}, lambda x: torch.cat([x, x], 1),
+    ),
+    "layer": (
+        "QGemm", ["q", "s", "z", "w", "ws", "", "c", "ys", "yz"], {"transB": 1},
+        lambda x: x @ (0.01 * W8.float()).T + torch.arange(5) * 0.01 / 255,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("operator", "inputs", "attributes", "exact"), RUNTIME.values(), ids=RUNTIME)
+def test_quantised_operators_of_onnx_runtime_are_right_and_have_steps(
+    tmp_path: Path, operator: str, inputs: list[str], attributes: dict[str, Any], exact: Callable[[Tensor], Tensor]
+) -> None:
+    byte = torch.uint8
+    weights = {"s": torch.tensor(1 / 255), "z": torch.tensor(0, dtype=byte), "ys": torch.tensor(0.05), "w": W8,
+               "yz": torch.tensor(128, dtype=byte), "ws": torch.tensor(0.01), "c": torch.arange(5).int()}  # fmt: skip
+    nodes = [
+        HELPER.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q"),
+        HELPER.make_node(operator, inputs, ["p"], "m", domain="com.microsoft", **attributes),
+        HELPER.make_node("DequantizeLinear", ["p", "ys", "yz"], ["y"], "d"),
+    ]
+    model = tiny(nodes, [2, 12], weights)
+    model.opset_import.append(HELPER.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    module, x = load_model(str(tmp_path / "m.onnx")).module, torch.rand(2, 12)
+    assert torch.allclose(module(x), steps(exact(steps(x, 1 / 255, 0)), 0.05, 128), atol=1e-5)
+    assert {"m/QuantizeLinear"} <= {name for name, _ in module.named_modules()}
+
+
+def test_quantised_operators_that_are_not_converted_are_named(tmp_path: Path) -> None:
+    for operator, attributes, says in (
+        ("QAttention", {}, "not converted: com.microsoft.QAttention"),
+        ("QLinearGlobalAveragePool", {"channels_last": 1}, "channels last, which is not converted"),
+    ):
+        model = tiny([HELPER.make_node(operator, ["x"], ["y"], "m", domain="com.microsoft", **attributes)], [2, 6])
+        model.opset_import.append(HELPER.make_opsetid("com.microsoft", 1))
+        onnx.save(model, tmp_path / "m.onnx")
+        with pytest.raises(InputError, match=says):
+            load_model(str(tmp_path / "m.onnx"))

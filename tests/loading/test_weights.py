@@ -163,6 +163,15 @@ def test_leftovers_of_the_network_itself_are_refused(net: Net, tmp_path: Path) -
         load_model(str(tmp_path / "m.pt"), arch=ARCH)
 
 
+def test_an_adapter_that_was_not_merged_is_named(net: Net, tmp_path: Path) -> None:
+    state = {
+        name.replace("head.", "base_model.model.head.base_layer."): value for name, value in net.state_dict().items()
+    }
+    torch.save({**state, "base_model.model.head.lora_A.default.weight": torch.ones(2, 3)}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"It holds an adapter .* merge it first .merge_and_unload of peft"):
+        load_model(str(tmp_path / "m.pt"), arch=ARCH)
+
+
 def shards(net: nn.Module, folder: Path) -> Path:
     """The layout that transformers and huggingface_hub write."""
     state = net.state_dict()

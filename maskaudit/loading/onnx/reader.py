@@ -28,6 +28,7 @@ from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
 from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
+from maskaudit.loading.onnx.runtime import plain_quantised
 from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.tables import one_input, plain_tables
 from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
@@ -57,6 +58,7 @@ def read(file: ModelFile, options: Options) -> Contents:
         check_count(count_fields(file.data), MAX_FIELDS, "fields")
         given, columns = one_input(onnx, inlined(onnx, onnx.load_model_from_string(file.data)))
         model, asked = plain_tables(onnx, given)
+        model = plain_quantised(onnx, model)
         graph = model.graph
         check_count(sum(1 for _ in every_node(graph.node)), MAX_NODES, "operators")
         opset = _opset(file.source, model)

@@ -42,7 +42,7 @@ def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
     graph, scores = copy.graph, [node.input[0] for node in tables if node.op_type == "ZipMap"]
     nodes: list[Any] = []
     for place, node in enumerate(graph.node):
-        nodes += _Writer(onnx, node, place).nodes() if node.domain == DOMAIN else [node]
+        nodes += Writer(onnx, node, place).nodes() if node.domain == DOMAIN else [node]
     del graph.node[:]
     graph.node.extend(nodes)
     _answer_with(onnx, graph, scores)
@@ -103,7 +103,7 @@ def _is_column(given: Any) -> bool:
     return kind.elem_type in REAL | WHOLE and len(kind.shape.dim) == 2 and kind.shape.dim[1].dim_value == 1
 
 
-class _Writer:
+class Writer:
     """Writes one node in standard operators."""
 
     def __init__(self, onnx: Any, node: Any, place: int) -> None:
@@ -131,20 +131,25 @@ class _Writer:
         values = list(self.given.get(name, ()))
         check_count(len(values), MAX_NUMBERS, "numbers")
         array = np.asarray(values, dtype=np.float32).reshape(shape)
-        return self.add("Constant", [], value=self.onnx.numpy_helper.from_array(array, f"{self.name}/{name}"))
+        return self.constant(array)
+
+    def constant(self, value: Any) -> str:
+        """Real numbers that do not depend on the input."""
+        array = np.asarray(value, dtype=np.float32)
+        return self.add("Constant", [], value=self.onnx.numpy_helper.from_array(array))
 
     def floats(self) -> str:
         """The input as real numbers."""
         return self.add("Cast", [self.node.input[0]], to=1)
 
 
-def _scaler(w: _Writer) -> None:
+def _scaler(w: Writer) -> None:
     """(x − offset) · scale, by column."""
     shifted = w.add("Sub", [w.floats(), w.numbers("offset")])
     w.add("Mul", [shifted, w.numbers("scale")], w.node.output[0])
 
 
-def _normalizer(w: _Writer) -> None:
+def _normalizer(w: Writer) -> None:
     """Rows divided by the sum of their magnitudes, or by their length."""
     kind = w.given.get("norm", b"MAX").decode()
     if kind not in ("L1", "L2"):
@@ -152,7 +157,7 @@ def _normalizer(w: _Writer) -> None:
     w.add("LpNormalization", [w.floats()], w.node.output[0], axis=1, p=int(kind[1]))
 
 
-def _linear(w: _Writer) -> str:
+def _linear(w: Writer) -> str:
     """x · coefficientsᵀ + intercepts (N, K)."""
     held = w.given.get("intercepts", ())
     classes = len(held) or len(w.given.get("classlabels_ints", ())) or int(w.given.get("targets", 1))
@@ -161,7 +166,7 @@ def _linear(w: _Writer) -> str:
     return w.add("Add", [product, w.numbers("intercepts")]) if held else product
 
 
-def _transformed(w: _Writer, x: str, output: str) -> None:
+def _transformed(w: Writer, x: str, output: str) -> None:
     """What `post_transform` makes of scores."""
     kind = w.given.get("post_transform", b"NONE").decode()
     if kind == "SOFTMAX":
@@ -172,7 +177,7 @@ def _transformed(w: _Writer, x: str, output: str) -> None:
         raise ValueError(f"{w.node.op_type} ends in {kind[:40]}, which is not converted")
 
 
-def _linear_classifier(w: _Writer) -> None:
+def _linear_classifier(w: Writer) -> None:
     """Scores of all classes; the class that leads is left to the reader."""
     if len(w.node.output) != 2:
         raise ValueError("LinearClassifier gives no scores")
@@ -180,23 +185,23 @@ def _linear_classifier(w: _Writer) -> None:
     w.add("ArgMax", [w.node.output[1]], w.node.output[0], axis=1, keepdims=0)
 
 
-def _linear_regressor(w: _Writer) -> None:
+def _linear_regressor(w: Writer) -> None:
     _transformed(w, _linear(w), w.node.output[0])
 
 
-def _features(w: _Writer) -> None:
+def _features(w: Writer) -> None:
     """Inputs side by side."""
     w.add("Concat", [w.add("Cast", [name], to=1) for name in w.node.input], w.node.output[0], axis=1)
 
 
-def _imputer(w: _Writer) -> None:
+def _imputer(w: Writer) -> None:
     """Gaps are filled; points have none."""
     if not math.isnan(w.given.get("replaced_value_float", 0.0)):
         raise ValueError("Imputer replaces numbers, not gaps, which is not converted")
     w.add("Identity", [w.node.input[0]], w.node.output[0])
 
 
-WRITERS: Mapping[str, Callable[[_Writer], None]] = {
+WRITERS: Mapping[str, Callable[[Writer], None]] = {
     "Scaler": _scaler,
     "Normalizer": _normalizer,
     "LinearClassifier": _linear_classifier,
@@ -220,14 +225,16 @@ def _answer_with(onnx: Any, graph: Any, scores: Sequence[str]) -> None:
 
 
 def _prune(graph: Any) -> None:
-    """Drop the nodes that no output hangs on."""
+    """Drop the nodes and constants that no output hangs on: names of classes among them."""
     needed, kept = {item.name for item in graph.output}, list[Any]()
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             needed.update(node.input)
             kept.insert(0, node)
-    del graph.node[:]
+    constants = [item for item in graph.initializer if item.name in needed]
+    del graph.node[:], graph.initializer[:]
     graph.node.extend(kept)
+    graph.initializer.extend(constants)
 
 
 def _computed(graph: Any) -> set[str]:
