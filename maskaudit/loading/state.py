@@ -88,7 +88,7 @@ def _misfit(weights: Weights, source: str, spec: str) -> str:
     problems = "; ".join(f"{word} {_few(names)}" for word, names in both if names)
     remedy = "Check that the SPEC is the right one"
     if any(".lora_A." in name or ".lora_B." in name for name in weights.unexpected):
-        remedy = "It holds an adapter beside its weights: merge it first (merge_and_unload of peft), and save the result"
+        remedy = "It holds an adapter beside its weights: merge it first (merge_and_unload of peft)"
     return f"{source} does not fit {spec}: {problems}. {remedy}."
 
 

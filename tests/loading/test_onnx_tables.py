@@ -69,6 +69,14 @@ def test_pipelines_give_the_scores_of_the_file(nodes: Any, outputs: dict[str, in
     assert bool((grad != 0).any())
 
 
+def test_names_of_classes_are_taken_off() -> None:
+    nodes = [("LinearClassifier", ["x"], ["c", "p"], CLASSIFIER), ("ArrayFeatureExtractor", ["names", "c"], ["n"], {})]
+    given = onnx.load_model_from_string(model(nodes, {"n": 8, "p": 1}))
+    given.graph.initializer.append(onnx.helper.make_tensor("names", 8, [2], [b"healthy", b"ill"]))
+    found = reader.read(ModelFile("named.onnx", given.SerializeToString()), Options()).module(torch.rand(4, 3))
+    assert found.shape == (4, 2)
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [
