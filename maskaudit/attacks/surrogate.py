@@ -79,8 +79,7 @@ class Surrogate(nn.Module):
 
     def answer(self, shrunk: Tensor) -> Tensor:
         """Logits (N, K) for inputs that `shrink` has been applied to."""
-        logits: Tensor = self.body((2 * shrunk - (self.low + self.high)) / (self.high - self.low))
-        return logits
+        return self.body((2 * shrunk - (self.low + self.high)) / (self.high - self.low))
 
 
 def train_surrogate(

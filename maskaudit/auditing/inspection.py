@@ -35,7 +35,7 @@ def inspection(trace: Trace) -> dict[str, Any]:
     document: dict[str, Any] = trace.to_dict()
     blamed = {culprit.op for culprit in trace.culprits}
     rows = sorted((op for op in trace.ops if op.flow is not None), key=lambda op: _badness(op, blamed), reverse=True)
-    result: dict[str, Any] = plain({
+    return plain({
         "kind": trace.kind,
         "points": trace.points,
         "output_kind": trace.output_kind,
@@ -54,7 +54,6 @@ def inspection(trace: Trace) -> dict[str, Any]:
         "ops": len(trace.ops),
         "sentence": _sentence(trace),
     })  # fmt: skip
-    return result
 
 
 def _sentence(trace: Trace) -> str:

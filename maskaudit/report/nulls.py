@@ -155,8 +155,7 @@ def _test(
 def _log_chances(counts: NDArray[np.int64], n: int, share: float) -> NDArray[np.float64]:
     """Natural logarithms of the binomial probabilities of `counts` among `n`."""
     ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
-    chances: NDArray[np.float64] = ways + xlogy(counts, share) + xlog1py(n - counts, -share)
-    return chances
+    return ways + xlogy(counts, share) + xlog1py(n - counts, -share)
 
 
 def _lower_quantile(n: int, share: float, alpha: float) -> int:

@@ -41,8 +41,7 @@ class GradientClassifier(nn.Module):
 
     def forward(self, gradient: Tensor) -> Tensor:
         """Class logits (N, num_classes) of the gradients (N, …)."""
-        logits: Tensor = self.layers(gradient)
-        return logits
+        return self.layers(gradient)
 
 
 def linear_ramp(epoch: int, epochs: int) -> float:
