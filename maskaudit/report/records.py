@@ -133,7 +133,6 @@ class View:
     gradient_level: Rate | None
     loss_level: Rate | None
     screen_fired: bool | None
-    screen_reasons: tuple[str, ...]
     indicators: tuple[Indicator, ...]
     power: str
     power_passed: bool | None
