@@ -10,13 +10,12 @@ from torch import nn
 
 from maskaudit.errors import UsageError
 from maskaudit.settings import Augment, Schedule
-from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Trades
+from maskaudit.train.adversarial import FGSMTraining, PGDTraining, Standard, Trades
 from maskaudit.train.distill import DefensiveDistillation
 from maskaudit.train.great import published
 from maskaudit.train.great_reduced import reduced
 from maskaudit.train.interface import Method, TrainPlan
 from maskaudit.train.multitask import MultiTask
-from maskaudit.train.plain import Standard
 from maskaudit.train.teachers import GreatDistillation, SoftDistillation
 
 _GREAT_PAPER = "Sinha, Chen, Badrinarayanan, Rabinovich 2018, arXiv 1806.08028"
