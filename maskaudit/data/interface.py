@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -267,6 +267,13 @@ def chosen_rows(y: Tensor, limit: int | None, draw: Draw | None) -> Tensor:
     if draw is not None:
         return draw.rows(y)
     return torch.arange(len(y)) if limit is None else some_rows(y, limit)
+
+
+def entries(parts: Sequence[Any], rows: Sequence[int]) -> Iterator[Any]:
+    """The entries at some places of all parts in a row; no others are decoded."""
+    places = [(part, at) for part in parts for at in range(len(part))]
+    for part, at in (places[row] for row in rows):
+        yield part[at]
 
 
 def evenly_spaced(total: int, limit: int) -> list[int]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, entries, scale_to_bounds
 from maskaudit.data.local import ROOT_VARIABLE, copies, parts_of
 from maskaudit.errors import InputError, UsageError
 from maskaudit.loading.vision import ready_torchvision
@@ -30,7 +30,7 @@ def load(
     known = [label for part in parts for label in _targets(part)]
     choose = bool(known) and all(len(_targets(part)) == len(part) for part in parts)
     rows = chosen_rows(torch.tensor(known), limit, draw) if choose else None
-    for image, label in _entries(parts, None if rows is None else rows.tolist()):
+    for image, label in chain(*parts) if rows is None else entries(parts, rows.tolist()):
         arrays.append(np.asarray(image))
         labels.append(label)
     source = f"torchvision:{name}"
@@ -63,18 +63,6 @@ def _targets(part: Any) -> list[int]:
     found = getattr(part, "targets", None)
     found = found.tolist() if isinstance(found, (np.ndarray, torch.Tensor)) else found
     return found if isinstance(found, list) and all(type(label) is int for label in found) else []
-
-
-def _entries(parts: list[Any], rows: list[int] | None) -> Iterator[tuple[Any, Any]]:
-    """The entries at some places of all parts in a row, or all."""
-    if rows is None:
-        for part in parts:
-            yield from part
-        return
-    places = [(part, at) for part in parts for at in range(len(part))]
-    for row in rows:
-        part, at = places[row]
-        yield part[at]
 
 
 def _import() -> ModuleType:
