@@ -17,8 +17,8 @@ from maskaudit import api
 from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.runner import Audit
 from maskaudit.command import streams
-from maskaudit.command.auditing import Audited, Tell, carry_out, tell_nobody
-from maskaudit.command.channel import Sender
+from maskaudit.command.auditing import Audited, Tell, carry_out
+from maskaudit.command.channel import Sender, tell_nobody
 from maskaudit.command.delivery import Asked, write
 from maskaudit.command.output import DIRECTORY_FILES
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
