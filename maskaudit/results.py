@@ -246,7 +246,7 @@ class AuditReport:
         return dump_json(self.to_dict())
 
 
-def dump_json(document: dict[str, Any]) -> str:
+def dump_json(document: dict[str, Any] | list[Any]) -> str:
     """Canonical text of a JSON document."""
     return json.dumps(document, indent=1, sort_keys=False, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def _accuracy(first: Document, second: Document) -> Document:
 
 def _rate(value: Any) -> Document | None:
     found = coerce.rate(value)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n} if found else None
+    return asdict(found) if found else None
 
 
 def _test(common: Iterable[int | None], lost: tuple[_Lost, _Lost], attack: str | None) -> Document:
