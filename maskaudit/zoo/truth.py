@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit.errors import InputError
+from maskaudit.files import write_atomically
 from maskaudit.zoo.interface import ZooEntry
 
 #: The committed records.
@@ -202,9 +203,7 @@ def write_truths(truths: Mapping[str, Truth], path: Path = TRUTH_FILE) -> None:
     lines = json.dumps(document, indent=1, allow_nan=False)
     # one line per list of numbers: a change of one model stays a small change of the file
     lines = re.sub(r"\[\s+([\d\s,]+?)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]", lines)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(lines + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, (lines + "\n").encode())
 
 
 def truth_of(name: str) -> Truth | None:
