@@ -55,13 +55,8 @@ def load(
 
 def _array(path: Path, key: str, value: object) -> np.ndarray:
     if isinstance(value, Tensor):
-        if (
-            value.is_nested
-            or value.layout != torch.strided
-            or value.is_quantized
-            or value.is_complex()
-            or value.is_meta
-        ):
+        sparse = value.is_nested or value.layout != torch.strided
+        if sparse or value.is_quantized or value.is_complex() or value.is_meta:
             raise InputError(f"{path}: {key} is no plain dense tensor of real numbers; convert it before saving.")
         check_room(value.numel(), np.dtype(np.float32), f"{path}: {key}")  # one number may be expanded to any size
         half = value.dtype in (torch.bfloat16, torch.float16)

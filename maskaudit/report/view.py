@@ -188,18 +188,9 @@ def _attacks(value: Any) -> tuple[AttackView, ...]:
     """Rows by role, the strongest first within a role, those that did not run last."""
     rows = [_attack(item) for item in coerce.mappings(value)]
     roles = list(words.ROLES)
-    return tuple(
-        sorted(
-            rows,
-            key=lambda row: (
-                roles.index(row.role),
-                row.status != "ran",
-                row.accuracy.value if row.accuracy else 2.0,
-                -row.broken,
-                row.name,
-            ),
-        )
-    )
+    return tuple(sorted(rows, key=lambda row: (
+        roles.index(row.role), row.status != "ran", row.accuracy.value if row.accuracy else 2.0, -row.broken, row.name,
+    )))  # fmt: skip
 
 
 def _attack(item: dict[str, Any]) -> AttackView:
