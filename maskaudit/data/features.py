@@ -98,7 +98,7 @@ class Table:
             wrong = ((column < low - slack) | (column > high + slack)) & one.held
             what = f"outside its bounds {low:g} … {high:g}"
             if one.kind == "integer" and not bool(wrong.any()):
-                wrong, what = column != column.round(), "no whole number"
+                wrong, what = column != column.round(), "not a whole number"
             if bool(wrong.any()):
                 found = float(column[wrong][0])
                 raise InputError(f"{where}: {self.names[place]} holds {found:g}, {what}; see --features.")

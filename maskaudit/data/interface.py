@@ -146,7 +146,7 @@ class Dataset:
             return self
         lost = [name for name, plain in zip(self.class_names or (), own, strict=True) if plain not in theirs]
         if lost or len(set(theirs)) < len(theirs) or len(set(own)) < len(own):
-            what = f"{printable(lost[0], 60)} is no class of the model" if lost else "two classes have one name"
+            what = f"{printable(lost[0], 60)} is not a class of the model" if lost else "two classes have one name"
             return dataclasses.replace(self, notes=(*self.notes, f"Labels were not matched by name: {what}."))
         place = torch.tensor([theirs.index(name) for name in own])
         first = next(number for number, name in enumerate(own) if theirs.index(name) != number)

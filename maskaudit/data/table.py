@@ -44,7 +44,7 @@ def load_csv(
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text table: byte {error.start} is not UTF-8.") from None
+        raise InputError(f"{path} is not a text table: byte {error.start} is not UTF-8.") from None
     head = text.split("\n", 1)[0]
     separator = max(SEPARATORS, key=head.count)
     if CELL_BYTES * (text.count(separator) + text.count("\n")) > largest_file():
@@ -54,7 +54,7 @@ def load_csv(
         names = [name.strip() for name in next(lines, [])]
         rows = [row for row in itertools.islice(lines, MAX_ROWS + 1) if row]
     except csv.Error as error:
-        raise InputError(f"{path} is no text table ({describe_error(error)}); save it as CSV.") from error
+        raise InputError(f"{path} is not a text table ({describe_error(error)}); save it as CSV.") from error
     _check_names(path, names, len(rows))
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):

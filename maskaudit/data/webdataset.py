@@ -52,7 +52,9 @@ def load(
         what = (
             f"{printable(lacking, 60)}.{LABEL} is missing" if lacking is not None else "there are no PNG or JPEG images"
         )
-        raise InputError(f"{path} is no WebDataset of labelled images: {what}; expected pairs such as 1.png and 1.cls.")
+        raise InputError(
+            f"{path} is not a WebDataset of labelled images: {what}; expected pairs such as 1.png and 1.cls."
+        )
     keys = list(images)
     y = torch.tensor([labels[key] for key in keys], dtype=torch.int64)
     rows = chosen_rows(y, limit, draw)

@@ -137,7 +137,7 @@ def _randomness(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _batch(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [] if found is None else [(f"in {place(found)}", "a point is answered otherwise in other company")]
+    return [] if found is None else [(f"in {place(found)}", "a point is answered otherwise beside other points")]
 
 
 def _forks(found: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -133,7 +133,7 @@ TABLES = {
     "twice the same name": (csv_text().replace("dose", "age"), "a name of its own; found 'age'"),
     "no rows": (csv_text().split("\n")[0] + "\n", "has no rows"),
     "one column": ("a\n1\n2\n", "has 1 columns"),
-    "an open quote": (csv_text() + '"1,2\n', "no text table"),
+    "an open quote": (csv_text() + '"1,2\n', "not a text table"),
     "half a class": (csv_text(labels=[0.5] * 12), "must be class numbers or texts"),
     "endless label": (csv_text(labels=["inf"] * 12), "must be class numbers or texts"),
     "a long cell": (csv_text(labels=["a" * 2000, "b"] * 6), "cell of more than 1000"),
@@ -204,8 +204,8 @@ class Touch:
 
 HOSTILE: dict[str, tuple[Callable[[Path], Any], type[MaskauditError], str]] = {
     "code in torch.save": (lambda f: tensors(f, {"x": Touch(), "y": TY}), UntrustedInputError, "would run code"),
-    "sparse": (lambda f: tensors(f, {"x": TX.to_sparse(), "y": TY}), InputError, "no plain dense tensor"),
-    "complex": (lambda f: tensors(f, {"x": TX + 1j, "y": TY}), InputError, "no plain dense tensor"),
+    "sparse": (lambda f: tensors(f, {"x": TX.to_sparse(), "y": TY}), InputError, "not a plain dense tensor"),
+    "complex": (lambda f: tensors(f, {"x": TX + 1j, "y": TY}), InputError, "not a plain dense tensor"),
     "no tensors": (lambda f: tensors(f, {"x": 3, "y": TY}), InputError, "x must be a tensor"),
     "no names": (lambda f: tensors(f, TX), InputError, "object of type Tensor; save inputs and labels"),
     "a model": (lambda f: tensors(f, {"w": TX}), InputError, "expected the arrays x and y, found w"),
