@@ -28,7 +28,7 @@ _MAX_DECADES = 40.0
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerView:
     """The gradient that arrives at one layer; `decades` is log10 of its norm, None for exactly zero."""
 
     name: str
@@ -37,7 +37,7 @@ class Layer:
     culprit: bool
 
 
-def read_flow(value: Any) -> tuple[Layer, ...]:
+def read_flow(value: Any) -> tuple[LayerView, ...]:
     """The layers in `figures.gradient_flow`, from the input to the output; culprits stay when the list is thinned."""
     layers = []
     for item in coerce.mappings(value):
@@ -45,7 +45,7 @@ def read_flow(value: Any) -> tuple[Layer, ...]:
         if norm is None or norm < 0:
             continue
         layers.append(
-            Layer(
+            LayerView(
                 coerce.text(item.get("name"), "unnamed"),
                 math.log10(norm) if norm > 0 else None,
                 zero if zero is not None and 0 <= zero <= 1 else None,
@@ -57,7 +57,7 @@ def read_flow(value: Any) -> tuple[Layer, ...]:
     return tuple(kept[: 2 * _MAX_LAYERS])
 
 
-def flow(layers: tuple[Layer, ...]) -> Markup | None:
+def flow(layers: tuple[LayerView, ...]) -> Markup | None:
     """Gradient norm by layer with the culprit marked; None for fewer than two layers."""
     if len(layers) < 2:
         return None
@@ -85,7 +85,7 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
         return svg(figure, "flow", "Gradient norm by layer", _flow_summary(layers))
 
 
-def _flow_summary(layers: tuple[Layer, ...]) -> str:
+def _flow_summary(layers: tuple[LayerView, ...]) -> str:
     marked = [layer.name for layer in layers if layer.culprit]
     zero = [layer.name for layer in layers if layer.decades is None]
     return " ".join(
