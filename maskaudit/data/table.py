@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import MAX_CLASSES, Dataset, Draw, Split, chosen_rows
-from maskaudit.errors import InputError, UsageError, describe_error, meant, printable
+from maskaudit.errors import InputError, UsageError, describe_error, meant, printable, refusing
 from maskaudit.files import largest_file, read_bounded
 
 #: Most columns and rows, and the longest text of one cell, in characters.
@@ -80,7 +80,7 @@ def load_parquet(
         import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise InputError(f"{path} is a Parquet file, which needs the package pyarrow: pip install pyarrow.") from error
-    try:
+    with refusing(f"{path} cannot be read as Parquet, it may be damaged"):
         with pyarrow.parquet.ParquetFile(path) as file:
             names = [str(field.name) for field in file.schema_arrow]
             rows = file.metadata.num_rows
@@ -95,10 +95,6 @@ def load_parquet(
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:  # each text once, however many rows
             table = file.read()
         columns = {name: _values(path, name, table.column(place)) for place, name in enumerate(names)}
-    except (InputError, UsageError):
-        raise
-    except Exception as error:  # pyarrow raises many kinds on damaged bytes
-        raise InputError(f"{path} cannot be read as Parquet, it may be damaged: {describe_error(error)}.") from error
     return _dataset(path, columns, split, bounds, limit, draw, target)
 
 
