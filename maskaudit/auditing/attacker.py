@@ -18,7 +18,7 @@ from maskaudit.auditing.digest import TARGET_SETTINGS, IndescribableError, conte
 from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
 from maskaudit.auditing.journal import Journal, Kept
-from maskaudit.auditing.ledger import AttackEntry, Ledger
+from maskaudit.auditing.ledger import ALL_BROKEN, AttackEntry, Ledger
 from maskaudit.errors import ModelError, first_line
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
@@ -172,7 +172,7 @@ class Attacker:
             entry.status, entry.reason = "error", reason
         return "error: " + reason
 
-    def skip(self, spec: AttackSpec, reason: str) -> None:
+    def skip(self, spec: AttackSpec, reason: str = ALL_BROKEN) -> None:
         """Book that an attack had nothing to do, unless it had in an earlier look."""
         entry = self.ledger.entry(spec)
         if not (entry.attempted.any() or entry.lost):
