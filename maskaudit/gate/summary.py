@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 from maskaudit import __version__
 from maskaudit.command.status import BUG_STATUS
 from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import coerce, view, words
+from maskaudit.report.lines import WIDTH, columns, wrapped
 from maskaudit.report.markdown import code, escape
 from maskaudit.results import plain
 
@@ -24,8 +24,7 @@ STATUS_WORDS = {
     BUG_STATUS: "MASKAUDIT FAILED",
 }
 
-#: Columns of the text, and the fewest that a name in its table is cut to.
-WIDTH = 100
+#: The fewest columns that a name in the table of the text is cut to.
 _NAME = 12
 
 #: Verdicts, worst first.
@@ -107,7 +106,7 @@ def text(summary: dict[str, Any], *, color: bool = False) -> str:
     for model in summary["models"]:
         lines += _details(model)
     if found := notes(summary):
-        lines += ["", *(line for note in found for line in _wrapped(f"note: {note}", "", "      "))]
+        lines += ["", *(line for note in found for line in wrapped(f"note: {note}", "", "      "))]
     passed = sum(model["status"] == 0 for model in summary["models"])
     lines += [
         "",
@@ -189,23 +188,15 @@ def _details(model: dict[str, Any]) -> list[str]:
     reasons = sentences(model)
     if not reasons:
         return []
-    head = _wrapped(f"{coerce.text(model['name'])}: {reasons[0]}", "", "  ")
-    return ["", *head, *(line for item in reasons[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+    head = wrapped(f"{coerce.text(model['name'])}: {reasons[0]}", "", "  ")
+    return ["", *head, *(line for item in reasons[1:] for line in wrapped(f"- {item}", "  ", "    "))]
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    fitting = (
-        cell if len(cell) <= width else cell[: width - 3] + "..." for cell, width in zip(cells, widths, strict=True)
-    )
-    return "  ".join(cell.ljust(width) for cell, width in zip(fitting, widths, strict=True)).rstrip()
+    fitting = [c if len(c) <= width else c[: width - 3] + "..." for c, width in zip(cells, widths, strict=True)]
+    return columns(fitting, widths)
 
 
 def _toned(line: str, status: int, color: bool) -> str:
     tone = {0: "32", 3: "36"}.get(status, "31")
     return f"\x1b[{tone}m{line}\x1b[0m" if color else line
-
-
-def _wrapped(line: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        line, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
