@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,8 @@ def load(
     y = torch.tensor([int(row) for part in parts for row in part[label]], dtype=torch.int64)
     rows = chosen_rows(y, limit, draw)
     every = limit is None and draw is None
-    images = chain(*(part[image] for part in parts)) if every else (e[image] for e in entries(parts, rows.tolist()))
+    all_images = (one for part in parts for one in part[image])
+    images = all_images if every else (entry[image] for entry in entries(parts, rows.tolist()))
     pixels = _pixels(source, [np.asarray(one) for one in images])
     names = tuple(str(item) for item in features[label].names)
     return Dataset(
