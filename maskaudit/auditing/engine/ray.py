@@ -70,10 +70,8 @@ class Ray:
         if self._ends:
             _connect(self.ray, address)
         try:
-            self._watch, self._signs = (
-                ParcelWatch(call_timeout),
-                self.ray.remote(num_cpus=0, max_restarts=-1)(Signs).remote(),
-            )
+            self._watch = ParcelWatch(call_timeout)
+            self._signs = self.ray.remote(num_cpus=0, max_restarts=-1)(Signs).remote()
             send = self.ray.remote(max_retries=0, num_cpus=1)(work).remote
             self._send = partial(send, machine(), memory, self._signs)
             self.packer = Packer(self.ray.cloudpickle, self.ray.put)
