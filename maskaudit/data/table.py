@@ -193,7 +193,7 @@ def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         elif re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(strange)):
             remedy = "write decimals with a point"
         raise InputError(
-            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, no number; {remedy}."
+            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, not a number; {remedy}."
         ) from None
 
 

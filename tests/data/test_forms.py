@@ -127,8 +127,8 @@ def test_what_a_column_of_labels_needs(tmp_path: Path) -> None:
 
 
 TABLES = {
-    "a text among numbers": (csv_text().replace("0.0,", "old,", 1), "column 'age' holds 'old', no number"),
-    "an empty cell": (csv_text().replace("0.0,", ",", 1), "column 'age' holds '', no number; fill the gap"),
+    "a text among numbers": (csv_text().replace("0.0,", "old,", 1), "column 'age' holds 'old', not a number"),
+    "an empty cell": (csv_text().replace("0.0,", ",", 1), "column 'age' holds '', not a number; fill the gap"),
     "a missing cell": (csv_text() + "1,2\n", "line 14 has 2 cells"),
     "twice the same name": (csv_text().replace("dose", "age"), "a name of its own; found 'age'"),
     "no rows": (csv_text().split("\n")[0] + "\n", "has no rows"),
