@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maskaudit.auditing.engine.processes import WORKER_NAME
 from maskaudit.auditing.journal import JOURNAL_FOLDER
-from maskaudit.results import findings
+from maskaudit.results import without_run_fields
 
 HERE = Path(__file__).resolve().parent
 #: Honest, masked by the loss, masked by an op (repaired attacks run), and random.
@@ -117,7 +117,7 @@ def tried(model: str, kind: str, seed: int, usual: tuple[Row, float], folder: Pa
             process = started(model, out, workers=kind != "audit")
     try:
         process.wait(LIMIT)
-        differs = [*differences(findings(report(out)), findings(usual[0]))]
+        differs = [*differences(without_run_fields(report(out)), without_run_fields(usual[0]))]
     except (subprocess.TimeoutExpired, OSError, ValueError) as error:
         os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
         differs = [f"no report: {type(error).__name__}, exit status {process.poll()}"]

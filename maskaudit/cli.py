@@ -214,9 +214,10 @@ def gate(
 
     from maskaudit.command.delivery import announce  # from here on torch is loaded
     from maskaudit.command.terminal import ProgressLine, say, use_colour
-    from maskaudit.gate.output import audited, dump, wanted_files, write_summaries
+    from maskaudit.gate.output import audited, wanted_files, write_summaries
     from maskaudit.gate.running import run_gate
     from maskaudit.gate.summary import build, markdown, text
+    from maskaudit.results import dump_json
 
     folder = Path(out).absolute() if out else None
     wanted = wanted_files(outputs_to, folder, as_json=as_json)
@@ -236,7 +237,7 @@ def gate(
     progress.close()
     summary = build(result)
     unwritten = write_summaries(wanted, result, summary)
-    say(dump(summary) if as_json else text(summary, color=use_colour(streams.out())), streams.out())
+    say(dump_json(summary) if as_json else text(summary, color=use_colour(streams.out())), streams.out())
     announce(audited(result), markdown(summary), streams.err() if as_json else streams.out())
     if unwritten:
         say(f"maskaudit: {unwritten}\n", streams.err())
@@ -251,9 +252,10 @@ def compare(first: str, second: str, as_json: bool) -> None:
     """Say what changed between two audits of the same data, paired where the points are the same."""
     from maskaudit.command.compare import compare_files, text
     from maskaudit.command.terminal import say
+    from maskaudit.results import dump_json
 
     comparison = compare_files(Path(first), Path(second))
-    say(json.dumps(comparison, indent=1, ensure_ascii=False) + "\n" if as_json else text(comparison), streams.out())
+    say(dump_json(comparison) if as_json else text(comparison), streams.out())
 
 
 @cli.command()

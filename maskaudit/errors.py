@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 #: Likeness from which on a known name is offered in place of one that is not known (difflib's ratio).
 NEAR = 0.6
@@ -51,6 +52,17 @@ class GradientError(ModelError):
 
     To an attacker this is a missing gradient, and to an audit a finding: `Target` counts such gradients as zero.
     """
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Say `what` of every error but our own: damaged bytes and foreign code make almost anything raise."""
+    try:
+        yield
+    except MaskauditError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {describe_error(error)}.") from error
 
 
 def describe_error(error: BaseException, limit: int = 200) -> str:

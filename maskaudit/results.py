@@ -246,7 +246,7 @@ class AuditReport:
         return dump_json(self.to_dict())
 
 
-def dump_json(document: dict[str, Any]) -> str:
+def dump_json(document: dict[str, Any] | list[Any]) -> str:
     """Canonical text of a JSON document."""
     return json.dumps(document, indent=1, sort_keys=False, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -295,11 +295,11 @@ def revived(kind: Any, value: Any) -> Any:
 RUN_FIELDS = frozenset({"seconds", "total_seconds", "command", "memory", "peak_memory", "points_per_pass"})
 
 
-def findings(document: Any) -> Any:
+def without_run_fields(document: Any) -> Any:
     """A report, or any part of one, without the fields that only tell how the audit was run."""
     if isinstance(document, dict):
-        return {key: findings(value) for key, value in document.items() if key not in RUN_FIELDS}
-    return [findings(item) for item in document] if isinstance(document, list) else document
+        return {key: without_run_fields(value) for key, value in document.items() if key not in RUN_FIELDS}
+    return [without_run_fields(item) for item in document] if isinstance(document, list) else document
 
 
 def check_document(document: Any) -> dict[str, Any]:

@@ -85,28 +85,24 @@ def _load(source: str, arch: str | None, trust_pickle: bool, weights: str | None
         raise UsageError(f"--arch is for a state dict, {source} brings its own architecture; leave it out.")
     if prefix == "zoo":
         return replace(zoo.load(name), source=source)
-    reader = _reader(prefix)
-    assert reader is not None
-    return finished(reader(name), source, None)
+    return finished(_reader(prefix)(name), source, None)
 
 
-def _reader(prefix: str) -> Callable[[str], Contents] | None:
-    """What reads names with a prefix: ours, else that of an installed package; None where there is none.
+def _reader(prefix: str) -> Callable[[str], Contents]:
+    """What reads names with a prefix: ours, else that of an installed package.
 
     Raises:
         UsageError: when that package cannot be imported.
     """
     if prefix in NAMED:
         return NAMED[prefix]
-    for entry in entry_points(group=READER_GROUP, name=prefix):
-        try:
-            reader: Callable[[str], Contents] = entry.load()
-        except (Exception, SystemExit) as error:  # a foreign package may raise anything while it is imported
-            raise UsageError(
-                f"The plug-in for {prefix}: ({entry.value}) cannot be used: {describe_error(error)}."
-            ) from error
-        return reader
-    return None
+    entry = next(iter(entry_points(group=READER_GROUP, name=prefix)))
+    try:
+        return entry.load()
+    except (Exception, SystemExit) as error:  # a foreign package may raise anything while it is imported
+        raise UsageError(
+            f"The plug-in for {prefix}: ({entry.value}) cannot be used: {describe_error(error)}."
+        ) from error
 
 
 def _move(module: nn.Module, device: str | torch.device) -> None:

@@ -31,8 +31,7 @@ def row_norm(rows: Tensor, order: int = 2) -> Tensor:
     while flat.shape[1] > CHUNK:  # the norm of a row is the norm of the norms of its pieces
         pieces = [torch.linalg.vector_norm(piece.contiguous(), order, dim=1) for piece in flat.split(CHUNK, dim=1)]
         flat = torch.stack(pieces, dim=1)
-    length: Tensor = torch.linalg.vector_norm(flat, order, dim=1)
-    return length
+    return torch.linalg.vector_norm(flat, order, dim=1)
 
 
 def per_point_norm(delta: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from maskaudit.command.compare import text as compared
 from maskaudit.command.verify import verify_files
 from maskaudit.data import NAMED, idx, load_data, svhn
 from maskaudit.data.features import read_features, wide
-from maskaudit.data.torchvision import ROOT_VARIABLE
+from maskaudit.data.local import ROOT_VARIABLE
 from maskaudit.errors import InputError
 from maskaudit.gate.config import check_command, read_config
 from maskaudit.loading import read_metadata

@@ -44,19 +44,9 @@ def checkpoints(steps: int) -> list[int]:
 
 
 def apgd(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    loss: Loss = "ce",
-    steps: int = 50,
-    restarts: int = 1,
-    targets: int = 1,
-    starts: Tensor | None = None,
-    reach: float | None = None,
-) -> Attempt:
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce", steps: int = 50,
+    restarts: int = 1, targets: int = 1, starts: Tensor | None = None, reach: float | None = None,
+) -> Attempt:  # fmt: skip
     """Auto-PGD on cross-entropy or another loss (Croce & Hein 2020).
 
     Later runs meet only the points not broken yet (of a random model all that are not broken beyond doubt). Where few

@@ -38,16 +38,9 @@ CHUNK_ELEMENTS = 2**22
 
 
 def finite_differences(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    queries: int = 3000,
-    scales: tuple[float, ...] = SCALES,
-    coordinate_limit: int = 128,
-) -> Attempt:
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, queries: int = 3000,
+    scales: tuple[float, ...] = SCALES, coordinate_limit: int = 128,
+) -> Attempt:  # fmt: skip
     """Ascent along central differences of the margin, with momentum and projection.
 
     Of at most 128 coordinates each is differenced by itself. Larger inputs are cut into

@@ -42,19 +42,10 @@ def fgsm(target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Poin
 
 
 def pgd(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    loss: Loss = "ce",
-    steps: int = 40,
-    step_size: float | None = None,
-    relative_step: float | None = None,
-    start: str = "random",
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, loss: Loss = "ce", steps: int = 40,
+    step_size: float | None = None, relative_step: float | None = None, start: str = "random",
     starts: Tensor | None = None,
-) -> Attempt:
+) -> Attempt:  # fmt: skip
     """Projected gradient ascent with a fixed step (Madry et al. 2018).
 
     Args:

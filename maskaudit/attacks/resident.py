@@ -87,16 +87,9 @@ class ResidentBatch(Generic[State]):
     """
 
     def __init__(
-        self,
-        best: BestCandidates,
-        *,
-        limit: int,
-        batch_size: int,
-        stop_early: bool,
-        enter: Callable[[Tensor], State],
-        confirm: Recheck | None = None,
-        candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
+        self, best: BestCandidates, *, limit: int, batch_size: int, stop_early: bool, enter: Callable[[Tensor], State],
+        confirm: Recheck | None = None, candidates: Callable[[State], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:  # fmt: skip
         n, here = len(best.margin), best.margin.device
         self.steps = torch.zeros(n, dtype=torch.int64, device=here)
         self.first_success = torch.full((n,), -1, dtype=torch.int64, device=here)

@@ -36,16 +36,9 @@ L2_START_SHARE = 5
 
 
 def square(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    queries: int = 1000,
-    p_init: float = 0.8,
-    starts: Tensor | None = None,
-) -> Attempt:
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, queries: int = 1000,
+    p_init: float = 0.8, starts: Tensor | None = None,
+) -> Attempt:  # fmt: skip
     """Random search on the margin; a proposal is kept when the margin does not fall.
 
     Proposals of equal margin are accepted, so that the search drifts on plateaus (quantised

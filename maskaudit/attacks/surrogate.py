@@ -79,21 +79,13 @@ class Surrogate(nn.Module):
 
     def answer(self, shrunk: Tensor) -> Tensor:
         """Logits (N, K) for inputs that `shrink` has been applied to."""
-        logits: Tensor = self.body((2 * shrunk - (self.low + self.high)) / (self.high - self.low))
-        return logits
+        return self.body((2 * shrunk - (self.low + self.high)) / (self.high - self.low))
 
 
 def train_surrogate(
-    target: Target,
-    x_pool: Tensor,
-    *,
-    threat: ThreatModel,
-    num_classes: int,
-    seed: int = 0,
-    rounds: int = 3,
-    epochs: int = 2,
-    pool_limit: int = POOL_LIMIT,
-) -> nn.Module:
+    target: Target, x_pool: Tensor, *, threat: ThreatModel, num_classes: int, seed: int = 0, rounds: int = 3,
+    epochs: int = 2, pool_limit: int = POOL_LIMIT,
+) -> nn.Module:  # fmt: skip
     """Fit a `Surrogate` to the target's predicted classes around the pool.
 
     The first round asks about the pool, noisy copies and mixtures of two members; every further

@@ -157,14 +157,9 @@ def run_torchattacks(
 
 
 def _run_batch(
-    attack_class: type[Any],
-    arguments: dict[str, Any],
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
+    attack_class: type[Any], arguments: dict[str, Any], target: Target, x: Tensor, y: Tensor, threat: ThreatModel,
     name: str,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The attack's examples for one batch, mapped back to the bounds, shape of `x`."""
     low, high = threat.bounds
     width = high - low

@@ -32,16 +32,9 @@ MOMENTUM = 0.9
 
 
 def transfer(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    surrogates: Sequence[Target],
-    queries: int = 120,
-    steps: int = 20,
-) -> Attempt:
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, surrogates: Sequence[Target],
+    queries: int = 120, steps: int = 20,
+) -> Attempt:  # fmt: skip
     """Momentum ascent on the surrogates' margin; every iterate is shown to the target.
 
     Restart k goes through surrogate k mod S. The first restart of each surrogate starts at the clean

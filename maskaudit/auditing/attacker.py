@@ -18,7 +18,7 @@ from maskaudit.auditing.digest import TARGET_SETTINGS, IndescribableError, conte
 from maskaudit.auditing.engine import EngineError, engine_for
 from maskaudit.auditing.engine.interface import Done, Job, OnDone, Result, Task, TaskError, UnfitError, ignore, joined
 from maskaudit.auditing.journal import Journal, Kept
-from maskaudit.auditing.ledger import AttackEntry, Ledger
+from maskaudit.auditing.ledger import ALL_BROKEN, AttackEntry, Ledger
 from maskaudit.errors import ModelError, first_line
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.rng import PointRNG, stream_seed
@@ -57,17 +57,9 @@ class Attacker:
     """
 
     def __init__(
-        self,
-        target: Target,
-        ledger: Ledger,
-        threat: ThreatModel,
-        settings: AuditSettings,
-        *,
-        pool: Tensor,
-        surrogates: Sequence[nn.Module],
-        journal: Journal | None,
-        on_event: Listener,
-    ) -> None:
+        self, target: Target, ledger: Ledger, threat: ThreatModel, settings: AuditSettings, *, pool: Tensor,
+        surrogates: Sequence[nn.Module], journal: Journal | None, on_event: Listener,
+    ) -> None:  # fmt: skip
         self.target, self.ledger, self.threat, self.settings = target, ledger, threat, settings
         self.engine = engine_for(settings)
         self.pool = pool[:POOL_POINTS]
@@ -116,15 +108,9 @@ class Attacker:
         self.tell(AuditEvent(spec.name, len(rows), True, message, seconds))
 
     def carry_out(
-        self,
-        spec: AttackSpec,
-        rows: Tensor,
-        stream: str,
-        *,
-        settings: Callable[[], dict[str, Any]] | None = None,
-        changes: Mapping[str, Any] | None = None,
-        per_point: Mapping[str, Tensor] | None = None,
-    ) -> Booked | str:
+        self, spec: AttackSpec, rows: Tensor, stream: str, *, settings: Callable[[], dict[str, Any]] | None = None,
+        changes: Mapping[str, Any] | None = None, per_point: Mapping[str, Tensor] | None = None,
+    ) -> Booked | str:  # fmt: skip
         """Run one attack, or one stage of one, on points `rows` of the ledger; re-score and book what it brings.
 
         Args:
@@ -186,7 +172,7 @@ class Attacker:
             entry.status, entry.reason = "error", reason
         return "error: " + reason
 
-    def skip(self, spec: AttackSpec, reason: str) -> None:
+    def skip(self, spec: AttackSpec, reason: str = ALL_BROKEN) -> None:
         """Book that an attack had nothing to do, unless it had in an earlier look."""
         entry = self.ledger.entry(spec)
         if not (entry.attempted.any() or entry.lost):
@@ -281,14 +267,8 @@ class Attacker:
         )  # fmt: skip
         for module in (trained, *self.user_surrogates):
             module.to(self.settings.device).eval()
-            self.surrogates.append(
-                Target(
-                    module,
-                    bounds=self.threat.bounds,
-                    batch_size=self.target.batch_size,
-                    device=self.settings.device,
-                )
-            )
+            size, device = self.target.batch_size, self.settings.device
+            self.surrogates.append(Target(module, bounds=self.threat.bounds, batch_size=size, device=device))
         outcome = f"learnt from {len(pool)} points"
         self.tell(AuditEvent("surrogate", len(pool), True, outcome, time.perf_counter() - started))
 

@@ -130,4 +130,4 @@ def _sentences(row: BranchRow) -> Iterator[str]:
     if row.hides > SLACK * n:
         yield f"On {row.hides} points only the gradient without this branch succeeds: the branch hides the way."
     if row.hidden > SLACK * n:
-        yield f"On {row.hidden} points only its own gradient succeeds: the rest of the network hides the way."
+        yield f"On {row.hidden} points only the branch's gradient succeeds: the rest of the network hides the way."

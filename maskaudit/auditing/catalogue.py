@@ -32,7 +32,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditSettings, Budget
 from maskaudit.target import Target
 from maskaudit.threat import Norm, ThreatModel
-from maskaudit.trace.behaviour import twin
+from maskaudit.trace.behaviour import copy_of
 
 #: Roles that a foreign attack may have: the reference and G* are ours, matched in effort.
 ROLES = ("challenger", "second_opinion")
@@ -154,9 +154,9 @@ def attack_through(
         AttackUnavailable: when the repaired model does not answer as the model does.
     """
     with repair.wrap(target.model) as repaired:
-        other = twin(target, repaired, draws=target.draws)
+        other = copy_of(target, repaired, draws=target.draws)
         if not target.random and not _alike(other.raw(x), target.raw(x)):
-            raise AttackUnavailable("the repaired model does not answer as the model does, so this is no repair")
+            raise AttackUnavailable("the repaired model does not answer as the model does, so this is not a repair")
         return apgd(other, x, y, threat=threat, rng=rng, loss="margin", steps=steps)
 
 

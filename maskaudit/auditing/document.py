@@ -50,12 +50,8 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         tool={"name": "maskaudit", "version": __version__},
         environment=_environment(settings),
         target={
-            "source": loaded.source,
-            "format": loaded.format,
-            "sha256": loaded.sha256,
-            "parameters": loaded.parameters,
-            "arch": settings.arch,
-            "weights": settings.weights,
+            **_named(loaded, "source", "format", "sha256", "parameters"),
+            **_named(settings, "arch", "weights"),
             "architecture": str(loaded.metadata.get("arch", "")),
             "method": str(loaded.metadata.get("method", "")),
             "outputs": target.outputs,
@@ -69,20 +65,16 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
         },
         threat=threat.to_dict(),
         settings={
-            "seed": settings.seed,
-            "budget": settings.budget,
+            **_named(settings, "seed", "budget"),
             "samples": len(ledger),
-            "precision": settings.precision,
-            "certify": settings.certify,
-            "black_box": settings.black_box,
+            **_named(settings, "precision", "certify", "black_box"),
             "looks": list(state.looks),
             "data": data.name,
             "split": data.split,
             "input_shape": list(data.x.shape[1:]),
             "mean": list(settings.mean) if settings.mean else None,
             "std": list(settings.std) if settings.std else None,
-            "batch_size": settings.batch_size,
-            "memory": settings.memory,
+            **_named(settings, "batch_size", "memory"),
             "select": list(settings.select),
             "ignore": list(settings.ignore),
             "left_out": state.left_out(),
@@ -93,9 +85,7 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
             "defaults": list(settings.defaults),
             "command": settings.command,
         },
-        verdict=judgement.verdict,
-        claim=judgement.claim,
-        accuracy=judgement.accuracy,
+        **_named(judgement, "verdict", "claim", "accuracy"),
         masking={
             **judgement.masking,
             "traced": [dataclasses.asdict(one) for one in traced_mechanisms(state)],
@@ -122,6 +112,11 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
             "points_per_pass": target.batches.size,
         },
     )
+
+
+def _named(source: object, *names: str) -> dict[str, Any]:
+    """Attributes under their own names."""
+    return {name: getattr(source, name) for name in names}
 
 
 def scoring(state: AuditState) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from maskaudit.declared import Checked, Choice, Flag, Items, Number, Optional, R
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
 from maskaudit.report.reading import PROSE
-from maskaudit.results import dump_json, findings
+from maskaudit.results import dump_json, without_run_fields
 from maskaudit.target.form import FIELDS
 from maskaudit.threat import Norm
 
@@ -100,7 +100,7 @@ class Evidence:
 
 def report_digest(document: dict[str, Any]) -> str:
     """SHA-256 of what a report found; without its evidence section, which names the evidence file in turn."""
-    body = {key: findings(value) for key, value in document.items() if key != "evidence"}
+    body = {key: without_run_fields(value) for key, value in document.items() if key != "evidence"}
     return hashlib.sha256(dump_json(body).encode()).hexdigest()
 
 

@@ -13,6 +13,9 @@ from maskaudit.results import plain
 from maskaudit.target import Target
 from maskaudit.trace.records import Op, Trace
 
+#: What an inspection gives of a trace as it is.
+COPIED = ("cuts", "estimators", "functions", "randomness", "optimises", "batch_dependent", "forks", "shrinks")
+
 
 def inspect_model(target: Target, x: Tensor, y: Tensor, *, eps: float | None = None) -> dict[str, Any]:
     """Trace a target on a few points and say what hides its gradient and what would be repaired.
@@ -35,7 +38,7 @@ def inspection(trace: Trace) -> dict[str, Any]:
     document: dict[str, Any] = trace.to_dict()
     blamed = {culprit.op for culprit in trace.culprits}
     rows = sorted((op for op in trace.ops if op.flow is not None), key=lambda op: _badness(op, blamed), reverse=True)
-    result: dict[str, Any] = plain({
+    return plain({
         "kind": trace.kind,
         "points": trace.points,
         "output_kind": trace.output_kind,
@@ -43,18 +46,10 @@ def inspection(trace: Trace) -> dict[str, Any]:
         "culprits": document["culprits"],
         "repairs": [repair.to_dict() for repair in propose(trace)],
         "flow": [_row(op, op.index in blamed) for op in rows],
-        "cuts": document["cuts"],
-        "estimators": document["estimators"],
-        "functions": document["functions"],
-        "randomness": document["randomness"],
-        "optimises": document["optimises"],
-        "batch_dependent": document["batch_dependent"],
-        "forks": document["forks"],
-        "shrinks": document["shrinks"],
+        **{name: document[name] for name in COPIED},
         "ops": len(trace.ops),
         "sentence": _sentence(trace),
     })  # fmt: skip
-    return result
 
 
 def _sentence(trace: Trace) -> str:

@@ -20,6 +20,9 @@ from maskaudit.results import AttackRow
 from maskaudit.verdict.recorded import Families
 from maskaudit.verdict.statistics import rate
 
+#: Why an attack that found nothing to do did not run.
+ALL_BROKEN = "every point had been broken"
+
 
 @dataclass
 class AttackEntry:
@@ -143,7 +146,7 @@ class Ledger:
         """Why an attack that could have run met no point."""
         if bool((self.correct & ~self.best_known()).any()):
             return "the verdict was decided before it met a point"
-        return "every point had been broken"
+        return ALL_BROKEN
 
     def _row(self, entry: AttackEntry) -> AttackRow:
         spec, n = entry.spec, len(self)

@@ -98,14 +98,8 @@ def plant(
 
 
 def solve_planted(
-    target: Target,
-    x: Tensor,
-    specs: tuple[AttackSpec, ...],
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    problems: int = 32,
-) -> PlantedOutcome:
+    target: Target, x: Tensor, specs: tuple[AttackSpec, ...], *, threat: ThreatModel, rng: PointRNG, problems: int = 32,
+) -> PlantedOutcome:  # fmt: skip
     """Run attacks on planted problems.
 
     Args:

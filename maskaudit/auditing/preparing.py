@@ -255,8 +255,7 @@ class _InUnits(nn.Module):
         self.module, self.features = module, features
 
     def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.module(self.features.decode(x))
-        return scores
+        return self.module(self.features.decode(x))
 
 
 def _surrogate(spec: str, data: Dataset, threat: ThreatModel) -> nn.Module:

@@ -81,12 +81,9 @@ class Audit:
 
 
 def run_audit(
-    prepared: Prepared,
-    *,
-    journal: Journal | None = None,
-    on_event: Listener = ignore_events,
+    prepared: Prepared, *, journal: Journal | None = None, on_event: Listener = ignore_events,
     keep: Keeper | None = None,
-) -> Audit:
+) -> Audit:  # fmt: skip
     """Audit a model on a data set under a threat model.
 
     Args:

@@ -53,7 +53,7 @@ class Builder:
     def finished(self, result: Ref, finish: Map) -> Network:
         """The network with this result as its output."""
         if len(self.steps[result.number].shape) != 1:
-            raise UnboundableError("its answers are no class scores")
+            raise UnboundableError("its answers are not class scores")
         identity = lambda x: x  # noqa: E731
         last = self.affine("output", identity, identity, result)
         return Network(tuple(self.steps[: last.number + 1]), finish)
@@ -308,7 +308,7 @@ def _amax(build: Builder, op: Any, x: Ref, axes: Sequence[int] = (), keepdim: bo
 def _logit(build: Builder, op: Any, x: Ref, eps: float | None = None) -> Ref:
     """The reverse of a sigmoid: what entered it."""
     if build.steps[x.number].name != "sigmoid":
-        raise UnboundableError("it takes the logit of what is no sigmoid")
+        raise UnboundableError("it takes the logit of what is not a sigmoid")
     return Ref(build.steps[x.number].reads[0])
 
 

@@ -20,10 +20,6 @@ from maskaudit.settings import Request
 Tell = Callable[..., None]
 
 
-def tell_nobody(kind: str, **content: Any) -> None:
-    """Where no supervisor listens."""
-
-
 @dataclass(frozen=True)
 class Audited:
     """An audit whose files are written.

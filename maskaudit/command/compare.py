@@ -7,8 +7,8 @@ over the attacks. Where they drew others, shares are compared by Fisher's exact 
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from scipy import stats
 from maskaudit.errors import InputError
 from maskaudit.files import is_folder
 from maskaudit.report import coerce, view, words
+from maskaudit.report.lines import columns, wrapped
 from maskaudit.report.reading import read_report
 from maskaudit.report.records import View
 from maskaudit.verdict.statistics import holm, mcnemar
 
 SCHEMA_VERSION = 1
-WIDTH = 100
 
 #: Settings of an audit that do not change what is measured.
 _INCIDENTAL = ("command", "defaults", "fail_on", "batch_size", "samples", "looks", "data", "split", "input_shape")
@@ -160,7 +160,7 @@ def _accuracy(first: Document, second: Document) -> Document:
 
 def _rate(value: Any) -> Document | None:
     found = coerce.rate(value)
-    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n} if found else None
+    return asdict(found) if found else None
 
 
 def _test(common: Iterable[int | None], lost: tuple[_Lost, _Lost], attack: str | None) -> Document:
@@ -276,9 +276,9 @@ def text(comparison: Document) -> str:
     ], ("", "", ""))  # fmt: skip
     for side in ("a", "b"):
         if only := comparison["attacks"][f"only_{side}"]:
-            lines += ["", *_wrapped(f"Attacks only in {side.upper()}: {', '.join(only)}", "")]
+            lines += ["", *wrapped(f"Attacks only in {side.upper()}: {', '.join(only)}")]
     if comparison["notes"]:
-        lines += ["", *(line for note in comparison["notes"] for line in _wrapped(f"note: {note}", "      "))]
+        lines += ["", *(line for note in comparison["notes"] for line in wrapped(f"note: {note}", rest="      "))]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -306,7 +306,7 @@ def _section(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...
     return [
         "",
         title,
-        *("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in table),
+        *("  " + columns(row, widths) for row in table),
     ]
 
 
@@ -314,7 +314,3 @@ def _short(value: Any) -> str:
     raw = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     flat = coerce.text(raw, "none")
     return flat if len(flat) <= 36 else flat[:33] + "..."
-
-
-def _wrapped(line: str, hang: str) -> list[str]:
-    return textwrap.wrap(line, WIDTH, subsequent_indent=hang, break_long_words=False, break_on_hyphens=False)

@@ -6,6 +6,7 @@ a command has finished and reported it: neither `sys.exit` in a model nor the en
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -13,13 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from maskaudit import foreign
 from maskaudit.command import streams
-from maskaudit.command.memory import keep_freed_memory
+from maskaudit.command.channel import tell_nobody
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS
 from maskaudit.command.terminal import say
 from maskaudit.errors import MaskauditError, without_controls
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 
 #: Commands that load models, data or torch, and run foreign code; the gate supervises each of its audits itself.
 SUPERVISED = frozenset({"check", "inspect", "train", "demo", "verify", "zoo"})
-
-
-def _tell_nobody(kind: str, **content: Any) -> None:
-    """Where no supervisor listens."""
+#: Parameters of glibc's `mallopt` (malloc.h), and the largest value that it takes.
+_TRIM_THRESHOLD, _MMAP_MAX, _LARGEST = -1, -4, 2**31 - 1
 
 
 @dataclass
@@ -46,7 +45,7 @@ class Session:
         status: what the command ended with, once it has.
     """
 
-    tell: Callable[..., None] = _tell_nobody
+    tell: Callable[..., None] = tell_nobody
     isolates: bool = False
     status: int | None = None
 
@@ -146,7 +145,7 @@ class _Run:
             return refuse(_interrupted(request, self.command), 128 + signum, as_json=self.as_json)
         if session.status is not None:
             return session.status
-        if code is not None and session.tell is not _tell_nobody:  # only a foreign exit leaves a supervised command so
+        if code is not None and session.tell is not tell_nobody:  # only a foreign exit leaves a supervised command so
             raise SystemExit(code)
         return code or 0
 
@@ -166,6 +165,22 @@ class _Run:
         asked, document = Asked.from_dict(messages["asked"]["asked"]), messages["partial"]["document"]
         document["partial"] = {**(document.get("partial") or {}), "reason": reason}
         return show(asked, document, status, failure=reason, unwritten=write(asked, document, None))
+
+
+def keep_freed_memory() -> bool:
+    """Let the process keep what it frees, for its next tensors; whether that could be arranged.
+
+    glibc hands large blocks back to the system at once, which fills the next ones with zeros page by page: with batches
+    of images that costs as much as a pass of a small network. For programs that are done with memory when they end;
+    with another C library nothing changes. Results do not depend on it.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _LARGEST)) and bool(mallopt(_MMAP_MAX, 0))
 
 
 def refuse(message: str, status: int, *, as_json: bool) -> int:

@@ -36,17 +36,9 @@ DEMO_METHODS = ("great+ce-reduced", "pgd-at")
 
 
 def train_to_file(
-    method: str,
-    *,
-    out: Path,
-    data: str = "digits",
-    resume: bool = False,
-    quiet: bool = False,
-    picture: str | None = None,
-    norm: Norm | None = None,
-    eps: float | None = None,
-    **options: Any,
-) -> None:
+    method: str, *, out: Path, data: str = "digits", resume: bool = False, quiet: bool = False,
+    picture: str | None = None, norm: Norm | None = None, eps: float | None = None, **options: Any,
+) -> None:  # fmt: skip
     """Train by `method` and save a file that `check` opens with no further option.
 
     `options` are those of `maskaudit.settings.TrainSettings`; None takes the default.

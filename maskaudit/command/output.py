@@ -58,7 +58,7 @@ def parse_outputs(
     for fmt, place in wanted:
         stream = _standard_stream(place)
         if stream is not None and fmt == "evidence":
-            raise UsageError(f"The evidence is no text for {place}; give it a file.")
+            raise UsageError(f"The evidence is not text for {place}; give it a file.")
         if stream is streams.out() and as_json:
             raise UsageError(f"With --json standard output is one document: leave out -o {fmt}={place}, or --json.")
         check_writable(place)

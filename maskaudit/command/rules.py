@@ -14,6 +14,7 @@ from pathlib import Path
 
 from maskaudit.errors import UsageError, meant
 from maskaudit.foreign import PLUGIN_GROUPS
+from maskaudit.results import dump_json
 from maskaudit.verdict.mechanisms import TITLES
 
 RULES = Path(__file__).with_name("rules.json")
@@ -56,7 +57,7 @@ def explain_rule(name: str) -> str:
 
 def written_rules() -> str:
     """What `rules.json` ought to hold."""
-    return json.dumps([asdict(rule) for rule in catalogued()], indent=1, ensure_ascii=False) + "\n"
+    return dump_json([asdict(rule) for rule in catalogued()])
 
 
 def catalogued() -> list[Rule]:

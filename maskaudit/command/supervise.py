@@ -199,7 +199,9 @@ class _Supervisor:
         self.ended.signum = signum
         self.deadline = time.monotonic() + REPORTING
         os.kill(self.pid, signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
-        self.relay.ours("maskaudit: interrupted; the batch in progress is finished first, once more stops at once.\n")
+        self.relay.ours(
+            "maskaudit: interrupted; the batch in progress is finished first; interrupt again to stop at once.\n"
+        )
 
     def _look(self) -> None:
         """Whether foreign code prints too much, a call or an end takes too long, or the channel was disturbed."""

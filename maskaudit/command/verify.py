@@ -18,16 +18,9 @@ from maskaudit.sources import load_model
 
 
 def verify_files(
-    audit: Path,
-    model: str,
-    *,
-    arch: str | None = None,
-    trust_pickle: bool = False,
-    device: str = "cpu",
-    black_box: bool = False,
-    sha256: str | None = None,
-    weights: str | None = None,
-) -> tuple[list[Check], str]:
+    audit: Path, model: str, *, arch: str | None = None, trust_pickle: bool = False, device: str = "cpu",
+    black_box: bool = False, sha256: str | None = None, weights: str | None = None,
+) -> tuple[list[Check], str]:  # fmt: skip
     """Check a written audit (folder, audit.json, or the evidence file alone) against a model.
 
     Args:

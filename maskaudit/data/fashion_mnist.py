@@ -6,15 +6,11 @@ Learning Algorithms" (arXiv 1708.07747), licence MIT. Nothing is downloaded.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from maskaudit.data import idx
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
-from maskaudit.data.torchvision import ROOT_VARIABLE
+from maskaudit.data.interface import Dataset, Split
+from maskaudit.data.local import ROOT_VARIABLE, Part, copies, joined, parts_of
 from maskaudit.errors import InputError
 
 #: Where Debian's package `dataset-fashion-mnist` puts the files.
@@ -35,24 +31,14 @@ def load(split: Split, bounds: tuple[float, float], limit: int | None = None) ->
         InputError: when no copy is found, naming the package that brings one, or when a file is damaged.
     """
     folder = _folder()
-    parts = [_part(folder, PREFIXES[part], limit) for part in (("train", "test") if split == "all" else (split,))]
-    pixels = torch.from_numpy(np.concatenate([images for images, _ in parts])[:limit]).unsqueeze(1)
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])[:limit].astype(np.int64))
-    return Dataset(
-        name="fashion-mnist",
-        x=scale_to_bounds(pixels, 255, bounds),
-        y=labels,
-        num_classes=len(CLASSES),
-        bounds=bounds,
-        class_names=CLASSES,
-        split=split,
-    )
+    parts = [_part(folder, PREFIXES[part], limit) for part in parts_of(split)]
+    return joined("fashion-mnist", parts, CLASSES, split, bounds, limit)
 
 
 def _folder() -> Path:
     """The first folder that holds the test labels."""
-    root = Path(os.environ.get(ROOT_VARIABLE, "data"))
-    folders = (root, root / "fashion-mnist", root / TORCHVISION, DEBIAN)
+    top = Path(copies())
+    folders = (top, top / "fashion-mnist", top / TORCHVISION, DEBIAN)
     for folder in folders:
         if _file(folder, PREFIXES["test"], "labels-idx1") is not None:
             return folder
@@ -69,8 +55,8 @@ def _file(folder: Path, prefix: str, kind: str) -> Path | None:
     return next((path for path in (packed, plain) if path.is_file()), None)
 
 
-def _part(folder: Path, prefix: str, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, 28, 28) and labels uint8 (N,) of one split, at most the first `limit`."""
+def _part(folder: Path, prefix: str, limit: int | None) -> Part:
+    """Images uint8 (N, 1, 28, 28) and labels uint8 (N,) of one split, at most the first `limit`."""
     images_path, labels_path = (_file(folder, prefix, kind) for kind in ("images-idx3", "labels-idx1"))
     if images_path is None or labels_path is None:
         raise InputError(f"{folder} holds only a part of Fashion-MNIST: the {prefix} images or labels are missing.")
@@ -79,4 +65,4 @@ def _part(folder: Path, prefix: str, limit: int | None) -> tuple[np.ndarray, np.
         raise InputError(f"{images_path} must hold images of {SIDE}×{SIDE} pixels, got an array {images.shape}.")
     if labels.ndim != 1:
         raise InputError(f"{labels_path} must hold one label per image, got an array {labels.shape}.")
-    return images, labels
+    return images[:, None], labels

@@ -47,7 +47,7 @@ class _Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """The columns of a table in order, as a file of features describes them."""
 
     names: tuple[str, ...]
@@ -98,7 +98,7 @@ class Table:
             wrong = ((column < low - slack) | (column > high + slack)) & one.held
             what = f"outside its bounds {low:g} … {high:g}"
             if one.kind == "integer" and not bool(wrong.any()):
-                wrong, what = column != column.round(), "no whole number"
+                wrong, what = column != column.round(), "not a whole number"
             if bool(wrong.any()):
                 found = float(column[wrong][0])
                 raise InputError(f"{where}: {self.names[place]} holds {found:g}, {what}; see --features.")
@@ -121,7 +121,7 @@ class Table:
         )
 
 
-def read_features(path: Path, data: Dataset, bounds: tuple[float, float]) -> Table:
+def read_features(path: Path, data: Dataset, bounds: tuple[float, float]) -> FeatureTable:
     """The table that a file of features describes.
 
     Args:
@@ -153,7 +153,7 @@ def read_features(path: Path, data: Dataset, bounds: tuple[float, float]) -> Tab
                 columns[place] = _as_it_is(data.x[:, place])
         if entry.get("kind") == "categorical":
             groups.append(tuple(places))
-    return Table(names, tuple(columns), tuple(groups))
+    return FeatureTable(names, tuple(columns), tuple(groups))
 
 
 def _columns(where: str, entry: Mapping[str, Any]) -> list[str | int]:

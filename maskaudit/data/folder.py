@@ -194,10 +194,8 @@ def _survey(files: list[Image]) -> tuple[tuple[int, int], set[str]]:
 def opened(source: Path | IO[bytes], name: str = "") -> Iterator[Any]:
     """A PNG or JPEG image as Pillow sees it; whatever is wrong with it becomes an `InputError`."""
     file = name or source
-    try:
-        from PIL import Image as Pillow
-    except ImportError as error:
-        raise InputError("Image folders need the package Pillow: pip install pillow.") from error
+    from PIL import Image as Pillow
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)  # the size is checked by _survey

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, entries, scale_to_bounds
 from maskaudit.errors import InputError
 from maskaudit.loading import network
 
@@ -34,8 +34,9 @@ def load(
     y = torch.tensor([int(row) for part in parts for row in part[label]], dtype=torch.int64)
     rows = chosen_rows(y, limit, draw)
     every = limit is None and draw is None
-    images = (row for part in parts for row in part[image]) if every else _images(parts, image, rows.tolist())
-    pixels = _pixels(source, [np.asarray(row) for row in images])
+    all_images = (one for part in parts for one in part[image])
+    images = all_images if every else (entry[image] for entry in entries(parts, rows.tolist()))
+    pixels = _pixels(source, [np.asarray(one) for one in images])
     names = tuple(str(item) for item in features[label].names)
     return Dataset(
         name=source,
@@ -48,13 +49,6 @@ def load(
         draw=draw and draw.of(rows),
         total=len(y) if draw else None,
     )
-
-
-def _images(parts: list[Any], column: str, rows: list[int]) -> Iterator[Any]:
-    """The images at some places of all parts in a row; no others are decoded."""
-    places = [(part, at) for part in parts for at in range(len(part))]
-    for part, at in (places[row] for row in rows):
-        yield part[at][column]
 
 
 def _parts(source: str, name: str, split: Split) -> list[Any]:

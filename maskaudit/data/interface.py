@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -146,7 +146,7 @@ class Dataset:
             return self
         lost = [name for name, plain in zip(self.class_names or (), own, strict=True) if plain not in theirs]
         if lost or len(set(theirs)) < len(theirs) or len(set(own)) < len(own):
-            what = f"{printable(lost[0], 60)} is no class of the model" if lost else "two classes have one name"
+            what = f"{printable(lost[0], 60)} is not a class of the model" if lost else "two classes have one name"
             return dataclasses.replace(self, notes=(*self.notes, f"Labels were not matched by name: {what}."))
         place = torch.tensor([theirs.index(name) for name in own])
         first = next(number for number, name in enumerate(own) if theirs.index(name) != number)
@@ -280,6 +280,13 @@ def chosen_rows(y: Tensor, limit: int | None, draw: Draw | None) -> Tensor:
     if draw is not None:
         return draw.rows(y)
     return torch.arange(len(y)) if limit is None else some_rows(y, limit)
+
+
+def entries(parts: Sequence[Any], rows: Sequence[int]) -> Iterator[Any]:
+    """The entries at some places of all parts in a row; no others are decoded."""
+    places = [(part, at) for part in parts for at in range(len(part))]
+    for part, at in (places[row] for row in rows):
+        yield part[at]
 
 
 def evenly_spaced(total: int, limit: int) -> list[int]:

@@ -39,7 +39,7 @@ def read_arrays(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     content = read_bounded(path, largest_file(), str(path))
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None or struct.unpack(f"{order}H", content[124:126])[0] != 0x0100:
-        raise InputError(f"{path} is no MATLAB file of level 5; save it with -v6 or -v7.")
+        raise InputError(f"{path} is not a MATLAB file of level 5; save it with -v6 or -v7.")
     found: dict[str, np.ndarray] = {}
     try:
         for kind, data in _elements(memoryview(content)[HEAD:], order):
@@ -90,7 +90,7 @@ def _array(path: Path, data: memoryview, order: str, names: Collection[str]) -> 
         return None
     where = f"{path}: {name}"
     if flags & 0xFF not in CLASSES or flags & COMPLEX:
-        raise InputError(f"{where} is no full array of real numbers.")
+        raise InputError(f"{where} is not a full array of real numbers.")
     if not 2 <= len(shape) <= MAX_AXES or min(shape) < 0:
         raise ValueError("an array of no shape")
     kind, numbers = next(parts, (0, data[:0]))

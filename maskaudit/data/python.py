@@ -47,7 +47,9 @@ def _tensor(name: str, value: object) -> Tensor:
     try:
         return torch.as_tensor(value).detach().cpu()
     except TypeError as error:
-        raise InputError(f"py:{name} returned an array that is no tensor: {describe_error(error)}.") from error
+        raise InputError(
+            f"py:{name} returned an array that cannot become a tensor: {describe_error(error)}."
+        ) from error
 
 
 def _kind(value: object) -> str:

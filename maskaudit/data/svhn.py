@@ -7,15 +7,13 @@ keeps them too. Nothing is downloaded.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from maskaudit.data.interface import Dataset, Split, scale_to_bounds
+from maskaudit.data.interface import Dataset, Split
+from maskaudit.data.local import ROOT_VARIABLE, Part, copies, joined, parts_of
 from maskaudit.data.matlab import read_arrays
-from maskaudit.data.torchvision import ROOT_VARIABLE
 from maskaudit.errors import InputError
 
 SIDE = 32
@@ -32,26 +30,23 @@ def load(split: Split, bounds: tuple[float, float], limit: int | None = None) ->
     Raises:
         InputError: when no copy is found, or when a file is damaged.
     """
-    parts = [_part(_file(name)) for name in (("train", "test") if split == "all" else (split,))]
-    pixels = torch.from_numpy(np.concatenate([pixels for pixels, _ in parts])[:limit])
-    labels = torch.from_numpy(np.concatenate([labels for _, labels in parts])[:limit])
+    parts = [_part(_file(name)) for name in parts_of(split)]
     names = tuple(str(digit) for digit in range(CLASSES))
-    return Dataset("svhn", scale_to_bounds(pixels, 255, bounds), labels, CLASSES, bounds, names, split)
+    return joined("svhn", parts, names, split, bounds, limit)
 
 
 def _file(split: str) -> Path:
-    root = Path(os.environ.get(ROOT_VARIABLE, "data"))
     for place in PLACES:
-        path = root / place / f"{split}_32x32.mat"
+        path = Path(copies()) / place / f"{split}_32x32.mat"
         if path.is_file():
             return path
     raise InputError(
-        f"SVHN is not on this machine: looked for {split}_32x32.mat in {root}. Put the cropped digits' files there, or "
-        f"set {ROOT_VARIABLE}. Nothing is downloaded."
+        f"SVHN is not on this machine: looked for {split}_32x32.mat in {Path(copies())}. Put the cropped digits' files "
+        f"there, or set {ROOT_VARIABLE}. Nothing is downloaded."
     )
 
 
-def _part(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _part(path: Path) -> Part:
     """Pixels uint8 (N, 3, 32, 32) and labels int64 (N,)."""
     arrays = read_arrays(path, ("X", "y"))
     pixels, labels = arrays.get("X", np.empty(0)), arrays.get("y", np.empty(0)).reshape(-1)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from maskaudit.data.interface import MAX_CLASSES, Dataset, Draw, Split, chosen_rows
-from maskaudit.errors import InputError, UsageError, describe_error, meant, printable
+from maskaudit.errors import InputError, UsageError, describe_error, meant, printable, refusing
 from maskaudit.files import largest_file, read_bounded
 
 #: Most columns and rows, and the longest text of one cell, in characters.
@@ -46,7 +46,7 @@ def load_csv(
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no text table: byte {error.start} is not UTF-8.") from None
+        raise InputError(f"{path} is not a text table: byte {error.start} is not UTF-8.") from None
     head = text.split("\n", 1)[0]
     separator = max(SEPARATORS, key=head.count)
     if CELL_BYTES * (text.count(separator) + text.count("\n")) > largest_file():
@@ -56,7 +56,7 @@ def load_csv(
         names = [name.strip() for name in next(lines, [])]
         rows = [row for row in itertools.islice(lines, MAX_ROWS + 1) if row]
     except csv.Error as error:
-        raise InputError(f"{path} is no text table ({describe_error(error)}); save it as CSV.") from error
+        raise InputError(f"{path} is not a text table ({describe_error(error)}); save it as CSV.") from error
     _check_names(path, names, len(rows))
     for number, row in enumerate(rows, start=2):
         if len(row) != len(names):
@@ -82,7 +82,7 @@ def load_parquet(
         import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise InputError(f"{path} is a Parquet file, which needs the package pyarrow: pip install pyarrow.") from error
-    try:
+    with refusing(f"{path} cannot be read as Parquet, it may be damaged"):
         with pyarrow.parquet.ParquetFile(path) as file:
             names = [str(field.name) for field in file.schema_arrow]
             rows = file.metadata.num_rows
@@ -97,10 +97,6 @@ def load_parquet(
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:  # each text once, however many rows
             table = file.read()
         columns = {name: _values(path, name, table.column(place)) for place, name in enumerate(names)}
-    except (InputError, UsageError):
-        raise
-    except Exception as error:  # pyarrow raises many kinds on damaged bytes
-        raise InputError(f"{path} cannot be read as Parquet, it may be damaged: {describe_error(error)}.") from error
     return _dataset(path, columns, split, bounds, limit, draw, target)
 
 
@@ -205,7 +201,7 @@ def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         elif re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(strange)):
             remedy = "write decimals with a point"
         raise InputError(
-            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, no number; {remedy}."
+            f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, not a number; {remedy}."
         ) from None
 
 

@@ -42,7 +42,7 @@ def load(
     elif kind in ("state_dict", "legacy"):
         content = read_content(file)
     else:
-        raise InputError(f"{path} is no file of data; save one with {HOW['torch']}.")
+        raise InputError(f"{path} is not a file of data; save one with {HOW['torch']}.")
     how = HOW.get(kind, HOW["torch"])
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip("xy", content, strict=True))
@@ -55,14 +55,9 @@ def load(
 
 def _array(path: Path, key: str, value: object) -> np.ndarray:
     if isinstance(value, Tensor):
-        if (
-            value.is_nested
-            or value.layout != torch.strided
-            or value.is_quantized
-            or value.is_complex()
-            or value.is_meta
-        ):
-            raise InputError(f"{path}: {key} is no plain dense tensor of real numbers; convert it before saving.")
+        sparse = value.is_nested or value.layout != torch.strided
+        if sparse or value.is_quantized or value.is_complex() or value.is_meta:
+            raise InputError(f"{path}: {key} is not a plain dense tensor of real numbers; convert it before saving.")
         check_room(value.numel(), np.dtype(np.float32), f"{path}: {key}")  # one number may be expanded to any size
         half = value.dtype in (torch.bfloat16, torch.float16)
         return (value.detach().float() if half else value.detach()).cpu().numpy()

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Iterator
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, scale_to_bounds
+from maskaudit.data.interface import Dataset, Draw, Split, chosen_rows, entries, scale_to_bounds
+from maskaudit.data.local import ROOT_VARIABLE, copies, parts_of
 from maskaudit.errors import InputError, UsageError
 from maskaudit.loading.vision import ready_torchvision
-
-#: Environment variable that names the folder torchvision keeps its data in; `data` if unset.
-ROOT_VARIABLE = "MASKAUDIT_DATA"
 
 
 def load(
@@ -27,15 +24,13 @@ def load(
     Where the data set tells its labels by themselves (`targets`), only the images that are wanted are decoded.
     """
     kind = _dataset_class(_import(), name)
-    parts: list[Any] = []
-    for part in ("train", "test") if split == "all" else (split,):
-        parts.append(_open(kind, name, part))
+    parts = [_open(kind, name, part) for part in parts_of(split)]
     arrays: list[np.ndarray] = []
     labels: list[int] = []
     known = [label for part in parts for label in _targets(part)]
     choose = bool(known) and all(len(_targets(part)) == len(part) for part in parts)
     rows = chosen_rows(torch.tensor(known), limit, draw) if choose else None
-    for image, label in _entries(parts, None if rows is None else rows.tolist()):
+    for image, label in chain(*parts) if rows is None else entries(parts, rows.tolist()):
         arrays.append(np.asarray(image))
         labels.append(label)
     source = f"torchvision:{name}"
@@ -70,18 +65,6 @@ def _targets(part: Any) -> list[int]:
     return found if isinstance(found, list) and all(type(label) is int for label in found) else []
 
 
-def _entries(parts: list[Any], rows: list[int] | None) -> Iterator[tuple[Any, Any]]:
-    """The entries at some places of all parts in a row, or all."""
-    if rows is None:
-        for part in parts:
-            yield from part
-        return
-    places = [(part, at) for part in parts for at in range(len(part))]
-    for row in rows:
-        part, at = places[row]
-        yield part[at]
-
-
 def _import() -> ModuleType:
     try:
         ready_torchvision()
@@ -106,7 +89,6 @@ def _dataset_class(datasets: ModuleType, name: str) -> Any:
 
 
 def _open(kind: Any, name: str, part: str) -> Any:
-    root = os.environ.get(ROOT_VARIABLE, "data")
     accepted = inspect.signature(kind).parameters
     arguments: dict[str, Any] = {}
     if "train" in accepted:
@@ -116,9 +98,9 @@ def _open(kind: Any, name: str, part: str) -> Any:
     if "download" in accepted:
         arguments["download"] = False
     try:
-        return kind(root, **arguments)
+        return kind(copies(), **arguments)
     except Exception as error:  # each data set reports missing files in its own way
         raise InputError(
-            f"torchvision:{name} cannot be read from the folder {root!r} ({type(error).__name__}: {error}); put the "
-            f"data there or set {ROOT_VARIABLE}, or export them to an .npz file. Nothing is downloaded."
+            f"torchvision:{name} cannot be read from the folder {copies()!r} ({type(error).__name__}: {error}); put "
+            f"the data there or set {ROOT_VARIABLE}, or export them to an .npz file. Nothing is downloaded."
         ) from error

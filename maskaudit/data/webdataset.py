@@ -11,7 +11,7 @@ import torch
 
 from maskaudit.data import folder
 from maskaudit.data.interface import MAX_CLASSES, Dataset, Draw, Split, chosen_rows, scale_to_bounds
-from maskaudit.errors import InputError, MaskauditError, describe_error, printable
+from maskaudit.errors import InputError, printable, refusing
 from maskaudit.files import largest_file
 
 #: Endings of images and of class numbers, behind the first dot of a file's name.
@@ -34,7 +34,7 @@ def load(
     images: dict[str, folder.Image] = {}
     labels: dict[str, int] = {}
     others = 0
-    try:
+    with refusing(f"{path} cannot be read as a tar archive"):
         for name, content in _members(path):
             key, _, ending = name.partition(".") if "/" not in name else _split(name)
             if ending.lower() in IMAGES:
@@ -43,16 +43,14 @@ def load(
                 labels[key] = _label(path, name, content)
             else:
                 others += 1
-    except MaskauditError:
-        raise
-    except Exception as error:  # tarfile raises almost anything on damaged bytes
-        raise InputError(f"{path} cannot be read as a tar archive: {describe_error(error)}.") from error
     lacking = next((key for key in images if key not in labels), None)
     if not images or lacking is not None:
         what = (
             f"{printable(lacking, 60)}.{LABEL} is missing" if lacking is not None else "there are no PNG or JPEG images"
         )
-        raise InputError(f"{path} is no WebDataset of labelled images: {what}; expected pairs such as 1.png and 1.cls.")
+        raise InputError(
+            f"{path} is not a WebDataset of labelled images: {what}; expected pairs such as 1.png and 1.cls."
+        )
     keys = list(images)
     y = torch.tensor([labels[key] for key in keys], dtype=torch.int64)
     rows = chosen_rows(y, limit, draw)

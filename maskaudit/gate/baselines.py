@@ -18,7 +18,7 @@ from maskaudit.report import records, view
 from maskaudit.report.coerce import text as one_line
 from maskaudit.report.sarif import CLAIM_RULE, VERDICT_RULE, steady
 
-Kind = Literal["verdict", "claim", "probe"]
+FindingKind = Literal["verdict", "claim", "probe"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Baseline:
 class Finding:
     """Something that a baseline can be held against: the verdict at one place, the claim, or a probe's finding."""
 
-    kind: Kind
+    kind: FindingKind
     rule: str
     module: str
     op: str
@@ -100,7 +100,7 @@ class Ruling:
     notes: tuple[str, ...] = ()
     used: frozenset[int] = frozenset()
 
-    def accepted(self, kind: Kind) -> tuple[Baseline, ...]:
+    def accepted(self, kind: FindingKind) -> tuple[Baseline, ...]:
         """The baselines that suppress findings of a kind, if they suppress all of them."""
         found = [baseline for finding, baseline in self.findings if finding.kind == kind]
         kept = tuple(dict.fromkeys(baseline for baseline in found if baseline is not None))
@@ -192,7 +192,7 @@ def visible(document: dict[str, Any], ruling: Ruling) -> dict[str, Any]:
     return result
 
 
-def _at(kind: Kind, rule: str, place: records.Place, cause: str, message: str, mechanism: str = "") -> Finding:
+def _at(kind: FindingKind, rule: str, place: records.Place, cause: str, message: str, mechanism: str = "") -> Finding:
     return Finding(kind, rule, place.module, place.op, cause, message, mechanism)
 
 

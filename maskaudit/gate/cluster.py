@@ -74,8 +74,7 @@ def audits_on_ray(entries: Sequence[GateEntry], address: str, *, isolate: bool) 
             found = under_way[entry.name]
             if isinstance(found, MaskauditError):
                 raise found
-            result: Audit = found.result()
-            return result
+            return found.result()
 
         yield audit
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskaudit.gate.baselines import Kind, visible
+from maskaudit.gate.baselines import FindingKind, visible
 from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import coerce, junit, sarif
 
 #: What a baseline can only accept explicitly, with its rule in SARIF.
-_PROVEN: dict[Kind, str] = {"verdict": sarif.VERDICT_RULE, "claim": sarif.CLAIM_RULE}
+_PROVEN: dict[FindingKind, str] = {"verdict": sarif.VERDICT_RULE, "claim": sarif.CLAIM_RULE}
 
 
 def merged_sarif(result: GateResult) -> str:

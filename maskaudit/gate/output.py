@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from maskaudit.gate.baselines import visible
 from maskaudit.gate.merge import merged_junit, merged_sarif
 from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import github
+from maskaudit.results import dump_json
 
 #: Files that `--out DIR` writes next to the sub-folders of the models, by format.
 SUMMARY_FILES = {
@@ -26,7 +26,7 @@ SUMMARY_FILES = {
 
 FORMATS: dict[str, Callable[[GateResult, dict[str, Any]], str]] = {
     "html": lambda result, data: page.html(data),
-    "json": lambda result, data: dump(data),
+    "json": lambda result, data: dump_json(data),
     "md": lambda result, data: summary.markdown(data),
     "text": lambda result, data: summary.text(data),
     "sarif": lambda result, data: merged_sarif(result),
@@ -63,11 +63,6 @@ def write_summaries(wanted: list[tuple[str, Path]], result: GateResult, data: di
         except InputError as error:
             unwritten = unwritten or str(error)
     return unwritten
-
-
-def dump(data: dict[str, Any]) -> str:
-    """A summary as JSON text."""
-    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def audited(result: GateResult) -> list[github.Annotated]:

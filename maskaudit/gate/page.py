@@ -15,16 +15,13 @@ def html(summary: dict[str, Any]) -> str:
     Args:
         summary: what `maskaudit.gate.summary.build` gave.
     """
-    return (
-        environment()
-        .get_template("gate.html")
-        .render(
-            state="passed" if summary["status"] == 0 else "did not pass",
-            header=HEADER,
-            models=[_model(model) for model in summary["models"]],
-            notes=notes(summary),
-            status=summary["status"],
-        )
+    template = environment().get_template("gate.html")
+    return template.render(
+        state="passed" if summary["status"] == 0 else "did not pass",
+        header=HEADER,
+        models=[_model(model) for model in summary["models"]],
+        notes=notes(summary),
+        status=summary["status"],
     )
 
 

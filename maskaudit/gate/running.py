@@ -17,8 +17,8 @@ from maskaudit import api
 from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.runner import Audit
 from maskaudit.command import streams
-from maskaudit.command.auditing import Audited, Tell, carry_out, tell_nobody
-from maskaudit.command.channel import Sender
+from maskaudit.command.auditing import Audited, Tell, carry_out
+from maskaudit.command.channel import Sender, tell_nobody
 from maskaudit.command.delivery import Asked, write
 from maskaudit.command.output import DIRECTORY_FILES
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
@@ -84,17 +84,9 @@ def worst(statuses: Iterable[int]) -> int:
 
 
 def run_gate(
-    config: GateConfig,
-    *,
-    out: Path | None = None,
-    today: date | None = None,
-    audit: Auditor | None = None,
-    on_event: Listener = ignore_events,
-    isolate: bool = False,
-    ray: str = "",
-    jobs: int = 1,
-    cache: Path | None = None,
-) -> GateResult:
+    config: GateConfig, *, out: Path | None = None, today: date | None = None, audit: Auditor | None = None,
+    on_event: Listener = ignore_events, isolate: bool = False, ray: str = "", jobs: int = 1, cache: Path | None = None,
+) -> GateResult:  # fmt: skip
     """Audit every entry, a few at a time, or on a Ray cluster all at once.
 
     Args:
@@ -190,14 +182,9 @@ def _isolated(carried_out: Callable[[Tell], Audited], asked: Asked) -> Audited:
 
 
 def _outcome(
-    entry: GateEntry,
-    baselines: tuple[Baseline, ...],
-    out: Path | None,
-    today: date,
-    audit: Auditor,
-    on_event: Listener,
-    isolate: bool,
-) -> GateOutcome:
+    entry: GateEntry, baselines: tuple[Baseline, ...], out: Path | None, today: date, audit: Auditor,
+    on_event: Listener, isolate: bool,
+) -> GateOutcome:  # fmt: skip
     folder = out / entry.folder if out is not None else None
     asked = _asked(entry, folder)
 

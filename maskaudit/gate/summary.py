@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any
 
 from maskaudit import __version__
 from maskaudit.command.status import BUG_STATUS
 from maskaudit.gate.running import GateOutcome, GateResult
 from maskaudit.report import coerce, view, words
+from maskaudit.report.lines import WIDTH, columns, wrapped
 from maskaudit.report.markdown import code, escape
 from maskaudit.results import plain
 
@@ -24,8 +24,7 @@ STATUS_WORDS = {
     BUG_STATUS: "MASKAUDIT FAILED",
 }
 
-#: Columns of the text, and the fewest that a name in its table is cut to.
-WIDTH = 100
+#: The fewest columns that a name in the table of the text is cut to.
 _NAME = 12
 
 #: Verdicts, worst first.
@@ -107,7 +106,7 @@ def text(summary: dict[str, Any], *, color: bool = False) -> str:
     for model in summary["models"]:
         lines += _details(model)
     if found := notes(summary):
-        lines += ["", *(line for note in found for line in _wrapped(f"note: {note}", "", "      "))]
+        lines += ["", *(line for note in found for line in wrapped(f"note: {note}", "", "      "))]
     passed = sum(model["status"] == 0 for model in summary["models"])
     lines += [
         "",
@@ -131,7 +130,7 @@ def markdown(summary: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([code(name), *map(escape, cells), marked]) + " |")
     for model in summary["models"]:
         if reasons := sentences(model):
-            lines += ["", f"### {code(_flat(model['name']))}", "", *(f"- {escape(line)}" for line in reasons)]
+            lines += ["", f"### {code(coerce.text(model['name']))}", "", *(f"- {escape(line)}" for line in reasons)]
     if found := notes(summary):
         lines += ["", "### Baselines", "", *(f"- {escape(note)}" for note in found)]
     return "\n".join(lines) + "\n"
@@ -142,10 +141,10 @@ def row(model: dict[str, Any]) -> tuple[str, ...]:
     claim, threat = model["claim"], model["threat"]
     claimed, eps = coerce.number(claim.get("claimed")), coerce.number(threat.get("eps"))
     status = words.CLAIM.get(str(claim.get("status")), "")
-    ball = words.joined((_flat(threat.get("norm")), words.radius(eps).partition(" (")[0]), " ")
+    ball = words.joined((coerce.text(threat.get("norm")), words.radius(eps).partition(" (")[0]), " ")
     accepted = any(finding["accepted"] and finding["kind"] != "probe" for finding in model["findings"])
     return (
-        _flat(model["name"]),
+        coerce.text(model["name"]),
         "-" if eps is None else ball,
         model["verdict"] or "-",
         words.rate(coerce.rate(model["accuracy"].get("best_known")), "-", missing="-"),
@@ -158,7 +157,7 @@ def sentences(model: dict[str, Any]) -> list[str]:
     """Why a model does not pass, and what was accepted for it."""
     lines = []
     if model["error"]:
-        lines.append(_flat(model["error"]))
+        lines.append(coerce.text(model["error"]))
     if model["status"] != 0 and model["verdict"] is not None:
         lines += [model["sentence"], *model["reasons"]]
         claim = model["claim"]
@@ -175,42 +174,29 @@ def _accepted(model: dict[str, Any]) -> list[str]:
         if by := finding["accepted"]:
             rules.setdefault((by["baseline"], by["expires"], by["reason"]), []).append(finding["rule"])
     return [
-        f"{words.joined(dict.fromkeys(names))}: accepted by baseline {number} until {expires}: {_flat(reason)}"
+        f"{words.joined(dict.fromkeys(names))}: accepted by baseline {number} until {expires}: {coerce.text(reason)}"
         for (number, expires, reason), names in rules.items()
     ]
 
 
 def notes(summary: dict[str, Any]) -> list[str]:
     """What the user should change about the baselines, one line each."""
-    return [_flat(note) for note in summary["notes"]]
+    return [coerce.text(note) for note in summary["notes"]]
 
 
 def _details(model: dict[str, Any]) -> list[str]:
     reasons = sentences(model)
     if not reasons:
         return []
-    head = _wrapped(f"{_flat(model['name'])}: {reasons[0]}", "", "  ")
-    return ["", *head, *(line for item in reasons[1:] for line in _wrapped(f"- {item}", "  ", "    "))]
+    head = wrapped(f"{coerce.text(model['name'])}: {reasons[0]}", "", "  ")
+    return ["", *head, *(line for item in reasons[1:] for line in wrapped(f"- {item}", "  ", "    "))]
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    fitting = (
-        cell if len(cell) <= width else cell[: width - 3] + "..." for cell, width in zip(cells, widths, strict=True)
-    )
-    return "  ".join(cell.ljust(width) for cell, width in zip(fitting, widths, strict=True)).rstrip()
+    fitting = [c if len(c) <= width else c[: width - 3] + "..." for c, width in zip(cells, widths, strict=True)]
+    return columns(fitting, widths)
 
 
 def _toned(line: str, status: int, color: bool) -> str:
     tone = {0: "32", 3: "36"}.get(status, "31")
     return f"\x1b[{tone}m{line}\x1b[0m" if color else line
-
-
-def _wrapped(line: str, first: str, rest: str) -> list[str]:
-    return textwrap.wrap(
-        line, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _flat(value: Any) -> str:
-    """One harmless line: names and messages come from files."""
-    return coerce.text(value)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from maskaudit import foreign
-from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, printable
+from maskaudit.errors import UsageError, printable, refusing
 from maskaudit.loading import onnx, pt2, safetensors_file, shards, torch_file, torchscript
 from maskaudit.loading.checkpoint import read_metadata, save_checkpoint
 from maskaudit.loading.interface import Contents, LoadedModel, Model, ModelFile, Options, count_parameters, state_digest
@@ -69,13 +69,9 @@ def finished(contents: Contents, source: str, sha256: str | None) -> LoadedModel
     Raises:
         InputError: when the code of the module fails at that.
     """
-    try:
-        with foreign.Call():
-            return _finished(contents, source, sha256)
-    except MaskauditError:
-        raise
-    except Exception as error:  # methods that the module's code has overridden
-        raise InputError(f"{printable(source)} cannot be prepared for an audit: {describe_error(error)}.") from error
+    # the module's code may have overridden any method that is called here
+    with refusing(f"{printable(source)} cannot be prepared for an audit"), foreign.Call():
+        return _finished(contents, source, sha256)
 
 
 def _finished(contents: Contents, source: str, sha256: str | None) -> LoadedModel:

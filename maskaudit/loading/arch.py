@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from maskaudit import foreign
-from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, meant, printable
+from maskaudit.errors import InputError, MaskauditError, UsageError, describe_error, meant, printable, refusing
 from maskaudit.files import is_file
 from maskaudit.loading import hf_config, network
 from maskaudit.loading.interface import count_parameters
@@ -229,12 +229,8 @@ def _split(spec: str) -> tuple[str | None, str]:
 
 
 def _build_builtin(architecture: Architecture) -> object:
-    try:
+    with refusing(f"{printable(architecture.spec)} cannot be built"):  # wrong arguments reach torch's constructors
         return registry.build(architecture.spec)
-    except MaskauditError:
-        raise
-    except Exception as error:  # wrong arguments reach the constructors of torch
-        raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
 
 
 def _build_listed(architecture: Architecture, collection: Collection) -> object:
@@ -249,10 +245,8 @@ def _build_listed(architecture: Architecture, collection: Collection) -> object:
     known, name = list(getattr(module, collection.names)()), architecture.factory
     if name.partition(".")[0] not in known:
         raise UsageError(f"{package} has no model {printable(name, 60)!r}{meant(name, known)}.")
-    try:
+    with refusing(f"{printable(architecture.spec)} cannot be built"):  # wrong arguments reach torch's constructors
         return getattr(module, collection.make)(name, **{**collection.empty, **architecture.arguments})
-    except Exception as error:  # wrong arguments reach the constructors of torch
-        raise InputError(f"{printable(architecture.spec)} cannot be built: {describe_error(error)}.") from error
 
 
 def _build_configured(architecture: Architecture) -> object:

@@ -45,7 +45,7 @@ def read_hf(name: str) -> Contents:
         contents = pretrained("hf", name, make)
         if lacking:
             raise InputError(
-                f"hf:{name} is no trained classifier: {len(lacking)} of its weights are not in the file "
+                f"hf:{name} is not a trained classifier: {len(lacking)} of its weights are not in the file "
                 f"({printable(', '.join(lacking[:3]), 100)}); name a model that was trained to classify."
             )
         if kinds != ["Image"]:

@@ -36,7 +36,7 @@ def check(data: bytes, pickles: int) -> None:
             try:
                 _play(opcode, argument, stack, memo)
             except (IndexError, KeyError) as error:
-                raise ValueError("a pickle takes what it has not put down") from error
+                raise ValueError("a pickle uses a value that it has not stored") from error
 
 
 def _play(opcode: pickletools.OpcodeInfo, argument: Any, stack: list[Size], memo: dict[Any, Size]) -> None:

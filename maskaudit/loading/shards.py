@@ -39,7 +39,9 @@ def read_index(file: ModelFile, options: Options) -> Contents:
     """
     document = parse_json(file.data, file.source, most=MAX_INDEX)
     if not isinstance(document, dict) or "weight_map" not in document:
-        raise InputError(f"{file.source} is JSON, but no index of weights: it has no weight_map; give the model file.")
+        raise InputError(
+            f"{file.source} is JSON, but not an index of weights: it has no weight_map; give the model file."
+        )
     places = read(INDEX, document, file.source)["weight_map"]
     if options.arch is None:
         raise state.need_arch(file.source)

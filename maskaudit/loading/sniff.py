@@ -87,7 +87,7 @@ def _kind(source: str, head: bytes) -> str:
     if len(head) > 2 and head[0] == 0x08 and head[1] < 0x20 and head[2] in ONNX_TAGS:
         return "onnx"
     raise InputError(
-        f"{source} is no model format that is read here, or its start is damaged; expected safetensors, "
+        f"{source} is not a model format that is read here, or its start is damaged; expected safetensors, "
         "a PyTorch state dict, TorchScript, an exported program (.pt2) or ONNX."
     )
 

@@ -57,7 +57,7 @@ def fit(module: nn.Module, found: list[Holder], source: str, spec: str, name: st
     expected = module.state_dict()
     unplain = [f"{n} ({trouble})" for n, value in chosen.state.items() if (trouble := _unplain(value, expected.get(n)))]
     if unplain:
-        raise InputError(f"{source} holds tensors that are no weights: {_few(unplain)}; save plain dense tensors.")
+        raise InputError(f"{source} holds tensors that are not weights: {_few(unplain)}; save plain dense tensors.")
     if not chosen.fits:
         raise InputError(_misfit(chosen, source, spec))
     _check_tied(module, chosen, source, spec)

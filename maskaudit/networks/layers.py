@@ -68,8 +68,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, channels_out, ⌈H/stride⌉, ⌈W/stride⌉)."""
-        features: Tensor = self.activation(self.inner(x) + self.shortcut(x))
-        return features
+        return self.activation(self.inner(x) + self.shortcut(x))
 
 
 class Grey(nn.Module):
@@ -101,8 +100,7 @@ class TokenMixer(nn.Module):
         tokens = patches.flatten(2).transpose(1, 2) + self.positions
         for block in self.blocks:
             tokens = block(tokens)
-        mean: Tensor = self.norm(tokens).mean(1)
-        return mean
+        return self.norm(tokens).mean(1)
 
 
 class Attention(nn.Module):
@@ -125,8 +123,7 @@ class Attention(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, t, d)
         tokens = tokens + self.merge(mixed)
-        result: Tensor = tokens + self.perceptron(self.norms[1](tokens))
-        return result
+        return tokens + self.perceptron(self.norms[1](tokens))
 
 
 class QuantisedLayer(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from maskaudit.errors import UsageError
 from maskaudit.probes import (
     blind_spots,
     curvature,
@@ -23,7 +22,7 @@ from maskaudit.probes import (
 )
 from maskaudit.probes.interface import Probe
 
-__all__ = ["PROBES", "get"]
+__all__ = ["PROBES"]
 
 PROBES: tuple[Probe, ...] = (
     output_kind.PROBE,
@@ -43,15 +42,3 @@ PROBES: tuple[Probe, ...] = (
     gradient_free_gap.PROBE,
     transfer_gap.PROBE,
 )
-
-
-def get(rule: str) -> Probe:
-    """The registered probe `rule`.
-
-    Raises:
-        UsageError: when there is none.
-    """
-    for probe in PROBES:
-        if probe.rule == rule:
-            return probe
-    raise UsageError(f"There is no probe {rule!r}; there are {', '.join(probe.rule for probe in PROBES)}.")

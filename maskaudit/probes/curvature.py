@@ -204,14 +204,9 @@ def _over_batches(context: ProbeContext, objective: PointObjective, stream: str,
         rows = slice(start, min(start + size, n))
         rng = context.rng.select(torch.arange(rows.start, rows.stop)).fork(stream)
         parts.append(curvature(context, objective, rng, rows))
-    return Curvature(
-        eigenvalue=torch.cat([part.eigenvalue for part in parts]),
-        first=torch.cat([part.first for part in parts]),
-        second=torch.cat([part.second for part in parts]),
-        first_measured=torch.cat([part.first_measured for part in parts]),
-        second_measured=torch.cat([part.second_measured for part in parts]),
-        custom=parts[0].custom,
-    )
+    figures = ("eigenvalue", "first", "second", "first_measured", "second_measured")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in figures}
+    return Curvature(**joined, custom=parts[0].custom)
 
 
 def _summary(found: Curvature) -> dict[str, Any]:

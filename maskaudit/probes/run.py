@@ -24,7 +24,7 @@ from maskaudit.target import Target
 from maskaudit.target.preserve import seed_generators
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import LIMITS, Limit
-from maskaudit.verdict.statistics import CONFIDENCE, clopper_pearson
+from maskaudit.verdict.statistics import clopper_pearson
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,14 @@ class ProbeTask:
         return ProbeResult(self.probe.rule, self.probe.title, "error", reason=reason, sources=self.probe.sources)
 
 
-def run_probe(probe: Probe, context: ProbeContext, *, confidence: float = CONFIDENCE) -> ProbeResult:
-    """The graded result of one probe.
-
-    Args:
-        probe: what to measure.
-        context: the open target and the points.
-        confidence: level of the two-sided exact interval of rates.
-    """
+def run_probe(probe: Probe, context: ProbeContext) -> ProbeResult:
+    """The graded result of one probe on the points of an open target; rates have a two-sided exact interval."""
     text = explanation(probe)
     started = time.perf_counter()
     try:
         _check_needs(probe, context)
         measurement = probe.measure(context)
-        figures = _graded(probe.rule, measurement, LIMITS.get(probe.rule), text, confidence)
+        figures = _graded(probe.rule, measurement, LIMITS.get(probe.rule), text)
     except NotApplicable as reason:
         figures = {"status": "not_applicable", "reason": str(reason)}
     except Exception as error:  # a probe must not end the audit: the reader gets the reason instead
@@ -94,13 +88,11 @@ def _check_needs(probe: Probe, context: ProbeContext) -> None:
         raise NotApplicable("The model is a plain callable, not a torch module, so its layers cannot be observed.")
 
 
-def _graded(
-    rule: str, measurement: Measurement, limit: Limit | None, text: Explanation, confidence: float
-) -> dict[str, Any]:
+def _graded(rule: str, measurement: Measurement, limit: Limit | None, text: Explanation) -> dict[str, Any]:
     """Status, interval, limit and texts of a measurement as keyword arguments of `ProbeResult`."""
     low = high = None
     if measurement.count is not None and measurement.n > 0:
-        low, high = clopper_pearson(measurement.count, measurement.n, confidence)
+        low, high = clopper_pearson(measurement.count, measurement.n)
     if not measurement.graded:
         limit = None
     raised = limit is not None and limit.exceeded(measurement.value, low)

@@ -74,7 +74,7 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     now = [scale.correlation for scale in differences.scales]
     vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little
     before = [0.0 if vanished else value for _, value in trace.health.agreement]
-    # over the larger steps a bent surface leaves its own gradient behind; over the smallest only a wrong one disagrees
+    # over the larger steps a bent surface leaves its gradient behind; over the smallest only a wrong one disagrees
     return improved(min(before), min(now)) or improved(before[-1], now[-1])
 
 

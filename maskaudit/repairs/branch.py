@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskaudit.errors import UsageError, meant
 from maskaudit.target import Target
-from maskaudit.trace.behaviour import twin
+from maskaudit.trace.behaviour import copy_of
 
 View = Literal["alone", "masked", "silenced"]
 
@@ -86,7 +86,7 @@ class BranchModel:
 def through_branch(target: Target, branch: str, view: View) -> Target:
     """A target that decides like `target`, unless the branch is silenced; passes count in the same ledger."""
     assert isinstance(target.model, nn.Module)
-    return twin(target, BranchModel(target.model, branch, view), draws=target.draws)
+    return copy_of(target, BranchModel(target.model, branch, view), draws=target.draws)
 
 
 def check_branches(model: object, branches: tuple[str, ...]) -> None:

@@ -37,5 +37,4 @@ class Repair:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for reports."""
-        result: dict[str, Any] = plain(dataclasses.asdict(self))
-        return result
+        return plain(dataclasses.asdict(self))

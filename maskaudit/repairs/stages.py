@@ -80,16 +80,9 @@ class StandIns:
 
 
 def run_stage(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    stage: Stage,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    stand_ins: Learnt,
+    target: Target, x: Tensor, y: Tensor, stage: Stage, *, threat: ThreatModel, rng: PointRNG, stand_ins: Learnt,
     candidates: Tensor | None = None,
-) -> Attempt:
+) -> Attempt:  # fmt: skip
     """One stage of the plan that a trace of the first points suggests, through its repairs where it has any.
 
     Args:

@@ -125,8 +125,7 @@ class _StandIn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The block's output, about."""
         standard = (x.float() - self.mean_in) / self.scale_in
-        result: Tensor = (self.body(standard) * self.scale_out + self.mean_out).view(len(x), *self.shape)
-        return result
+        return (self.body(standard) * self.scale_out + self.mean_out).view(len(x), *self.shape)
 
 
 def _train(network: nn.Module, seen: BlockExamples) -> None:

@@ -34,8 +34,7 @@ def softened(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs:
     if name in RECTIFIERS:
         return (1 - LEAK) * live.clamp_min(0) + LEAK * live
     rest = tuple(live / temperature if item is live else item for item in args)
-    result: Tensor = func(*rest, **kwargs)
-    return result
+    return func(*rest, **kwargs)
 
 
 def soft_choice(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], live: Tensor, shape: torch.Size) -> Tensor:
@@ -75,8 +74,7 @@ def soft_comparison(name: str, args: tuple[Any, ...]) -> Tensor | None:
         return None
     left, right = args[0], args[1]
     difference = left - right
-    result: Tensor = difference if name in ABOVE else -difference
-    return result
+    return difference if name in ABOVE else -difference
 
 
 def on_stand_ins(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: dict[str, Any],

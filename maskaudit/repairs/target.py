@@ -13,7 +13,7 @@ from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.repaired import RepairedModel
 from maskaudit.target import Target, accelerator
-from maskaudit.trace.behaviour import twin
+from maskaudit.trace.behaviour import copy_of
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def repaired_target(
         fallback = graft(own, before) if before.requires_grad else own
         return torch.where(same[:, None], before, fallback)
 
-    other = twin(target, scores, draws=target.draws)
+    other = copy_of(target, scores, draws=target.draws)
     other.form = other.form.changed(outputs="logits")
     with model.installed():
         yield other

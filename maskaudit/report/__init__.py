@@ -20,8 +20,7 @@ def _renderer(module: str) -> Renderer:
     """The renderer of a format, imported when it is used: HTML needs matplotlib and Jinja2, the others do not."""
 
     def rendered(document: dict[str, Any]) -> str:
-        text: str = import_module(f"maskaudit.report.{module}").render(document)
-        return text
+        return import_module(f"maskaudit.report.{module}").render(document)
 
     return rendered
 

@@ -114,7 +114,7 @@ def _varied(facts: Facts) -> Item:
     if not own:
         return Item(advice, "not done", "No white-box attack ran.")
     losses = {dict(row.settings).get("loss", "ce") for row in own}
-    restarts = max(int(_as_number(dict(row.settings).get("restarts", "1"))) for row in own)
+    restarts = max(_at_least_one(dict(row.settings).get("restarts", "")) for row in own)
     how = words.joined((
         words.plural(len(own), "white-box attack"), words.plural(len(losses), "loss", "losses"),
         f"up to {words.plural(restarts, 'restart')}.",
@@ -211,6 +211,5 @@ def _owasp(facts: Facts) -> tuple[Item, ...]:
     )  # fmt: skip
 
 
-def _as_number(value: str) -> float:
-    number = coerce.number(int(value)) if value.isdigit() and len(value) < 9 else None
-    return number or 1.0
+def _at_least_one(value: str) -> int:
+    return max(int(value), 1) if value.isdecimal() and len(value) < 9 else 1

@@ -17,7 +17,7 @@ _PANELS = ("source", "end", "goal")
 
 
 @dataclass(frozen=True)
-class Walk:
+class WalkView:
     """One walk in words, with its path as (way covered, confidence) and three images as data URIs, if it has any."""
 
     label: str
@@ -29,14 +29,14 @@ class Walk:
     panels: tuple[tuple[str, str], ...]
 
 
-def read(document: dict[str, Any]) -> tuple[Walk, ...]:
+def read(document: dict[str, Any]) -> tuple[WalkView, ...]:
     """The walks in the document, as far as they can be read."""
     probe = next((p for p in coerce.mappings(document.get("probes")) if p.get("rule") == "blind-spots"), {})
     found = coerce.mappings(coerce.mapping(probe.get("details")).get("walks"))
     return tuple(walk for item in found[:_MAX_WALKS] if (walk := _walk(item)) is not None)
 
 
-def draw(walks: tuple[Walk, ...]) -> Markup | None:
+def draw(walks: tuple[WalkView, ...]) -> Markup | None:
     """Confidence against the share of the way covered, one line per walk; None without walks."""
     if not walks:
         return None
@@ -51,7 +51,7 @@ def draw(walks: tuple[Walk, ...]) -> Markup | None:
         return svg(figure, "blind", "Confidence on the way to another class", ends + ".")
 
 
-def _walk(item: dict[str, Any]) -> Walk | None:
+def _walk(item: dict[str, Any]) -> WalkView | None:
     pairs = [[_share(value) for value in coerce.items(pair)] for pair in coerce.items(item.get("path"))[:_MAX_STEPS]]
     path = tuple((pair[0], pair[1]) for pair in pairs if len(pair) == 2 and None not in pair)
     figures = [_share(item.get(key)) for key in ("left", "confidence", "lowest_on_line")]
@@ -59,7 +59,7 @@ def _walk(item: dict[str, Any]) -> Walk | None:
         return None
     left, confidence, lowest = ("?" if figure is None else words.percent(figure) for figure in figures)
     labels = [coerce.text(item.get(key), "?") for key in ("label", "goal_label")]
-    return Walk(labels[0], labels[1], left, confidence, lowest, path, _images(item))  # type: ignore[arg-type]
+    return WalkView(labels[0], labels[1], left, confidence, lowest, path, _images(item))  # type: ignore[arg-type]
 
 
 def _share(value: Any) -> float | None:

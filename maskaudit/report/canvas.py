@@ -64,16 +64,22 @@ def share_axes(xlabel: str, *, width: float = 0.63) -> tuple[Figure, Axes]:
 
 def plain_axes(xlabel: str, *, width: float = 0.86) -> tuple[Figure, Axes]:
     """A figure with a grid of levels; `width` is the share of it that the axes take."""
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.add_axes((0.105, 0.155, width, 0.765))
+    figure, axes = bare_axes(HEIGHT, (0.105, 0.155, width, 0.765))
+    axes.grid(axis="y", color=COLOURS["rule"], lw=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(xlabel, color=COLOURS["soft"], fontsize=FONT)
+    return figure, axes
+
+
+def bare_axes(height: float, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
+    """A figure of `height` points whose axes, in `box`, have no frame but a line below."""
+    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    axes = figure.add_axes(box)
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(COLOURS["soft"])
-    axes.grid(axis="y", color=COLOURS["rule"], lw=0.8)
-    axes.set_axisbelow(True)
     axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
-    axes.set_xlabel(xlabel, color=COLOURS["soft"], fontsize=FONT)
     return figure, axes
 
 

@@ -54,7 +54,6 @@ def render(document: dict[str, Any]) -> str:
     """
     report = view.read(document)
     figures = coerce.mapping(document.get("figures"))
-    jinja = environment()
     slice_ = surface.read(figures.get("surface"))
     clean = report.accuracy["clean"]
     walks = blind_spots.read(document)
@@ -62,7 +61,8 @@ def render(document: dict[str, Any]) -> str:
     tests = nulls.read(document)
     flow = layers.read_flow(figures.get("gradient_flow"))
     eps_curve, step_curves = plots.eps_curve(report, figures.get("eps_curve")), plots.step_curves(report)
-    page = jinja.get_template("report.html").render(
+    return page(
+        "report.html",
         report=report,
         style=Markup("".join(map(asset, STYLESHEETS))),
         eps_curve=eps_curve,
@@ -88,7 +88,12 @@ def render(document: dict[str, Any]) -> str:
         words=words,
         max_places=MAX_PLACES,
     )
-    return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
+
+
+def page(template: str, **names: Any) -> str:
+    """What a template makes of these names, without blank lines."""
+    text = environment().get_template(template).render(**names)
+    return "\n".join(line for line in text.splitlines() if line.strip()) + "\n"
 
 
 def _branches(document: dict[str, Any]) -> list[tuple[str, dict[str, int]]]:

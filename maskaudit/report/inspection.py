@@ -101,24 +101,20 @@ def place(location: dict[str, Any]) -> str:
 
 def html(document: dict[str, Any]) -> str:
     """The inspection as one page that needs no network and no script."""
-    from maskaudit.report.html import STYLESHEETS, asset, environment
+    from maskaudit.report.html import STYLESHEETS, asset, page
 
     document = shown(document)
-    page = (
-        environment()
-        .get_template("inspection.html")
-        .render(
-            document=document,
-            style=Markup("".join(map(asset, (*STYLESHEETS, "inspection.css")))),
-            tone="suspect" if document["culprits"] else "clear",
-            sections=sections(document),
-            scales=scales(document),
-            rows=[{**row, "place": place(row["location"])} for row in document["flow"][:PAGE_ROWS]],
-            left_out=max(0, len(document["flow"]) - PAGE_ROWS),
-            words=words,
-        )
+    return page(
+        "inspection.html",
+        document=document,
+        style=Markup("".join(map(asset, (*STYLESHEETS, "inspection.css")))),
+        tone="suspect" if document["culprits"] else "clear",
+        sections=sections(document),
+        scales=scales(document),
+        rows=[{**row, "place": place(row["location"])} for row in document["flow"][:PAGE_ROWS]],
+        left_out=max(0, len(document["flow"]) - PAGE_ROWS),
+        words=words,
     )
-    return "\n".join(line for line in page.splitlines() if line.strip()) + "\n"
 
 
 def shown(value: Any) -> Any:
@@ -141,7 +137,7 @@ def _randomness(found: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _batch(found: dict[str, Any] | None) -> list[tuple[str, str]]:
-    return [] if found is None else [(f"in {place(found)}", "a point is answered otherwise in other company")]
+    return [] if found is None else [(f"in {place(found)}", "a point is answered otherwise beside other points")]
 
 
 def _forks(found: list[dict[str, Any]]) -> list[tuple[str, str]]:

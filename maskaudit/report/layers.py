@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from maskaudit.report import coerce, words
-from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, plain_axes, svg
+from maskaudit.report.canvas import COLOURS, FONT, bare_axes, drawing, plain_axes, svg
 from maskaudit.report.records import AttackView, View
 from maskaudit.results import Rate
 from maskaudit.verdict.statistics import rate
@@ -28,7 +28,7 @@ _MAX_DECADES = 40.0
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerView:
     """The gradient that arrives at one layer; `decades` is log10 of its norm, None for exactly zero."""
 
     name: str
@@ -37,7 +37,7 @@ class Layer:
     culprit: bool
 
 
-def read_flow(value: Any) -> tuple[Layer, ...]:
+def read_flow(value: Any) -> tuple[LayerView, ...]:
     """The layers in `figures.gradient_flow`, from the input to the output; culprits stay when the list is thinned."""
     layers = []
     for item in coerce.mappings(value):
@@ -45,7 +45,7 @@ def read_flow(value: Any) -> tuple[Layer, ...]:
         if norm is None or norm < 0:
             continue
         layers.append(
-            Layer(
+            LayerView(
                 coerce.text(item.get("name"), "unnamed"),
                 math.log10(norm) if norm > 0 else None,
                 zero if zero is not None and 0 <= zero <= 1 else None,
@@ -57,7 +57,7 @@ def read_flow(value: Any) -> tuple[Layer, ...]:
     return tuple(kept[: 2 * _MAX_LAYERS])
 
 
-def flow(layers: tuple[Layer, ...]) -> Markup | None:
+def flow(layers: tuple[LayerView, ...]) -> Markup | None:
     """Gradient norm by layer with the culprit marked; None for fewer than two layers."""
     if len(layers) < 2:
         return None
@@ -85,7 +85,7 @@ def flow(layers: tuple[Layer, ...]) -> Markup | None:
         return svg(figure, "flow", "Gradient norm by layer", _flow_summary(layers))
 
 
-def _flow_summary(layers: tuple[Layer, ...]) -> str:
+def _flow_summary(layers: tuple[LayerView, ...]) -> str:
     marked = [layer.name for layer in layers if layer.culprit]
     zero = [layer.name for layer in layers if layer.decades is None]
     return " ".join(
@@ -182,15 +182,8 @@ def repairs(document: dict[str, Any], view: View) -> Markup | None:
             axes.plot([before.value, after.value], [row, row], color=COLOURS["rule"], lw=3, zorder=0)
             _estimate(axes, before, row - 0.06, "strong", hollow=True)
             _estimate(axes, after, row + 0.06, "repaired", hollow=False)
-            axes.text(
-                0.0,
-                row - 0.34,
-                shorten(attack.title, 72, placeholder=" …"),
-                ha="left",
-                va="center",
-                color=COLOURS["ink"],
-                fontsize=10,
-            )
+            name = shorten(attack.title, 72, placeholder=" …")
+            axes.text(0.0, row - 0.34, name, ha="left", va="center", color=COLOURS["ink"], fontsize=10)
             texts.append(f"{attack.title}: {words.rate(before)} before, {words.rate(after)} after")
         axes.set_xlim(-0.03, 1.03)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
@@ -202,15 +195,9 @@ def _rows(count: int, left: float, each: float) -> tuple[Figure, Axes]:
     """A figure with rows of `each` points, the first on top; `left` is the share kept for names."""
     margin = 46.0
     height = count * each + margin
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
-    axes = figure.add_axes((left, 36 / height, 0.97 - left, count * each / height))
-    axes.patch.set_visible(False)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(COLOURS["soft"])
+    figure, axes = bare_axes(height, (left, 36 / height, 0.97 - left, count * each / height))
     axes.set_ylim(count - 0.4, -0.6)
     axes.set_yticks([])
-    axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
     axes.grid(axis="x", color=COLOURS["rule"], lw=0.8)
     axes.set_axisbelow(True)
     return figure, axes

@@ -181,6 +181,5 @@ def _paper(texts: methods.Methods) -> str:
 
 def _fenced(kind: str, text: str) -> str:
     """A code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, words.backticks(text) + 1)
     return f"{fence}{kind}\n{text}\n{fence}"

@@ -196,8 +196,7 @@ def markdown(text: str) -> str:
 
 def _code(text: str) -> str:
     """A code span that holds any one-line text."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
+    fence = "`" * (words.backticks(text) + 1)
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}" if text else ""
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.special import bdtr, bdtrc, gammaln, logsumexp, xlog1py, xlogy  # scipy.stats takes half a second to import
 
 from maskaudit.report import coerce, words
-from maskaudit.report.canvas import COLOURS, FONT, WIDTH, drawing, svg
+from maskaudit.report.canvas import COLOURS, FONT, bare_axes, drawing, svg
 from maskaudit.results import Rate
+from maskaudit.verdict.numerals import SUPERSCRIPT
 from maskaudit.verdict.rules import ANY_LOOK
 from maskaudit.verdict.statistics import evidence_above, evidence_below
 
@@ -30,8 +30,6 @@ from maskaudit.verdict.statistics import evidence_above, evidence_below
 _LARGEST_N = 100_000
 #: Bars rarer than this are not drawn.
 _RARE = 1e-6
-
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 _LEVELS = (("gradient_level", "Gradient level"), ("loss_level", "Loss level"))
 
@@ -74,7 +72,7 @@ class NullTest:
         """The probability of a count this high under the slack, in words."""
         if self.exponent >= -3:
             return f"{10**self.exponent:.2g}"
-        return f"about 10{f'{self.exponent:.0f}'.translate(_RAISED)}"
+        return f"about 10{f'{self.exponent:.0f}'.translate(SUPERSCRIPT)}"
 
     @property
     def summary(self) -> str:
@@ -155,8 +153,7 @@ def _test(
 def _log_chances(counts: NDArray[np.int64], n: int, share: float) -> NDArray[np.float64]:
     """Natural logarithms of the binomial probabilities of `counts` among `n`."""
     ways = gammaln(n + 1) - gammaln(counts + 1) - gammaln(n - counts + 1)
-    chances: NDArray[np.float64] = ways + xlogy(counts, share) + xlog1py(n - counts, -share)
-    return chances
+    return ways + xlogy(counts, share) + xlog1py(n - counts, -share)
 
 
 def _lower_quantile(n: int, share: float, alpha: float) -> int:
@@ -178,12 +175,7 @@ def draw(test: NullTest) -> Markup:
     heights = np.exp(_log_chances(counts, test.n, test.slack))
     right = max(last, test.hidden, test.critical if test.critical <= test.n else 0) * 1.12 + 2
     with drawing():
-        figure = Figure(figsize=(WIDTH / 72, 190 / 72))
-        axes = figure.add_axes((0.03, 0.235, 0.94, 0.57))
-        axes.patch.set_visible(False)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(COLOURS["soft"])
+        figure, axes = bare_axes(190, (0.03, 0.235, 0.94, 0.57))
         axes.set_yticks([])
         axes.set_xlim(-0.02 * right, right)
         top = float(heights.max())
@@ -195,7 +187,6 @@ def draw(test: NullTest) -> Markup:
         axes.plot([test.hidden, test.hidden], [0, 0.8 * top], color=COLOURS["tone"], lw=2.4, solid_capstyle="butt")
         axes.plot(test.hidden, 0.8 * top, "D", color=COLOURS["tone"], ms=8, clip_on=False)
         _name(axes, test.hidden, f"observed: {test.hidden:,}", 1.17, "tone", right)
-        axes.tick_params(length=0, colors=COLOURS["soft"], labelsize=FONT - 1)
         axes.locator_params(axis="x", nbins=6, integer=True)
         axes.set_xlabel(f"Hidden points, of {test.n:,}", color=COLOURS["soft"], fontsize=FONT)
         return svg(figure, f"null-{test.level.replace('_', '-')}", f"{test.title}: what was tested", test.summary)

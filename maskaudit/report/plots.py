@@ -33,24 +33,11 @@ _LARGEST_N = 10**9
 #: Sideways distance between the interval bars of two lines, as a share of the axis, so that none hides another.
 _DODGE = 0.009
 
-_MARKERS = {
-    "reference": "o",
-    "strong": "s",
-    "challenger": "D",
-    "repaired": "^",
-    "second_opinion": "v",
-    "exact": "P",
-    "other": "x",
-}
-_DASHES = {
-    "reference": "--",
-    "strong": "-",
-    "challenger": "-",
-    "repaired": "-.",
-    "second_opinion": ":",
-    "exact": ":",
-    "other": ":",
-}
+#: How a line against steps is drawn, by role: the marker at its end, and its dashes.
+_STYLES = {
+    "reference": ("o", "--"), "strong": ("s", "-"), "challenger": ("D", "-"), "repaired": ("^", "-."),
+    "second_opinion": ("v", ":"), "exact": ("P", ":"), "other": ("x", ":"),
+}  # fmt: skip
 
 
 def eps_curve(view: View, rows: Any) -> Markup | None:
@@ -105,9 +92,9 @@ def step_curves(view: View) -> Markup | None:
             if share is None:
                 continue
             x, y = _survivors(attack, view.accuracy["clean"])
-            colour = COLOURS[attack.role]
-            axes.step(x, y, where="post", color=colour, lw=1.8, ls=_DASHES[attack.role])
-            axes.plot(x[-1], y[-1], _MARKERS[attack.role], color=colour, ms=5)
+            colour, (marker, dashes) = COLOURS[attack.role], _STYLES[attack.role]
+            axes.step(x, y, where="post", color=colour, lw=1.8, ls=dashes)
+            axes.plot(x[-1], y[-1], marker, color=colour, ms=5)
             for at, height in _stations(x, y):
                 _interval(axes, at * (1 + 4 * _DODGE * rank), height, share.n, colour)
             ends.append((y[-1], attack.name[:18], attack.role))
@@ -181,12 +168,8 @@ def _strongest(attacks: tuple[AttackView, ...]) -> list[AttackView]:
     ranks: dict[str, int] = {}
     ranked = []
     for attack in attacks:
-        if (
-            attack.curve
-            and attack.accuracy is not None
-            and attack.role != "sanity"
-            and attack.curve[-1][0] <= _LARGEST_X
-        ):
+        measured = attack.curve and attack.accuracy is not None and attack.role != "sanity"
+        if measured and attack.curve[-1][0] <= _LARGEST_X:
             ranks[attack.role] = ranks.get(attack.role, -1) + 1
             ranked.append((ranks[attack.role], attack))
     chosen = [attack for _, attack in sorted(ranked, key=lambda pair: pair[0])[:_MAX_LINES]]

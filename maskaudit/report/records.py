@@ -14,6 +14,7 @@ from typing import TypeVar
 from maskaudit.report import words
 from maskaudit.report.facts import Fact, FactGroup
 from maskaudit.results import Rate
+from maskaudit.settings import FAIL_ON, fails
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,6 @@ class View:
     gradient_level: Rate | None
     loss_level: Rate | None
     screen_fired: bool | None
-    screen_reasons: tuple[str, ...]
     indicators: tuple[Indicator, ...]
     power: str
     power_passed: bool | None
@@ -173,8 +173,7 @@ class View:
     @property
     def failed(self) -> bool:
         """Whether the verdict is at or above the `--fail-on` of the audit (default: masked)."""
-        order = ("masked", "suspect", "inconclusive")
-        return self.fail_on in order and self.label in order[: order.index(self.fail_on) + 1]
+        return self.fail_on in FAIL_ON and fails(self.label, "", self.fail_on)
 
     @property
     def attacks_run(self) -> tuple[AttackView, ...]:

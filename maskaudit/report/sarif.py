@@ -8,13 +8,13 @@ finding is recognised again although its figures vary.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
 from maskaudit.report import coerce, records, view, words
+from maskaudit.results import dump_json
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
@@ -41,7 +41,7 @@ def render(document: dict[str, Any]) -> str:
 
 def log(runs: list[dict[str, Any]]) -> str:
     """Runs as one SARIF file."""
-    return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": runs}, indent=1, ensure_ascii=False) + "\n"
+    return dump_json({"$schema": SCHEMA, "version": "2.1.0", "runs": runs})
 
 
 def run(document: dict[str, Any], *, without: Collection[str] = ()) -> dict[str, Any]:

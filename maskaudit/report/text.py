@@ -6,15 +6,14 @@ control characters when they are read (`maskaudit.report.coerce.text`).
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from maskaudit.report import records, view, words
+from maskaudit.report.lines import WIDTH, columns, wrapped
 from maskaudit.results import Rate
 
-#: Columns of the output, and of the names in front of facts.
-WIDTH = 100
+#: Columns of the names in front of facts.
 _NAME = 17
 
 _COLOURS = {"masked": "31", "suspect": "33", "clear": "32", "inconclusive": "36"}
@@ -142,12 +141,8 @@ def _attacks(report: records.View, style: _Style) -> list[str]:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str, style: _Style) -> list[str]:
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.ljust(w) if a == "l" else c.rjust(w) for c, w, a in zip(cells, widths, align, strict=True))
-        return "  ".join(padded).rstrip()
-
-    return [style.bold(line(header)), style.faint("-" * len(line(header))), *(line(row) for row in rows)]
+    head, *body = (columns(row, widths, align) for row in (header, *rows))
+    return [style.bold(head), style.faint("-" * len(head)), *body]
 
 
 def _findings(report: records.View, style: _Style) -> list[str]:
@@ -184,7 +179,7 @@ def _places(places: Iterable[records.Place]) -> str:
 
 
 def _fact(name: str, value: str, style: _Style) -> list[str]:
-    lines = textwrap.wrap(value, WIDTH - _NAME - 2, break_long_words=False, break_on_hyphens=False)
+    lines = wrapped(value, width=WIDTH - _NAME - 2)
     return [
         f"{style.faint(name.ljust(_NAME)) if i == 0 else ' ' * _NAME}  {line}" for i, line in enumerate(lines or [""])
     ]
@@ -193,6 +188,4 @@ def _fact(name: str, value: str, style: _Style) -> list[str]:
 def _wrapped(text: str, indent: str, hang: int = 0) -> list[str]:
     """`text` in lines below `WIDTH`, indented; further lines hang by `hang` spaces."""
     following = " " * (len(indent) + hang if indent.isspace() or not indent else hang)
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=following, break_long_words=False, break_on_hyphens=False
-    )
+    return wrapped(text, indent, following)

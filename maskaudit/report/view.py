@@ -14,7 +14,7 @@ from maskaudit.errors import InputError
 from maskaudit.report import coerce, words
 from maskaudit.report.facts import audited, reproduction
 from maskaudit.report.records import AttackView, Indicator, MechanismView, Observation, Place, ProbeView, View
-from maskaudit.results import Rate, check_document
+from maskaudit.results import REQUIRED_SECTIONS, Rate, check_document
 from maskaudit.verdict.limits import SMALL_LOGITS
 
 _CONFIDENCE = {"high": 0, "medium": 1, "low": 2}
@@ -27,7 +27,7 @@ def read(document: Any, file: str | None = "") -> View:
         InputError: not a maskaudit report, a newer schema, or without a known verdict.
     """
     document = check_document(document)
-    section = {name: coerce.mapping(document[name]) for name in _SECTIONS}
+    section = {name: coerce.mapping(document[name]) for name in REQUIRED_SECTIONS}
     verdict, target, settings = section["verdict"], section["target"], section["settings"]
     label = verdict.get("label")
     if not isinstance(label, str) or label not in words.HEALTH:
@@ -53,7 +53,6 @@ def read(document: Any, file: str | None = "") -> View:
         gradient_level=_compared(section["masking"].get("gradient_level")),
         loss_level=_compared(section["masking"].get("loss_level")),
         screen_fired=_flag(screen.get("fired")),
-        screen_reasons=coerce.texts(screen.get("reasons")),
         indicators=indicators,
         power=coerce.text(section["power"].get("sentence")),
         power_passed=_flag(section["power"].get("passed")),
@@ -81,12 +80,6 @@ def read(document: Any, file: str | None = "") -> View:
         partial=_partial(document.get("partial")),
         left_out=tuple(map(coerce.text, coerce.mapping(settings.get("left_out")))),
     )
-
-
-_SECTIONS = (
-    *("tool", "environment", "target", "threat", "settings", "verdict", "claim"),
-    *("accuracy", "masking", "power", "points", "evidence"),
-)
 
 
 def _partial(value: Any) -> str:
@@ -195,18 +188,9 @@ def _attacks(value: Any) -> tuple[AttackView, ...]:
     """Rows by role, the strongest first within a role, those that did not run last."""
     rows = [_attack(item) for item in coerce.mappings(value)]
     roles = list(words.ROLES)
-    return tuple(
-        sorted(
-            rows,
-            key=lambda row: (
-                roles.index(row.role),
-                row.status != "ran",
-                row.accuracy.value if row.accuracy else 2.0,
-                -row.broken,
-                row.name,
-            ),
-        )
-    )
+    return tuple(sorted(rows, key=lambda row: (
+        roles.index(row.role), row.status != "ran", row.accuracy.value if row.accuracy else 2.0, -row.broken, row.name,
+    )))  # fmt: skip
 
 
 def _attack(item: dict[str, Any]) -> AttackView:

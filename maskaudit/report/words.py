@@ -5,6 +5,7 @@ Wording follows the design: a verdict is a claim about the search, never about t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from maskaudit.results import Rate
@@ -196,3 +197,8 @@ TERMS = (
     ("trace", "A record of every operation of the model, of the gradient through it, and of where it is cut."),
     ("white-box attack", "An attack that follows the model's gradients."),
 )
+
+
+def backticks(text: str) -> int:
+    """Length of the longest run of backticks in a text."""
+    return max(map(len, re.findall("`+", text)), default=0)

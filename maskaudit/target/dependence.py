@@ -23,7 +23,7 @@ ALONE_POINTS = 16
 SAME = 1e-3
 #: The same, in units of the spacing of the model's own floating type where that is coarser.
 ROUNDINGS = 8
-#: Points, as a share, that must be answered otherwise in other company; single ones may lie on the edge of a stair.
+#: Points, as a share, that must be answered otherwise beside other points; rounding may move single ones.
 DEPENDENT_SHARE = 0.1
 #: Draws of a random model whose means are compared, and standard errors by which they must differ.
 MEAN_DRAWS, MEAN_ERRORS = 24, 5.0

@@ -50,18 +50,18 @@ OutputKind = Literal[
 
 
 @dataclass(frozen=True)
-class Kind:
+class AnswerKind:
     """What answers are: how to read them, and the evidence as the end of a sentence."""
 
     form: Form
     evidence: str
 
 
-def recognise_outputs(raw: Tensor) -> Kind:
+def recognise_outputs(raw: Tensor) -> AnswerKind:
     """Tell what answers (N, K) to clean inputs are; a single column is a binary classifier's."""
     values = raw.detach().double().cpu()
     if not bool(values.isfinite().all()) or float(values.abs().max()) > LARGEST:
-        return Kind(Form(), "no finite numbers of a usual size")
+        return AnswerKind(Form(), "no finite numbers of a usual size")
     if values.shape[1] == 1:
         return _single(values)
     step, precision = _rounding(values), _precision(values)
@@ -70,7 +70,7 @@ def recognise_outputs(raw: Tensor) -> Kind:
         or _log_probabilities(values)
         or _sigmoids(values)
         or _raised_shares(values, step, precision)
-        or Kind(Form(), "rows of any sum")
+        or AnswerKind(Form(), "rows of any sum")
     )
 
 
@@ -114,7 +114,7 @@ def clipped_rows(raw: Tensor) -> tuple[Tensor, Tensor]:
     return low & (low.sum() > 1), high & (high.sum() > 1)
 
 
-def _shares(values: Tensor, step: float, precision: float, offset: float) -> Kind | None:
+def _shares(values: Tensor, step: float, precision: float, offset: float) -> AnswerKind | None:
     """Non-negative rows of one sum, up to rounding; the sum is the unit."""
     held = values - offset
     sums = held.sum(dim=1)
@@ -128,7 +128,7 @@ def _shares(values: Tensor, step: float, precision: float, offset: float) -> Kin
         return None
     if not few and (voters := _voters(held, whole)):
         form = Form("votes", whole, offset, smallest=1 / (2 * voters))
-        return Kind(form, f"rows of shares of {voters} votes")
+        return AnswerKind(form, f"rows of shares of {voters} votes")
     lost = precision * abs(offset) if offset else _least_logarithm(precision)
     smallest = max(TINY, step / whole / 2 if step < whole else 0.0, lost / whole)
     evidence = f"non-negative rows that sum to {whole:g}"
@@ -140,10 +140,10 @@ def _shares(values: Tensor, step: float, precision: float, offset: float) -> Kin
         evidence += f", of {'bfloat16' if precision > 2e-3 else 'half'} precision"
     if offset:
         evidence = f"rows from {offset:g} that sum to a constant"
-    return Kind(Form("probabilities", whole, offset, smallest), evidence)
+    return AnswerKind(Form("probabilities", whole, offset, smallest), evidence)
 
 
-def _raised_shares(values: Tensor, step: float, precision: float) -> Kind | None:
+def _raised_shares(values: Tensor, step: float, precision: float) -> AnswerKind | None:
     """Shares that do not begin at 0, such as 2p − 1: rows of one sum whose smallest entries are nearly all the same."""
     sums, low = values.sum(dim=1), float(values.min())
     span = float(values.max()) - low
@@ -181,15 +181,17 @@ def _common(a: int, b: int) -> int:
     return int(torch.lcm(torch.tensor(a), torch.tensor(b)))
 
 
-def _log_probabilities(values: Tensor) -> Kind | None:
-    return Kind(Form("log-probabilities"), "rows whose exponentials sum to 1") if _are_logarithms(values) else None
+def _log_probabilities(values: Tensor) -> AnswerKind | None:
+    return (
+        AnswerKind(Form("log-probabilities"), "rows whose exponentials sum to 1") if _are_logarithms(values) else None
+    )
 
 
 def _are_logarithms(values: Tensor) -> bool:
     return bool((values <= 0).all() and ((values.exp().sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE).all())
 
 
-def _sigmoids(values: Tensor) -> Kind | None:
+def _sigmoids(values: Tensor) -> AnswerKind | None:
     """Entries between 0 and 1 whose rows have different sums; not where most lie exactly at an end (a clip)."""
     if len(values) < SIGMOID_ROWS or bool(((values < 0) | (values > 1)).any()):
         return None
@@ -197,18 +199,18 @@ def _sigmoids(values: Tensor) -> Kind | None:
         return None
     if float((values == 0).double().mean()) > 0.2 and float((values == 1).double().mean()) > 0.02:
         return None
-    return Kind(Form("sigmoids"), "entries between 0 and 1 whose rows do not have one sum")
+    return AnswerKind(Form("sigmoids"), "entries between 0 and 1 whose rows do not have one sum")
 
 
-def _single(values: Tensor) -> Kind:
+def _single(values: Tensor) -> AnswerKind:
     """A single output: a probability of class 1 between 0 and 1 (or 100, 255), else a logit."""
     low, high = float(values.min()), float(values.max())
     if low >= 0 and high > low:
         whole = next((usual for usual in (1.0, 100.0, 255.0) if usual / 2 < high <= usual), None)
         if whole is not None and low < whole / 2:
             form = Form("one-probability", whole, threshold=whole / 2)
-            return Kind(form, f"single answers between 0 and {whole:g}")
-    return Kind(Form("one-logit"), "single answers beyond 0 and 1")
+            return AnswerKind(form, f"single answers between 0 and {whole:g}")
+    return AnswerKind(Form("one-logit"), "single answers beyond 0 and 1")
 
 
 def _rounding(values: Tensor) -> float:

@@ -15,7 +15,7 @@ from maskaudit.target.dependence import Dependence, measure_dependence
 from maskaudit.target.diagnose import TRIED_POINTS, Diagnosis, diagnose
 from maskaudit.target.fit import FEW, fit
 from maskaudit.target.form import SHARES, SINGLE, Form
-from maskaudit.target.kinds import Kind, recognise_outputs
+from maskaudit.target.kinds import AnswerKind, recognise_outputs
 from maskaudit.target.rescore import PROOF
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _outputs(target: Target, answers: Tensor, settings: AuditSettings) -> list[s
     return _sentences(form, found if settings.outputs == "auto" else None)
 
 
-def _told(found: Kind, settings: AuditSettings, width: int) -> Form:
+def _told(found: AnswerKind, settings: AuditSettings, width: int) -> Form:
     """The form that the user named, with the unit that the answers show."""
     assert settings.outputs != "auto"
     outputs, form = settings.outputs, found.form
@@ -160,7 +160,7 @@ def _reading(form: Form) -> dict[str, object]:
     return {name: getattr(form, name) for name in ("outputs", "scale", "offset", "smallest", "threshold")}
 
 
-def _sentences(form: Form, found: Kind | None) -> list[str]:
+def _sentences(form: Form, found: AnswerKind | None) -> list[str]:
     """How answers are read, for the report; nothing where they are plain logits."""
     if form.outputs == "logits":
         return []

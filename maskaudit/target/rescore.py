@@ -70,16 +70,9 @@ class Score:
 
 
 def rescore(
-    raw: Callable[[Tensor], Tensor],
-    examples: Tensor,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    random: bool = False,
-    reject_class: int | None = None,
-    proof: Proof | None = None,
-) -> Score:
+    raw: Callable[[Tensor], Tensor], examples: Tensor, x: Tensor, y: Tensor, *, threat: ThreatModel,
+    random: bool = False, reject_class: int | None = None, proof: Proof | None = None,
+) -> Score:  # fmt: skip
     """Score `examples` (N, …) made for clean points `x` (N, …) with labels `y` (N,).
 
     Args:

@@ -127,8 +127,7 @@ class Features:
         off = (x - self.snapped(x)).abs()
         step = x.new_tensor(self.step)
         allowed = torch.where(step > 0, step * GRID_SLACK, slack)
-        held: Tensor = (off <= allowed).all(dim=1)
-        return held
+        return (off <= allowed).all(dim=1)
 
     def unbounded(self) -> Features:
         """The same with the whole range for everything that may change."""
@@ -148,5 +147,4 @@ class _Replaced(torch.autograd.Function):
 
 
 def _replaced(x: Tensor, instead: Tensor) -> Tensor:
-    replaced: Tensor = _Replaced.apply(x, instead)  # type: ignore[no-untyped-call]
-    return replaced
+    return _Replaced.apply(x, instead)  # type: ignore[no-untyped-call]

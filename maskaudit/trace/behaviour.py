@@ -14,7 +14,7 @@ from maskaudit.target import Target
 from maskaudit.trace.records import ModelKind
 
 
-def twin(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:
+def copy_of(target: Target, model: nn.Module | Callable[[Tensor], Any] | None = None, *, draws: int = 1) -> Target:
     """The same settings and the same ledger around another callable, one draw per evaluation."""
     other = copy.copy(target)
     if model is not None:

@@ -13,7 +13,7 @@ from maskaudit.attacks.losses import targeted_margin
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.preserve import seed_generators
-from maskaudit.trace.behaviour import correlation, twin
+from maskaudit.trace.behaviour import copy_of, correlation
 from maskaudit.trace.vocabulary import AGREEMENT
 
 #: Step sizes of the central differences, in units of ε: the smaller one sees ripples, the larger one what an
@@ -137,7 +137,7 @@ class Differences:
         around = [side.clamp_(low, high) for points, move in moves for side in (points + move, points - move)]
         pairs = [pair[first:] for _, _, first in wanted for _ in (1, -1)]
         again = [x[: self._again]] if self._again and self.answered is None else []
-        scores = _scores(twin(target), [*around, *again], together=together)
+        scores = _scores(copy_of(target), [*around, *again], together=together)
         if again:
             self.answered = scores.pop()
         sizes = [len(batch) for batch in around]

@@ -15,7 +15,7 @@ from maskaudit.sums import column
 from maskaudit.target import Target, differentiate
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.preserve import seed_generators
-from maskaudit.trace.behaviour import loss_slope, twin, vanishes, zero_share
+from maskaudit.trace.behaviour import copy_of, loss_slope, vanishes, zero_share
 from maskaudit.trace.differences import Differences, clear_side, lead
 from maskaudit.trace.records import GradientHealth
 from maskaudit.trace.vocabulary import ZERO_SHARE
@@ -72,7 +72,7 @@ def further_gradients(target: Target, x: Tensor, y: Tensor) -> Gradients:
     leaf = x.clone().requires_grad_(True)
     seed_generators(target.seed)
     with torch.enable_grad():
-        scores = twin(target).differentiable_scores(leaf)
+        scores = copy_of(target).differentiable_scores(leaf)
     pair = deciding_pair(target, scores, y)
     grad = margin_gradient(target, leaf, scores, pair)
     return gradients(target, leaf, scores, y, pair=pair, slope=loss_slope(scores, y), grad=grad)

@@ -15,7 +15,7 @@ from maskaudit.target import Target
 from maskaudit.target.chunks import in_batches
 from maskaudit.target.preserve import drawn_since, seed_generators
 from maskaudit.target.scores import answer_in
-from maskaudit.trace.behaviour import twin
+from maskaudit.trace.behaviour import copy_of
 from maskaudit.trace.observe import Observer, SeenEnough
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Frame, as_written
@@ -66,7 +66,7 @@ def _watched(target: Target, observer: Observer, seed: int) -> Tensor:
         return output
 
     seed_generators(seed)
-    watched = twin(target, model)
+    watched = copy_of(target, model)
     watched.form = form  # one record of all points
     with torch.enable_grad():
         return watched.differentiable_scores(observer.leaf)
@@ -81,11 +81,11 @@ def observe_first(target: Target, x: Tensor) -> tuple[Observer, Tensor, tuple[st
 def answers_alike(target: Target, x: Tensor, scores: Tensor, again: Tensor | None = None) -> bool:
     """Whether the first `AGAIN_POINTS` of the points (N, …), answered again, get the scores (N, K) they had.
 
-    `again` are those answers if they were given in other company; else the points are asked alone.
+    `again` are those answers if they were given beside other points; else the points are asked alone.
     """
     if again is None:
         seed_generators(target.seed)
-        again = twin(target).scores(x[:AGAIN_POINTS])
+        again = copy_of(target).scores(x[:AGAIN_POINTS])
     before = scores.detach()[: len(again)]
     spread = float(before.amax() - before.amin())
     return float((again - before).abs().max()) <= ROUNDING * max(spread, torch.finfo(torch.float32).tiny)

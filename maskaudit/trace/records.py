@@ -224,5 +224,4 @@ class Trace:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain form for reports."""
-        result: dict[str, Any] = plain(dataclasses.asdict(self))
-        return result
+        return plain(dataclasses.asdict(self))

@@ -58,15 +58,10 @@ DEFAULTED = ("epochs", "lr", "schedule", "augment", "alpha", "beta", "temperatur
 
 
 def train(
-    config: TrainConfig,
-    *,
-    data: Dataset | None = None,
-    out: str | os.PathLike[str] | None = None,
-    on_event: Listener | None = None,
-    resume: bool = False,
-    picture: str | os.PathLike[str] | None = None,
+    config: TrainConfig, *, data: Dataset | None = None, out: str | os.PathLike[str] | None = None,
+    on_event: Listener | None = None, resume: bool = False, picture: str | os.PathLike[str] | None = None,
     method: MethodInfo | None = None,
-) -> nn.Module:
+) -> nn.Module:  # fmt: skip
     """Train a model from scratch, deterministically; the caller's random state and thread count are kept.
 
     Args:

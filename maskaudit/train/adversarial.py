@@ -1,4 +1,4 @@
-"""Adversarial training: cross-entropy on the examples of a training attack, and TRADES.
+"""Training without a defence, and adversarial training: cross-entropy on the examples of an attack, and TRADES.
 
 Goodfellow, Shlens, Szegedy 2015, "Explaining and Harnessing Adversarial Examples"
 (arXiv 1412.6572); Madry et al. 2018, "Towards Deep Learning Models Resistant to
@@ -18,6 +18,14 @@ from maskaudit.train.interface import Batch, OnePhase
 #: Standard deviation of TRADES' start noise in units of the bounds' width: the KL
 #: divergence has zero gradient at the clean point itself (Zhang et al. 2019, algorithm 1).
 TRADES_START = 0.001
+
+
+class Standard(OnePhase):
+    """Mean cross-entropy on clean inputs: empirical risk minimisation, the baseline without any defence."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """CE(f(x), y), a scalar."""
+        return F.cross_entropy(model(batch.x), batch.y)
 
 
 class FGSMTraining(OnePhase):

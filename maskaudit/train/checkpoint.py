@@ -53,17 +53,8 @@ def write(path: Path, progress: Checkpoint) -> None:
     Raises:
         InputError: when the path cannot be written.
     """
-    content = {
-        "version": VERSION,
-        "settings": progress.settings,
-        "epoch": progress.epoch,
-        "model": progress.model,
-        "auxiliary": progress.auxiliary,
-        "optimizer": progress.optimizer,
-        "history": progress.history,
-    }
     stream = io.BytesIO()
-    torch.save(content, stream)
+    torch.save({"version": VERSION, **vars(progress)}, stream)
     try:
         write_atomically(path, stream.getvalue())
     except OSError as error:

@@ -55,10 +55,9 @@ class GradientAdversarialTraining:
 
     phases = 1
 
-    def __init__(self, plan: TrainPlan, h: nn.Module, *, alpha: float, beta: float, ramp: Ramp) -> None:
+    def __init__(self, plan: TrainPlan, h: nn.Module, ramp: Ramp, *, great: bool, greace: bool) -> None:
         self.auxiliary = nn.ModuleDict({"h": h})
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha, self.beta = plan.alpha if great else 0.0, plan.beta if greace else 0.0
         self.ramp = ramp
         self.greace_term = GREACE_TERMS[plan.config.greace]
 
@@ -82,13 +81,4 @@ def schedule(epoch: int, epochs: int) -> float:
 
 def published(plan: TrainPlan, model: nn.Module, *, great: bool, greace: bool) -> GradientAdversarialTraining:
     """Reversal (GREAT), the cross-entropy of equation 6 (GREACE), or both, with a copy of the network beside it."""
-    return weighted(plan, leaky_copy(plan.model), schedule, great=great, greace=greace)
-
-
-def weighted(
-    plan: TrainPlan, auxiliary: nn.Module, ramp: Ramp, *, great: bool, greace: bool
-) -> GradientAdversarialTraining:
-    """The terms that are wanted with the plan's weights, the others with none."""
-    return GradientAdversarialTraining(
-        plan, auxiliary, alpha=plan.alpha if great else 0.0, beta=plan.beta if greace else 0.0, ramp=ramp
-    )
+    return GradientAdversarialTraining(plan, leaky_copy(plan.model), schedule, great=great, greace=greace)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maskaudit.train.great import GradientAdversarialTraining, weighted
+from maskaudit.train.great import GradientAdversarialTraining
 from maskaudit.train.interface import TrainPlan
 
 #: Channels of the auxiliary network's first convolution, and half the width of its hidden layers.
@@ -41,8 +41,7 @@ class GradientClassifier(nn.Module):
 
     def forward(self, gradient: Tensor) -> Tensor:
         """Class logits (N, num_classes) of the gradients (N, …)."""
-        logits: Tensor = self.layers(gradient)
-        return logits
+        return self.layers(gradient)
 
 
 def linear_ramp(epoch: int, epochs: int) -> float:
@@ -52,4 +51,5 @@ def linear_ramp(epoch: int, epochs: int) -> float:
 
 def reduced(plan: TrainPlan, model: nn.Module, *, great: bool, greace: bool) -> GradientAdversarialTraining:
     """Reversal (GREAT), the cross-entropy of equation 6 (GREACE), or both, with the small network."""
-    return weighted(plan, GradientClassifier(plan.shape, plan.num_classes), linear_ramp, great=great, greace=greace)
+    h = GradientClassifier(plan.shape, plan.num_classes)
+    return GradientAdversarialTraining(plan, h, linear_ramp, great=great, greace=greace)

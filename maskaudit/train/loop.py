@@ -53,18 +53,10 @@ class Trainer:
     """One run of a method on a model; `run` leaves the trained weights in the model."""
 
     def __init__(
-        self,
-        plan: TrainPlan,
-        model: nn.Module,
-        method: Method,
-        x: Tensor,
-        y: Tensor,
-        *,
-        on_event: Listener | None = None,
-        partial: Path | None = None,
-        picture: Path | None = None,
+        self, plan: TrainPlan, model: nn.Module, method: Method, x: Tensor, y: Tensor, *,
+        on_event: Listener | None = None, partial: Path | None = None, picture: Path | None = None,
         settings: dict[str, Any] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Set up a run on inputs `x` (N, …) and labels `y` (N,) int64.
 
         Args:

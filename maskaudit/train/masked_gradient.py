@@ -88,8 +88,7 @@ def _confused(auxiliary_logits: Tensor, y: Tensor) -> Tensor:
 
 def reverse_gradient(value: Tensor, factor: float) -> Tensor:
     """`value` unchanged forwards; its gradient times −`factor` backwards (Ganin and Lempitsky 2015, section 3.1)."""
-    reversed_value: Tensor = _GradientReversal.apply(value, factor)  # type: ignore[no-untyped-call]
-    return reversed_value
+    return _GradientReversal.apply(value, factor)  # type: ignore[no-untyped-call]
 
 
 class _GradientReversal(torch.autograd.Function):

@@ -86,8 +86,7 @@ class ImageDecoder(nn.Module):
         for block in self.blocks:
             height, width = (min(2 * now, most) for now, most in zip(features.shape[2:], self.size, strict=True))
             features = block(F.interpolate(features, size=(height, width), mode="nearest"))
-        image: Tensor = F.interpolate(self.last(features), size=self.size, mode="nearest")
-        return image
+        return F.interpolate(self.last(features), size=self.size, mode="nearest")
 
 
 def targets(x: Tensor) -> dict[str, Tensor]:

@@ -55,7 +55,7 @@ SMALL_LOGITS = "small-logits"
 
 # --- when a search is worth its passes (`maskaudit.auditing.patience`)
 
-#: Points up to which a search is put off where white-box attacks on so many would bound the gradient level by
+#: Points up to which a search is postponed where white-box attacks on so many would bound the gradient level by
 #: themselves, for less than a search of those that withstand; where the user asks for more points, up to these.
 PATIENCE = 160
 

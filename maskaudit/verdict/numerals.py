@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: Digits and the minus sign as exponents.
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def number(value: float) -> str:
@@ -28,7 +29,7 @@ def power(decades: float) -> str:
     front = f"{10 ** (decades - exponent):.2g}"
     if front == "10":
         front, exponent = "1", exponent + 1
-    shown = f"10{str(exponent).translate(_SUPERSCRIPT)}"
+    shown = f"10{str(exponent).translate(SUPERSCRIPT)}"
     return shown if front == "1" else f"{front} × {shown}"
 
 

@@ -23,13 +23,13 @@ def proofs(seen: Observations, levels: Mapping[LevelName, Level]) -> list[str]:
     reasons = []
     if levels["gradient"].proven:
         reasons.append(
-            f"Gradient level: {seen.hidden_by_gradients} of {seen.gradient_points} points survive "
+            f"Gradient level: {seen.hidden_by_gradients} of {seen.gradient_points} points withstand "
             f"{_all(seen.white_box_run)} white-box attacks that ran and are broken by attacks that do not trust the "
             "gradient."
         )
     if levels["loss"].proven:
         reasons.append(
-            f"Loss level: {seen.hidden_by_loss} of {seen.loss_points} points survive {_all(seen.cross_entropy_run)} "
+            f"Loss level: {seen.hidden_by_loss} of {seen.loss_points} points withstand {_all(seen.cross_entropy_run)} "
             "attacks on cross-entropy that ran and are broken by white-box attacks on another loss."
         )
     if reasons and seen.repaired:
@@ -69,8 +69,8 @@ def unproven(seen: Observations) -> str:
     """What became of the points that withstand white-box attacks, where that proves nothing."""
     left = f"of the {seen.left} points that withstand white-box attacks, "
     if not seen.hidden_by_gradients:
-        return f"{left}no attack that does without gradients broke any"
-    return f"{left}attacks that do without gradients broke {seen.hidden_by_gradients}, too few to prove masking"
+        return f"{left}no gradient-free attack broke any"
+    return f"{left}gradient-free attacks broke {seen.hidden_by_gradients}, too few to prove masking"
 
 
 def _cause(mechanism: Mechanism) -> str:

@@ -33,7 +33,7 @@ OVERFITTING_THREAT = ThreatModel("Linf", 0.35)
 
 
 @dataclass(frozen=True)
-class Network:
+class ZooNetwork:
     """How a network is trained; what is not given is the trainer's default.
 
     Attributes:
@@ -66,13 +66,13 @@ class Network:
         return replace(every, x=every.x[: self.points].clone(), y=every.y[: self.points].clone())
 
 
-def _digits(method: str, model: str | None = None, **settings: Any) -> Network:
-    return Network(*_settings(method, model, settings))
+def _digits(method: str, model: str | None = None, **settings: Any) -> ZooNetwork:
+    return ZooNetwork(*_settings(method, model, settings))
 
 
-def _fashion(method: str, model: str = "small_cnn(width=8)", **settings: Any) -> Network:
+def _fashion(method: str, model: str = "small_cnn(width=8)", **settings: Any) -> ZooNetwork:
     settings = {"data": "fashion-mnist", "threat": FASHION_THREAT, **settings}
-    return Network(*_settings(method, model, settings), points=FASHION_POINTS)
+    return ZooNetwork(*_settings(method, model, settings), points=FASHION_POINTS)
 
 
 def _settings(method: str, model: str | None, given: dict[str, Any]) -> tuple[TrainConfig, dict[str, float]]:
@@ -82,7 +82,7 @@ def _settings(method: str, model: str | None, given: dict[str, Any]) -> tuple[Tr
 
 
 #: How each network is trained.
-NETWORKS: dict[str, Network] = {
+NETWORKS: dict[str, ZooNetwork] = {
     "standard": _digits("standard"),
     "standard-tanh": _digits("standard", 'small_cnn(activation="tanh")'),
     "pgd-at": _digits("pgd-at"),

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from maskaudit.errors import InputError
-from maskaudit.zoo.interface import Level, ZooEntry
+from maskaudit.files import write_atomically
+from maskaudit.zoo.interface import ZooEntry
 
 #: The committed records.
 TRUTH_FILE = Path(__file__).with_name("truth.json")
@@ -116,22 +117,14 @@ class Truth:
         """Whether gradients or loss hide at least `MASKED_FROM` of the correct points."""
         return max(self.gradient_gap, self.loss_gap) >= MASKED_FROM
 
-    @property
-    def level(self) -> Level:
-        """Where it is masked; the wider gap if both are wide enough."""
-        if not self.masked:
-            return ""
-        return "gradient" if self.gradient_gap >= self.loss_gap else "loss"
-
-    def on(self, points: Iterable[int], weights: str = "") -> tuple[float, int]:
+    def on(self, points: Iterable[int]) -> tuple[float, int]:
         """Best known robust accuracy on those of `points` that the record covers, and how many they are.
 
-        With other weights (a network that another machine trained has other bits) single points say nothing: the
-        figure of the whole record is returned then, as where no point is covered.
+        Where it covers none, the figure of the whole record.
         """
         wanted = set(points)
         rows = [row for row, point in enumerate(self.points) if point in wanted]
-        if not rows or (weights and weights != self.weights):
+        if not rows:
             return self.best_known, len(self.points)
         correct, broken = self.bits("correct"), self.bits("broken")
         return sum(correct[row] and not broken[row] for row in rows) / len(rows), len(rows)
@@ -210,9 +203,7 @@ def write_truths(truths: Mapping[str, Truth], path: Path = TRUTH_FILE) -> None:
     lines = json.dumps(document, indent=1, allow_nan=False)
     # one line per list of numbers: a change of one model stays a small change of the file
     lines = re.sub(r"\[\s+([\d\s,]+?)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]", lines)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(lines + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, (lines + "\n").encode())
 
 
 def truth_of(name: str) -> Truth | None:

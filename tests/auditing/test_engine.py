@@ -502,7 +502,7 @@ class Moments:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float | None) -> None:
         self.now = 0.0
         monkeypatch.setattr("maskaudit.foreign.time.monotonic", lambda: self.now)
-        self.watch = ray_pulse.Watch(limit)
+        self.watch = ray_pulse.ParcelWatch(limit)
 
     def late(self, seconds: int, number: int, **calls: tuple[int, int]) -> list[str]:
         """What is late after so many seconds of the same; for each parcel the number of its sign and its call."""

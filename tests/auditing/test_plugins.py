@@ -176,5 +176,5 @@ def test_a_repair_is_attacked_through(install: Install) -> None:
         assert int(count) >= 12
         assert int(count) > int((target.scores(own.examples).argmax(1) != y).sum())
         liar = RepairPlugin("liar", "", lies)
-        with pytest.raises(AttackUnavailable, match="no repair"):
+        with pytest.raises(AttackUnavailable, match="not a repair"):
             attack_through(target, x, y, threat=threat, rng=rng, repair=liar, steps=2)

@@ -20,7 +20,7 @@ from maskaudit import api
 from maskaudit.data import Dataset
 from maskaudit.gate.config import read_config
 from maskaudit.gate.running import run_gate
-from maskaudit.results import findings
+from maskaudit.results import without_run_fields
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
 
@@ -121,7 +121,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_process_gives(
     assert not ray.is_initialized()
     written = b"".join(path.read_bytes() for path in Path(node.get_logs_dir_path()).glob("worker-*"))
     assert b"word word" not in written, "what a model prints on a node goes nowhere"
-    assert list(differences(findings(afar), findings(alone))) == []
+    assert list(differences(without_run_fields(afar), without_run_fields(alone))) == []
     assert {row["name"] for row in afar["attacks"] if row["status"] == "ran"} >= {"pgd", "noise", "square"}
     if node in cluster.worker_nodes:
         (tmp_path / "doomed").unlink()
@@ -144,6 +144,6 @@ def test_the_models_of_a_gate_are_tasks(cluster: Any, tmp_path: Path) -> None:
     assert [outcome.error for outcome in afar.outcomes] == [outcome.error for outcome in alone.outcomes]
     assert [outcome.status for outcome in afar.outcomes] == [outcome.status for outcome in alone.outcomes]
     for one, other in zip(afar.outcomes, alone.outcomes, strict=True):
-        assert list(differences(findings(one.document), findings(other.document))) == []
+        assert list(differences(without_run_fields(one.document), without_run_fields(other.document))) == []
     assert afar.outcomes[0].document is not None
     assert not ray.is_initialized()

@@ -22,7 +22,7 @@ from maskaudit.auditing.engine.local import Local
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.data import Dataset
 from maskaudit.errors import InputError
-from maskaudit.results import RUN_FIELDS, findings
+from maskaudit.results import RUN_FIELDS, without_run_fields
 from maskaudit.settings import AuditSettings
 from maskaudit.threat import ThreatModel
 
@@ -90,11 +90,11 @@ KILLED: dict[str, tuple[float, tuple[str, ...], tuple[int, ...]]] = {
 @pytest.mark.parametrize("name", KILLED)
 def test_kills_and_workers_leave_no_mark(name: str, tmp_path: Path) -> None:
     jitter, select, kills = KILLED[name]
-    whole = findings(api.run(prepared(jitter, select=select)).report.to_dict())
+    whole = without_run_fields(api.run(prepared(jitter, select=select)).report.to_dict())
     for writes in kills:
         assert killed_after(writes, tmp_path, jitter=jitter, select=select) == -signal.SIGKILL
     assert killed_after(999, tmp_path, jitter=jitter, select=select, workers=2) == 0
-    resumed = findings(json.loads((tmp_path / "report.json").read_text()))
+    resumed = without_run_fields(json.loads((tmp_path / "report.json").read_text()))
     assert list(differences(resumed, whole)) == []
     ran = {row["name"] for row in whole["attacks"] if row["status"] == "ran"}
     assert ran >= {"pgd", "repaired" if "repaired" in select else "noise"}
@@ -111,7 +111,7 @@ def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, mon
 
     monkeypatch.setattr("maskaudit.auditing.engine.local.Local.run", idle)
     again = api.run(prepared(), out=tmp_path, resume=True).report.to_dict()
-    assert list(differences(findings(again), findings(whole))) == []
+    assert list(differences(without_run_fields(again), without_run_fields(whole))) == []
 
 
 def test_another_surrogate_is_refused_by_name(tmp_path: Path) -> None:
@@ -174,12 +174,12 @@ def test_an_attack_with_other_settings_is_run_again(tmp_path: Path, monkeypatch:
     alone = api.run(prepared(select=(*few, "apgd-margin"))).report
     assert {"apgd-margin", "square"} <= set(run)
     assert "pgd" not in run
-    assert list(differences(findings(again.to_dict()), findings(alone.to_dict()))) == []
+    assert list(differences(without_run_fields(again.to_dict()), without_run_fields(alone.to_dict()))) == []
 
 
 def test_only_how_it_was_run_is_left_out_of_comparisons() -> None:
     document = {"seconds": 1, "timing": {"total_seconds": 2, "forwards": 3}, "rows": [{"seconds": 4, "queries": 5}]}
-    assert findings(document) == {"timing": {"forwards": 3}, "rows": [{"queries": 5}]}
+    assert without_run_fields(document) == {"timing": {"forwards": 3}, "rows": [{"queries": 5}]}
     assert {"seconds", "total_seconds", "command", "memory", "peak_memory", "points_per_pass"} == RUN_FIELDS
 
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from maskaudit.cli import cli
-from maskaudit.command.compare import WIDTH, compare, text
+from maskaudit.command.compare import compare, text
 from maskaudit.errors import InputError
+from maskaudit.report.lines import WIDTH
 from maskaudit.verdict.statistics import mcnemar
 
 from ..report import sample

@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from maskaudit.command import memory
+from maskaudit.command import entry
 
 PROGRAM = """
 import resource, sys, torch
-from maskaudit.command.memory import keep_freed_memory
+from maskaudit.command.entry import keep_freed_memory
 torch.set_num_threads(1)
 kept = sys.argv[1] == "keep" and keep_freed_memory()
 def touched():
@@ -40,8 +40,8 @@ def test_tensors_reuse_what_was_freed() -> None:
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.sys, "platform", "darwin")
-    assert not memory.keep_freed_memory()
-    monkeypatch.setattr(memory.sys, "platform", "linux")
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed_memory()
+    monkeypatch.setattr(entry.sys, "platform", "darwin")
+    assert not entry.keep_freed_memory()
+    monkeypatch.setattr(entry.sys, "platform", "linux")
+    monkeypatch.setattr(entry.ctypes, "CDLL", lambda name: object())
+    assert not entry.keep_freed_memory()

@@ -124,7 +124,7 @@ def test_evidence_is_written_as_it_is_and_never_invented(tmp_path: Path) -> None
 def test_standard_output_is_ours_wherever_descriptor_1_leads(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_file(Path(place), "# a report ε\n".encode())
     assert capsys.readouterr().out == "# a report ε\n"
-    with pytest.raises(UsageError, match="no text"):
+    with pytest.raises(UsageError, match="not text"):
         parse_outputs((f"evidence={place}",), None)
     with pytest.raises(UsageError, match="one document"):
         parse_outputs((f"md={place}",), None, as_json=True)

@@ -83,7 +83,7 @@ REFUSED = {
     "integers": "float inputs",
     "one": "pair",
     "lists": "tensors or arrays",
-    "words": "no tensor",
+    "words": "cannot become a tensor",
     "fails": "disk is full",
     "absent": "has no absent",
 }

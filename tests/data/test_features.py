@@ -98,7 +98,7 @@ def test_features_are_for_tables(tmp_path: Path) -> None:
 
 VALUES = {
     "outside": (0, 91.0, "age holds 91, outside its bounds 18 … 90"),
-    "half": (0, 40.5, "age holds 40.5, no whole number"),
+    "half": (0, 40.5, "age holds 40.5, not a whole number"),
     "two categories": (3, 1.0, "the columns well, ill are not 1 for one category"),
     "usual bounds": (1, 1.5, r"dose holds 1.5, outside its bounds 0 … 1"),
 }

@@ -180,7 +180,7 @@ def test_labels_are_matched_by_the_names_of_the_classes(named: tuple[str, ...], 
 
 @pytest.mark.parametrize(("named", "notes"), [
     (("cat", "dog"), ()), (("LABEL_0", "LABEL_1"), ()), ((), ()), (("cat", "dog", "zebra"), ()),
-    (("dog", "horse"), ("Labels were not matched by name: cat is no class of the model.",)),
+    (("dog", "horse"), ("Labels were not matched by name: cat is not a class of the model.",)),
     (("dog", "cat", "cat"), ("Labels were not matched by name: two classes have one name.",)),
 ])  # fmt: skip
 def test_labels_that_stay(named: tuple[str, ...], notes: tuple[str, ...]) -> None:

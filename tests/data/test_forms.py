@@ -132,8 +132,8 @@ def test_yes_and_no_are_numbers(tmp_path: Path) -> None:
 
 
 TABLES = {
-    "a text among numbers": (csv_text().replace("0.0,", "old,", 1), "column 'age' holds 'old', no number"),
-    "an empty cell": (csv_text().replace("0.0,", ",", 1), "column 'age' holds '', no number; fill the gap"),
+    "a text among numbers": (csv_text().replace("0.0,", "old,", 1), "column 'age' holds 'old', not a number"),
+    "an empty cell": (csv_text().replace("0.0,", ",", 1), "column 'age' holds '', not a number; fill the gap"),
     "a missing cell": (csv_text() + "1,2\n", "line 14 has 2 cells"),
     "twice the same name": (csv_text().replace("dose", "age"), "two columns are called 'age'"),
     "row numbers": (
@@ -143,7 +143,7 @@ TABLES = {
     "out of bounds": (csv_text().replace("0.0,", "9.0,", 1), "give each column its own bounds with --features FILE"),
     "no rows": (csv_text().split("\n")[0] + "\n", "has no rows"),
     "one column": ("a\n1\n2\n", "has 1 columns"),
-    "an open quote": (csv_text() + '"1,2\n', "no text table"),
+    "an open quote": (csv_text() + '"1,2\n', "not a text table"),
     "half a class": (csv_text(labels=[0.5] * 12), "must be class numbers or texts"),
     "endless label": (csv_text(labels=["inf"] * 12), "must be class numbers or texts"),
     "a long cell": (csv_text(labels=["a" * 2000, "b"] * 6), "cell of more than 1000"),
@@ -214,8 +214,8 @@ class Touch:
 
 HOSTILE: dict[str, tuple[Callable[[Path], Any], type[MaskauditError], str]] = {
     "code in torch.save": (lambda f: tensors(f, {"x": Touch(), "y": TY}), UntrustedInputError, "would run code"),
-    "sparse": (lambda f: tensors(f, {"x": TX.to_sparse(), "y": TY}), InputError, "no plain dense tensor"),
-    "complex": (lambda f: tensors(f, {"x": TX + 1j, "y": TY}), InputError, "no plain dense tensor"),
+    "sparse": (lambda f: tensors(f, {"x": TX.to_sparse(), "y": TY}), InputError, "not a plain dense tensor"),
+    "complex": (lambda f: tensors(f, {"x": TX + 1j, "y": TY}), InputError, "not a plain dense tensor"),
     "no tensors": (lambda f: tensors(f, {"x": 3, "y": TY}), InputError, "x must be a tensor"),
     "no names": (lambda f: tensors(f, TX), InputError, "object of type Tensor; save inputs and labels"),
     "a model": (lambda f: tensors(f, {"w": TX}), InputError, "expected the arrays x and y, found w"),

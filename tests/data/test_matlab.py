@@ -54,7 +54,7 @@ def test_numbers_kept_in_a_shorter_type(tmp_path: Path) -> None:
 def test_other_than_real_numbers_is_refused(value: object, tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
     path.write_bytes(_saved(y=value))
-    with pytest.raises(InputError, match="no full array of real numbers"):
+    with pytest.raises(InputError, match="not a full array of real numbers"):
         read_arrays(path, ["y"])
 
 

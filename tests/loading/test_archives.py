@@ -123,7 +123,7 @@ AMBIGUOUS: dict[str, tuple[Callable[[], bytes], str]] = {
     "two members of one name": (doubled, "twice"),
     "overlapping members": (overlapping, "overlap"),
     "bomb": (bomb, "many times its size"),
-    "zeros": (lambda: bytes(4096), "no model format"),
+    "zeros": (lambda: bytes(4096), "not a model format"),
 }
 
 
@@ -171,7 +171,7 @@ def test_a_file_larger_than_a_share_of_memory_is_not_read_whole(
 def test_a_sparse_file_of_no_format_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "m.pt").touch()
     os.truncate(tmp_path / "m.pt", 2**42)
-    with pytest.raises(InputError, match="no model format"):
+    with pytest.raises(InputError, match="not a model format"):
         load_model(str(tmp_path / "m.pt"))
 
 

@@ -159,7 +159,7 @@ def test_hf_with_a_model_on_this_machine(tmp_path: Path) -> None:
     x = torch.rand(2, 1, 16, 16)
     assert torch.equal(loaded.module(x).logits, model(x).logits)  # type: ignore[attr-defined]
     assert loaded.metadata == {"mean": [0.5], "std": [0.25]}
-    with pytest.raises(InputError, match="no trained classifier"):
+    with pytest.raises(InputError, match="not a trained classifier"):
         load_model(f"hf:{tmp_path / 'headless'}")
     torch.save(
         {"state_dict": {f"model.{key}": value for key, value in model.state_dict().items()}}, tmp_path / "l.ckpt"

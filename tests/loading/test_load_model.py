@@ -222,7 +222,7 @@ OTHERS: dict[str, tuple[Callable[[Net, Path], object], str]] = {
     "onnx": (lambda net, path: path.write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.0.0:\x10"), "ONNX"),
     "npz": (lambda net, path: np.savez(path.open("wb"), x=np.zeros(3)), "--data"),
     "zero bytes": (lambda net, path: path.write_bytes(b""), "is empty"),
-    "text": (lambda net, path: path.write_text("import torch"), "no model format"),
+    "text": (lambda net, path: path.write_text("import torch"), "not a model format"),
     "folder": (lambda net, path: path.mkdir(), "is a folder"),
     "missing": (lambda net, path: None, "no model file"),
     "pipe": (lambda net, path: os.mkfifo(path), "not a regular file"),

@@ -102,7 +102,7 @@ REFUSED = {
     "twice": (model("f", function("f", RELU), function("f", RELU)), "two of its functions have one name"),
     "an operator's name": (
         model("f", function("f", RELU), function("Relu", HELPER.make_node("Neg", ["a"], ["b"]), domain="")),
-        "bears the name of an operator",
+        "has the name of an operator",
     ),
     "other operators": (model("f", function("f", RELU, opset=13)), "another version of the operators"),
     "not there": (model("g", function("f", RELU)), "operators that are not converted: own.g"),

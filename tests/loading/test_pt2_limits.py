@@ -78,7 +78,7 @@ CRAFTED: dict[str, tuple[list[Node], str]] = {
     "growing sizes": ([sized("sym_size.int", tensor(), size(1), out="n0"),
                        *(sized("_operator.mul", number(f"n{i}"), number(f"n{i}"), out=f"n{i + 1}") for i in range(34)),
                        node("full.default", {"as_sym_ints": [{"as_name": "n34"}]}, size(1))], "64 bits"),
-    "a list as size": ([sized("_operator.mul", ints(*[1] * 4000), size(10**9), out="n"), ROOT], "no number"),
+    "a list as size": ([sized("_operator.mul", ints(*[1] * 4000), size(10**9), out="n"), ROOT], "not a number"),
     "a size from values": ([sized("item.default", node_input := tensor(), out="n"),
                             node("full.default", {"as_sym_ints": [{"as_name": "n"}]}, size(1))], "values of the input"),
     "a length from values": ([sized("item.default", node_input, out="n"),

@@ -204,7 +204,7 @@ def test_shards_that_huggingface_hub_writes(net: Net, tmp_path: Path) -> None:
 
 
 INDEXES: dict[str, tuple[Any, str]] = {
-    "no index": ({"a": 1}, "no index of weights"),
+    "no index": ({"a": 1}, "not an index of weights"),
     "a list": ({"weight_map": [1]}, "weight_map must be an object"),
     "a number": ({"weight_map": {"head.bias": 3}}, "must be a text"),
     "outside": ({"weight_map": {"head.bias": "../m.safetensors"}}, "outside its own folder"),

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from maskaudit.errors import ModelError
 from maskaudit.files import shown_path
-from maskaudit.probes import get
 from maskaudit.probes.interface import ProbeContext
 from maskaudit.probes.observe import ActivationSite, describe, observe
 from maskaudit.probes.run import run_probe
@@ -25,7 +24,7 @@ from maskaudit.target.form import Form
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.rectifiers import ActivationCall
 
-from .toys import Linear, Through, context, points
+from .toys import Linear, Through, context, get, points
 
 #: One unit each side of every threshold of the table below.
 GRID = torch.linspace(-10, 10, 401)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.blind_spots import LOSS_OF_CONFIDENCE, MAX_POINTS, STEPS, STRIDE, traverse
 from maskaudit.probes.run import run_probe
 from maskaudit.threat import ThreatModel
 
-from .toys import Linear, Through, context, points
+from .toys import Linear, Through, context, get, points
 
 WIDE = ThreatModel("L2", 0.5, (-100.0, 100.0))
 

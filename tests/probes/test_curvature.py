@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.losses import margin
-from maskaudit.probes import get
 from maskaudit.probes.curvature import curvature
 from maskaudit.probes.lanczos import largest_eigenpair
 from maskaudit.probes.run import run_probe
 from maskaudit.threat import ThreatModel
 
-from .toys import Linear, Quadratic, Through, context, points, relu_net
+from .toys import Linear, Quadratic, Through, context, get, points, relu_net
 
 
 def symmetric(size: int, seed: int) -> Tensor:

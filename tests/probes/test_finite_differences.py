@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.differences import agreement, base_points, margin_differences, unit_directions
 from maskaudit.probes.finite_differences import DIVISORS, POINTS, ScaleAgreement, beyond_doubt, headline
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 from maskaudit.threat import Norm, ThreatModel
 
-from .toys import Linear, Quadratic, Through, context, norm_threat, points, relu_net
+from .toys import Linear, Quadratic, Through, context, get, norm_threat, points, relu_net
 
 both_norms = pytest.mark.parametrize("norm", ["Linf", "L2"])
 

@@ -6,13 +6,12 @@ import dataclasses
 
 import pytest
 
-from maskaudit.probes import get
 from maskaudit.probes.interface import AttackOutcome, NotApplicable
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 from maskaudit.verdict.statistics import clopper_pearson
 
-from .toys import Linear, context, outcome, points
+from .toys import Linear, context, get, outcome, points
 
 N = 40
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.gradient_ratio import log10_doubt
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 
-from .toys import Linear, Through, context, points, relu_net
+from .toys import Linear, Through, context, get, points, relu_net
 
 
 def run(rule: str, model: nn.Module | object, x: Tensor, y: Tensor | None = None) -> ProbeResult:

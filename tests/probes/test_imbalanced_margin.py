@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.run import run_probe
 
-from .toys import context, points
+from .toys import context, get, points
 
 
 class TwoSlopes(nn.Module):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.layer_flow import MAX_POINTS
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 
-from .toys import Linear, context, points
+from .toys import Linear, context, get, points
 
 
 class Fading(nn.Module):

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes import get
 from maskaudit.probes.output_kind import output_kind
 from maskaudit.probes.run import run_probe
 from maskaudit.results import ProbeResult
 from maskaudit.target.kinds import recognise_outputs
 from maskaudit.verdict.mechanisms import name_mechanisms
 
-from .toys import Linear, Through, context, points
+from .toys import Linear, Through, context, get, points
 
 
 def run(rule: str, model: object, n: int = 24) -> ProbeResult:

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskaudit.probes.interface import AttackOutcome, ProbeContext
+from maskaudit.probes import PROBES
+from maskaudit.probes.interface import AttackOutcome, Probe, ProbeContext
 from maskaudit.results import AttackRow, Role
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.threat import Norm, ThreatModel
+
+
+def get(rule: str) -> Probe:
+    """The registered probe `rule`."""
+    return next(probe for probe in PROBES if probe.rule == rule)
+
 
 UNIT = ThreatModel("L2", 0.5, (0.0, 1.0))
 LINF = ThreatModel("Linf", 0.1, (0.0, 1.0))

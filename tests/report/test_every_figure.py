@@ -304,7 +304,7 @@ def test_the_sentence_and_the_reasons_count_the_points(audited: Counted) -> None
         assert label != "clear" or best in sentence
     hidden = {"Gradient": (audited.by_gradient, audited.strong), "Loss": (audited.by_loss, audited.usual)}
     for level, k, n, attacks in re.findall(
-        r"(Gradient|Loss) level: (\d+) of (\d+) points survive all (\d+) ", " ".join(verdict["reasons"])
+        r"(Gradient|Loss) level: (\d+) of (\d+) points withstand all (\d+) ", " ".join(verdict["reasons"])
     ):
         names = {name for name in hidden[level][1] if audited.rows[name]["status"] == "ran"}
         assert (int(k), int(n), int(attacks)) == (hidden[level][0], audited.compared(level.lower()), len(names))

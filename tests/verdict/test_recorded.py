@@ -44,8 +44,8 @@ def recorded(by: str, without: tuple[str, ...] = (), *, failed: str = "", **chan
 
 
 @pytest.mark.parametrize(("by", "without", "failed", "label", "sentence"), [
-    ("noise", (), "", "masked", "survive all 4 white-box attacks that ran"),
-    ("apgd-margin", (), "", "masked", "survive all 3 attacks on cross-entropy that ran"),
+    ("noise", (), "", "masked", "withstand all 4 white-box attacks that ran"),
+    ("apgd-margin", (), "", "masked", "withstand all 3 attacks on cross-entropy that ran"),
     # what would prove nothing: the attacks that might have broken these points did not run
     ("noise", ("apgd-margin",), "", "inconclusive", "it lacks white-box attacks on other losses"),
     ("noise", ("apgd-ce", "apgd-ce-restarts"), "", "inconclusive", "further white-box attacks on cross-entropy"),
@@ -58,7 +58,7 @@ def recorded(by: str, without: tuple[str, ...] = (), *, failed: str = "", **chan
     ("noise", ("zero-gradient", "unbounded-attack"), "", "masked", "zero-gradient"),
     ("noise", (), "square", "masked", "Essential part failed: square"),
     # one run of many on cross-entropy says nothing against a gap at gradient level
-    ("noise", ("apgd-ce-restarts",), "", "masked", "survive all 3 white-box attacks"),
+    ("noise", ("apgd-ce-restarts",), "", "masked", "withstand all 3 white-box attacks"),
 ])  # fmt: skip
 def test_a_missing_part(by: str, without: tuple[str, ...], failed: str, label: str, sentence: str) -> None:
     verdict = judge(observations(recorded(by, without, failed=failed))).verdict

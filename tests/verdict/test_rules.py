@@ -118,9 +118,7 @@ def test_the_power_check_is_asked_for_only_where_clear_depends_on_it() -> None:
     assert asked == {name for name, _, label in LABELS if label == "clear"} | {"power failed", "power not checked"}
 
 
-@pytest.mark.parametrize(
-    ("challengers", "sentence"), [(0, "broke any"), (12, "attacks that do without gradients broke 12")]
-)
+@pytest.mark.parametrize(("challengers", "sentence"), [(0, "broke any"), (12, "gradient-free attacks broke 12")])
 def test_a_suspect_is_given_the_counts(challengers: int, sentence: str) -> None:
     verdict = judge(seen(200, challengers, probes=USELESS)).verdict
     assert verdict.label == "suspect"

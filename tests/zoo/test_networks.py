@@ -19,10 +19,10 @@ from maskaudit.train import METHODS, TrainConfig, partial_path
 from maskaudit.zoo import networks
 from maskaudit.zoo.certificates import interval_certificate
 from maskaudit.zoo.interface import ZooEntry
-from maskaudit.zoo.networks import NETWORKS, Network, cache_path, network
+from maskaudit.zoo.networks import NETWORKS, ZooNetwork, cache_path, network
 from maskaudit.zoo.recipes import RECIPES
 
-TINY = Network(TrainConfig("lsq", model="small_cnn(width=2)", epochs=2), {"weight": 0.1}, points=96)
+TINY = ZooNetwork(TrainConfig("lsq", model="small_cnn(width=2)", epochs=2), {"weight": 0.1}, points=96)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_no_method_of_the_zoo_hides_one_of_the_trainer() -> None:
         replace(TINY, config=replace(TINY.config, threat=ThreatModel("L2", 0.5))),
     ],
 )
-def test_another_recipe_is_another_file(tiny: Path, monkeypatch: pytest.MonkeyPatch, other: Network) -> None:
+def test_another_recipe_is_another_file(tiny: Path, monkeypatch: pytest.MonkeyPatch, other: ZooNetwork) -> None:
     monkeypatch.setitem(NETWORKS, "other", other)
     assert cache_path("other").name.rpartition("-")[2] != tiny.name.rpartition("-")[2]
 

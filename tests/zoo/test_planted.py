@@ -15,7 +15,7 @@ from maskaudit.threat import ThreatModel
 from maskaudit.train import Batch, TrainConfig, TrainPlan, train
 from maskaudit.train.adversaries import pgd
 from maskaudit.zoo.interface import Unmaskable
-from maskaudit.zoo.networks import Network
+from maskaudit.zoo.networks import ZooNetwork
 from maskaudit.zoo.planted import HiddenCorner, checkerboard, hidden_corner, trapped_corner
 from maskaudit.zoo.recipes_hidden import TrappedCorner
 
@@ -133,7 +133,7 @@ def test_training_hides_the_corner() -> None:
     every = load_data("digits", split="train")
     settings = TrainConfig("trapped-corner", model="mlp(hidden=(128,))", epochs=40, lr=6e-3, attack_steps=3,
                            threat=THREAT)  # fmt: skip
-    network = Network(settings)
+    network = ZooNetwork(settings)
     net = train(network.config, data=replace(every, x=every.x[:512], y=every.y[:512]), method=network.info)
     assert isinstance(net, nn.Sequential)
     hidden = net[:2]

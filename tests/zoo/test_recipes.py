@@ -18,7 +18,7 @@ from maskaudit.train import Batch, TrainConfig, TrainPlan, train
 from maskaudit.train.adversaries import fgsm, pgd
 from maskaudit.train.loop import accuracy
 from maskaudit.zoo.certificates import worst_logits
-from maskaudit.zoo.networks import NETWORKS, Network
+from maskaudit.zoo.networks import NETWORKS, ZooNetwork
 from maskaudit.zoo.recipes import RECIPES
 from maskaudit.zoo.recipes_masking import hidden_pattern, transport_distance
 
@@ -119,7 +119,7 @@ def test_a_bent_surface_is_flat_at_the_data_and_steep_beyond(few: Dataset) -> No
     def slope(method: str) -> tuple[float, float]:
         """Median slope of the margin at the data in units of the margin, and accuracy under PGD."""
         settings = TrainConfig(method, model='small_cnn(width=8, activation="tanh")', epochs=30, lr=1e-2, threat=THREAT)
-        network = Network(settings)
+        network = ZooNetwork(settings)
         trained = train(network.config, data=few, method=network.info)
         x, label = few.x.clone().requires_grad_(True), few.y[:, None]
         logits = trained(x)
@@ -181,7 +181,7 @@ SLOW = {
 def test_every_recipe_learns(recipe: str, few: Dataset) -> None:
     spec, epochs = SLOW.get(recipe, ("small_cnn(width=8)", 6))
     settings = TrainConfig(recipe, model=spec, epochs=epochs, lr=1e-2, attack_steps=2, threat=THREAT.with_eps(0.05))
-    network = Network(settings)
+    network = ZooNetwork(settings)
     trained = train(network.config, data=few, method=network.info)
     assert accuracy(trained, few.x, few.y) > 0.4, "chance is 0.1"
 

@@ -69,6 +69,13 @@ def test_figures_follow_from_the_bits() -> None:
     assert record(certified=pack([False] * 7 + [True, False, False])).certified_accuracy == pytest.approx(0.1)
 
 
+def level_of(truth: Truth) -> str:
+    """Where it is masked; the wider gap if both are wide enough."""
+    if not truth.masked:
+        return ""
+    return "gradient" if truth.gradient_gap >= truth.loss_gap else "loss"
+
+
 @pytest.mark.parametrize(
     ("broken", "strong", "ce", "level"),
     [(10, 10, 10, ""), (19, 10, 10, ""), (20, 10, 10, "gradient"), (30, 30, 20, "loss"), (60, 40, 5, "loss"),
@@ -80,7 +87,7 @@ def test_masked_from_ten_points_of_a_hundred(broken: int, strong: int, ce: int, 
 
     made = record(points=tuple(range(100)), correct=first(100), broken=first(broken), strong=first(strong),
                   cross_entropy=first(ce))  # fmt: skip
-    assert made.level == level
+    assert level_of(made) == level
     assert made.masked == bool(level)
 
 
@@ -89,8 +96,6 @@ def test_accuracy_on_other_points() -> None:
     assert made.on([107, 108, 100, 3]) == (pytest.approx(2 / 3), 3)
     assert made.on([109]) == (0.0, 1)
     assert made.on([3, 4]) == (made.best_known, 10)
-    assert made.on([107], weights="w") == (1.0, 1)
-    assert made.on([107], weights="other") == (made.best_known, 10)
 
 
 def test_records_are_written_and_read_alike(tmp_path: Path) -> None:
@@ -198,7 +203,7 @@ def short(monkeypatch: pytest.MonkeyPatch, zoo_cache: Path) -> None:
 @pytest.mark.usefixtures("short")
 def test_a_short_search_finds_the_level(name: str, level: str, random: bool) -> None:
     made = establish(subject(name))
-    assert made.level == level
+    assert level_of(made) == level
     assert made.random == random
     assert made.best_known < 0.4
     assert ("unmasked:apgd-margin" in made.attacks) == (name != "standard")

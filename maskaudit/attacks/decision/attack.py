@@ -37,17 +37,9 @@ MOST_STEPS_AT_ONCE, ELEMENTS_AT_ONCE = 32, 2**18
 
 
 def decision_based(
-    target: Target,
-    x: Tensor,
-    y: Tensor,
-    *,
-    threat: ThreatModel,
-    rng: PointRNG,
-    queries: int = 1000,
-    pool: Tensor | None = None,
-    starts: int = 8,
-    method: Method = "auto",
-) -> Attempt:
+    target: Target, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: PointRNG, queries: int = 1000,
+    pool: Tensor | None = None, starts: int = 8, method: Method = "auto",
+) -> Attempt:  # fmt: skip
     """Proposals along the decision boundary from points of other classes into the ball.
 
     Args:

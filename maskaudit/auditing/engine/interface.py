@@ -208,8 +208,5 @@ def failure(name: str, message: str) -> Exception:
 
 def joined(attempts: Sequence[Attempt]) -> Attempt:
     """The attempts of all shards in order, as one."""
-    return Attempt(
-        torch.cat([attempt.examples for attempt in attempts]),
-        torch.cat([attempt.first_success for attempt in attempts]),
-        torch.cat([attempt.queries for attempt in attempts]),
-    )
+    parts = zip(*((one.examples, one.first_success, one.queries) for one in attempts), strict=True)
+    return Attempt(*map(torch.cat, parts))

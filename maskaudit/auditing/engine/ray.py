@@ -32,7 +32,7 @@ from maskaudit.auditing.engine.interface import (
 )
 from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel
 from maskaudit.auditing.engine.ray_node import difference, end_process, what_it_is, work
-from maskaudit.auditing.engine.ray_pulse import BEAT, Sign, Signs, Watch
+from maskaudit.auditing.engine.ray_pulse import BEAT, ParcelWatch, Sign, Signs
 from maskaudit.errors import ModelError, UsageError, describe_error
 from maskaudit.target import Target
 
@@ -70,7 +70,8 @@ class Ray:
         if self._ends:
             _connect(self.ray, address)
         try:
-            self._watch, self._signs = Watch(call_timeout), self.ray.remote(num_cpus=0, max_restarts=-1)(Signs).remote()
+            self._watch = ParcelWatch(call_timeout)
+            self._signs = self.ray.remote(num_cpus=0, max_restarts=-1)(Signs).remote()
             send = self.ray.remote(max_retries=0, num_cpus=1)(work).remote
             self._send = partial(send, machine(), memory, self._signs)
             self.packer = Packer(self.ray.cloudpickle, self.ray.put)
@@ -115,7 +116,7 @@ class Ray:
             EngineError, UnfitError: as `run`.
             ModelError, TaskError, …: what it raised.
         """
-        crew = self._crew(ignore, 1, Watch(call_timeout))
+        crew = self._crew(ignore, 1, ParcelWatch(call_timeout))
         crew.work(iter([parcel]))
         if crew.failures:
             raise crew.failures[0]
@@ -126,7 +127,7 @@ class Ray:
         """CPUs of all nodes."""
         return max(1, int(self.ray.cluster_resources().get("CPU", 1)))
 
-    def _worked(self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result]) -> _Crew[Result]:
+    def _worked(self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result]) -> _ParcelCrew[Result]:
         """What became of all tasks that can travel."""
         try:
             self.packer.hold(target)
@@ -139,15 +140,15 @@ class Ray:
         crew.work(self.packer.parcels(tasks, target, workers))
         return crew
 
-    def _crew(self, on_done: OnDone[Result], most: int, watch: Watch) -> _Crew[Result]:
-        return _Crew(self.ray, self._send, self._signs, watch, on_done, most)
+    def _crew(self, on_done: OnDone[Result], most: int, watch: ParcelWatch) -> _ParcelCrew[Result]:
+        return _ParcelCrew(self.ray, self._send, self._signs, watch, on_done, most)
 
 
-class _Crew(Generic[Result]):
+class _ParcelCrew(Generic[Result]):
     """Parcels on their way: what they found, and what failed, by number of the task."""
 
     def __init__(
-        self, ray: Any, send: Callable[..., Any], signs: Any, watch: Watch, on_done: OnDone[Result], most: int
+        self, ray: Any, send: Callable[..., Any], signs: Any, watch: ParcelWatch, on_done: OnDone[Result], most: int
     ) -> None:
         self.ray, self.send, self.signs, self.watch, self.on_done, self.most = ray, send, signs, watch, on_done, most
         self.found: dict[int, Done[Result]] = {}

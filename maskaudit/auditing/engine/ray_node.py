@@ -56,13 +56,8 @@ def _fetched(place: Any) -> Any:
 
 
 def work(
-    ours: dict[str, str],
-    memory: int | None,
-    signs: Any,
-    name: str,
-    tasks: list[bytes],
-    shared: list[Any],
-) -> Answer:
+    ours: dict[str, str], memory: int | None, signs: Any, name: str, tasks: list[bytes], shared: list[Any],
+) -> Answer:  # fmt: skip
     """A parcel on a node: its tasks in order, up to the first that fails; `signs` hears of it under this name."""
     torch.set_num_threads(1)
     with limited(memory), beating(signs, name):

@@ -85,7 +85,7 @@ def _silent() -> Iterator[None]:
             os.close(copy)
 
 
-class Watch:
+class ParcelWatch:
     """Follows the signs of parcels from look to look.
 
     Args:

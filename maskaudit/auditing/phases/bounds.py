@@ -25,7 +25,7 @@ def run(state: AuditState) -> None:
     left = (state.ledger.correct & ~state.ledger.best_known()).nonzero().squeeze(1)
     for spec in state.attacks("bounds"):
         if not len(left):
-            state.attacker.skip(spec, "every point had been broken")
+            state.attacker.skip(spec)
         elif not spec.settings["rounds"]:
             state.attacker.skip(spec, f"not part of the budget {state.settings.budget}")
         else:

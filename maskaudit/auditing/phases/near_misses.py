@@ -25,4 +25,4 @@ def run(state: AuditState, rows: Tensor) -> None:
             starts = {"starts": attacker.candidates.of(due)}
             attacker.say_outcome(spec, due, [attacker.carry_out(spec, due, spec.name, per_point=starts)])
         else:
-            attacker.skip(spec, "every point had been broken")
+            attacker.skip(spec)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.universal import keys
+from maskaudit.auditing.ledger import ALL_BROKEN
 from maskaudit.auditing.state import AuditState
 
 
@@ -23,7 +24,7 @@ def _attack(state: AuditState, spec: AttackSpec, rows: Tensor) -> None:
     hidden = best & ~ledger.strong()
     sources = (hidden if bool(hidden.any()) else best).nonzero().squeeze(1)
     if not len(evading) or not len(sources):
-        attacker.skip(spec, "every point had been broken" if len(sources) else "no point was broken")
+        attacker.skip(spec, ALL_BROKEN if len(sources) else "no point was broken")
         return
     found = torch.stack([ledger.examples_of(row)[-1][1] for row in sources.tolist()])
     tried = keys(ledger.x[sources], found, state.threat, int(spec.settings["most"]))

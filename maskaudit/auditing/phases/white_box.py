@@ -33,7 +33,7 @@ def attack(state: AuditState, spec: AttackSpec, rows: Tensor) -> None:
         spares = not (state.target.random or state.suspected())
         state.attacker.run(spec, due, spec.sparing if spares else {})
     elif len(rows) and not spec.second_chance:
-        state.attacker.skip(spec, "every point had been broken")
+        state.attacker.skip(spec)
 
 
 def _wanted(state: AuditState, spec: AttackSpec) -> Tensor:

@@ -18,34 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from maskaudit.errors import MaskauditError, ModelError
 
 #: Operations of torch that only carry data to another runtime and back.
-_CARRIES = frozenset(
-    [
-        "detach",
-        "_to_copy",
-        "clone",
-        "lift_fresh",
-        "lift_fresh_copy",
-        "view",
-        "reshape",
-        "alias",
-        "_unsafe_view",
-        "_local_scalar_dense",
-        "slice",
-        "select",
-        "unsqueeze",
-        "squeeze",
-        "permute",
-        "transpose",
-        "contiguous",
-        "copy_",
-        "empty",
-        "stack",
-        "cat",
-        "flatten",
-        "t",
-        "expand",
-    ]
-)
+_CARRIES = frozenset([
+    "detach", "_to_copy", "clone", "lift_fresh", "lift_fresh_copy", "view", "reshape", "alias", "_unsafe_view",
+    "_local_scalar_dense", "slice", "select", "unsqueeze", "squeeze", "permute", "transpose", "contiguous", "copy_",
+    "empty", "stack", "cat", "flatten", "t", "expand",
+])  # fmt: skip
 
 
 #: Types of class numbers.

@@ -20,7 +20,7 @@ def inlined(onnx: Any, model: Any) -> Any:
 
     Raises:
         TooLarge: for too many operators, bytes or calls within calls.
-        ValueError: for a function that is stated twice, bears the name of an operator (which of the two is meant, the
+        ValueError: for a function that is defined twice, has the name of an operator (which of the two is meant, the
             specification leaves open), calls itself, or is called with values that it does not take.
     """
     if not model.functions:
@@ -29,7 +29,7 @@ def inlined(onnx: Any, model: Any) -> Any:
     if len(bodies) < len(model.functions):
         raise ValueError("two of its functions have one name")
     if any(onnx.defs.has(body.name, body.domain) for body in model.functions):
-        raise ValueError("one of its functions bears the name of an operator")
+        raise ValueError("one of its functions has the name of an operator")
     _Sizes(bodies).of(model.graph.node)
     whole = onnx.inliner.inline_local_functions(model)
     if whole.functions and any(_key(node) in bodies for node in every_node(whole.graph.node)):

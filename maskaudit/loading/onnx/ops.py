@@ -67,8 +67,7 @@ def _gemm(a: Attributes, x: Tensor, w: Tensor, c: Tensor | None = None) -> Tenso
 def _softmax(function: Operator) -> Operator:
     def run(a: Attributes, x: Tensor) -> Tensor:
         if a.opset >= 13:
-            result: Tensor = function(x, dim=a.get("axis", -1))
-            return result
+            return function(x, dim=a.get("axis", -1))
         axis = a.get("axis", 1) % x.dim()  # before opset 13: over all axes from this one on
         return function(x.flatten(axis), dim=axis).view(x.shape)
 
@@ -101,8 +100,7 @@ def _reduce(function: Operator) -> Operator:
             shape = [1 if axis % x.dim() in {i % x.dim() for i in axes_} else n for axis, n in enumerate(x.shape)]
             least = torch.full(shape, _EXTREMES[function], dtype=x.dtype, device=x.device)
             return least if a.get("keepdims", 1) else least.squeeze(axes_)
-        result: Tensor = function(x, axes_, bool(a.get("keepdims", 1)))
-        return result
+        return function(x, axes_, bool(a.get("keepdims", 1)))
 
     return run
 
@@ -117,8 +115,7 @@ def _arg(function: Operator) -> Operator:
     def run(a: Attributes, x: Tensor) -> Tensor:
         axis, keep = a.get("axis", 0), bool(a.get("keepdims", 1))
         if not a.get("select_last_index", 0):
-            result: Tensor = function(x, dim=axis, keepdim=keep)
-            return result
+            return function(x, dim=axis, keepdim=keep)
         return x.shape[axis] - 1 - function(x.flip(axis), dim=axis, keepdim=keep)
 
     return run

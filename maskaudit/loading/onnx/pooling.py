@@ -89,8 +89,7 @@ def pooled_by(function: Operator) -> Operator:
     """Global pooling over all axes behind the channels."""
 
     def run(a: Attributes, x: Tensor) -> Tensor:
-        result: Tensor = function(x, dim=list(range(2, x.dim())), keepdim=True)
-        return result
+        return function(x, dim=list(range(2, x.dim())), keepdim=True)
 
     return run
 

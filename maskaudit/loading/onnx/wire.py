@@ -55,7 +55,7 @@ def count_fields(data: bytes, limit: int = MAX_FIELDS) -> int:
                     waiting.append((inside[field], at, at + length))
                 at += length
             else:
-                raise ValueError("it is no protocol buffer")
+                raise ValueError("it is not a protocol buffer")
             if at > end:
                 raise ValueError("a part of it ends too early")
     return found

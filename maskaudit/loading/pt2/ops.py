@@ -157,7 +157,7 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*numbers: Any) -> Any:
         if not all(isinstance(number, (int, float)) or type(number).__name__.startswith("Sym") for number in numbers):
-            raise ValueError("arithmetic on sizes is given something that is no number")
+            raise ValueError("arithmetic on sizes is given something that is not a number")
         if any(isinstance(number, FromValues) for number in numbers):
             return FromValues(1.0)
         result = function(*numbers)

@@ -25,8 +25,7 @@ class _Blinded(Mask):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         blinded: Tensor = self.front.apply(x)  # type: ignore[no-untyped-call]
-        scores: Tensor = self.network(blinded)
-        return scores
+        return self.network(blinded)
 
 
 class _Identity(torch.autograd.Function):

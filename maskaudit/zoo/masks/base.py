@@ -48,8 +48,7 @@ class FrontMask(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, K) of the changed input."""
-        scores: Tensor = self.network(self.front(x))
-        return scores
+        return self.network(self.front(x))
 
     def unmasked(self) -> nn.Module:
         """The same function, with the backward pass of the identity in place of the front's own."""
@@ -66,8 +65,7 @@ class StraightThrough(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (N, K)."""
         changed = self.front(x.detach()).detach()
-        scores: Tensor = self.network(graft(changed, x) if x.requires_grad else changed)
-        return scores
+        return self.network(graft(changed, x) if x.requires_grad else changed)
 
 
 def unmask(module: nn.Module) -> nn.Module:

@@ -15,8 +15,7 @@ class Checkpointed(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        scores: Tensor = checkpoint(self.network, x, use_reentrant=False)
-        return scores
+        return checkpoint(self.network, x, use_reentrant=False)
 
 
 class ChannelsLast(Mask):
@@ -24,8 +23,7 @@ class ChannelsLast(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        scores: Tensor = self.network(x.contiguous(memory_format=torch.channels_last))
-        return scores
+        return self.network(x.contiguous(memory_format=torch.channels_last))
 
 
 class HalfPrecision(Mask):
@@ -43,8 +41,7 @@ class PerPoint(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
-        scores: Tensor = torch.vmap(lambda point: self.network(point[None])[0])(x)
-        return scores
+        return torch.vmap(lambda point: self.network(point[None])[0])(x)
 
     def unmasked(self) -> nn.Module:
         """The same for the network without its masks."""
@@ -61,8 +58,7 @@ class SteadyBrightness(Mask):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K)."""
         measured = column(x.detach().flatten(1).mean(dim=1), x)
-        scores: Tensor = self.network(x - measured + self.brightness)
-        return scores
+        return self.network(x - measured + self.brightness)
 
     def unmasked(self) -> nn.Module:
         """The same for the network without its masks."""

@@ -41,8 +41,7 @@ class HonestQuantiser(Mask):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the rounded input."""
         rounded = torch.round(x * (self.levels - 1)) / (self.levels - 1)
-        scores: Tensor = self.network(x + (rounded - x).detach())
-        return scores
+        return self.network(x + (rounded - x).detach())
 
     def unmasked(self) -> nn.Module:
         """Itself: it hides nothing."""

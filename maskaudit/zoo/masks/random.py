@@ -23,8 +23,7 @@ class InputNoise(Mask):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the noisy input."""
-        scores: Tensor = self.network(x + self.sigma * torch.randn_like(x))
-        return scores
+        return self.network(x + self.sigma * torch.randn_like(x))
 
 
 class SampledSmoothing(Mask):
@@ -102,8 +101,7 @@ class ResizePad(Mask):
         """Logits (N, K) of the images (N, C, H, W)."""
         size = self.smallest + (1 - self.smallest) * torch.rand(len(x))
         place = 2 * torch.rand(2, len(x)) - 1
-        scores: Tensor = self.network(placed(x, size, *place))
-        return scores
+        return self.network(placed(x, size, *place))
 
     def unmasked(self) -> nn.Module:
         """The mean over three sizes, each in the middle and at the corners: expectation over transformation."""
