@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from maskaudit.auditing.attacker import POOL_POINTS
 from maskaudit.data import Dataset, Draw, load_data
 from maskaudit.data.features import read_features, wide
+from maskaudit.data.interface import in_order_of
 from maskaudit.errors import InputError, ModelError, UsageError, describe_error
 from maskaudit.loading import LoadedModel, blackbox
 from maskaudit.loading.brought import Settler
@@ -124,6 +125,7 @@ def _resolve(loaded: LoadedModel, request: Request, points: Points | None) -> Pr
     norm = settler.choose("norm", request.norm, usual)
     if loaded.metadata.get("threat", {}).get("norm") != norm:
         settler.leave("eps")
+    data, pool = in_order_of(loaded.columns, data, pool)
     box = (0.0, 1.0) if request.features else bounds
     threat = ThreatModel(norm, settler.choose("eps", request.eps, customary_eps(norm, data.point_shape, box)), box)
     if request.features:

@@ -242,6 +242,30 @@ class Dataset:
         )
 
 
+def in_order_of(wanted: Sequence[str], data: Dataset, pool: Tensor) -> tuple[Dataset, Tensor]:
+    """A table (N, D) and further rows of it with the columns that a model takes, in its order, by their names.
+
+    Both are left as they are where one of them has no names, or where none is the same.
+
+    Raises:
+        InputError: the table has some of the columns and lacks others.
+    """
+    held = data.columns or ()
+    known = {_plain(name): place for place, name in enumerate(held)} | {name: n for n, name in enumerate(held)}
+    places = [known.get(name, known.get(_plain(name))) for name in wanted]
+    found = [place for place in places if place is not None]
+    if not found or found == list(range(len(held))):
+        return data, pool
+    if len(found) < len(places):
+        lacking = next(name for name, place in zip(wanted, places, strict=True) if place is None)
+        raise InputError(f"{data.name} has no column {printable(lacking, 60)!r}, which the model takes.")
+    spare = [name for place, name in enumerate(held) if place not in found]
+    left_out = f"; it takes none of {printable(', '.join(spare), 120)}" if spare else ""
+    note = f"The columns of the table were put in the order in which the model takes them{left_out}."
+    columns = tuple(held[place] for place in found)
+    return dataclasses.replace(data, x=data.x[:, found], columns=columns, notes=(*data.notes, note)), pool[:, found]
+
+
 def _plain(name: str) -> str:
     """A name of a class as it is compared."""
     return " ".join(name.split(",")[0].casefold().replace("_", " ").replace("-", " ").split())

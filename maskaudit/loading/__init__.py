@@ -85,6 +85,7 @@ def _finished(contents: Contents, source: str, sha256: str | None) -> LoadedMode
         metadata=contents.metadata,
         trusted_code=contents.trusted_code,
         notes=contents.notes + _evaluation_mode(contents),
+        columns=contents.columns or tuple(map(str, getattr(contents.module, "feature_names_in_", ()))),
     )
 
 

@@ -33,6 +33,7 @@ class LoadedModel:
             (`arch`, `data`, `threat` {norm, eps, bounds}, `outputs`, `mean`, `std`, `reject_class`, …), each checked.
         trusted_code: code outside this package that was run on the user's word, one entry each.
         notes: caveats for the report, as sentences.
+        columns: names of the columns that a model of tables takes, in its order; none where it has none.
     """
 
     module: Model
@@ -43,6 +44,7 @@ class LoadedModel:
     metadata: dict[str, Any]
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -89,6 +91,7 @@ class Contents:
     trusted_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     digest: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 def count_parameters(module: Model) -> int:

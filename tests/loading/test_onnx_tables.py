@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from maskaudit import api
+from maskaudit.data import Dataset
+from maskaudit.data.interface import in_order_of
 from maskaudit.errors import InputError
 from maskaudit.loading.interface import ModelFile, Options
+from maskaudit.settings import AuditSettings
+from maskaudit.sources import load_model
 
 onnx = pytest.importorskip("onnx")
 
@@ -113,6 +119,36 @@ def test_a_pipeline_with_one_input_for_each_column() -> None:
     assert torch.allclose(scores, torch.tensor(expected), atol=1e-5)
     (grad,) = torch.autograd.grad(scores[:, 0].sum(), x)
     assert bool((grad != 0).all()), "whole numbers have a gradient as well"
+
+
+def test_columns_of_a_table_are_put_in_the_order_of_the_model() -> None:
+    loaded = load_model(str(COLUMNS))
+    assert loaded.columns == ("age", "dose", "sex", "pressure")
+    x, pool = torch.rand(6, 5), torch.rand(3, 5)
+    table = Dataset("t.csv", x, torch.arange(6) % 2, 2, (0, 1), columns=("sex", "id", "Pressure", "dose", "age"))
+    found, further = in_order_of(loaded.columns, table, pool)
+    assert torch.equal(found.x, x[:, [4, 3, 0, 2]])
+    assert torch.equal(further, pool[:, [4, 3, 0, 2]])
+    assert found.columns == ("age", "dose", "sex", "Pressure")
+    assert "in which the model takes them; it takes none of id" in found.notes[-1]
+    assert in_order_of(loaded.columns, found, further)[0] is found
+    nameless = dataclasses.replace(table, columns=("a", "b", "c", "d", "e"))
+    assert in_order_of(loaded.columns, nameless, pool)[0] is nameless
+    with pytest.raises(InputError, match=r"t\.csv has no column 'dose', which the model takes"):
+        in_order_of(loaded.columns, dataclasses.replace(table, columns=("sex", "id", "pressure", "d", "age")), pool)
+
+
+def test_an_audit_takes_columns_by_their_names(tmp_path: Path) -> None:
+    x = torch.rand(40, 4) * torch.tensor([60.0, 300.0, 1.0, 40.0]) + torch.tensor([20.0, 0.0, 0.0, 90.0])
+    y = load_model(str(COLUMNS)).module(x).argmax(1)
+    lines = [
+        "pressure,sex,dose,age,target",
+        *(f"{d},{c},{b},{a},{label}" for (a, b, c, d), label in zip(x.tolist(), y)),
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    settings = AuditSettings(budget="quick", samples=32, select=("pgd",))
+    report = api.audit(str(COLUMNS), str(tmp_path / "t.csv"), bounds=(0, 300), eps=1.0, settings=settings).report
+    assert report.accuracy["clean"].value == 1.0
 
 
 def columns(*kinds: int, width: int = 1, operator: str = "Concat") -> bytes:

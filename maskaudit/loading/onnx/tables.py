@@ -53,8 +53,8 @@ def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
     return copy, asked
 
 
-def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
-    """The model with one input (N, D) in place of D inputs (N, 1), and what to say of that.
+def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
+    """The model with one input (N, D) in place of D inputs (N, 1), what to say of that, and the names of these inputs.
 
     The model itself where it has a single input, or others than columns of numbers. Columns of whole numbers that are
     cast before they are used stay real numbers: a cast to whole numbers and back would only take their gradient.
@@ -62,7 +62,7 @@ def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
     held = {item.name for item in model.graph.initializer}
     inputs = [item for item in model.graph.input if item.name not in held]
     if not 2 <= len(inputs) <= MAX_COLUMNS or not all(map(_is_column, inputs)):
-        return model, ()
+        return model, (), ()
     copy, make = onnx.ModelProto(), onnx.helper.make_node
     copy.CopyFrom(model)
     used = {name for node in model.graph.node if node.op_type != "Cast" for name in node.input}
@@ -80,8 +80,9 @@ def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...]]:
     batch = inputs[0].type.tensor_type.shape.dim[0].dim_value or None
     copy.graph.input.append(onnx.helper.make_tensor_value_info(row, onnx.TensorProto.FLOAT, [batch, len(inputs)]))
     whole = [item for item in inputs if item.type.tensor_type.elem_type not in REAL]
-    order = (f"The model has one input for each column; inputs hold them in this order: {_names(inputs)}.",)
-    return copy, (*order, f"Whole numbers: {_names(whole)}; say so with --features.") if whole else order
+    notes = [f"The model has one input for each column; inputs hold them in this order: {_names(inputs)}."]
+    notes += [f"Whole numbers: {_names(whole)}; say so with --features."] if whole else []
+    return copy, tuple(notes), tuple(printable(item.name, 200) for item in inputs)
 
 
 def _names(items: Sequence[Any]) -> str:
