@@ -143,7 +143,7 @@ def test_an_audit_takes_columns_by_their_names(tmp_path: Path) -> None:
     y = load_model(str(COLUMNS)).module(x).argmax(1)
     lines = [
         "pressure,sex,dose,age,target",
-        *(f"{d},{c},{b},{a},{label}" for (a, b, c, d), label in zip(x.tolist(), y)),
+        *(f"{d},{c},{b},{a},{label}" for (a, b, c, d), label in zip(x.tolist(), y, strict=True)),
     ]
     (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
     settings = AuditSettings(budget="quick", samples=32, select=("pgd",))
