@@ -24,6 +24,8 @@ MAX_COLUMNS, MAX_ROWS, MAX_CELL = 100_000, 10_000_000, 1_000
 CELL_BYTES = 100
 #: What may separate the cells of a line, the likeliest first.
 SEPARATORS = (",", ";", "\t", "|")
+#: A number with a comma before its decimals.
+DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 #: Cells that say yes or no.
 TRUTHS = {"True": 1.0, "False": 0.0, "TRUE": 1.0, "FALSE": 0.0, "true": 1.0, "false": 0.0}
 #: Names of the column with the labels where none is named.
@@ -64,6 +66,8 @@ def load_csv(
         if any(len(cell) > MAX_CELL for cell in row):
             raise InputError(f"{path}: line {number} has a cell of more than {MAX_CELL} characters.")
     columns = {n: np.array([row[place].strip() for row in rows], object) for place, n in enumerate(names)}
+    if separator != ",":  # a comma is a decimal point then, as where German or French tables are saved
+        columns = {n: np.array([_pointed(cell) for cell in cells.tolist()], object) for n, cells in columns.items()}
     return _dataset(path, columns, split, bounds, limit, draw, target)
 
 
@@ -198,11 +202,16 @@ def _numbers(path: Path, name: str, values: np.ndarray) -> np.ndarray:
         remedy = "encode it as the model expects it, or leave the column out"
         if not str(strange).strip():
             remedy = "fill the gap as the model expects it, or leave the row out"
-        elif re.fullmatch(r"\s*[-+]?\d+,\d+\s*", str(strange)):
+        elif DECIMAL_COMMA.fullmatch(str(strange)):
             remedy = "write decimals with a point"
         raise InputError(
             f"{path}: column {printable(name, 60)!r} holds {printable(str(strange), 40)!r}, not a number; {remedy}."
         ) from None
+
+
+def _pointed(cell: str) -> str:
+    """A number with a comma before its decimals, written with a point; any other text as it is."""
+    return cell.replace(",", ".") if DECIMAL_COMMA.fullmatch(cell) else cell
 
 
 def _is_number(value: object) -> bool:

@@ -33,6 +33,8 @@ FOREIGN = re.compile(
 #: Names of averages over training, which authors report; and of what is only learnt from.
 AVERAGE = re.compile(r"(?:^|[^a-z])(?:ema|swa|averaged?|shadow)(?:$|[^a-z])", re.IGNORECASE)
 TEACHER = re.compile("teacher", re.IGNORECASE)
+#: Where Lightning's `WeightAveraging` keeps the weights of the last step, beside their average in `state_dict`.
+LAST_STEP = "current_model_state"
 #: Objects that never hold weights.
 STATES = re.compile(r"\w*optim\w*|\w*sched\w*|\w*scaler\w*", re.IGNORECASE)
 #: The set whose names are the module's own, at the top of the file.
@@ -88,9 +90,9 @@ class Weights:
 
     @property
     def rank(self) -> tuple[bool, bool, int, int, str]:
-        """Order of preference: averages first, teachers last, then what lies nearest to the top."""
-        teacher = bool(TEACHER.search(self.name))
-        return not self.averaged or teacher, teacher, len(self.holder.path), len(self.prefix), self.name
+        """Order of preference: averages first, teachers and what was averaged last, then what is nearest to the top."""
+        last = bool(TEACHER.search(self.name)) or LAST_STEP in self.holder.path
+        return not self.averaged or last, last, len(self.holder.path), len(self.prefix), self.name
 
 
 @dataclass(frozen=True, eq=False)

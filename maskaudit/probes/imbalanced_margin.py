@@ -1,6 +1,8 @@
 """Imbalanced margin: one term of the logit margin has a far larger gradient than the other
 
-The margin is the score of the strongest wrong class less that of the true class.
+The margin is the score of the strongest wrong class less that of the true class;
+scores of models that return probabilities are counted from the mean of their
+logarithms, since softmax shifts them by a number that depends on all of them.
 Per point, the Euclidean norms of the two gradients with respect to the input are
 divided, the larger by the smaller. The headline is the median over the points at
 which both are finite and not zero.
@@ -29,19 +31,33 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
+from maskaudit.target.form import SHARES
+from maskaudit.target.model import Objective
 from maskaudit.threat import per_point_norm
+
+#: Outputs whose scores are shifted by one number per point, so that shares sum to 1; it is taken off again.
+NORMALISED = (*SHARES, "log-probabilities")
 
 
 def measure(context: ProbeContext) -> Measurement:
     """Median ratio of the gradient norms of the two terms."""
     target, y = context.target, context.y
-    true = target.value_and_grad(context.x, lambda scores, rows: scores.gather(1, y[rows][:, None])[:, 0])
+    shifted = float(target.outputs in NORMALISED)
+
+    def score(classes: Tensor) -> Objective:
+        """That of one class (N,) for each point."""
+        return lambda scores, rows: (scores - scores.mean(dim=1, keepdim=True) * shifted).gather(
+            1, classes[rows, None]
+        )[:, 0]
+
+    true = target.value_and_grad(context.x, score(y))
     rival = true.scores.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
-    wrong = target.value_and_grad(context.x, lambda scores, rows: scores.gather(1, rival[rows][:, None])[:, 0])
+    wrong = target.value_and_grad(context.x, score(rival))
     held, sought = per_point_norm(true.grad.double()), per_point_norm(wrong.grad.double())
     usable = (held > 0) & (sought > 0) & torch.isfinite(held) & torch.isfinite(sought)
     n = int(usable.sum())

@@ -59,7 +59,8 @@ class Batches:
             else:
                 start, self._answered = rows.stop, max(self._answered, size)
                 if refused is not None:
-                    self.refusal = f"The model is asked at most {size} points at once (--batch-size). {refused}."
+                    why = str(refused).removesuffix(".")
+                    self.refusal = f"The model is asked at most {size} points at once (--batch-size). {why}."
                     refused = None
                 continue
             self.size = size // 2  # outside the clause, which holds what ran out

@@ -70,11 +70,14 @@ class OpGraph:
         return not any(self.observer.reads_input(self.ops[index]) for index in past)
 
     def decides(self, op: RecordedOp) -> bool:
-        """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output."""
+        """Whether the op's first input is (N, K) and already holds the model's decision, up to ties of the output.
+
+        False where K is 1: a single output decides by a threshold, which lies elsewhere before each op.
+        """
         if not op.inputs or op.index not in self.way:
             return False
         before = op.inputs[0].detach()
-        if before.shape != self.raw.shape or before.dim() != 2 or not before.is_floating_point():
+        if before.shape != self.raw.shape or before.dim() != 2 or before.shape[1] < 2 or not before.is_floating_point():
             return False
         raw = self.raw.detach()
         return torch.equal(raw.gather(1, before.argmax(dim=1, keepdim=True)).squeeze(1), raw.amax(dim=1))

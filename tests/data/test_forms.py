@@ -126,6 +126,11 @@ def test_what_a_column_of_labels_needs(tmp_path: Path) -> None:
         load_data("digits", target="outcome")
 
 
+def test_a_comma_before_decimals_where_something_else_separates_cells(tmp_path: Path) -> None:
+    data = load_data(str(text(tmp_path, "a;b;outcome\n0,5;-0,25;1\n1;0,75;0\n")), target="outcome", bounds=(-1, 1))
+    assert data.x.tolist() == [[0.5, -0.25], [1, 0.75]]
+
+
 def test_yes_and_no_are_numbers(tmp_path: Path) -> None:
     data = load_data(str(text(tmp_path, "ill,smokes,outcome\nTrue,false,1\nFalse,true,0\n")), target="outcome")
     assert data.x.tolist() == [[1, 0], [0, 1]]

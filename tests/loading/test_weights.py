@@ -57,6 +57,13 @@ CHECKPOINTS: dict[str, tuple[Callable[[Net, Net], Any], str]] = {
         lambda net, o: {"net": o.state_dict(), "swa": averaged(net)},
         "'swa/module' is audited; --weights takes net in its place",
     ),
+    "Lightning's average": (
+        lambda net, o: {
+            "state_dict": under("net.", net), "current_model_state": under("net.", o),
+            "averaging_state": {"n_averaged": torch.tensor(3)},
+        },
+        "takes current_model_state/net in its place",
+    ),
     "list of averages": (
         lambda net, o: {
             "net": {**o.state_dict(), **dict(net.named_buffers())},

@@ -32,6 +32,21 @@ def test_ratio_of_the_two_gradients(loud: float, ratio: float, status: str) -> N
     assert result.details["true_class_larger"] == (1.0 if loud > 1 else 0.0)
 
 
+def test_a_softmax_at_the_end_makes_no_term_louder() -> None:
+    def logits(x: Tensor) -> Tensor:
+        return torch.stack([3 * x[:, 0] + 9, x[:, 1], x[:, 2]], dim=1)
+
+    x, y = points(10, 3), torch.zeros(10, dtype=torch.int64)
+    with context(logits, x, y) as ctx:  # type: ignore[arg-type]
+        assert run_probe(get("imbalanced-margin"), ctx).value == pytest.approx(3.0, rel=1e-5)
+    with context(lambda x: logits(x).softmax(dim=1), x, y) as ctx:  # type: ignore[arg-type]
+        ctx.target.outputs = "probabilities"
+        found = run_probe(get("imbalanced-margin"), ctx)
+    # gradients less their mean (1, 1/3, 1/3): (2, -1/3, -1/3) and (-1, 2/3, -1/3) of length sqrt(38/9), sqrt(14/9)
+    assert found.value == pytest.approx((38 / 14) ** 0.5, rel=1e-3)
+    assert found.status == "pass"
+
+
 def test_points_without_one_of_the_gradients_do_not_count() -> None:
     def quiet(x: Tensor) -> Tensor:
         return torch.stack([x[:, 0] + 100, x[:, 1] * (x[:, 0] > 0.5)], dim=1)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskaudit.errors import InputError, printable
+from maskaudit.errors import InputError, describe_error, printable
 from maskaudit.loading.graph import Program
 
 #: Floating-point operations of one pass up to which the evaluator in Python is asked (seconds), and with a runtime.
@@ -52,7 +52,9 @@ def compare(
     try:
         expected = (_runtime if runtime else _reference)(onnx, _usual(onnx, model), given.name, x)
     except Exception as error:  # operators that the judge does not have, or values it cannot work with
-        return _uncompared(printable(f"{type(error).__name__}: {error}", 120))
+        if not runtime and any(node.domain not in ("", "ai.onnx") for node in model.graph.node):
+            return _uncompared("the package onnx does not know its operators; onnxruntime would")
+        return _uncompared(describe_error(error, 120))
     with torch.no_grad():
         found = module(torch.from_numpy(x.copy()))
     results = found if isinstance(found, (tuple, list)) else (found,)
