@@ -89,10 +89,13 @@ class AdaptiveAttack:
         attacker: runs and books attacks; it also remembers the best candidate per point.
         specs: the rows of the ledger that stages are booked under; stages of other rows are left out.
         stand_ins: where learned stand-ins come from.
+        nothing: why no stage attacks through a repair, where none does.
     """
 
-    def __init__(self, attacker: Attacker, plan: Plan, specs: Sequence[AttackSpec], stand_ins: StandIns) -> None:
-        self.attacker, self.plan, self.stand_ins = attacker, plan, stand_ins
+    def __init__(
+        self, attacker: Attacker, plan: Plan, specs: Sequence[AttackSpec], stand_ins: StandIns, nothing: str
+    ) -> None:
+        self.attacker, self.plan, self.stand_ins, self.nothing = attacker, plan, stand_ins, nothing
         self.specs = {spec.name: spec for spec in specs}
         self.outcomes = [StageOutcome() for _ in plan.stages]
         self.sampled: set[int] = set()
@@ -126,7 +129,7 @@ class AdaptiveAttack:
                 self._stage(number, stage, spec, chosen)
         for name, spec in self.specs.items():
             if name == "repaired" and not late and not any(stage.row == name for stage in self.plan.stages):
-                self.attacker.skip(spec, "the trace of the model found nothing to repair")
+                self.attacker.skip(spec, self.nothing)
         self._tell(rows)
 
     def to_dict(self) -> dict[str, Any]:

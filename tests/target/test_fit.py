@@ -237,6 +237,20 @@ def test_audits_of_any_shape_run_every_attack(name: str, norm: str) -> None:
     assert "could not be traced" not in " ".join(report.notes)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_a_single_probability_is_traced(scale: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(D, 1)
+    nn.init.constant_(layer.bias, -float(layer(X).median()))
+    layer.weight.data *= scale
+    layer.bias.data *= scale
+    model = nn.Sequential(layer, nn.Sigmoid())
+    y = (model(X)[:, 0] > 0.5).long()
+    report = api.audit(model, (X, y), eps=0.02, settings=FEW).report
+    assert "could not be traced" not in " ".join(report.notes)
+    assert report.trace["ops"] > 1
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_audits_in_other_types_run_every_attack(dtype: str) -> None:
     own = copy.deepcopy(NET).to(getattr(torch, dtype))

@@ -24,7 +24,8 @@ def run(state: AuditState, rows: Tensor) -> None:
     state.attacker.settle("plan")
     stand_ins = StandIns(state.target, state.ledger.x[rows], threat=state.threat, seed=state.settings.seed)
     plan = planned(trace, state.first_probes, state.settings, state.target, stand_ins)
-    state.adaptive = AdaptiveAttack(state.attacker, plan, state.attacks("repaired"), stand_ins)
+    nothing = "the trace of the model found nothing to repair" if state.trace else "the model could not be traced"
+    state.adaptive = AdaptiveAttack(state.attacker, plan, state.attacks("repaired"), stand_ins, nothing)
 
 
 def _traced(state: AuditState, rows: Tensor) -> Trace | None:
