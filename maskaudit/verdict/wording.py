@@ -79,12 +79,13 @@ def _cause(mechanism: Mechanism) -> str:
 
 
 def _place(mechanism: Mechanism) -> str:
-    """Where, as the end of a sentence: op, file and line as far as they are known."""
+    """Where, as the end of a sentence: op, file and line, or the module where no line is known."""
     if not mechanism.locations or mechanism.locations[0].op in ("", "output"):  # the output as a whole is no place
         return ""
     where = mechanism.locations[0]
-    line = f" ({PurePath(where.file).name}:{where.line})" if where.file and where.line else ""
-    return f", in {where.op}{line}"
+    if where.file and where.line:
+        return f", in {where.op} ({PurePath(where.file).name}:{where.line})"
+    return f", in {where.op}" + (f" of {where.module}" if where.module else "")
 
 
 def _several(number: int, what: str) -> str:
