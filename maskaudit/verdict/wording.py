@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import PurePath
 
+from maskaudit.errors import printable
 from maskaudit.results import Label, Mechanism
 from maskaudit.verdict.levels import Level, LevelName, Observations
 
@@ -85,7 +86,7 @@ def _place(mechanism: Mechanism) -> str:
     where = mechanism.locations[0]
     if where.file and where.line:
         return f", in {where.op} ({PurePath(where.file).name}:{where.line})"
-    return f", in {where.op}" + (f" of {where.module}" if where.module else "")
+    return f", in {where.op}" + (f" of {printable(where.module, 60)}" if where.module else "")
 
 
 def _several(number: int, what: str) -> str:
