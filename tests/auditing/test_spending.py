@@ -99,6 +99,6 @@ def test_the_price_of_a_pass_and_of_every_budget_is_told_before_the_work() -> No
 def test_what_the_budgets_will_take() -> None:
     costs = [expected_passes(BUDGETS[name]) for name in ("quick", "standard", "thorough")]
     assert costs == sorted(costs)
-    assert 60_000 < costs[1] < 180_000, "what was measured on robust networks: benchmarks/verdict-subset.md"
+    assert 60_000 < costs[1] < 180_000, "what was measured on robust networks: benchmarks/verdict-standard.md"
     assert prices(0.001).startswith("1.5 ms each; a robust model takes about ")
     assert [duration(s) for s in (0.42, 42, 420, 42_000)] == ["0.42 s", "42 s", "7 min", "11.7 h"]
