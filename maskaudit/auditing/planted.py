@@ -3,7 +3,8 @@
 After Zimmermann et al. 2022. For each of some clean points, random corners of the
 ball are scored by the model; the corner whose scores differ most from the others
 is planted: a linear readout of the (standardised) scores is chosen that puts it, and
-none of the other corners, on the far side. An attack that cannot find that side of a
+none of the other corners, on the far side; of a random model also when it is asked
+again. An attack that cannot find that side of a
 ball which is known to reach it would also have missed a hidden example.
 """
 
@@ -90,6 +91,11 @@ def plant(
     others = values.scatter(1, planted[:, None], -torch.inf).amax(dim=1)
     own = (target.scores(clean).double() * readout).sum(dim=1)
     threshold = others + THRESHOLD_POSITION * (best - others)
+    if target.random:  # what noise alone put there is no answer: the corner has to hold when it is asked again
+        for step in planted.unique().tolist():
+            there = (planted == step).nonzero().squeeze(1)
+            corner = surface_noise(clean[there], threat=threat, rng=rng.select(rows[there]), step=step)
+            best[there] = torch.minimum(best[there], (target.scores(corner).double() * readout[there]).sum(dim=1))
     usable &= (best > threshold) & (own < threshold)
     keep = usable.nonzero().squeeze(1)[:problems]
     scale = 1 / (best - own)[keep].clamp_min(1e-300)

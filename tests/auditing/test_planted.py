@@ -109,6 +109,16 @@ def test_scores_that_never_vary_carry_no_problem(model: Callable[[Tensor], Tenso
     assert (outcome.problems, outcome.found, outcome.random_found) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("noise", "least", "most"), [(1e-4, PROBLEMS, PROBLEMS), (10.0, 0, 2)])
+def test_what_the_noise_of_a_random_model_put_there_is_not_planted(noise: float, least: int, most: int) -> None:
+    net = network("mlp")
+    target = Target(lambda x: net(x) + noise * torch.randn(len(x), K), draws=2)
+    with preserved_random_state():
+        torch.manual_seed(1)
+        _, rows = plant(target, X, threat=THREATS[0], rng=make_rng(), problems=PROBLEMS)
+    assert least <= len(rows) <= most
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_anchors_lie_far_enough_apart_to_tell_the_problems_apart(norm: Norm) -> None:
     threat = ThreatModel(norm, 0.3 if norm == "Linf" else 0.9)
