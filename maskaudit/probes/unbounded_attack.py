@@ -38,7 +38,7 @@ def measure(context: ProbeContext) -> Measurement:
     count, n = int(unbroken.sum()), len(unbroken)
     return Measurement(
         count / n, "share of points", n, count=count,
-        findings=(ProbeFinding(f"{count} of {n} points withstand an attack that may use the whole range of an input."),),
+        findings=(ProbeFinding(f"{count} of {n} points withstand an attack with the whole range of an input."),),
         per_point=tuple(unbroken.double().tolist()),
     )  # fmt: skip
 
