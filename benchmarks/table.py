@@ -49,7 +49,8 @@ def render(records: Sequence[Record], known: Knowledge, *, budget: str, command:
         planned: audits that the command asks for, so that a part of a run is not taken for the whole.
     """
     audits = sorted((r for r in records if r["kind"] == "audit"), key=lambda r: _place(r, known))
-    peers = [r for r in records if r["kind"] == "peer"]
+    audited = {(r["model"], r["weights"]) for r in audits}  # a peer on other weights met another network
+    peers = [r for r in records if r["kind"] == "peer" and (r["model"], r["weights"]) in audited]
     outcomes = [audit_outcome(r, known.entries[r["model"]], known.truths.get(r["model"])) for r in audits]
     lines = [f"# Verdicts on the zoo, budget {budget}", "", _head(audits, peers, command, planned), ""]
     lines += _summary(outcomes)

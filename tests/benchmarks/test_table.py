@@ -224,3 +224,10 @@ def test_columns_know_which_way_is_better() -> None:
     assert ways["masked models found (sensitivity)"]
     assert not ways["farthest above the truth"]
     assert not ways["no answer (crash, time limit)"]
+
+
+def test_a_peer_that_met_other_weights_is_not_compared() -> None:
+    known = Knowledge({"bad": MASKED}, {})
+    for weights, beside in (("w", True), ("other", False)):
+        text = render([audit(), peer(weights=weights)], known, budget="quick", command="c", planned=1)
+        assert ("## Next to peers" in text) is beside
