@@ -36,13 +36,13 @@ ROLES: dict[str, tuple[str, str, str]] = {
     ),
     "ce": (
         "white-box, cross-entropy",
-        "The model's gradients of the usual loss, with other step sizes, more steps or restarts. What it breaks "
-        "beyond the reference means that the reference was weak. It does not mean masking.",
-        "Evaluate with this attack instead of the reference.",
+        "It shows what the model's gradients of the usual loss find with other step sizes, more steps or restarts. "
+        "What it breaks beyond the reference means that the reference was weak. It does not mean masking.",
+        "If it breaks points that the reference leaves, add it to your evaluation.",
     ),
     "strong": (
         "white-box, other losses",
-        "The model's gradients of another loss than cross-entropy. Points broken here and by no attack on "
+        "It follows the model's gradients of a loss other than cross-entropy. Points broken here and by no attack on "
         "cross-entropy count as hidden at *loss level*.",
         "Find out why the usual loss is flat: `loss-decision-gradient-ratio` and `output-kind` among the "
         "[probes](probes.md) tell.",
@@ -75,8 +75,8 @@ ROLES: dict[str, tuple[str, str, str]] = {
     ),
     "sanity": (
         "sanity check",
-        "It may leave the ball on purpose, so it should break every point. It counts for no accuracy; the probe "
-        "`unbounded-attack` reads it.",
+        "It may leave the ball on purpose, so it should break every point. It is not counted in any robust accuracy; "
+        "the probe `unbounded-attack` reads it.",
         "Unbroken points show that the attack was misled: see [unbounded-attack](probes.md#unbounded-attack).",
     ),
 }

@@ -1,4 +1,4 @@
-"""Low-gradient curvature: what a step where the gradient is zero would gain
+"""Low-gradient curvature: what a step orthogonal to the gradient would gain
 
 For the logit margin and for cross-entropy, the largest eigenvalue of the input Hessian is found among
 the directions orthogonal to the gradient, where the first-order change is zero

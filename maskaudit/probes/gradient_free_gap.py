@@ -13,7 +13,8 @@ What it means
     should. The comparison is with the best white-box attacks of equal budget,
     not with the reference: honest models often lose a few points more to Square
     than to PGD, and the plain difference accuses them wrongly. The reverse does
-    not hold: no gap proves nothing where scores are saturated too.
+    not hold: where the scores are saturated too, the absence of a gap proves
+    nothing.
 
 What to do
     Repair the gradient at the place that the other probes name and attack again;

@@ -8,8 +8,8 @@ divided, the larger by the smaller. The headline is the median over the points a
 which both are finite and not zero.
 
 Raised when
-    The median ratio is above 4. The direction of the whole then lies within 14
-    degrees of that of the larger term alone, where the two are perpendicular.
+    The median ratio is above 4. If the two gradients are perpendicular, that of the
+    margin then lies within 14 degrees of the larger one.
 
 What it means
     A step along the gradient moves one score and hardly touches the other. Attacks

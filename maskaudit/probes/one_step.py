@@ -10,8 +10,8 @@ Raised when
 What it means
     Many small steps should reach at least what one large step does. If they do
     not, the small steps are led astray: the gradient near the point is noise, or
-    the surface is bent so that only a jump gets across. Catastrophic overfitting
-    of single-step training, shattered gradients and GREACE training show this.
+    the surface is bent so that only a jump gets across. Shattered
+    gradients and GREACE training show this.
 
 What to do
     Attack with larger steps, several restarts and other losses; compare the

@@ -15,7 +15,7 @@ from maskaudit.trace.rectifiers import is_rectifier
 from maskaudit.verdict.numerals import number
 
 _SENTENCES: dict[Remedy, str] = {
-    "straight-through": "Let the gradient pass {op} as if it were the identity.",
+    "straight-through": "Treat {op} as the identity in the backward pass.",
     "reattach": "Tie the result of {op} to its input with a soft stand-in.",
     "enable-grad": "Record the ops under no_grad after all.",
     "function-forward": "Replace the backward of {op} by the derivative of its own forward.",
@@ -26,10 +26,10 @@ _SENTENCES: dict[Remedy, str] = {
     "gate-identity": "Let the gradient pass {op} as if its mask were open.",
     "ignore-hook": "Do not register the hook that rewrites the gradient.",
     "tap": "Read the scores before {op}.",
-    "boundary": "Let the gradient pass the whole module {module} as if it were the identity.",
+    "boundary": "Treat the whole module {module} as the identity in the backward pass.",
     "rescale": "Divide the logits by {scale}.",
     "carry": "Give every hard choice, comparison, rounding and cut a soft stand-in.",
-    "prefix": "Let the gradient pass everything before {module} as if it were the identity.",
+    "prefix": "Treat everything before {module} as the identity in the backward pass.",
     "open": "Let the gradient pass the units of {op} that fire on none of the audited points, as if they were on.",
     "stand-in": "Let the gradient pass {module} through a small network that learnt what it does.",
 }

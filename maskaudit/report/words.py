@@ -163,12 +163,17 @@ TERMS = (
     ("best known", "Robust accuracy after every attack of the audit: an upper bound of the true value."),
     ("broken", "An adversarial example for the point was found and scored again by code that did not make it."),
     ("budget", "What an audit may spend: points, steps and queries by name, or a limit in time or passes."),
-    ("challenger", "An attack that does not trust gradients: search by scores or decisions, transfer, noise."),
+    (
+        "challenger",
+        "An attack that does not trust the model's gradients: search by scores or decisions, transfer, noise; and "
+        "attacks through a repaired copy, which have a row of their own.",
+    ),
     ("draw", "One answer of a model that answers at random; attacks follow means over several draws."),
     ("gradient level", "Points that challengers break and no white-box attack does: the gradients hide the way."),
     (
         "hidden point",
-        "A point hidden at either level: one kind of attack breaks it, and no attack of the other kind does.",
+        "A point that only challengers break (gradient level), or white-box attacks but none on cross-entropy (loss "
+        "level).",
     ),
     (
         "look",

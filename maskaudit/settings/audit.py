@@ -141,7 +141,7 @@ class AuditSettings:
     ignore: tuple[str, ...] = option((), WORDS, "Leave these probes and attacks out.", metavar="RULE")
     attacks: tuple[str, ...] = option((), WORDS, "Add an attack: torchattacks:NAME.", metavar="NAME", flag="--attack")
     branches: tuple[str, ...] = option(
-        (), WORDS, "Also search through the gradient of this branch (a module) alone, and with it masked.",
+        (), WORDS, "Also search through the gradient of this branch (a module) alone, and through all others.",
         metavar="MODULE", flag="--branch",
     )  # fmt: skip
     certified: float | None = option(

@@ -51,7 +51,7 @@ class Power:
         """The outcome in words."""
         if self.passed is None:
             if self.method == "none":
-                return "The power of the search was not checked: the verdict does not rest on it."
+                return "The power of the search was not checked, because the verdict does not depend on it."
             return "The power of the search could not be checked: there was no known answer."
         asked = {
             "recapture": f"broke {self.found} of {self.known} points that are known to be breakable",

@@ -35,7 +35,7 @@ def proofs(seen: Observations, levels: Mapping[LevelName, Level]) -> list[str]:
         )
     if reasons and seen.repaired:
         reasons.append(
-            f"Repaired: with its gradient repaired and its decisions unchanged, {seen.repaired} of the "
+            f"Repaired: with the model's backward pass repaired and its decisions unchanged, {seen.repaired} of the "
             f"{seen.left} points that withstand white-box attacks are broken."
         )
     return reasons
