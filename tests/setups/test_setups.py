@@ -63,7 +63,7 @@ def verdict(audit: Audit, least: float = 0.65) -> str:
 SETUPS: dict[str, tuple[str, dict[str, Any], str]] = {
     "lightning": ("lightning.ckpt", {"arch": f"{NETS}cnn"}, "The prefix 'net.' was dropped"),
     "keras": ("keras.onnx", {}, "channels"),
-    "traced at one point": ("traced.ts", {}, "a single point per call"),
+    "traced at one point": ("traced.ts", {}, "a single point each time"),
     "compiled and parallel": ("compiled.pt", {"arch": f"{NETS}cnn"}, ""),
     "one logit": (
         "one_logit.safetensors", {"arch": f"{NETS}one_logit", "data": str(FILES / "even.npz")}, "one logit"
