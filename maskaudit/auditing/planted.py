@@ -4,8 +4,8 @@ After Zimmermann et al. 2022. For each of some clean points, random corners of t
 ball are scored by the model; the corner whose scores differ most from the others
 is planted: a linear readout of the (standardised) scores is chosen that puts it, and
 none of the other corners, on the far side; of a random model also when it is asked
-again. An attack that cannot find that side of a
-ball which is known to reach it would also have missed a hidden example.
+again. An attack that cannot find that side of a ball which is known to reach it
+would also have missed a hidden example.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from maskaudit.errors import ModelError
 from maskaudit.settings import AuditSettings
 from maskaudit.target.form import LAYOUTS
+from maskaudit.target.kinds import top_gap
 from maskaudit.target.model import Target
 from maskaudit.verdict.limits import (
     CAUSE_GAIN,
@@ -144,19 +145,19 @@ def _unit(target: Target, x: Tensor, answers: Tensor, right: Tensor, settings: A
     finally:
         target.mean, target.std = before
     agree = float((inside.argmax(dim=1) == answers.argmax(dim=1))[right].double().mean())
-    if agree < CLEAN_DOUBT or _flat(answers) <= SATURATED_OUTPUT_SHARE or _flat(inside) > _flat(answers) / 2:
+    flat, within = _flat(answers), _flat(inside)
+    if agree < CLEAN_DOUBT or flat <= SATURATED_OUTPUT_SHARE or within > flat / 2:
         return ""
     return (
         f"On inputs in {low:g} … {high:g} the scores lie so far apart that cross-entropy has no usable gradient on "
-        f"{_flat(answers):.0%} of the points; in 0 … 1 the model classifies alike, and it is {_flat(inside):.0%}. If "
+        f"{flat:.0%} of the points; in 0 … 1 the model classifies alike, and it is {within:.0%}. If "
         f"it was trained on inputs in 0 … 1, give {option}: else what is audited is the wrong range, not the model."
     )
 
 
 def _flat(scores: Tensor) -> float:
     """Share of points whose best score (N, K) is so far above the next that float32 cross-entropy loses the others."""
-    best = scores.topk(2, dim=1).values
-    return float((best[:, 0] - best[:, 1] > -LOG_RATIO * math.log(10)).double().mean())
+    return float((top_gap(scores) > -LOG_RATIO * math.log(10)).double().mean())
 
 
 def _better(before: Tensor, after: Tensor, y: Tensor) -> bool:
