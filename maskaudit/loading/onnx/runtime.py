@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from maskaudit.loading.onnx.tables import Writer
+from maskaudit.loading.onnx.tables import Writer, rewrite
 
 DOMAIN = "com.microsoft"
 #: Attributes that say how memory lies, or which version of a standard operator is meant.
@@ -25,20 +25,18 @@ def plain_quantised(onnx: Any, model: Any) -> Any:
     found = [node for node in model.graph.node if node.domain == DOMAIN]
     if not found or any(node.op_type not in WRITERS for node in found):
         return model
-    copy, nodes = onnx.ModelProto(), list[Any]()
+    copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for place, node in enumerate(model.graph.node):
-        if node.domain != DOMAIN:
-            nodes.append(node)
-            continue
-        if any(item.name == "channels_last" and item.i for item in node.attribute):
-            raise ValueError(f"{node.op_type} has its channels last, which is not converted")
-        writer = Writer(onnx, node, place)
-        WRITERS[node.op_type](writer)
-        nodes += writer.made
-    del copy.graph.node[:]
-    copy.graph.node.extend(nodes)
+    rewrite(copy.graph, DOMAIN, lambda node, place: _written(Writer(onnx, node, place)))
     return copy
+
+
+def _written(w: Writer) -> list[Any]:
+    """What does a node's work."""
+    if w.given.get("channels_last"):
+        raise ValueError(f"{w.node.op_type} has its channels last, which is not converted")
+    WRITERS[w.node.op_type](w)
+    return w.made
 
 
 def _input(w: Writer, place: int) -> str:

@@ -40,17 +40,22 @@ def plain_tables(onnx: Any, model: Any) -> tuple[Any, Any]:
     copy, asked = onnx.ModelProto(), onnx.ModelProto()
     copy.CopyFrom(model)
     graph, scores = copy.graph, [node.input[0] for node in tables if node.op_type == "ZipMap"]
-    nodes: list[Any] = []
-    for place, node in enumerate(graph.node):
-        nodes += Writer(onnx, node, place).nodes() if node.domain == DOMAIN else [node]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    rewrite(graph, DOMAIN, lambda node, place: Writer(onnx, node, place).nodes())
     _answer_with(onnx, graph, scores)
     asked.CopyFrom(model)
     del asked.graph.output[:]
     asked.graph.output.extend(graph.output)
     _prune(asked.graph)
     return copy, asked
+
+
+def rewrite(graph: Any, domain: str, write: Callable[[Any, int], list[Any]]) -> None:
+    """Put what `write` makes of a node, given its place too, in place of every node of a domain."""
+    nodes = list[Any]()
+    for place, node in enumerate(graph.node):
+        nodes += write(node, place) if node.domain == domain else [node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def one_input(onnx: Any, model: Any) -> tuple[Any, tuple[str, ...], tuple[str, ...]]:
