@@ -1,4 +1,4 @@
-"""What does an audit of a ResNet-20 on CIFAR-10 say, and what does it cost beside official AutoAttack?
+"""What does an audit of a network on CIFAR-10 say, and what does it cost beside official AutoAttack?
 
     MASKAUDIT_DATA=CIFAR OMP_NUM_THREADS=1 python benchmarks/cifar.py --train     an hour or two on two cores
     MASKAUDIT_DATA=CIFAR PYTHONPATH=CLONE-OF-AUTO-ATTACK python benchmarks/cifar.py --truth
@@ -35,13 +35,19 @@ from maskaudit.data import load_data
 
 HERE = Path(__file__).resolve().parent
 EPS, POINTS, SEED = "8/255", 64, 0
-RESNET20 = "resnet(width=8, blocks=(3, 3, 3))"
-COMMON = f"--data cifar-10 --model '{RESNET20}' --batch-size 128 --augment crop-flip --eps 0.0313725490196"
+COMMON = "--data cifar-10 --batch-size 128 --augment crop-flip --eps 0.0313725490196"
+RESNET20 = f"{COMMON} --model 'resnet(width=8, blocks=(3, 3, 3))'"
+VIT = f"{COMMON} --model 'small_vit(width=48, depth=2, heads=3, patch=4)'"
+MIXER = f"{COMMON} --model 'conv_mixer(width=96, depth=4, patch=4)'"
 #: How the networks were trained.
 TRAINED = {
-    "standard": f"train standard {COMMON} --lr 0.004 --epochs 6 --fraction 0.4",
-    "robust": f"train pgd-at {COMMON} --lr 0.004 --epochs 6 --fraction 0.3 --attack-steps 2",
-    "distilled": f"train distill {COMMON} --lr 0.02 --temperature 20 --epochs 4 --fraction 0.3",
+    "standard": f"train standard {RESNET20} --lr 0.004 --epochs 6 --fraction 0.4",
+    "robust": f"train pgd-at {RESNET20} --lr 0.004 --epochs 6 --fraction 0.3 --attack-steps 2",
+    "distilled": f"train distill {RESNET20} --lr 0.02 --temperature 20 --epochs 4 --fraction 0.3",
+    "vit": f"train standard {VIT} --lr 0.003 --epochs 10 --fraction 0.6",
+    "robust_vit": f"train pgd-at {VIT} --lr 0.003 --epochs 10 --fraction 0.4 --attack-steps 2",
+    "mixer": f"train standard {MIXER} --lr 0.005 --epochs 6 --fraction 0.5",
+    "robust_mixer": f"train pgd-at {MIXER} --lr 0.005 --epochs 8 --fraction 0.3 --attack-steps 2",
 }
 #: Network, the trained one that it is made of, the one whose examples are transferred to it, and what it is.
 SUBJECTS = {
@@ -57,6 +63,15 @@ SUBJECTS = {
     "thermometer": ("standard", "distilled", "thermometer code of 8 levels"),
     "jpeg": ("standard", "distilled", "rounded block DCT"),
     "purified": ("standard", "distilled", "loop of gradient steps on the input"),
+    "vit": ("vit", "standard", "small ViT"),
+    "robust_vit": ("robust_vit", "robust", "small ViT, adversarially trained"),
+    "vit_jpeg": ("vit", "standard", "small ViT, rounded block DCT"),
+    "robust_vit_quantised": ("robust_vit", "robust", "small ViT, adversarially trained, input rounded to 16 levels"),
+    "mixer": ("mixer", "standard", "ConvMixer"),
+    "robust_mixer": ("robust_mixer", "robust", "ConvMixer, adversarially trained"),
+    "mixer_resized": ("mixer", "standard", "ConvMixer, resized and padded at random"),
+    "mixer_quantised": ("mixer", "standard", "ConvMixer, input rounded to 8 levels"),
+    "robust_mixer_scaled": ("robust_mixer", "robust", "ConvMixer, adversarially trained, logits × 1,000"),
 }
 
 
@@ -141,7 +156,7 @@ def audit(name: str, budget: str) -> Record:
 def render(records: Sequence[Record]) -> str:
     """The table."""
     newest = {(r["kind"], r["model"], r["budget"]): r for r in records}
-    lines = ["# ResNet-20 on CIFAR-10", "", *_head(records), "",
+    lines = ["# Networks on CIFAR-10", "", *_head(records), "",
              "| network | clean | apgd-ce / white-box / all | truth | budget | verdict | mechanisms | accuracy, audit "
              "/ AutoAttack, on points that both met | points | passes, audit / AutoAttack | CPU s, both | "
              "peak memory |", "|---" * 12 + "|"]  # fmt: skip
@@ -157,8 +172,9 @@ def _head(records: Sequence[Record]) -> list[str]:
     made = ", ".join(sorted({r["commit"] for r in records}))
     lines = [
         f"`python benchmarks/cifar.py --train --truth --audit` at commit {made}, on {records[-1]['machine']}. "
-        f"{RESNET20} with batch normalisation, ε = {EPS}. The truth is what official AutoAttack's parts and transfer "
-        f"leave of {POINTS} points, by the rule of published.md; audits draw their own number of points.", "",
+        f"Networks without a name of their own are ResNet-20 with batch normalisation, ε = {EPS}. The truth is what "
+        f"official AutoAttack's parts and transfer leave of {POINTS} points, by the rule of published.md; audits draw "
+        "their own number of points.", "",
     ] if records else []  # fmt: skip
     for name, options in TRAINED.items():
         lines.append(f"- {name}: `maskaudit {options}`; SHA-256 {weights.get(name, 'not trained')[:16]}…")

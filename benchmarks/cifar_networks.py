@@ -85,3 +85,48 @@ def resized() -> nn.Module:
 def purified() -> nn.Module:
     """The standard network behind a loop of gradient steps towards the images' principal components."""
     return loops.purified(standard(), "cifar-10", COMPONENTS)
+
+
+def vit() -> nn.Module:
+    """A small vision transformer trained on clean images."""
+    return _trained("vit")
+
+
+def robust_vit() -> nn.Module:
+    """A small vision transformer trained on the examples of two steps from a random start."""
+    return _trained("robust_vit")
+
+
+def vit_jpeg() -> nn.Module:
+    """The vision transformer behind the lossy part of JPEG."""
+    return inputs.JpegLike(vit())
+
+
+def robust_vit_quantised() -> nn.Module:
+    """The robust vision transformer behind an input that is rounded to 16 levels."""
+    return inputs.QuantisedInput(robust_vit(), 16)
+
+
+def mixer() -> nn.Module:
+    """A ConvMixer trained on clean images."""
+    return _trained("mixer")
+
+
+def robust_mixer() -> nn.Module:
+    """A ConvMixer trained on the examples of two steps from a random start."""
+    return _trained("robust_mixer")
+
+
+def mixer_resized() -> nn.Module:
+    """The ConvMixer on images that are resized and padded at random."""
+    return random.ResizePad(mixer(), 0.9)
+
+
+def mixer_quantised() -> nn.Module:
+    """The ConvMixer behind an input that is rounded to 8 levels."""
+    return inputs.QuantisedInput(mixer(), 8)
+
+
+def robust_mixer_scaled() -> nn.Module:
+    """The robust ConvMixer with logits times 1,000."""
+    return outputs.ScaledLogits(robust_mixer(), 1e3)

@@ -1,10 +1,11 @@
 """Blind spots: how far an input can be changed, visibly, before the answer changes
 
-From a few points the level set of the model's confidence is followed towards a point of another class: of the way to
-it, the part orthogonal to the gradient of the logit margin is walked, with a small step against the gradient to stay
-on the level, as long as the label is answered with a confidence at most 0.2 below the first. The headline is the share
-of the distance between the two points that is left at the end (median). The end is shown next to both, with the
-confidence on the way, and on the straight line from the point to its end.
+A walk leads from a few points towards a point of another class, along inputs that the model answers with nearly the
+same confidence. Each step takes the part of the way that is orthogonal to the gradient of the logit margin, and a small
+correction against that gradient. A step that would change the answer, or take its confidence more than 0.2 below that
+of the start, is halved instead. The headline is the median share of the distance between the two points that is left at
+the end. The report shows start, end and target, and the confidence along the walk and along the straight line from
+start to end.
 
 Raised when
     Never: it informs, and no verdict depends on it.

@@ -1,21 +1,22 @@
 """Finite-difference agreement: does the gradient predict how the margin really changes
 
-At a random base point near every audited point (inside ball and bounds, with room for the
-step), the change of the logit margin along 12 random directions is measured by central
-differences with steps of ε/4, ε/16, ε/64 and ε/256, and compared with what the gradient
-predicts: per point and scale, the cosine between the two over the directions, then
-the mean over points. 1 is agreement, 0 no relation. Scales finer than the first that agrees are
-not measured, nor further points once the mean is far enough from the limit. The margin is that between the true
-class and the runner-up at the base point. The headline is the worst scale, where a scale finer
-than one that agrees is passed over: a model whose gradient is right at
-coarse steps and not at fine ones has a smooth backward over small stairs (a straight-through
-gradient, half precision), which hides nothing from an attack.
+The gradient of the logit margin, between the true class and the runner-up, is compared with how
+the margin really changes. At a random base point near each audited point (inside ball and bounds,
+with room for the step), the change along 12 random directions is measured by central differences
+with steps of ε/4, ε/16, ε/64 and ε/256. For each point and step size this gives a cosine between
+the measured and the predicted changes; its mean over the points is 1 where they agree and 0 where
+they are unrelated.
+
+Step sizes are tried from the largest down to the first that agrees, and the worst mean among them is
+the headline. Finer steps do not count: a model whose gradient is right at coarse steps only has a
+smooth backward pass over small stairs (a straight-through gradient, half precision), which hides
+nothing from an attack. Points are added until the mean is far enough from the limit.
 
 Raised when
     The mean cosine is below 0.85.
 
-    Where float32 would raise it, the differences are taken in float64 before, if the model can be
-    copied into it: what drowns in rounding is no finding.
+    Before it is raised for a float32 model, the differences are taken once more in float64, if the model
+    can be copied into it: a difference that is lost in rounding is no finding.
 
 What it means
     The gradient does not describe the model at the size of step that an attack

@@ -1,4 +1,4 @@
-"""Gradient-free gap: points that only score-based search breaks
+"""Gradient-free gap: points that score-based search breaks and white-box attacks do not
 
 Share of points broken by attacks that use scores only (Square, finite
 differences) and by no white-box attack; with the plain

@@ -1,4 +1,4 @@
-"""Random beats gradient: points that only random noise breaks
+"""Random beats gradient: points that random noise breaks and white-box attacks do not
 
 Share of points broken by random perturbations of full size and by no attack on
 the model's gradients.

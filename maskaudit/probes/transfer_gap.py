@@ -1,4 +1,4 @@
-"""Transfer gap: points that only attacks borrowed from another model break
+"""Transfer gap: points that transferred examples break and white-box attacks do not
 
 Share of points broken by examples made on a surrogate and by no attack on the
 gradients of the model, out of the audited points; with the plain difference to the

@@ -83,7 +83,7 @@ def run_stage(
     target: Target, x: Tensor, y: Tensor, stage: Stage, *, threat: ThreatModel, rng: PointRNG, stand_ins: Learnt,
     candidates: Tensor | None = None,
 ) -> Attempt:  # fmt: skip
-    """One stage of the plan that a trace of the first points suggests, through its repairs where it has any.
+    """One stage of the adaptive plan: a loss, a step size and repairs, as a trace of the first points suggests them.
 
     Args:
         x: clean points (N, …) in bounds; y: labels (N,).

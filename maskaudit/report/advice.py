@@ -59,12 +59,12 @@ def _severe_flaws(facts: Facts) -> tuple[Item, ...]:
             "", "reproduce" if hashed else "",
         ),
         facts.clean("Accuracy without an attack"),
-        facts.measured("Iterating beats a single step", "one-step-beats-iterative"),
-        facts.larger_ball("A larger ball never helps the model"),
-        facts.measured("With unlimited distortion no point withstands", "unbounded-attack"),
+        facts.measured("Iterative attacks compared with a single step", "one-step-beats-iterative"),
+        facts.larger_ball("Accuracy compared in larger balls"),
+        facts.measured("Attacked with unlimited distortion", "unbounded-attack"),
         facts.whole_curve("Success against radius, up to full success"),
         Item("Adaptive attacks compared with all others, point by point", "done", compared,
-             f"Only others break {words.rate(level)} of points", "points")
+             f"{words.rate(level)} of points are broken only by attacks other than white-box ones", "points")
         if level
         else Item("Adaptive attacks compared with all others, point by point", "not done",
                   "The document holds no paired rate."),
@@ -101,7 +101,7 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
         facts.randomness("Averaged over the randomness of the model"),
         facts.repaired("Differentiable stand-ins for parts without a gradient",
                        "No attack went through a repaired backward pass."),
-        facts.converged("Attacks have converged"),
+        facts.converged("Convergence of the attacks checked"),
         _varied(facts),
         prior,
         Item("Broader threat models", "not done", "One norm and one radius decide this audit."),
@@ -157,11 +157,11 @@ def _validated(facts: Facts) -> Item:
 
 def _athalye(facts: Facts) -> tuple[Item, ...]:
     return (
-        facts.measured("One step does better than many", "one-step-beats-iterative"),
-        facts.both("Black-box attacks do better than white-box attacks", "gradient-free-gap", "transfer-gap"),
-        facts.measured("Unbounded attacks do not reach full success", "unbounded-attack"),
-        facts.measured("Random sampling finds adversarial examples", "random-beats-gradient"),
-        facts.larger_ball("A larger ball does not raise success"),
+        facts.measured("One step against many", "one-step-beats-iterative"),
+        facts.both("Black-box attacks against white-box attacks", "gradient-free-gap", "transfer-gap"),
+        facts.measured("Success of unbounded attacks", "unbounded-attack"),
+        facts.measured("Adversarial examples by random sampling", "random-beats-gradient"),
+        facts.larger_ball("Success in larger balls"),
     )
 
 

@@ -17,6 +17,11 @@ from maskaudit.report.records import AttackView, ProbeView, View
 
 STATES = ("done", "partly", "not done", "not applicable")
 
+#: Probes that compare attacks: without those attacks the comparison was not done, though it does apply.
+OF_ATTACKS = (
+    "one-step-beats-iterative", "gradient-free-gap", "transfer-gap", "random-beats-gradient", "unbounded-attack",
+)  # fmt: skip
+
 #: Draws of random noise per point that Carlini et al. ask for.
 _ASKED_DRAWS = 10_000
 
@@ -117,7 +122,8 @@ class Facts:
             where = "findings" if probe.status == "finding" else "coverage"
             result = f"{figure}{limit}: {outcome}" if figure else outcome
             return Item(advice, "done", f"Probe {rule}, {words.plural(probe.n, 'point')}.", result, where)
-        state = "not applicable" if probe.status == "not_applicable" else "not done"
+        without_use = probe.status == "not_applicable" and rule not in OF_ATTACKS
+        state = "not applicable" if without_use else "not done"
         return Item(advice, state, probe.reason or f"The probe {rule} gave no figure.")
 
     def both(self, advice: str, *rules: str) -> Item:

@@ -117,8 +117,8 @@ class AuditSettings:
     call_timeout: float | None = option(
         None,
         Number(0, LARGEST_COUNT, quotient=True),
-        "Longest time for one pass, or for your code before the first (300, or 20 times the longest before it; 0: any "
-        "time), where the command line supervises it.",
+        "Longest time that one pass may take, or your code before the first pass; 0: no limit. By default 300 seconds, "
+        "or 20 times the longest pass so far where that is more. Watched by the command line only.",
         metavar="SECONDS",
     )
     workers: int | None = option(

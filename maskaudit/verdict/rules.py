@@ -125,7 +125,7 @@ def _label(seen: Observations, levels: Mapping[LevelName, Level]) -> tuple[Label
         return "inconclusive", need, [seen.power.sentence]
     most = max(level.bound for level in levels.values())
     return "clear", "nothing", [
-        f"At most {most:.1%} of the points can be hidden by gradients or loss.",
+        f"At most {most:.1%} of the points are hidden by gradients or loss: a bound that holds at all looks together.",
         nothing_left(seen) if levels["gradient"].certain else seen.power.sentence,
     ]  # fmt: skip
 

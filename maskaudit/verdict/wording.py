@@ -58,9 +58,9 @@ def unconfirmed(suspect: Mechanism, seen: Observations, levels: Mapping[LevelNam
     """What the trace found on a model of which nothing is proven, for want of attacks or of hidden points."""
     if not seen.repaired:
         doubt = "" if any(level.exceeds for level in levels.values()) else " that the attacks did not confirm"
-        return f"The trace suspects a fault{doubt}: {_cause(suspect)}."
+        return f"The trace suspects a fault{doubt}: {_fault(suspect)}."
     return (
-        f"The trace suspects a fault: {_cause(suspect)}. With the gradient repaired, {seen.repaired} of the "
+        f"The trace suspects a fault: {_fault(suspect)}. With the gradient repaired, {seen.repaired} of the "
         f"{seen.left} points that withstand white-box attacks are broken"
         f"{'' if levels['gradient'].exceeds else ', too few to prove masking'}."
     )
@@ -74,19 +74,31 @@ def unproven(seen: Observations) -> str:
     return f"{left}gradient-free attacks broke {seen.hidden_by_gradients}, too few to prove masking"
 
 
-def _cause(mechanism: Mechanism) -> str:
+def _fault(mechanism: Mechanism) -> str:
     """What it is and where, inside a sentence."""
-    return f"{mechanism.title[:1].lower()}{mechanism.title[1:]}{_place(mechanism)}"
+    place = _place(mechanism)
+    return _inside(mechanism.title) + (f", at {place}" if place else "")
+
+
+def _cause(mechanism: Mechanism) -> str:
+    """Where the likely cause of masking lies, if that is known, and what it is: a sentence."""
+    if place := _place(mechanism):
+        return f"The likely cause is {place}: {_inside(mechanism.title)}."
+    return f"The likely cause: {_inside(mechanism.title)}."
+
+
+def _inside(title: str) -> str:
+    return f"{title[:1].lower()}{title[1:]}"
 
 
 def _place(mechanism: Mechanism) -> str:
-    """Where, as the end of a sentence: op, file and line, or the module where no line is known."""
+    """Op, file and line, or the module where no line is known; empty where there is no place."""
     if not mechanism.locations or mechanism.locations[0].op in ("", "output"):  # the output as a whole is no place
         return ""
     where = mechanism.locations[0]
     if where.file and where.line:
-        return f", in {where.op} ({PurePath(where.file).name}:{where.line})"
-    return f", in {where.op}" + (f" of {printable(where.module, 60)}" if where.module else "")
+        return f"the operation {where.op} ({PurePath(where.file).name}:{where.line})"
+    return f"the operation {where.op}" + (f" of {printable(where.module, 60)}" if where.module else "")
 
 
 def _several(number: int, what: str) -> str:
@@ -113,7 +125,7 @@ def sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]
     if label == "masked":
         cause = f"{mechanisms[0].title}."
         if mechanisms[0].id != "unknown":
-            cause = f"The likely cause: {_cause(mechanisms[0])}."
+            cause = _cause(mechanisms[0])
         return (
             f"Robustness is overstated: {usual:.1%} of the points withstand the usual attack, "
             f"at most {best:.1%} withstand every attack that was tried. {cause}{_although(seen)}"
