@@ -77,13 +77,13 @@ def unproven(seen: Observations) -> str:
 def _fault(mechanism: Mechanism) -> str:
     """What it is and where, inside a sentence."""
     place = _place(mechanism)
-    return _inside(mechanism.title) + (f", at {place}" if place else "")
+    return _inside(mechanism.title) + (f", in {place}" if place else "")
 
 
 def _cause(mechanism: Mechanism) -> str:
     """Where the likely cause of masking lies, if that is known, and what it is: a sentence."""
     if place := _place(mechanism):
-        return f"The likely cause is {place}: {_inside(mechanism.title)}."
+        return f"The likely cause is the operation {place}: {_inside(mechanism.title)}."
     return f"The likely cause: {_inside(mechanism.title)}."
 
 
@@ -97,8 +97,8 @@ def _place(mechanism: Mechanism) -> str:
         return ""
     where = mechanism.locations[0]
     if where.file and where.line:
-        return f"the operation {where.op} ({PurePath(where.file).name}:{where.line})"
-    return f"the operation {where.op}" + (f" of {printable(where.module, 60)}" if where.module else "")
+        return f"{where.op} ({PurePath(where.file).name}:{where.line})"
+    return where.op + (f" of {printable(where.module, 60)}" if where.module else "")
 
 
 def _several(number: int, what: str) -> str:
