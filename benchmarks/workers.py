@@ -40,9 +40,9 @@ from maskaudit.attacks.registry import battery
 from maskaudit.auditing.engine import engine_for
 from maskaudit.auditing.engine.interface import Engine, Job, shard_points
 from maskaudit.auditing.engine.local import Local
-from maskaudit.auditing.engine.parcels import PARCEL_BYTES, BoundTask, parcel_tasks
 from maskaudit.auditing.engine.processes import Processes
 from maskaudit.auditing.engine.ray import AHEAD
+from maskaudit.auditing.engine.ray_messages import PARCEL_BYTES, BoundTask, parcel_tasks
 from maskaudit.data import load_data
 from maskaudit.errors import UsageError
 from maskaudit.rng import PointRNG
@@ -178,7 +178,7 @@ def _cpu_seconds(engine: Engine, tasks: Sequence[Job], target: Target) -> float:
 def dispatch(engine: Engine, model: nn.Module, x: Tensor, y: Tensor) -> float:
     """CPU seconds of the driver per parcel of one small task."""
     spec = replace(SPECS["noise"], settings={"draws": 1})
-    with mock.patch("maskaudit.auditing.engine.parcels.parcel_tasks", return_value=1), Target(model) as target:
+    with mock.patch("maskaudit.auditing.engine.ray_messages.parcel_tasks", return_value=1), Target(model) as target:
         shard = job(spec, x[:128], y[:128])
         engine.run([shard] * 8, target)
         return _cpu_seconds(engine, [shard] * IDLE, target) / IDLE

@@ -212,7 +212,7 @@ def gate(
 
     settings = read_config(Path(config) if config is not None else find_config(Path.cwd()), fail_on=fail_on)
 
-    from maskaudit.command.delivery import announce  # from here on torch is loaded
+    from maskaudit.command.results_out import announce  # from here on torch is loaded
     from maskaudit.command.terminal import ProgressLine, say, use_colour
     from maskaudit.gate.output import audited, wanted_files, write_summaries
     from maskaudit.gate.running import run_gate

@@ -27,7 +27,7 @@ from maskaudit.foreign import PLUGIN_GROUPS
 from maskaudit.loading.interface import Model
 from maskaudit.probes import PROBES
 from maskaudit.probes.interface import Probe
-from maskaudit.repairs.specs import plan_specs
+from maskaudit.repairs.stage_rows import plan_specs
 from maskaudit.rng import PointRNG
 from maskaudit.settings import AuditSettings, Budget
 from maskaudit.target import Target

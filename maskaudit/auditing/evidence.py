@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maskaudit import __version__
 from maskaudit.auditing.evidence_file import THREAT, Evidence, pack_evidence, read_evidence, report_digest
-from maskaudit.auditing.hearing import Hearing
+from maskaudit.auditing.verification import Hearing
 from maskaudit.errors import InputError
 from maskaudit.report.reading import read_report
 from maskaudit.results import AttackRow, plain, revived

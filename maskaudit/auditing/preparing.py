@@ -16,8 +16,8 @@ from maskaudit.data.features import read_features, wide
 from maskaudit.data.interface import in_order_of
 from maskaudit.errors import InputError, ModelError, UsageError, describe_error
 from maskaudit.loading import LoadedModel, blackbox
-from maskaudit.loading.brought import Settler
 from maskaudit.loading.interface import count_parameters, state_digest
+from maskaudit.loading.origins import Settler
 from maskaudit.repairs.plan_file import read_plan
 from maskaudit.settings import MOST_DRAWN, AuditSettings, Request
 from maskaudit.sources import load_model

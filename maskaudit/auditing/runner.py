@@ -17,8 +17,9 @@ from torch import Tensor
 
 from maskaudit import foreign
 from maskaudit.auditing.attacker import Attacker
+from maskaudit.auditing.budget_limit import BudgetSpent, limit
 from maskaudit.auditing.catalogue import catalogue, chosen
-from maskaudit.auditing.certifying import certify
+from maskaudit.auditing.certified import certify
 from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
@@ -39,7 +40,6 @@ from maskaudit.auditing.phases import (
     white_box,
 )
 from maskaudit.auditing.preparing import Prepared
-from maskaudit.auditing.spending import BudgetSpent, limit
 from maskaudit.auditing.state import AuditState
 from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError

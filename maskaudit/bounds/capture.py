@@ -18,7 +18,7 @@ from maskaudit.bounds.operations import FOLDABLE, HANDLERS, Builder, Folded, Ref
 from maskaudit.errors import describe_error
 from maskaudit.loading.graph import Program
 from maskaudit.target import Target
-from maskaudit.target.belongings import Belongings
+from maskaudit.target.model_contents import Belongings
 from maskaudit.target.preserve import preserved_random_state
 
 #: Points of the recorded pass; a prime that no layer is likely to have, so that the axis of the points is known by it.

@@ -10,7 +10,7 @@ from typing import Any
 from maskaudit import api
 from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.runner import Audit
-from maskaudit.command.delivery import Asked, naming_its_evidence, show, write
+from maskaudit.command.results_out import Asked, naming_its_evidence, show, write
 from maskaudit.command.status import exit_status
 from maskaudit.command.terminal import ProgressLine
 from maskaudit.files import only_one_in

@@ -109,7 +109,7 @@ class _Run:
     def status(self) -> int:
         """Run it, here or in a child."""
         from maskaudit.command import supervise
-        from maskaudit.command.child import described
+        from maskaudit.command.supervised import described
 
         if self.command in SUPERVISED and not asks_help(self.cli, self.arguments) and supervise.possible():
             return self._outcome(supervise.supervise(self._work, hold_output=self.as_json))
@@ -160,7 +160,7 @@ class _Run:
         reason, status = ended.why()
         if ended.at_once or "partial" not in messages or "asked" not in messages:
             return refuse(reason, status, as_json=self.as_json)
-        from maskaudit.command.delivery import Asked, show, write
+        from maskaudit.command.results_out import Asked, show, write
 
         asked, document = Asked.from_dict(messages["asked"]["asked"]), messages["partial"]["document"]
         document["partial"] = {**(document.get("partial") or {}), "reason": reason}

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from maskaudit import foreign
 from maskaudit.command import streams
 from maskaudit.command.channel import Message, Receiver, Sender, new_secret
-from maskaudit.command.child import FORWARDED, Work, be_the_child
-from maskaudit.command.hanging import Watch
-from maskaudit.command.relay import OutputRelay
+from maskaudit.command.hang_watch import Watch
+from maskaudit.command.relayed_output import OutputRelay
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS
+from maskaudit.command.supervised import FORWARDED, Work, be_the_child
 from maskaudit.command.terminal import say
 from maskaudit.errors import without_controls
 

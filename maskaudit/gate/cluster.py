@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from maskaudit import api
 from maskaudit.auditing.document import Keeper
 from maskaudit.auditing.engine.interface import EngineError, TaskError
-from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel
 from maskaudit.auditing.engine.ray import Ray, import_ray
+from maskaudit.auditing.engine.ray_messages import CANNOT_TRAVEL, Packer, Parcel
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.channel import Sender
 from maskaudit.command.status import BUG_STATUS, MODEL_FAILED_STATUS

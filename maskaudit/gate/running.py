@@ -19,8 +19,8 @@ from maskaudit.auditing.runner import Audit
 from maskaudit.command import streams
 from maskaudit.command.auditing import Audited, Tell, carry_out
 from maskaudit.command.channel import Sender, tell_nobody
-from maskaudit.command.delivery import Asked, write
 from maskaudit.command.output import DIRECTORY_FILES
+from maskaudit.command.results_out import Asked, write
 from maskaudit.command.status import BUG_STATUS, UNWRITTEN_STATUS, exit_status
 from maskaudit.command.supervise import supervise
 from maskaudit.command.terminal import say

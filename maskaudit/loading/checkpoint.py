@@ -1,7 +1,7 @@
 """Our own checkpoints: safetensors files that say what they are.
 
 `__metadata__["maskaudit"]` is a JSON object (`arch`, `data`, `threat`, …), read through
-`maskaudit.loading.claims`. Nothing in it is ever executed.
+`maskaudit.loading.file_metadata`. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, UsageError, describe_error
 from maskaudit.files import write_atomically
-from maskaudit.loading import claims
+from maskaudit.loading import file_metadata
 
 #: Key of our JSON inside the metadata of a safetensors file.
 METADATA_KEY = "maskaudit"
@@ -42,7 +42,7 @@ def save_checkpoint(path: str | os.PathLike[str], module: nn.Module, metadata: d
         text = json.dumps(metadata, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"The metadata of a checkpoint must be plain JSON: {describe_error(error)}.") from error
-    claims.check(metadata, "The metadata", error=UsageError)
+    file_metadata.check(metadata, "The metadata", error=UsageError)
     try:
         blob = safetensors.torch.save(_independent(module), metadata={METADATA_KEY: text})
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -85,7 +85,7 @@ def _header(source: str, stream: BinaryIO, size: int) -> dict[str, Any]:
 def _metadata(source: str, header: dict[str, Any]) -> dict[str, Any]:
     outer = header.get("__metadata__", {})
     text = outer.get(METADATA_KEY) if isinstance(outer, dict) else None
-    return {} if text is None else claims.parse(text, source)
+    return {} if text is None else file_metadata.parse(text, source)
 
 
 def _independent(module: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from maskaudit.errors import InputError, UsageError, printable
-from maskaudit.loading import claims, hf_config, network
+from maskaudit.loading import file_metadata, hf_config, network
 from maskaudit.loading.interface import Contents
 from maskaudit.loading.named import import_package, pretrained
 
@@ -55,7 +55,7 @@ def read_hf(name: str) -> Contents:
     notes: tuple[str, ...] = ()
     if processor.get("do_normalize", True) and processor.get("image_mean") and processor.get("image_std"):
         normalisation = {key: processor[f"image_{key}"] for key in ("mean", "std")}
-        metadata = claims.check(normalisation, f"The image processor of hf:{printable(name)}")
+        metadata = file_metadata.check(normalisation, f"The image processor of hf:{printable(name)}")
         notes = ("Mean and deviation are those of the model's own image processor, for inputs in 0 to 1.",)
     else:
         notes = ("The model names no normalisation: give --mean and --std if it was trained with one.",)

@@ -29,7 +29,7 @@ class LoadedModel:
             keeps its weights in, a digest over both); of the state (see
             `state_digest`) for models without a file; empty for a plain callable.
         parameters: number of scalar parameters, 0 for a plain callable.
-        metadata: what the file says about itself, plain JSON: the fields that `maskaudit.loading.claims` declares
+        metadata: what the file says about itself, plain JSON: the fields that `loading.file_metadata` declares
             (`arch`, `data`, `threat` {norm, eps, bounds}, `outputs`, `mean`, `std`, `reject_class`, …), each checked.
         trusted_code: code outside this package that was run on the user's word, one entry each.
         notes: caveats for the report, as sentences.

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from maskaudit.errors import InputError, UntrustedInputError, describe_error, printable
-from maskaudit.loading import arch, nesting, state
+from maskaudit.loading import arch, pickle_depth, state
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.sniff import LEGACY_START
 
@@ -172,11 +172,11 @@ def _check_nesting(file: ModelFile) -> None:
     """Refuse objects that torch's safe loader would build and whose hash ends the process, or never ends."""
     try:
         if not file.data.startswith(b"PK"):
-            return nesting.check(file.data, LEGACY_PICKLES)
+            return pickle_depth.check(file.data, LEGACY_PICKLES)
         with zipfile.ZipFile(io.BytesIO(file.data)) as archive:
             for name in archive.namelist():
                 if name.endswith(".pkl"):
-                    nesting.check(archive.read(name), 1)
+                    pickle_depth.check(archive.read(name), 1)
     except Exception as error:  # zipfile and pickletools raise almost anything on damaged bytes
         raise _damaged(file, error) from error
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from maskaudit.repairs.dormant import DormantUnits, Opener
-from maskaudit.repairs.entries import Entries
 from maskaudit.repairs.graft import graft
 from maskaudit.repairs.interface import Repair
+from maskaudit.repairs.reattach import Entries
 from maskaudit.repairs.surrogates import (
     ABOVE,
     BELOW,

@@ -19,7 +19,7 @@ from maskaudit.repairs.dormant import DormantUnits, dormant_units
 from maskaudit.repairs.expectation import expected
 from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.plan import Stage
-from maskaudit.repairs.relay import Relay
+from maskaudit.repairs.sequence import Relay
 from maskaudit.repairs.stand_in import fit_stand_in
 from maskaudit.repairs.target import repaired_target
 from maskaudit.rng import PointRNG

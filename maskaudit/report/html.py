@@ -25,7 +25,7 @@ from maskaudit.report import (
     images,
     layers,
     methods,
-    nulls,
+    null_distribution,
     plan,
     plots,
     points,
@@ -58,7 +58,7 @@ def render(document: dict[str, Any]) -> str:
     clean = report.accuracy["clean"]
     walks = blind_spots.read(document)
     matrix = points.read(document, report)
-    tests = nulls.read(document)
+    tests = null_distribution.read(document)
     flow = layers.read_flow(figures.get("gradient_flow"))
     eps_curve, step_curves = plots.eps_curve(report, figures.get("eps_curve")), plots.step_curves(report)
     return page(
@@ -77,7 +77,7 @@ def render(document: dict[str, Any]) -> str:
         walked=blind_spots.draw(walks),
         matrix=matrix,
         matrix_caption=points.caption(matrix) if matrix else "",
-        tests=[(test, nulls.draw(test)) for test in tests],
+        tests=[(test, null_distribution.draw(test)) for test in tests],
         flow=layers.flow(flow),
         depth=layers.depth(document),
         repairs=layers.repairs(document, report),

@@ -9,7 +9,7 @@ import torch
 
 from maskaudit.target.memory import give_back
 from maskaudit.target.passes import PassLedger, failed_itself, out_of_memory
-from maskaudit.target.world import RandomState
+from maskaudit.target.process_state import RandomState
 
 Part = TypeVar("Part")
 

@@ -24,10 +24,10 @@ from maskaudit.errors import GradientError, ModelError, UsageError
 from maskaudit.settings import Outputs
 from maskaudit.target import accelerator
 from maskaudit.target.batches import Batches, Part
-from maskaudit.target.belongings import Belongings
 from maskaudit.target.chunks import FixedBatch
 from maskaudit.target.form import SINGLE, Form
 from maskaudit.target.gradient import Gradient
+from maskaudit.target.model_contents import Belongings
 from maskaudit.target.passes import (
     BATCH,
     Normaliser,
@@ -38,8 +38,8 @@ from maskaudit.target.passes import (
     sentence_of,
 )
 from maskaudit.target.preserve import open_checkpoints, preserved
+from maskaudit.target.process_state import Modes, TorchFlags
 from maskaudit.target.scores import Unchecked, breaking_margin, checked_scores, columns, refuse_nan
-from maskaudit.target.world import Modes, TorchFlags
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """(scores (N, K), rows (N,)) → value per point (N,), to be ascended; `rows` index the points of the call."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskaudit import foreign
 from maskaudit.errors import GradientError, InputError, MaskauditError, ModelError, first_line, message
-from maskaudit.target.world import Modes
+from maskaudit.target.process_state import Modes
 
 #: How torch says that memory ran out, where it has no exception of its own for it.
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

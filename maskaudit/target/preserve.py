@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from maskaudit.target.belongings import Belongings
-from maskaudit.target.world import RandomState, kept_world
+from maskaudit.target.model_contents import Belongings
+from maskaudit.target.process_state import RandomState, kept_world
 
 
 @contextlib.contextmanager

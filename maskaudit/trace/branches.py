@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.records import Fork
-from maskaudit.trace.seen import RecordedOp
 
 
 def trunk(observer: Observer, raw: Tensor, *, live: bool = True) -> list[int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from maskaudit.trace.calls import ESCAPES
 from maskaudit.trace.estimators import Estimator, Staircases
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph
 from maskaudit.trace.records import Cut
-from maskaudit.trace.seen import RecordedOp
 
 
 class Cuts:

@@ -27,9 +27,9 @@ from maskaudit.target.preserve import preserved_random_state
 from maskaudit.trace.branches import trunk
 from maskaudit.trace.flow import arriving_norms, margin_cotangent
 from maskaudit.trace.health import deciding_pair
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.passes import observe
 from maskaudit.trace.scope import graph_visible
-from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.vocabulary import STRUCTURAL
 
 #: How far a norm may be from proportional, as a share: sums on a GPU are taken in any order.

@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from maskaudit.trace.op_notes import RecordedOp, has_memory
 from maskaudit.trace.opgraph import OpGraph
 from maskaudit.trace.records import FunctionCheck
-from maskaudit.trace.seen import RecordedOp, has_memory
 from maskaudit.trace.vocabulary import (
     ADDING,
     CHOICES,

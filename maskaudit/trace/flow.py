@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from maskaudit.errors import GradientError
 from maskaudit.target import differentiate
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.records import Flow
-from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.vocabulary import BLOCKING
 
 #: A unit is blocked when its arriving gradient shrinks by more than this factor; the slope of tanh

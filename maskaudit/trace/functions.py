@@ -13,8 +13,8 @@ from maskaudit.target import differentiate
 from maskaudit.trace.behaviour import correlation
 from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.flow import pairing
+from maskaudit.trace.op_notes import FunctionCall
 from maskaudit.trace.records import FunctionCheck
-from maskaudit.trace.seen import FunctionCall
 
 #: Perturbation sizes in units of the standard deviation of the Function's input. The large ones are for
 #: straight-through estimators, which are honest about the trend of a staircase and wrong about each step.

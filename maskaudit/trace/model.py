@@ -36,6 +36,7 @@ from maskaudit.trace.health import (
     surely_poor,
 )
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph
 from maskaudit.trace.passes import (
     AGAIN_POINTS,
@@ -47,9 +48,8 @@ from maskaudit.trace.passes import (
     observe_first,
 )
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
-from maskaudit.trace.refused import refused
 from maskaudit.trace.scope import graph_visible
-from maskaudit.trace.seen import RecordedOp
+from maskaudit.trace.without_gradient import refused
 
 #: Points that a trace looks at; more cost memory and change nothing.
 MAX_POINTS = 16

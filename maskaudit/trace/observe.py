@@ -33,9 +33,9 @@ from maskaudit.trace.calls import (
 )
 from maskaudit.trace.functorch import bare_tensors, below
 from maskaudit.trace.graph import new_nodes
+from maskaudit.trace.op_notes import FunctionCall, OpKind, RecordedOp, function_location, has_memory
 from maskaudit.trace.scope import Frame, user_site
 from maskaudit.trace.scripted import ScriptedGraph
-from maskaudit.trace.seen import FunctionCall, OpKind, RecordedOp, function_location, has_memory
 from maskaudit.trace.watch import CallWatcher
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from maskaudit.trace.flow import gradient_flow
 from maskaudit.trace.observe import Observer
+from maskaudit.trace.op_notes import RecordedOp, has_memory
 from maskaudit.trace.passes import Movement
 from maskaudit.trace.records import Flow
-from maskaudit.trace.seen import RecordedOp, has_memory
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from maskaudit.target.preserve import drawn_since, seed_generators
 from maskaudit.target.scores import answer_in
 from maskaudit.trace.behaviour import copy_of
 from maskaudit.trace.observe import Observer, SeenEnough
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.records import Randomness
 from maskaudit.trace.scope import Frame, as_written
-from maskaudit.trace.seen import RecordedOp
 
 #: Points that are answered once more, alone, to see whether they are answered alike.
 AGAIN_POINTS = 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from maskaudit.trace.cuts import Cuts
+from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph, underived
 from maskaudit.trace.records import Flow
-from maskaudit.trace.seen import RecordedOp
 from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
 
 

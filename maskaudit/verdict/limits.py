@@ -53,7 +53,7 @@ SCREEN_OF_LOSS = ("zero-gradient", "unbounded-attack")
 #: The mechanism of an op that brings logits close together, which is such a sign as well.
 SMALL_LOGITS = "small-logits"
 
-# --- when a search is worth its passes (`maskaudit.auditing.patience`)
+# --- when a search is worth its passes (`maskaudit.auditing.draw_or_search`)
 
 #: Points up to which a search is postponed where white-box attacks on so many would bound the gradient level by
 #: themselves, for less than a search of those that withstand; where the user asks for more points, up to these.

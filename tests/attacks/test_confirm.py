@@ -11,7 +11,7 @@ from maskaudit.attacks.confirm import SHARE, confirmation, look_after
 from maskaudit.attacks.interface import Attempt
 from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
-from maskaudit.repairs.relay import Relay
+from maskaudit.repairs.sequence import Relay
 from maskaudit.target import Target
 from maskaudit.target.rescore import MAJORITY_DRAWS
 from maskaudit.threat import ThreatModel

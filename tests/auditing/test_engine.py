@@ -25,13 +25,13 @@ from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
 from maskaudit.attacks.registry import battery
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.digest import machine
-from maskaudit.auditing.engine import EngineError, engine_for, ray_node, ray_pulse
+from maskaudit.auditing.engine import EngineError, engine_for, ray_heartbeat, ray_node
 from maskaudit.auditing.engine import ray as ray_engine
 from maskaudit.auditing.engine.interface import MOST_SHARD, Engine, Job, TaskError, UnfitError, joined, shard_points
 from maskaudit.auditing.engine.local import Local
-from maskaudit.auditing.engine.parcels import Packer, parcel_tasks
 from maskaudit.auditing.engine.processes import TRIES, Processes
 from maskaudit.auditing.engine.ray import CRASHES, LOSSES
+from maskaudit.auditing.engine.ray_messages import Packer, parcel_tasks
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.rng import PointRNG
@@ -328,7 +328,7 @@ class StubRay(types.ModuleType):
     def __init__(self, *losses: Lost) -> None:
         super().__init__("ray")
         self.losses, self.parcels, self.puts, self.connected = list(losses), 0, 0, False
-        self.signs = ray_pulse.Signs()
+        self.signs = ray_heartbeat.Signs()
         self.exceptions = types.SimpleNamespace(
             RayError=Lost, RayTaskError=KeyError, WorkerCrashedError=Crashed, OutOfMemoryError=Crashed
         )
@@ -481,7 +481,7 @@ def test_ray_ends_a_worker_that_hangs_and_gives_up_what_hangs_twice(
     where: str, monkeypatch: pytest.MonkeyPatch, net: nn.Module, points: tuple[Tensor, Tensor]
 ) -> None:
     monkeypatch.setattr(ray_engine, "BEAT", 0.01)
-    monkeypatch.setattr(ray_pulse, "GRACE", 0.0)
+    monkeypatch.setattr(ray_heartbeat, "GRACE", 0.0)
     ended: list[int] = []
     monkeypatch.setattr(ray_engine, "end_process", ended.append)
     for times in (1, 2):
@@ -502,11 +502,11 @@ class Moments:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: float | None) -> None:
         self.now = 0.0
         monkeypatch.setattr("maskaudit.foreign.time.monotonic", lambda: self.now)
-        self.watch = ray_pulse.ParcelWatch(limit)
+        self.watch = ray_heartbeat.ParcelWatch(limit)
 
     def late(self, seconds: int, number: int, **calls: tuple[int, int]) -> list[str]:
         """What is late after so many seconds of the same; for each parcel the number of its sign and its call."""
-        signs = {name: ray_pulse.Sign(*pair, "node", 1) for name, pair in calls.items()}
+        signs = {name: ray_heartbeat.Sign(*pair, "node", 1) for name, pair in calls.items()}
         found = self.watch.late(number, signs)
         for _ in range(seconds):
             self.now += 1
@@ -515,7 +515,7 @@ class Moments:
 
 
 def test_a_parcel_is_late_in_one_call_in_silence_and_where_nothing_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, silence = 10, 10 + int(ray_pulse.GRACE)
+    limit, silence = 10, 10 + int(ray_heartbeat.GRACE)
     assert Moments(monkeypatch, limit).late(limit + 1, 1, a=(1, 3), b=(1, 0)) == ["a"]
     assert Moments(monkeypatch, limit).late(silence + 1, 1, b=(1, 0)) == ["b"]
     assert Moments(monkeypatch, limit).late(silence + 1, 1) == [""]
@@ -542,7 +542,7 @@ def test_ray_refuses_machines_that_differ_and_models_that_cannot_travel(
     with pytest.raises(UsageError, match=r"node 10\.0\.0\.7 \(abcdefgh\) has processor x86_64 AVX9, and here it is"):
         engine_for(AuditSettings(ray="auto"))
     other = {**here, "torch": "1.0"}
-    _, failed = ray_node.work(other, None, ray_engine.import_ray().remote()(ray_pulse.Signs).remote(), "x", [], [])
+    _, failed = ray_node.work(other, None, ray_engine.import_ray().remote()(ray_heartbeat.Signs).remote(), "x", [], [])
     assert failed is not None
     assert "results would differ" in failed[2]
 

@@ -14,10 +14,10 @@ import pytest
 
 from maskaudit import foreign
 from maskaudit.command.channel import Receiver, Sender, new_secret
-from maskaudit.command.child import described
-from maskaudit.command.hanging import Watch
-from maskaudit.command.relay import MOST, OutputRelay
+from maskaudit.command.hang_watch import Watch
+from maskaudit.command.relayed_output import MOST, OutputRelay
 from maskaudit.command.supervise import Ended
+from maskaudit.command.supervised import described
 
 
 def sent(secret: bytes, **content: object) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 from maskaudit.cli import cli
 from maskaudit.command import jobs
 from maskaudit.command.entry import asks_help
-from maskaudit.command.relay import MOST
+from maskaudit.command.relayed_output import MOST
 from maskaudit.files import only_one_in
 
 from .calling import ROOT, check, command, start

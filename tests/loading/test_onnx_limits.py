@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maskaudit.errors import InputError
-from maskaudit.loading.onnx.wire import count_fields
+from maskaudit.loading.onnx.unpacked_size import count_fields
 from maskaudit.sources import load_model
 
 onnx = pytest.importorskip("onnx", reason="the package onnx is not installed")

@@ -8,7 +8,7 @@ from maskaudit.attacks.interface import AttackUnavailable, Attempt
 from maskaudit.repairs import make_plan
 from maskaudit.repairs.blame import traced
 from maskaudit.repairs.propose import openings
-from maskaudit.repairs.relay import Relay
+from maskaudit.repairs.sequence import Relay
 from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.rng import PointRNG
 from maskaudit.target import Target

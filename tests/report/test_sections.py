@@ -12,7 +12,18 @@ import pytest
 from scipy import stats
 
 from maskaudit.attacks.registry import battery
-from maskaudit.report import advice, bibliography, blind_spots, checklist, layers, methods, nulls, points, render, view
+from maskaudit.report import (
+    advice,
+    bibliography,
+    blind_spots,
+    checklist,
+    layers,
+    methods,
+    null_distribution,
+    points,
+    render,
+    view,
+)
 from maskaudit.settings import BUDGETS
 from maskaudit.verdict.levels import bounded, exceeds
 from maskaudit.verdict.rules import ANY_LOOK
@@ -89,7 +100,7 @@ def test_a_scattered_matrix_of_many_points_stays_small(document: dict[str, Any])
 @pytest.mark.parametrize("fired", [True, False])
 def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> None:
     document["masking"]["screen"]["fired"] = fired
-    for test in nulls.read(document):
+    for test in null_distribution.read(document):
         assert lower_bound(test.critical, test.n, test.alpha) > test.slack
         assert lower_bound(test.critical - 1, test.n, test.alpha) <= test.slack
         assert upper_bound(test.clear_at, test.n, test.alpha) < 0.1
@@ -100,9 +111,9 @@ def test_critical_count_is_the_judges(document: dict[str, Any], fired: bool) -> 
 def test_in_reports_of_a_test_for_any_look_the_counts_are_those_of_the_evidence(document: dict[str, Any]) -> None:
     rule = document["masking"]["rule"]
     del rule["looks"]
-    assert nulls.read(document) == ()
+    assert null_distribution.read(document) == ()
     rule["test"] = ANY_LOOK
-    tests = nulls.read(document)
+    tests = null_distribution.read(document)
     assert len(tests) == 2
     for test in tests:
         assert test.alpha == rule["alpha"] / 2
@@ -117,7 +128,7 @@ def test_each_level_is_tested_against_its_own_limits(document: dict[str, Any]) -
     document["masking"]["rule"]["limits"] = {
         "gradient_level": {"slack": 0.05, "clear_limit": 0.1}, "loss_level": {"slack": 0.12, "clear_limit": 0.12},
     }  # fmt: skip
-    gradient, loss = nulls.read(document)
+    gradient, loss = null_distribution.read(document)
     assert (gradient.slack, gradient.clear_limits, loss.slack, loss.clear_limits) == (
         0.05, "10.0% of the points", 0.12, "12.0% of the points",
     )  # fmt: skip
@@ -132,7 +143,7 @@ def test_few_correct_points_are_not_called_few_enough(document: dict[str, Any]) 
     masking["rule"]["limits"] = {"loss_level": {"slack": 0.12, "drawn": 160}}
     masking["loss_level"] = {"value": 1 / 22, "low": 0.0, "high": 0.4, "n": 22}
     document["verdict"]["label"] = "inconclusive"
-    test = nulls.read(document)[1]
+    test = null_distribution.read(document)[1]
     assert bounded(1, 160, 160, 0.12)
     assert not bounded(1, 22, 160, 0.12)
     assert test.clear_at == max((k for k in range(22) if bounded(k, 22, 160, 0.12)), default=-1)
@@ -145,7 +156,7 @@ def test_chance_and_limits_are_those_of_the_binomial_distribution(
     document: dict[str, Any], hidden: int, n: int
 ) -> None:
     document["masking"]["loss_level"] = {"value": hidden / n, "low": 0.0, "high": 1.0, "n": n}
-    test = nulls.read(document)[1]
+    test = null_distribution.read(document)[1]
     null = stats.binom(n, test.slack)
     assert test.exponent == pytest.approx(max(float(null.logsf(hidden - 1)) / math.log(10), -9999.0), abs=1e-6)
     assert test.critical == int(null.isf(test.alpha)) + 1
@@ -153,27 +164,27 @@ def test_chance_and_limits_are_those_of_the_binomial_distribution(
 
 
 def test_distribution_names_observed_and_critical_count(document: dict[str, Any]) -> None:
-    gradient, loss = nulls.read(document)
+    gradient, loss = null_distribution.read(document)
     assert (gradient.hidden, loss.hidden) == (0, 143)
     assert loss.proven
     assert not gradient.proven
     assert "about 10⁻" in loss.summary
-    drawn = nulls.draw(loss)
+    drawn = null_distribution.draw(loss)
     assert "observed: 143" in drawn
     assert f"proof from {loss.critical}" in drawn
 
 
 def test_distribution_of_points_too_few_to_prove_anything(document: dict[str, Any]) -> None:
     document["masking"]["loss_level"] = {"value": 0.0, "low": 0.0, "high": 1.0, "n": 1}
-    loss = nulls.read(document)[1]
+    loss = null_distribution.read(document)[1]
     assert not loss.proven
     assert "no count could prove" in loss.summary
-    assert "proof from" not in nulls.draw(loss)
+    assert "proof from" not in null_distribution.draw(loss)
 
 
 def test_no_rule_no_distribution(document: dict[str, Any]) -> None:
     del document["masking"]["rule"]
-    assert nulls.read(document) == ()
+    assert null_distribution.read(document) == ()
     assert 'id="test"' not in render(document, "html")
 
 
@@ -387,7 +398,7 @@ def test_odd_values_leave_the_new_sections_whole(document: dict[str, Any], junk:
         seen = view.read(edited)
         points.read(edited, seen)
         if section == "masking":
-            [nulls.draw(test) for test in nulls.read(edited)]
+            [null_distribution.draw(test) for test in null_distribution.read(edited)]
         layers.flow(layers.read_flow(edited["figures"].get("gradient_flow")))
         advice.read(edited, seen)
         methods.read(edited, seen)

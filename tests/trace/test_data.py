@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskaudit.target import Target
+from maskaudit.trace.op_notes import same_data
 from maskaudit.trace.passes import observe
-from maskaudit.trace.seen import same_data
 
 Write = Callable[[Tensor], object]
 

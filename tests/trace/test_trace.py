@@ -15,7 +15,7 @@ from maskaudit.target import Target
 from maskaudit.target.scores import detect_outputs
 from maskaudit.trace import Trace, trace_model
 from maskaudit.trace.functions import check_function
-from maskaudit.trace.seen import FunctionCall, function_location
+from maskaudit.trace.op_notes import FunctionCall, function_location
 from maskaudit.verdict.mechanisms import TITLES
 from maskaudit.zoo.masks import inputs, outputs
 from tests.trace import masked_models as zoo

@@ -30,9 +30,9 @@ from maskaudit.auditing.engine.interface import (
     ignore,
     run_counted,
 )
-from maskaudit.auditing.engine.parcels import CANNOT_TRAVEL, Packer, Parcel
+from maskaudit.auditing.engine.ray_heartbeat import BEAT, ParcelWatch, Sign, Signs
+from maskaudit.auditing.engine.ray_messages import CANNOT_TRAVEL, Packer, Parcel
 from maskaudit.auditing.engine.ray_node import difference, end_process, what_it_is, work
-from maskaudit.auditing.engine.ray_pulse import BEAT, ParcelWatch, Sign, Signs
 from maskaudit.errors import ModelError, UsageError, describe_error
 from maskaudit.target import Target
 

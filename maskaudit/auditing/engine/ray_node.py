@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from maskaudit.auditing.digest import machine
-from maskaudit.auditing.engine.parcels import unpacked
-from maskaudit.auditing.engine.ray_pulse import beating
+from maskaudit.auditing.engine.ray_heartbeat import beating
+from maskaudit.auditing.engine.ray_messages import unpacked
 from maskaudit.errors import describe_error, message
 from maskaudit.target.memory import limited
 

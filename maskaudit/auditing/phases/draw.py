@@ -6,7 +6,7 @@ import time
 
 from torch import Tensor
 
-from maskaudit.auditing.spending import prices
+from maskaudit.auditing.budget_limit import prices
 from maskaudit.auditing.state import AuditState
 from maskaudit.settings import AuditEvent
 from maskaudit.target.rescore import clean_correct

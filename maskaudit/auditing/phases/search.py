@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from maskaudit.auditing.draw_or_search import better_drawn
 from maskaudit.auditing.judging import proven, withstanding
-from maskaudit.auditing.patience import better_drawn
 from maskaudit.auditing.phases import challengers, near_misses, repaired, second_opinion, shared
 from maskaudit.auditing.phases.draw import correct_since
 from maskaudit.auditing.state import AuditState

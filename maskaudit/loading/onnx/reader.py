@@ -23,15 +23,15 @@ from maskaudit.loading.graph_limits import MAX_NODES, TooLarge, check_count, che
 from maskaudit.loading.interface import Contents, ModelFile, Options
 from maskaudit.loading.onnx.attributes import DTYPES, Attributes
 from maskaudit.loading.onnx.batches import opened
+from maskaudit.loading.onnx.cross_check import compare
+from maskaudit.loading.onnx.decompose import replaces, spelt_out
 from maskaudit.loading.onnx.functions import every_node, inlined
-from maskaudit.loading.onnx.judge import compare
 from maskaudit.loading.onnx.nodes import check_node, is_steady
 from maskaudit.loading.onnx.ops import OPS, SEVERAL
 from maskaudit.loading.onnx.quantisers import QUANTISERS, quantises
 from maskaudit.loading.onnx.runtime import plain_quantised
-from maskaudit.loading.onnx.spelling import replaces, spelt_out
 from maskaudit.loading.onnx.tables import one_input, plain_tables
-from maskaudit.loading.onnx.wire import MAX_FIELDS, count_fields
+from maskaudit.loading.onnx.unpacked_size import MAX_FIELDS, count_fields
 from maskaudit.target.chunks import FixedBatch
 
 CONVERSION_NOTE = (

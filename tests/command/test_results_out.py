@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskaudit.command.delivery import Asked, naming_its_evidence
+from maskaudit.command.results_out import Asked, naming_its_evidence
 from maskaudit.report import text
 from maskaudit.results import EVIDENCE_FILE
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from maskaudit.attacks.losses import RESCALED_GAP
 from maskaudit.trace.calls import PERIODIC
 from maskaudit.trace.cuts import Cuts
+from maskaudit.trace.op_notes import RecordedOp, has_memory
 from maskaudit.trace.opgraph import OpGraph, underived
 from maskaudit.trace.records import Confidence, Culprit, FunctionCheck, Remedy
-from maskaudit.trace.seen import RecordedOp, has_memory
 from maskaudit.trace.vocabulary import (
     HARD,
     KILLS,

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from maskaudit import api
-from maskaudit.auditing import spending
-from maskaudit.auditing.spending import BudgetSpent, Spending, duration, expected_passes, prices
+from maskaudit.auditing import budget_limit
+from maskaudit.auditing.budget_limit import BudgetSpent, Spending, duration, expected_passes, prices
 from maskaudit.errors import UsageError
 from maskaudit.results import AuditReport
 from maskaudit.settings import BUDGETS, Allowance, AuditEvent, AuditSettings, allowance
@@ -78,7 +78,7 @@ def test_time_that_is_spent_before_anything_was_measured_is_reported_in_a_senten
 
 def test_time_ends_an_audit_as_passes_do(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(10**6))
-    monkeypatch.setattr(spending.time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(budget_limit.time, "perf_counter", lambda: float(next(now)))
     account = Spending(Allowance("3s", seconds=2), PassLedger(), started=0.0)
     account.check()
     account.check()

@@ -37,7 +37,7 @@ from maskaudit.declared import (
     walk,
 )
 from maskaudit.errors import InputError, UsageError
-from maskaudit.loading import claims, read_metadata, save_checkpoint
+from maskaudit.loading import file_metadata, read_metadata, save_checkpoint
 from maskaudit.networks.registry import build
 from maskaudit.settings import AuditSettings
 from maskaudit.sources import load_model
@@ -161,7 +161,7 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(map(str, path))
 
 
-FIELDS = [path for path, _ in walk(claims.declaration()) if path]
+FIELDS = [path for path, _ in walk(file_metadata.declaration()) if path]
 
 
 def test_the_declaration_holds_the_fields_that_reports_and_audits_use() -> None:
@@ -187,7 +187,7 @@ def test_hostile_values_are_refused_in_one_sentence_or_are_what_is_declared(
             assert text.isprintable(), (name, text)
             assert len(text) < 900, (name, text)
         else:
-            assert fits(claims.declaration(), declared), (name, declared)
+            assert fits(file_metadata.declaration(), declared), (name, declared)
     assert not os.path.exists("OWNED")
 
 
@@ -233,7 +233,7 @@ def test_every_command_refuses_alike(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_built_in_data_sets_are_those_that_a_file_may_name() -> None:
-    kind = claims.declaration().fields["data"]
+    kind = file_metadata.declaration().fields["data"]
     assert isinstance(kind, Optional)
     assert isinstance(kind.of, Choice)
     assert kind.of.choices == tuple(NAMED)
