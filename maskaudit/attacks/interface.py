@@ -21,6 +21,13 @@ from torch import Tensor
 from maskaudit.results import Family, Part, Role
 from maskaudit.sums import column
 
+#: What an attack asks of the model: gradients, scores, answered classes, or nothing but a score of what it was given.
+Kind = Literal["gradient", "score", "decision", "transfer", "random", "universal", "exact", "repaired"]
+
+#: What a running audit gives to the attacks that ask for it, as keyword arguments: inputs (M, …) of the data, and open
+#: targets that were trained on the model's answers.
+Shared = Literal["pool", "surrogates"]
+
 #: The phases of an audit that run attacks.
 Phase = Literal[
     "sanity", "white_box", "challengers", "repaired", "shared", "second_opinion", "near_misses", "bounds"
@@ -54,7 +61,7 @@ class AttackSpec:
     Attributes:
         name: identifier in reports and for `--attack`.
         title: one line for people.
-        kind: "gradient", "score", "decision", "transfer", "random", "universal", "exact" or "repaired".
+        kind: what it asks of the model.
         role: what it counts for: R₀ (`reference`), G* (`strong`), C (`challenger`, `repaired`), best known only
             (`second_opinion`, `exact`), or nothing, since it leaves the ball on purpose (`sanity`).
         run: the attack function.
@@ -64,7 +71,10 @@ class AttackSpec:
         sources: citations.
         effort: the setting that limits what it spends on a point, by which the audit may shorten it; "" for none.
         sparing: settings added where nothing is suspected of the model, to spend less on points beyond reach.
+        shared: keyword arguments that a running audit adds to the settings.
+        everywhere: it meets every correctly classified point, broken or not, since others are compared with it.
         second_chance: it attacks only points that another loss broke and cross-entropy did not.
+        frugal: whether it is worth its queries where a model may be asked a few times only.
         phase: when an audit runs it, see `maskaudit.auditing.phases`.
         part: the essential part of the search that it belongs to, if any.
         decisive: whether an error of it leaves the verdict open, since no one knows what it would have found.
@@ -76,7 +86,7 @@ class AttackSpec:
 
     name: str
     title: str
-    kind: str
+    kind: Kind
     role: Role
     run: Callable[..., Attempt]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +94,10 @@ class AttackSpec:
     sources: tuple[str, ...] = ()
     effort: str = ""
     sparing: dict[str, float] = field(default_factory=dict)
+    shared: tuple[Shared, ...] = ()
+    everywhere: bool = False
     second_chance: bool = False
+    frugal: bool = True
     phase: Phase = "challengers"
     whole: bool = False
     part: Part = ""

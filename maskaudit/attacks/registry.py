@@ -42,11 +42,13 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
     return (
         AttackSpec(
             "pgd", "PGD on cross-entropy, 40 steps, random start", "gradient", "reference", pgd,
-            {"loss": "ce", "steps": 40}, "cross_entropy", (_MADRY,), phase="white_box", part="reference",
+            {"loss": "ce", "steps": 40}, "cross_entropy", (_MADRY,), everywhere=True,
+            phase="white_box", part="reference",
         ),
         AttackSpec(
             "fgsm", "FGSM", "gradient", "strong", fgsm, {}, "cross_entropy",
-            ("Goodfellow et al. 2015, Explaining and harnessing adversarial examples",), phase="white_box",
+            ("Goodfellow et al. 2015, Explaining and harnessing adversarial examples",), everywhere=True,
+            phase="white_box",
         ),
         AttackSpec(
             "pgd-coarse", "PGD on cross-entropy, steps of ε/4", "gradient", "strong", pgd,
@@ -92,6 +94,7 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "transfer", "Transfer from a surrogate trained on the model's answers", "transfer", "challenger",
             transfer, {"queries": 120}, None,
             ("Papernot et al. 2017, Practical black-box attacks against machine learning",), effort="queries",
+            shared=("surrogates",), frugal=False,
         ),
         AttackSpec(
             "square", "Square attack", "score", "challenger", square, {"queries": budget.queries}, None,
@@ -101,13 +104,13 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "finite-differences", "Gradient ascent on score differences at several scales", "score", "challenger",
             finite_differences, {"queries": budget.queries}, None,
             ("Uesato et al. 2018, Adversarial risk and the dangers of evaluating against weak attacks",),
-            effort="queries", part="gradient_free",
+            effort="queries", frugal=False, part="gradient_free",
         ),
         AttackSpec(
             "decision", "Decision-based search from the nearest point of another class", "decision", "challenger",
             decision_based, {"queries": budget.decision_queries}, None,
             ("Chen, Jordan & Wainwright 2020, HopSkipJumpAttack", "Chen & Gu 2020, RayS"), effort="queries",
-            part="gradient_free",
+            shared=("pool",), part="gradient_free",
         ),
         AttackSpec(
             "universal", "Perturbations that broke other points", "universal", "challenger", universal,
@@ -141,5 +144,6 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
 UNBOUNDED = AttackSpec(
     "unbounded", "PGD on cross-entropy with an unbounded ball", "gradient", "sanity", pgd,
     {"loss": "ce", "steps": 40, "relative_step": 0.05}, "cross_entropy",
-    ("Athalye et al. 2018, section 3.1", "Carlini et al. 2019, On evaluating adversarial robustness"), phase="sanity",
+    ("Athalye et al. 2018, section 3.1", "Carlini et al. 2019, On evaluating adversarial robustness"), everywhere=True,
+    phase="sanity",
 )  # fmt: skip

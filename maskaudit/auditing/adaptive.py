@@ -10,13 +10,12 @@ from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.auditing.attacker import Attacker
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import PLAN_VERSION, Plan, Stage, repair_key
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings, resolve
 from maskaudit.repairs.stages import StandIns
 from maskaudit.results import Confirmation, Mechanism, ProbeResult
 from maskaudit.settings import AuditEvent, AuditSettings
+from maskaudit.settings.plan import PLAN_VERSION, Plan, Repair, Stage, repair_key
 from maskaudit.target import Target
 from maskaudit.trace.records import Trace
 from maskaudit.verdict.levels import fired_indicators
@@ -128,7 +127,7 @@ class AdaptiveAttack:
             if chosen is not None and len(chosen):
                 self._stage(number, stage, spec, chosen)
         for name, spec in self.specs.items():
-            if name == "repaired" and not late and not any(stage.row == name for stage in self.plan.stages):
+            if spec.role == "repaired" and not late and not any(stage.row == name for stage in self.plan.stages):
                 self.attacker.skip(spec, self.nothing)
         self._tell(rows)
 

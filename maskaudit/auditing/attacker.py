@@ -247,12 +247,13 @@ class Attacker:
 
     def _bound(self, spec: AttackSpec) -> dict[str, Any]:
         """The attack's settings with what only a running audit has."""
-        if spec.kind == "transfer":
+        given: dict[str, Any] = {}
+        if "surrogates" in spec.shared:
             self._prepare_surrogates()
-            return {**spec.settings, "surrogates": self.surrogates}
-        if spec.kind == "decision":
-            return {**spec.settings, "pool": self.pool}
-        return spec.settings
+            given["surrogates"] = self.surrogates
+        if "pool" in spec.shared:
+            given["pool"] = self.pool
+        return {**spec.settings, **given}
 
     def _prepare_surrogates(self) -> None:
         if self.surrogates:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.attacks.apgd import apgd
-from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt
+from maskaudit.attacks.interface import AttackSpec, AttackUnavailable, Attempt, Kind
 from maskaudit.attacks.registry import battery
 from maskaudit.attacks.second_opinion import external_attack, second_opinions
 from maskaudit.errors import UsageError, describe_error
@@ -38,8 +38,10 @@ from maskaudit.trace.behaviour import copy_of
 ROLES = ("challenger", "second_opinion")
 #: Kinds that mean something to the audit itself.
 OWN_KINDS = ("repaired",)
-#: Fewer queries of a black box than this are not spent on training a surrogate.
-TRANSFER_QUERIES = 20_000
+#: Kinds that do without the gradient of the model.
+ASKING: tuple[Kind, ...] = ("score", "decision", "random", "universal", "transfer")
+#: Fewer queries of a black box than this are spent on frugal attacks only.
+FEW_QUERIES = 20_000
 #: How much the scores of a repaired model may differ from the model's own, relative and absolute.
 SAME_SCORES = (1e-3, 1e-4)
 
@@ -182,11 +184,9 @@ def chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]:
     check_names((*settings.select, *settings.ignore), known, extra)
     every = tuple(sorted((*known.attacks, *extra), key=lambda spec: spec.second_chance))
     if settings.black_box:
-        few = settings.queries is not None and settings.queries < TRANSFER_QUERIES
-        kinds = ("score", "decision", "random", "universal", *(() if few else ("transfer",)))
-        left_out = ("finite-differences",) if few else ()
+        few = settings.queries is not None and settings.queries < FEW_QUERIES
         every = tuple(
-            spec for spec in every if spec.kind in kinds and spec.role == "challenger" and spec.name not in left_out
+            spec for spec in every if spec.kind in ASKING and spec.role == "challenger" and (spec.frugal or not few)
         )
     return tuple(spec for spec in every if spec.role == "reference" or wanted(settings, spec.name))
 

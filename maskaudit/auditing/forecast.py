@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec
+from maskaudit.auditing.challenge import FLOOR
 from maskaudit.auditing.judging import proven
-from maskaudit.auditing.phases.challengers import FLOOR
 from maskaudit.auditing.state import AuditState
 from maskaudit.settings import AuditEvent, allowance
 from maskaudit.verdict.levels import bounded, gradient_limit
@@ -108,7 +108,8 @@ class Forecast:
         if proven(state):
             return left, 0.0
         unsearched = new + int(unbroken[self.searched : self.first].sum())
-        if state.suspected() and "repaired" not in self.finished:
+        repaired = {spec.name for spec in state.attacks("repaired") if spec.role == "repaired"}
+        if state.suspected() and not repaired & self.finished:
             return left + unsearched * REPAIRED * gradient_passes(specs), 0.0  # which mostly settles it
         challengers = state.attacks("challengers")
         least = search_passes(spec for spec in challengers if spec.name not in self.finished)

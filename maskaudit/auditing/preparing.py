@@ -21,7 +21,7 @@ from maskaudit.loading.origins import Settler
 from maskaudit.repairs.plan_file import read_plan
 from maskaudit.settings import MOST_DRAWN, AuditSettings, Request
 from maskaudit.sources import load_model
-from maskaudit.target import Target
+from maskaudit.target import Target, usual_batch
 from maskaudit.target.fit import misfit
 from maskaudit.target.form import SHARES, Form
 from maskaudit.target.memory import limited
@@ -34,6 +34,8 @@ DEFAULT_DATA = "digits"
 #: Share of the diameter of the box from which on the radius is warned of: a common point is within reach of all.
 WIDE_BALL = 0.5
 
+#: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
+SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
 #: Numbers that the points of the pool hold together at most: 512 MiB in float32.
 POOL_ELEMENTS = 2**27
 #: Points that are drawn at least, for whoever looks at some before the attacks do.
@@ -64,6 +66,20 @@ class Prepared:
     pool: Tensor
     surrogates: tuple[nn.Module, ...]
     surrogate_names: tuple[str, ...] = ()
+
+    def target(self) -> Target:
+        """The model behind the one interface, as the settings say; a context manager, not open yet."""
+        settings = self.settings
+        return Target(
+            self.loaded.module, bounds=self.threat.bounds, mean=settings.mean, std=settings.std,
+            batch_size=settings.batch_size or usual_batch(self.data.point_shape), reject_class=settings.reject_class,
+            device=settings.device, seed=settings.seed, form=Form(features=self.threat.features),
+        )  # fmt: skip
+
+    @property
+    def small(self) -> bool:
+        """Whether a pass gains little from several threads."""
+        return self.loaded.parameters <= SMALL_MODEL and math.prod(self.data.point_shape) <= SMALL_INPUT
 
 
 def prepare(request: Request, *, loaded: LoadedModel | None = None, points: Points | None = None) -> Prepared:
@@ -285,8 +301,7 @@ def _check_fit(prepared: Prepared, *, by_default: bool) -> None:
     """
     loaded, data, settings = prepared.loaded, prepared.data, prepared.settings
     try:
-        form = Form(features=prepared.threat.features)
-        with Target(loaded.module, mean=settings.mean, std=settings.std, device=settings.device, form=form) as target:
+        with prepared.target() as target:
             meet(target, data.x[:8], settings)
             found = detect_outputs(target.answers(data.x[:2]))
     except ModelError as error:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from maskaudit import foreign
@@ -21,10 +18,11 @@ from maskaudit.auditing.budget_limit import BudgetSpent, limit
 from maskaudit.auditing.catalogue import catalogue, chosen
 from maskaudit.auditing.certified import certify
 from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
+from maskaudit.auditing.draw_or_search import looks
 from maskaudit.auditing.evidence import pack_evidence
 from maskaudit.auditing.figures import draw_figures
 from maskaudit.auditing.journal import Journal
-from maskaudit.auditing.judging import judged, judged_so_far, points_to_decide, proven
+from maskaudit.auditing.judging import judged, judged_so_far, proven
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.auditing.phases import (
     accuracy,
@@ -41,15 +39,12 @@ from maskaudit.auditing.phases import (
 )
 from maskaudit.auditing.preparing import Prepared
 from maskaudit.auditing.state import AuditState
-from maskaudit.data import Dataset
 from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.blackbox import QueriesSpentError
-from maskaudit.loading.interface import LoadedModel
 from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport
-from maskaudit.settings import CORRECT_POINTS, LOOK_GROWTH, MOST_DRAWN, AuditSettings, Listener, ignore_events
-from maskaudit.target import Target, usual_batch
-from maskaudit.target.form import Form
+from maskaudit.settings import Listener, ignore_events
+from maskaudit.target.process_state import threads
 from maskaudit.target.recognise import recognise
 from maskaudit.verdict.recorded import SPARED
 
@@ -57,8 +52,6 @@ from maskaudit.verdict.recorded import SPARED
 WHITE_BOX = (probes.run, trace.run, sanity.run, white_box.run, branches.run)
 #: What a look runs on a model that has no gradient to follow and nothing to look into.
 BLACK_BOX = (probes.run, challengers.run, shared.run, probes.compare_attacks)
-#: Parameters of a model and numbers of an input (3 × 64 × 64) up to which passes use one thread.
-SMALL_MODEL, SMALL_INPUT = 2_000_000, 12_288
 
 
 @dataclass(frozen=True)
@@ -95,17 +88,13 @@ def run_audit(
         InputError, UsageError: when the data or settings do not fit the model.
         ModelError: when the model fails before anything was measured.
     """
-    loaded, data, threat = prepared.loaded, prepared.data, prepared.threat
-    batch_size = prepared.settings.batch_size or usual_batch(data.point_shape)
-    settings = dataclasses.replace(prepared.settings, batch_size=batch_size)
-    target = Target(
-        loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, batch_size=batch_size,
-        reject_class=settings.reject_class, device=settings.device, seed=settings.seed,
-        form=Form(features=threat.features),
-    )  # fmt: skip
+    loaded, data, threat, target = prepared.loaded, prepared.data, prepared.threat, prepared.target()
+    settings = dataclasses.replace(prepared.settings, batch_size=target.batch_size)
     check_branches(None if settings.black_box else target.model, settings.branches)
     known = catalogue(settings.effort, threat.norm)
-    with target, _few_threads(loaded, data, settings):
+    # As in every worker: with more threads sums are taken in another order, and results differ in the last bits.
+    alone = prepared.small or settings.workers is not None or bool(settings.ray)
+    with target, threads(1) if alone else contextlib.nullcontext():
         keeper = Keeping(on_event, keep)
         attacker = Attacker(
             target, Ledger(), threat, settings,
@@ -118,23 +107,6 @@ def run_audit(
         limit(state)
         with contextlib.closing(attacker.engine):
             return _audit(state, takes_partial=keep is not None)
-
-
-@contextlib.contextmanager
-def _few_threads(loaded: LoadedModel, data: Dataset, settings: AuditSettings) -> Iterator[None]:
-    """One thread, as in every worker, where models and inputs are small or workers share the work anyway.
-
-    With more threads sums are taken in another order, and results differ in the last bits. Passes of small models gain
-    little from them; large ones keep what torch was given.
-    """
-    threads = torch.get_num_threads()
-    small = loaded.parameters <= SMALL_MODEL and math.prod(data.point_shape) <= SMALL_INPUT
-    if small or settings.workers is not None or settings.ray:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
@@ -181,7 +153,7 @@ def _look_until_decided(state: AuditState) -> None:
     state.notes += state.recognised.notes
     hopeless = bool(state.recognised.hopeless)
     state.looks = state.looks[:1] if hopeless else state.looks
-    for points in _looks(state):
+    for points in looks(state):
         state.judgement = None
         _look(state, points)
         state.judgement = judged(state)
@@ -195,23 +167,6 @@ def _look_until_decided(state: AuditState) -> None:
     _bound(state)
     if not state.settings.black_box:
         draw_figures(state)
-
-
-def _looks(state: AuditState) -> Iterator[int]:
-    """The looks of the settings, and further ones for little: at loss level, or where most answers are wrong.
-
-    Points that are answered wrongly cost nothing, and at loss level no search. Further ones are drawn only where they
-    may well decide the verdict.
-    """
-    yield from state.looks
-    most = min(len(state.data), MOST_DRAWN)
-    while state.settings.samples is None and not state.recognised.hopeless and not state.settings.black_box:
-        scarce = int(state.ledger.correct.sum()) < min(state.settings.effort.points, CORRECT_POINTS)
-        needed = points_to_decide(state, most) if scarce or state.undecided == {"loss"} else None
-        if needed is None:
-            return
-        state.looks += (min(most, max(needed, math.ceil(LOOK_GROWTH * len(state.ledger)))),)
-        yield state.looks[-1]
 
 
 def _bound(state: AuditState) -> None:

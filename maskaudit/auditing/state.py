@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from maskaudit.attacks.interface import AttackSpec, Phase
+from maskaudit.auditing.adaptive import AdaptiveAttack
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.catalogue import Catalogue, wanted
+from maskaudit.auditing.challenge import Challenge
 from maskaudit.auditing.ledger import Ledger
 from maskaudit.data import Dataset
 from maskaudit.loading.interface import LoadedModel
@@ -23,10 +25,6 @@ from maskaudit.threat import ThreatModel
 from maskaudit.verdict.levels import LevelName, fired_indicators
 from maskaudit.verdict.power import NOT_CHECKED, Power
 from maskaudit.verdict.rules import Judgement
-
-if TYPE_CHECKING:
-    from maskaudit.auditing.adaptive import AdaptiveAttack
-    from maskaudit.auditing.phases.challengers import Challenge
 
 
 @dataclass

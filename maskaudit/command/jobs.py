@@ -23,7 +23,6 @@ from maskaudit.results import SCHEMA_VERSION
 from maskaudit.rng import PointRNG
 from maskaudit.settings import BUDGETS, AuditSettings
 from maskaudit.target import Target
-from maskaudit.target.form import Form
 from maskaudit.target.recognise import recognise
 from maskaudit.threat import Norm, ThreatModel, customary_eps
 from maskaudit.trace import MAX_POINTS
@@ -124,10 +123,7 @@ def inspect_source(request: api.Request) -> dict[str, Any]:
     """
     prepared = api.prepare(request)
     settings, threat = prepared.settings, prepared.threat
-    with Target(
-        prepared.loaded.module, bounds=threat.bounds, mean=settings.mean, std=settings.std, device=settings.device,
-        reject_class=settings.reject_class, seed=settings.seed, form=Form(features=threat.features),
-    ) as target:  # fmt: skip
+    with prepared.target() as target:
         recognised = recognise(target, prepared.data, settings).notes
         _, x, y = prepared.data.sample(DRAWN_PER_POINT * MAX_POINTS, settings.seed)
         order = (target.predict(target.scores(x)) != y).int().argsort(stable=True)[:MAX_POINTS]

@@ -8,12 +8,12 @@ worker of Ray.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from maskaudit import api
 from maskaudit.auditing.document import Keeper
@@ -28,9 +28,8 @@ from maskaudit.errors import MaskauditError, UsageError, describe_error
 from maskaudit.gate.config import GateEntry, checked_request
 from maskaudit.settings import Listener
 
-if TYPE_CHECKING:
-    from maskaudit.gate.running import Auditor
-
+#: Audits one entry; with a folder, its journal and reports are kept there.
+Auditor = Callable[[GateEntry, Path | None, Listener, Keeper], Audit]
 
 #: Errors that mean "wrong usage or refused input", by which a node names them.
 _REFUSALS = {"UsageError", "InputError", "UntrustedInputError"}

@@ -28,7 +28,7 @@ from maskaudit.errors import MaskauditError, UsageError
 from maskaudit.foreign import Interrupted
 from maskaudit.gate.baselines import Baseline, Ruling, rule_on
 from maskaudit.gate.cache import Cache
-from maskaudit.gate.cluster import audits_on_ray, refusal
+from maskaudit.gate.cluster import Auditor, audits_on_ray, refusal
 from maskaudit.gate.config import GateConfig, GateEntry, checked_request
 from maskaudit.gate.side_by_side import in_turn
 from maskaudit.settings import AuditEvent, Listener, ignore_events
@@ -36,9 +36,6 @@ from maskaudit.sources import lacking
 
 #: Exit statuses, worst first: what could not be audited goes before what was found, as in a single audit.
 WORST_FIRST = (BUG_STATUS, 4, 2, 1, 3, 0)
-
-#: Audits one entry; with a folder, its journal and reports are kept there.
-Auditor = Callable[[GateEntry, Path | None, Listener, Keeper], Audit]
 
 
 @dataclass(frozen=True)

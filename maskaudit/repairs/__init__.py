@@ -1,11 +1,10 @@
 """Repairs: the forward value stays, the backward changes; chosen from a trace, attacked through by a plan."""
 
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import Plan, Stage
 from maskaudit.repairs.planner import make_plan, repair_sets
 from maskaudit.repairs.propose import fallbacks, propose
 from maskaudit.repairs.repaired import RepairedModel
 from maskaudit.repairs.target import repaired_target
+from maskaudit.settings.plan import Plan, Repair, Stage
 
 __all__ = [
     "Plan",

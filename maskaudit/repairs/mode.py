@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from maskaudit.repairs.dormant import DormantUnits, Opener
 from maskaudit.repairs.graft import graft
-from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.reattach import Entries
 from maskaudit.repairs.surrogates import (
     ABOVE,
@@ -23,6 +22,7 @@ from maskaudit.repairs.surrogates import (
     soft_comparison,
     softened,
 )
+from maskaudit.settings.plan import Repair
 from maskaudit.trace.calls import ESCAPES, PROPERTIES, called, mapped, tensors_of
 from maskaudit.trace.functorch import bare
 from maskaudit.trace.scope import user_site

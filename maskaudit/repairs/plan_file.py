@@ -9,10 +9,8 @@ from maskaudit.declared import Choice, Items, Number, Optional, Record, Text, Wh
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError
 from maskaudit.files import read_bounded
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import PLAN_LOSSES, PLAN_VERSION, PURPOSES, STARTS, Plan, Stage
 from maskaudit.results import Location
-from maskaudit.trace.records import Remedy
+from maskaudit.settings.plan import PLAN_LOSSES, PLAN_VERSION, PURPOSES, STARTS, Plan, Remedy, Repair, Stage
 
 #: Larger files are no plans: a stage takes a few hundred bytes.
 MAX_BYTES = 1 << 20

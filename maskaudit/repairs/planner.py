@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import Plan, PlanLoss, Stage, Start
 from maskaudit.repairs.propose import fallbacks, last_resorts, propose
+from maskaudit.settings.plan import Plan, PlanLoss, Repair, Stage, Start
 from maskaudit.trace.records import Trace
 
 #: Losses in the order they are tried on the points not broken yet.

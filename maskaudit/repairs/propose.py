@@ -6,11 +6,10 @@ import dataclasses
 
 from maskaudit.errors import UsageError
 from maskaudit.repairs.dormant import DormantUnits
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import repair_key
 from maskaudit.results import Location
+from maskaudit.settings.plan import Remedy, Repair, repair_key
 from maskaudit.trace.branches import modules_around
-from maskaudit.trace.records import Culprit, Op, Remedy, Trace
+from maskaudit.trace.records import Culprit, Op, Trace
 from maskaudit.trace.rectifiers import is_rectifier
 from maskaudit.verdict.numerals import number
 

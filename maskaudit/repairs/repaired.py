@@ -19,8 +19,8 @@ from torch.autograd.graph import Node, allow_mutation_on_saved_tensors
 from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.functions import FunctionPatches
 from maskaudit.repairs.graft import graft
-from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.mode import RepairMode
+from maskaudit.settings.plan import Repair
 from maskaudit.trace.calls import node_op_name, tensors_of
 from maskaudit.trace.scope import as_written, graph_visible
 

@@ -17,12 +17,11 @@ from maskaudit.attacks.losses import Loss, build_objective
 from maskaudit.attacks.pgd import pgd, random_start
 from maskaudit.repairs.dormant import DormantUnits, dormant_units
 from maskaudit.repairs.expectation import expected
-from maskaudit.repairs.interface import Repair
-from maskaudit.repairs.plan import Stage
 from maskaudit.repairs.sequence import Relay
 from maskaudit.repairs.stand_in import fit_stand_in
 from maskaudit.repairs.target import repaired_target
 from maskaudit.rng import PointRNG
+from maskaudit.settings.plan import Repair, Stage
 from maskaudit.target import Objective, Target
 from maskaudit.threat import ThreatModel
 

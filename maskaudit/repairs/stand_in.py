@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from maskaudit.attacks.interface import AttackUnavailable
-from maskaudit.repairs.interface import Repair
 from maskaudit.rng import PointRNG
+from maskaudit.settings.plan import Repair
 from maskaudit.target import Target
 from maskaudit.target.preserve import seeded
 from maskaudit.threat import ThreatModel

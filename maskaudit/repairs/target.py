@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from maskaudit.repairs.dormant import DormantUnits
 from maskaudit.repairs.graft import graft
-from maskaudit.repairs.interface import Repair
 from maskaudit.repairs.repaired import RepairedModel
+from maskaudit.settings.plan import Repair
 from maskaudit.target import Target, accelerator
 from maskaudit.trace.behaviour import copy_of
 

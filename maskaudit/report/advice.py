@@ -124,7 +124,7 @@ def _varied(facts: Facts) -> Item:
 
 def _special_cases(facts: Facts) -> tuple[Item, ...]:
     certified, best = facts.view.accuracy["certified"], facts.view.accuracy["best_known"]
-    targeted = facts.rows(lambda row: "targeted" in f"{row.name} {dict(row.settings).get('loss', '')}")
+    targeted = facts.rows(lambda row: "targeted" in dict(row.settings).get("loss", ""))
     untargeted = [row for row in facts.own() if row not in targeted]
     aims = facts.attacks("Targeted and untargeted attacks", targeted + untargeted, "No white-box attack ran.")
     if bool(targeted) != bool(untargeted):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from maskaudit.declared import Anything, Checked, Choice, Either, Flag, Items, Number, Record, Size, Text, Whole, read
 from maskaudit.declared.options import check_options, option, options_of
@@ -13,9 +13,7 @@ from maskaudit.errors import UsageError
 from maskaudit.results import Norm
 from maskaudit.settings.budget import BUDGETS, Budget, allowance, looks_up_to
 from maskaudit.settings.kinds import COUNT, INPUT, LARGEST_COUNT, LENGTH, MAX_LIST, PLAN, SHARE, WORD, WORDS
-
-if TYPE_CHECKING:
-    from maskaudit.repairs.plan import Plan
+from maskaudit.settings.plan import Plan
 
 Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
 Layout = Literal["auto", "as-is", "channels-last", "no-channel", "one-channel", "flat", "square", "row", "column"]

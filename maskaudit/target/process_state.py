@@ -255,6 +255,17 @@ class RandomState:
 
 
 @contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """`number` CPU threads of torch while the context is open; those that there were afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def kept_world() -> Iterator[None]:
     """Put everything global back on leaving, also after an exception."""
     world = World()

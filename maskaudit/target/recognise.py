@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 
@@ -18,8 +18,26 @@ from maskaudit.target.form import SHARES, SINGLE, Form
 from maskaudit.target.kinds import AnswerKind, recognise_outputs
 from maskaudit.target.rescore import PROOF
 
-if TYPE_CHECKING:
-    from maskaudit.data import Dataset
+
+class Points(Protocol):
+    """What is asked of a data set here, see `maskaudit.data.Dataset`."""
+
+    @property
+    def y(self) -> Tensor:
+        """Labels (N,)."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def sample(self, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Index (n,), inputs (n, …) and labels (n,) of the first `n` points in the order of the seed."""
+        ...
+
 
 #: Forward passes averaged per evaluation of a random model.
 RANDOM_DRAWS = 8
@@ -60,7 +78,7 @@ class Recognised:
         return self.diagnosis.sentence if self.diagnosis is not None and self.diagnosis.hopeless else ""
 
 
-def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recognised:
+def recognise(target: Target, data: Points, settings: AuditSettings) -> Recognised:
     """Ask the model about a few points and set `target.form` and `target.draws` accordingly.
 
     Raises:
@@ -92,7 +110,7 @@ def recognise(target: Target, data: Dataset, settings: AuditSettings) -> Recogni
     return Recognised(notes, found, diagnosis)
 
 
-def _diagnosed(target: Target, data: Dataset, settings: AuditSettings) -> Diagnosis:
+def _diagnosed(target: Target, data: Points, settings: AuditSettings) -> Diagnosis:
     """Clean accuracy on a few points; what is no better than guessing and has a remedy is refused."""
     few = settings.black_box and settings.queries is not None
     _, x, y = data.sample(min(settings.effort.points if few else TRIED_POINTS, len(data)), settings.seed)
@@ -170,7 +188,7 @@ def _sentences(form: Form, found: AnswerKind | None) -> list[str]:
     return [f"The model returns {name}{unit}{why}: {_READ[form.outputs].format(**dataclasses.asdict(form))}."]
 
 
-def _check_classes(data: Dataset, answers: Tensor, settings: AuditSettings) -> None:
+def _check_classes(data: Points, answers: Tensor, settings: AuditSettings) -> None:
     """Refuse labels and a refusal class that the model, with answers (N, K) to the first points, has no output for."""
     classes, refused = answers.shape[1], settings.reject_class
     if refused is not None and not 0 <= refused < classes:

@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from maskaudit.errors import GradientError
 from maskaudit.results import Location
+from maskaudit.settings.plan import Remedy
 from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth, Remedy
+from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth
 from maskaudit.trace.suspect_ops import cut_culprit, end_culprit, gap_scale, hooks, optimisation, spread, stops
 from maskaudit.trace.vocabulary import (
     ALONE,

@@ -7,30 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from maskaudit.results import Location, plain
+from maskaudit.settings.plan import Remedy
 from maskaudit.target.kinds import OutputKind
 from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
 
 Confidence = Literal["low", "medium", "high"]
-Remedy = Literal[
-    "straight-through",  # zero-derivative op: gradient passes as through the identity
-    "reattach",  # detach, .data, casts, argmax, comparisons: a soft stand-in carries the gradient
-    "enable-grad",  # ops under no_grad are recorded after all
-    "function-forward",  # custom autograd Function: its backward becomes the derivative of its own forward
-    "entry",  # numpy, PIL: the tensor that comes back is tied to the one that left
-    "soften",  # saturated activation: tempered or leaky backward
-    "keep-saved",  # in-place changes: what an op kept for its backward pass is copied before it is written over
-    "mute",  # op whose slope is noise: no gradient through it
-    "gate-identity",  # mask computed from the data: gradient passes as if the gate were open
-    "ignore-hook",  # tensor hooks on the forward pass are not registered
-    "tap",  # scores are read before the op that destroys them
-    "boundary",  # a whole module of equal input and output shape passes the gradient as the identity
-    "rescale",  # scores are divided by a constant
-    "carry",  # every hard choice, comparison, rounding and cut of the model gets a soft stand-in
-    "prefix",  # what comes before a module passes the gradient straight to the model's input
-    "open",  # rectifier units that fire on no audited point: gradient passes as if they were on
-    "stand-in",  # a learned network carries the gradient past a module, or past the whole model
-    "none",
-]
 ModelKind = Literal["module", "torchscript", "callable"]
 
 

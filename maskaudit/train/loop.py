@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from maskaudit.errors import ModelError, UsageError, describe_error
 from maskaudit.rng import PointRNG
 from maskaudit.target.preserve import preserved_random_state, seed_generators
+from maskaudit.target.process_state import threads
 from maskaudit.train import checkpoint
 from maskaudit.train.adversaries import evaluating
 from maskaudit.train.augmentation import augmented
@@ -37,16 +38,11 @@ Listener = Callable[[TrainEvent], None]
 
 
 @contextlib.contextmanager
-def isolated(seed: int, threads: int) -> Iterator[None]:
-    """Gradients on, generators seeded, CPU threads fixed inside; the caller's state afterwards, come what may."""
-    before = torch.get_num_threads()
-    with preserved_random_state(), torch.enable_grad():
+def isolated(seed: int, number: int) -> Iterator[None]:
+    """Gradients on, generators seeded, `number` CPU threads inside; the caller's state afterwards, come what may."""
+    with preserved_random_state(), torch.enable_grad(), threads(number):
         seed_stream(seed, "initial")
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        yield
 
 
 class Trainer:

@@ -26,10 +26,10 @@ from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.errors import InputError
 from maskaudit.probes.interface import Measurement, Probe, ProbeContext
 from maskaudit.probes.run import ProbeTask
-from maskaudit.repairs.plan import Stage
 from maskaudit.results import Location, ProbeFinding
 from maskaudit.rng import PointRNG
 from maskaudit.settings import BUDGETS
+from maskaudit.settings.plan import Stage
 from maskaudit.target import PassLedger, Target
 from maskaudit.threat import ThreatModel
 

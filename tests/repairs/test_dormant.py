@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from maskaudit.repairs import Repair, RepairedModel, Stage
 from maskaudit.repairs.dormant import dormant_units
-from maskaudit.repairs.plan import Plan
 from maskaudit.repairs.planner import make_plan
 from maskaudit.repairs.propose import openings, resolve
 from maskaudit.repairs.stages import StandIns, run_stage
 from maskaudit.rng import PointRNG
+from maskaudit.settings.plan import Plan
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.trace import trace_model

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from maskaudit.attacks.losses import build_objective
 from maskaudit.repairs import Stage
 from maskaudit.repairs.expectation import FIRST_LOOK, ExpectedTarget, expected
-from maskaudit.repairs.plan import PLAN_LOSSES, STARTS
 from maskaudit.repairs.stages import StandIns, ascend, diversified, run_stage
 from maskaudit.rng import PointRNG
+from maskaudit.settings.plan import PLAN_LOSSES, STARTS
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 

@@ -11,9 +11,6 @@ from torch import Tensor
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.auditing.state import AuditState
 
-#: Besides the reference, the attack that probes hold against it on all points.
-COMPARED = "fgsm"
-
 
 def run(state: AuditState, rows: Tensor) -> None:
     """Every white-box attack on its points."""
@@ -39,7 +36,7 @@ def attack(state: AuditState, spec: AttackSpec, rows: Tensor) -> None:
 def _wanted(state: AuditState, spec: AttackSpec) -> Tensor:
     """Points (P,), bool, that an attack is for: a second chance only where another loss got through alone."""
     ledger = state.ledger
-    if spec.role in ("reference", "sanity") or spec.name == COMPARED:
+    if spec.everywhere:
         return ledger.correct
     if spec.second_chance:
         compared = "loss" in state.undecided

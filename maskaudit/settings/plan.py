@@ -1,18 +1,40 @@
 """The plan of an adaptive attack: which repairs, losses, starts and steps, in which order.
 
-A plan is plain data. It is made from a trace (`maskaudit.repairs.planner`) or read
-from a file (`maskaudit.repairs.plan_file`), and run stage by stage on the points
-still unbroken (`maskaudit.repairs.stages`).
+A repair leaves every forward value as it is and changes only what the backward pass returns. A plan is plain data. It
+is made from a trace (`maskaudit.repairs.planner`) or read from a file (`maskaudit.repairs.plan_file`), and run stage by
+stage on the points still unbroken (`maskaudit.repairs.stages`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from maskaudit.repairs.interface import Repair
+from maskaudit.results import Location, plain
 
 PLAN_VERSION = 1
+
+Remedy = Literal[
+    "straight-through",  # zero-derivative op: gradient passes as through the identity
+    "reattach",  # detach, .data, casts, argmax, comparisons: a soft stand-in carries the gradient
+    "enable-grad",  # ops under no_grad are recorded after all
+    "function-forward",  # custom autograd Function: its backward becomes the derivative of its own forward
+    "entry",  # numpy, PIL: the tensor that comes back is tied to the one that left
+    "soften",  # saturated activation: tempered or leaky backward
+    "keep-saved",  # in-place changes: what an op kept for its backward pass is copied before it is written over
+    "mute",  # op whose slope is noise: no gradient through it
+    "gate-identity",  # mask computed from the data: gradient passes as if the gate were open
+    "ignore-hook",  # tensor hooks on the forward pass are not registered
+    "tap",  # scores are read before the op that destroys them
+    "boundary",  # a whole module of equal input and output shape passes the gradient as the identity
+    "rescale",  # scores are divided by a constant
+    "carry",  # every hard choice, comparison, rounding and cut of the model gets a soft stand-in
+    "prefix",  # what comes before a module passes the gradient straight to the model's input
+    "open",  # rectifier units that fire on no audited point: gradient passes as if they were on
+    "stand-in",  # a learned network carries the gradient past a module, or past the whole model
+    "none",
+]
 
 PlanLoss = Literal[
     "ce", "margin", "dlr", "rescaled", "targeted-margin", "targeted-dlr",
@@ -31,6 +53,36 @@ Purpose = Literal[
 PLAN_LOSSES: tuple[str, ...] = get_args(PlanLoss)
 STARTS: tuple[str, ...] = get_args(Start)
 PURPOSES: tuple[str, ...] = get_args(Purpose)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One repair at one place.
+
+    Attributes:
+        remedy: what is done, see `Remedy`.
+        location: the op it is done to: module path, op name, source line.
+        mechanism: what it is to cure.
+        sentence: one sentence for reports.
+        scale: temperature or divisor, where the remedy has one.
+        by_node: whether it works on autograd nodes by name (TorchScript and in-place ops), not on calls.
+    """
+
+    remedy: Remedy
+    location: Location
+    mechanism: str
+    sentence: str
+    scale: float = 1.0
+    by_node: bool = False
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether scores are read elsewhere or rescaled; decisions stay the same."""
+        return self.remedy in ("tap", "rescale")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain form for reports."""
+        return plain(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
