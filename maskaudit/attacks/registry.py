@@ -37,6 +37,10 @@ _CROCE = (
 
 def battery(budget: Budget) -> tuple[AttackSpec, ...]:
     """The attacks of a budget, in the order they run: cheap first, so that the expensive ones meet fewer points."""
+    return (*_white_box(budget), *_challengers(budget), *_near_misses(budget), *_exact(budget))
+
+
+def _white_box(budget: Budget) -> tuple[AttackSpec, ...]:
     other_runs = 3 + budget.targets  # margin, DLR, rescaled, one per targeted class
     sparing = {"reach": REACH}
     return (
@@ -85,6 +89,11 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "strong", apgd, {"loss": "ce", "steps": budget.steps, "restarts": other_runs - 1}, "cross_entropy",
             (_CROCE,), second_chance=True, phase="white_box", part="cross_entropy",
         ),
+    )  # fmt: skip
+
+
+def _challengers(budget: Budget) -> tuple[AttackSpec, ...]:
+    return (
         AttackSpec(
             "noise", "Random noise of full size", "random", "challenger",
             random_noise, {"draws": budget.noise_draws}, None,
@@ -116,6 +125,11 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "universal", "Perturbations that broke other points", "universal", "challenger", universal,
             {"most": 16}, None, ("Moosavi-Dezfooli et al. 2017, Universal adversarial perturbations",), phase="shared",
         ),
+    )  # fmt: skip
+
+
+def _near_misses(budget: Budget) -> tuple[AttackSpec, ...]:
+    return (
         AttackSpec(
             "apgd-ce-near", "Auto-PGD on cross-entropy from the best candidates, where they nearly broke the point",
             "gradient", "strong", apgd, {"loss": "ce", "steps": budget.steps, "restarts": NEAR_RUNS},
@@ -131,6 +145,11 @@ def battery(budget: Budget) -> tuple[AttackSpec, ...]:
             "challenger", square, {"queries": budget.queries // 4, "p_init": 0.1}, None,
             ("Andriushchenko et al. 2020, Square Attack",), phase="near_misses",
         ),
+    )  # fmt: skip
+
+
+def _exact(budget: Budget) -> tuple[AttackSpec, ...]:
+    return (
         AttackSpec(
             "branch-and-bound", "Branch and bound over the activations of a small network", "exact", "exact",
             branch_and_bound, {"rounds": budget.bound_rounds}, None,

@@ -44,47 +44,13 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
     """
     unfinished = "" if state.decided or state.judgement is not None else broken_off
     judgement = state.judgement or judged_so_far(state, unfinished)
-    loaded, data, threat, settings = state.loaded, state.data, state.threat, state.settings
     target, ledger = state.target, state.ledger
     return AuditReport(
         tool={"name": "maskaudit", "version": __version__},
-        environment=_environment(settings),
-        target={
-            **_named(loaded, "source", "format", "sha256", "parameters"),
-            **_named(settings, "arch", "weights"),
-            "architecture": str(loaded.metadata.get("arch", "")),
-            "method": str(loaded.metadata.get("method", "")),
-            "outputs": target.outputs,
-            "classes": data.num_classes,
-            "random": target.random,
-            "depends_on": state.recognised.dependence.to_dict(),
-            "caveats": list(state.recognised.caveats),
-            "hopeless": state.recognised.hopeless,
-            "reject_class": target.reject_class,
-            "trusted_code": list(loaded.trusted_code),
-        },
-        threat=threat.to_dict(),
-        settings={
-            **_named(settings, "seed", "budget"),
-            "samples": len(ledger),
-            **_named(settings, "precision", "certify", "black_box"),
-            "looks": list(state.looks),
-            "data": data.name,
-            "split": data.split,
-            "input_shape": list(data.x.shape[1:]),
-            "mean": list(settings.mean) if settings.mean else None,
-            "std": list(settings.std) if settings.std else None,
-            **_named(settings, "batch_size", "memory"),
-            "select": list(settings.select),
-            "ignore": list(settings.ignore),
-            "left_out": state.left_out(),
-            "extra_attacks": list(settings.attacks),
-            "branches": list(settings.branches),
-            "draws": target.draws,
-            "fail_on": settings.fail_on,
-            "defaults": list(settings.defaults),
-            "command": settings.command,
-        },
+        environment=_environment(state.settings),
+        target=_target(state),
+        threat=state.threat.to_dict(),
+        settings=_settings(state),
         **_named(judgement, "verdict", "claim", "accuracy"),
         masking={
             **judgement.masking,
@@ -112,6 +78,51 @@ def report_so_far(state: AuditState, broken_off: str = "", *, partial: bool = Tr
             "points_per_pass": target.batches.size,
         },
     )
+
+
+def _target(state: AuditState) -> dict[str, Any]:
+    """What was audited."""
+    loaded, target, settings = state.loaded, state.target, state.settings
+    return {
+        **_named(loaded, "source", "format", "sha256", "parameters"),
+        **_named(settings, "arch", "weights"),
+        "architecture": str(loaded.metadata.get("arch", "")),
+        "method": str(loaded.metadata.get("method", "")),
+        "outputs": target.outputs,
+        "classes": state.data.num_classes,
+        "random": target.random,
+        "depends_on": state.recognised.dependence.to_dict(),
+        "caveats": list(state.recognised.caveats),
+        "hopeless": state.recognised.hopeless,
+        "reject_class": target.reject_class,
+        "trusted_code": list(loaded.trusted_code),
+    }
+
+
+def _settings(state: AuditState) -> dict[str, Any]:
+    """On what points, and how."""
+    data, settings = state.data, state.settings
+    return {
+        **_named(settings, "seed", "budget"),
+        "samples": len(state.ledger),
+        **_named(settings, "precision", "certify", "black_box"),
+        "looks": list(state.looks),
+        "data": data.name,
+        "split": data.split,
+        "input_shape": list(data.x.shape[1:]),
+        "mean": list(settings.mean) if settings.mean else None,
+        "std": list(settings.std) if settings.std else None,
+        **_named(settings, "batch_size", "memory"),
+        "select": list(settings.select),
+        "ignore": list(settings.ignore),
+        "left_out": state.left_out(),
+        "extra_attacks": list(settings.attacks),
+        "branches": list(settings.branches),
+        "draws": state.target.draws,
+        "fail_on": settings.fail_on,
+        "defaults": list(settings.defaults),
+        "command": settings.command,
+    }
 
 
 def _named(source: object, *names: str) -> dict[str, Any]:
