@@ -1,7 +1,7 @@
 """What white-box attacks find, and at what price, next to official AutoAttack on the same points.
 
-AutoAttack gives an accuracy and nothing else; of an audit that is the part of the attacks with the model's own
-gradients. What comes on top (search without gradients, repairs, probes, figures) carries the verdict.
+AutoAttack gives an accuracy and nothing else; the part of an audit to compare it with is its white-box attacks.
+What comes on top (search without gradients, repairs, probes, figures) carries the verdict.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ class Pair:
     """One audit and one run of AutoAttack.
 
     Attributes:
-        own, best, theirs: unbroken points of the run: after white-box attacks, after the whole audit, after AutoAttack.
+        white_box, best, theirs: unbroken points of the run after white-box attacks, after the whole audit, and after
+            AutoAttack.
         points: of the run.
-        own_passes, own_cpu: passes and CPU seconds of our white-box attacks, per point, over theirs.
+        white_box_passes, white_box_cpu: passes and CPU seconds of our white-box attacks, per point, over theirs.
         passes, cpu: those of the whole audit over theirs, also where it went on to more points.
     """
 
     model: str
-    own: int
+    white_box: int
     best: int
     theirs: int
     points: int
-    own_passes: float
-    own_cpu: float
+    white_box_passes: float
+    white_box_cpu: float
     passes: float
     cpu: float
 
@@ -77,14 +78,15 @@ def economy(audits: Sequence[Record], peers: Sequence[Record], entries: Mapping[
         "|---" * 7 + "|",
     ]
     return lines + [
-        f"| {p.model} | {p.points} | {p.theirs} | {p.own} | {p.best} | {p.own_passes:.3f} | {p.own_cpu:.3f} |"
+        f"| {p.model} | {p.points} | {p.theirs} | {p.white_box} | {p.best} | {p.white_box_passes:.3f} "
+        f"| {p.white_box_cpu:.3f} |"
         for p in found["robust"]
     ]
 
 
 def pair_of(audit: Record, other: Record) -> Pair:
     """An audit and a run of AutoAttack, on the points that both met."""
-    points, own = audit["document"]["points"], audit["own"]
+    points, spent = audit["document"]["points"], audit["own"]
     rows = {index: row for row, index in enumerate(points["index"])}
     met = [(rows.get(index), left) for index, left in zip(other["index"], other["unbroken"], strict=True)]
     common = [(row, left) for row, left in met if row is not None]
@@ -92,12 +94,12 @@ def pair_of(audit: Record, other: Record) -> Pair:
     passes, seconds = theirs * (other["forwards"] + other["backwards"]), theirs * other["cpu_seconds"]
     return Pair(
         model=audit["model"],
-        own=sum(own["unbroken"][row] for row, _ in common),
+        white_box=sum(spent["unbroken"][row] for row, _ in common),
         best=sum(points["correct"][row] and not points["broken_by"][row] for row, _ in common),
         theirs=sum(left for _, left in common),
         points=len(common),
-        own_passes=(own["forwards"] + own["backwards"]) / passes * share,
-        own_cpu=own["seconds"] / seconds * share,
+        white_box_passes=(spent["forwards"] + spent["backwards"]) / passes * share,
+        white_box_cpu=spent["seconds"] / seconds * share,
         passes=(audit["forwards"] + audit["backwards"]) / passes,
         cpu=audit["cpu_seconds"] / seconds,
     )
@@ -106,10 +108,10 @@ def pair_of(audit: Record, other: Record) -> Pair:
 def _summary(pairs: Sequence[Pair]) -> str:
     cells = [
         str(len(pairs)),
-        str(sum(p.own <= p.theirs for p in pairs)),
+        str(sum(p.white_box <= p.theirs for p in pairs)),
         str(sum(p.best <= p.theirs for p in pairs)),
     ]
-    for field in ("own_passes", "passes", "own_cpu", "cpu"):
+    for field in ("white_box_passes", "passes", "white_box_cpu", "cpu"):
         values = [getattr(p, field) for p in pairs]
         cells.append(f"{median(values):.2f} ({min(values):.2f}–{max(values):.2f})")
     return " | ".join(cells)

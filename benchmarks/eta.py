@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/eta.py [--models NAME …] [--budgets NAME …]
 
-Audits models of the zoo with progress written to a log, as a job of CI does, and looks up what the log said was left
-when a quarter, a half and three quarters of the time had passed. Until a white-box attack has run a log says
+Audits models of the zoo with progress written to a log, as a job of CI does, and looks up the time left that the log
+gave when a quarter, a half and three quarters of the time had passed. Until a white-box attack has run a log says
 nothing. The aim: half of these lie within a third of what it then took.
 """
 
@@ -28,7 +28,7 @@ LINE = re.compile(r"^\[ *([\d.]+) s\] .*?about ([\d.]+) s left\]$")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a log said was left at a moment, a share of the whole time, and what was; in seconds."""
+    """The time left that a log gave at a moment, a share of the whole time, and the true one; in seconds."""
 
     moment: float
     seconds: float

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/imagenet.py [--only NAME …] [--budget quick]     with the extra `families`
 
-No weights of ImageNet can be had here, and no images. The networks are those of torchvision and timm at 224 × 224 with
+No weights and no images of ImageNet are at hand. The networks are those of torchvision and timm at 224 × 224 with
 1,000 classes and random weights, their batch normalisation set from the images and their last layer fitted to them by
 least squares: ordinary networks without any robustness, and a twin whose input is rounded. The images are noise with
 the spectrum of natural images (amplitude 1/f: Field 1987). So accuracy says nothing here; price, memory, verdict and

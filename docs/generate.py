@@ -33,6 +33,7 @@ from benchmarks.great_page import REGIONS as GREAT  # noqa: E402
 from maskaudit import results  # noqa: E402
 from maskaudit.command.rules import RULES, written_rules  # noqa: E402
 from maskaudit.report import text  # noqa: E402
+from maskaudit.report.words import TERMS  # noqa: E402
 from maskaudit.settings import OPTIONS  # noqa: E402
 from maskaudit.verdict.mechanisms import TITLES  # noqa: E402
 
@@ -239,9 +240,16 @@ def mechanisms() -> str:
     return "".join(["| id | what it says |\n| --- | --- |\n", *rows])
 
 
+def glossary() -> str:
+    """Every term of the glossary, which HTML reports show as well."""
+    rows = (f"| {markdown(term)} | {markdown(meaning)} |\n" for term, meaning in TERMS)
+    return "".join(["| term | meaning here |\n| --- | --- |\n", *rows])
+
+
 REGIONS: dict[str, Callable[[], str]] = {
     "json-fields": json_fields,
     "mechanisms": mechanisms,
+    "glossary": glossary,
     "masked-command": lambda: f"```sh\n{sample_command('masked')}\n```\n",
     "masked-verdict": lambda: fenced("\n\n".join(paragraphs("masked")[:2])),
     "masked-attacks": lambda: fenced(paragraphs("masked")[2]),

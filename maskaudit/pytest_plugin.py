@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
+    """Declare the marker `maskaudit` to pytest."""
     config.addinivalue_line("markers", "maskaudit(**options): audits a model; options of `maskaudit check` for it.")
 
 

@@ -24,7 +24,7 @@ RESCALED_GAP = 2.0
 
 
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
-    """−log softmax(scores)_y."""
+    """−log softmax(scores)_y, the cross-entropy of each point."""
     return F.cross_entropy(scores, y, reduction="none")
 
 

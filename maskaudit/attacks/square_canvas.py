@@ -69,6 +69,7 @@ class Canvas:
 
     @classmethod
     def of(cls, images: Tensor, p_init: float, queries: int) -> Canvas:
+        """The canvas for images (N, C, H, W) of an attack that begins with share `p_init` of the pixels."""
         channels, height, width = images.shape[1:]
         shares = [p_init / 2**k for k in range(len(SCHEDULE) + 1)]
         if height == 1:

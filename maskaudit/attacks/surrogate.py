@@ -75,6 +75,7 @@ class Surrogate(nn.Module):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth cheaper to train
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, K) for inputs (N, …) of the target."""
         return self.answer(self.shrink(x))
 
     def answer(self, shrunk: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def _answers(target: Target, x: Tensor) -> Tensor:
 
 
 def added(first: BranchRow, second: BranchRow) -> BranchRow:
-    """The same branch on the points of both."""
+    """The row of a branch on the points of two rows of it."""
     counts = [f.name for f in dataclasses.fields(BranchRow) if f.name != "branch"]
     return BranchRow(first.branch, **{name: getattr(first, name) + getattr(second, name) for name in counts})
 

@@ -74,7 +74,7 @@ class Catalogue:
 
     @property
     def names(self) -> frozenset[str]:
-        """Of probes and attacks."""
+        """The names of all probes and attacks."""
         return frozenset({probe.rule for probe in self.probes} | {spec.name for spec in self.attacks})
 
 

@@ -175,7 +175,7 @@ class Keeping:
         self.forecast = Forecast()
 
     def tell(self, event: AuditEvent) -> None:
-        """A listener."""
+        """Pass an event on with the time left, and keep what has been found so far when it is time to."""
         state = self.state
         if state is not None:
             self.forecast.hear(event, state)

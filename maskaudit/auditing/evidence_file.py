@@ -107,8 +107,8 @@ def report_digest(document: dict[str, Any]) -> str:
 def pack_evidence(ledger: Ledger, document: dict[str, Any], scoring: dict[str, Any]) -> bytes:
     """The evidence file's bytes for a finished audit.
 
-    Per broken point it holds the first example of each family that broke it (reference, own
-    gradients on cross-entropy, white-box attacks on any loss, challengers), and of any other attack
+    Per broken point it holds the first example of each family that broke it (reference, white-box
+    attacks on cross-entropy, white-box attacks on any loss, challengers), and of any other attack
     where no family did.
 
     Args:

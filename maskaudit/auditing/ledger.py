@@ -111,19 +111,19 @@ class Ledger:
         return broken
 
     def reference(self) -> Tensor:
-        """R₀, bool (P,)."""
+        """Points broken by the reference attack R₀, bool (P,)."""
         return self._broken_by(self.families.reference)
 
     def cross_entropy(self) -> Tensor:
-        """CE*, bool (P,)."""
+        """Points broken by white-box attacks on cross-entropy (CE*), bool (P,)."""
         return self._broken_by(self.families.cross_entropy)
 
     def strong(self) -> Tensor:
-        """G*, bool (P,)."""
+        """Points broken by white-box attacks on any loss (G*), bool (P,)."""
         return self._broken_by(self.families.strong)
 
     def challengers(self) -> Tensor:
-        """C, bool (P,)."""
+        """Points broken by challengers (C), bool (P,)."""
         return self._broken_by(self.families.challengers)
 
     def best_known(self) -> Tensor:

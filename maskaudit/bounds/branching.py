@@ -42,12 +42,12 @@ class Parts:
     inputs: Tensor
 
     def rows(self, chosen: Tensor) -> Parts:
-        """Some of them."""
+        """The parts of the chosen rows, all their fields cut alike."""
         return Parts(*(value[chosen] for value in vars(self).values()))
 
     @classmethod
     def joined(cls, several: list[Parts]) -> Parts:
-        """All of them."""
+        """The parts of several, one after the other."""
         return cls(*(torch.cat([vars(parts)[name] for parts in several]) for name in vars(several[0])))
 
 

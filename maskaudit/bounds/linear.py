@@ -52,7 +52,7 @@ class Region:
         return cls(lowest, highest, centre, threat.reach if threat.norm == "L2" else None)
 
     def rows(self, chosen: Tensor | slice) -> Region:
-        """Some of them."""
+        """The region of the chosen points."""
         return Region(self.low[chosen], self.high[chosen], self.centre[chosen], self.radius)
 
     def lowest(self, slopes: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,14 +34,14 @@ class Builder:
         self.steps = [Step("input", (), lambda x: x, lambda x: x, torch.Size(shape[1:]))]
 
     def affine(self, name: str, call: Map, widen: Map, *reads: Ref, terms: int = 1) -> Ref:
-        """Add an affine map."""
+        """Append an affine operation on the results that it reads; its own result is returned."""
         shape = self._shape(call, reads)
         zeros = [torch.zeros((1, *self.steps[read.number].shape), dtype=torch.float64) for read in reads]
         numbers = tuple(read.number for read in reads)
         return self._add(Step(name, numbers, call, widen, shape, terms, constant=call(*zeros)))
 
     def activation(self, name: str, call: Map, read: Ref) -> Ref:
-        """Add an activation."""
+        """Append an elementwise activation; its result is returned."""
         return self._add(Step(name, (read.number,), call, None, self.steps[read.number].shape))
 
     def hull(self, result: Ref, function: Map, *sources: Ref) -> Ref:

@@ -20,7 +20,7 @@ Message = dict[str, Any]
 
 
 def tell_nobody(kind: str, **content: Any) -> None:
-    """Where no supervisor listens."""
+    """Drop the message: the sender where no supervisor listens."""
 
 
 class Sender:
@@ -43,7 +43,7 @@ class Sender:
 
 
 class Receiver:
-    """The supervisor's end."""
+    """The supervisor's end: bytes in, complete messages out."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret, self._pending = secret, bytearray()
@@ -92,7 +92,7 @@ class Stream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the real stream."""
+        """Encoding of the stream that this one stands in for."""
         return self._encoding
 
     def isatty(self) -> bool:
@@ -100,10 +100,10 @@ class Stream(io.TextIOBase):
         return self._tty
 
     def writable(self) -> bool:
-        """Always."""
+        """True: every text can be sent."""
         return True
 
     def write(self, text: str) -> int:
-        """Send it."""
+        """Send the text to the supervisor, which writes it."""
         self._sender.send(self._kind, text=text)
         return len(text)

@@ -35,12 +35,12 @@ class Asked:
     call_timeout: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Plain data, to send to another process."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Asked:
-        """The reverse of `to_dict`."""
+        """The object from the plain data of `to_dict`."""
         return cls(**{**data, "wanted": tuple((fmt, path) for fmt, path in data["wanted"])})
 
 

@@ -13,17 +13,17 @@ _lost: dict[int, OSError | None] = {}
 
 
 def out() -> TextIO:
-    """For results."""
+    """The stream for results."""
     return _ours.get("out", sys.stdout)
 
 
 def err() -> TextIO:
-    """For messages and progress."""
+    """The stream for messages and progress."""
     return _ours.get("err", sys.stderr)
 
 
 def redirect(*, to_out: TextIO, to_err: TextIO) -> None:
-    """From now on our words go there."""
+    """From now on, results and messages go to these streams."""
     _ours.update(out=to_out, err=to_err)
 
 
@@ -35,16 +35,16 @@ class Lasting(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the real stream."""
+        """Encoding of the real stream."""
         return self._real.encoding
 
     @property
     def buffer(self) -> BinaryIO:
-        """Of the real stream."""
+        """Binary buffer of the real stream."""
         return self._real.buffer
 
     def fileno(self) -> int:
-        """Of the real stream."""
+        """File descriptor of the real stream."""
         return self._real.fileno()
 
     def isatty(self) -> bool:
@@ -52,7 +52,7 @@ class Lasting(io.TextIOBase):
         return self._real.isatty()
 
     def writable(self) -> bool:
-        """Always."""
+        """True: what the real stream no longer takes is dropped."""
         return True
 
     def write(self, text: str) -> int:

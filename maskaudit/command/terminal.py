@@ -50,7 +50,7 @@ class ProgressLine:
             self.status(self._left() + what)
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays, with the time since the start, in place of the status line."""
         if self.quiet:
             return
         elapsed = time.monotonic() - self.started

@@ -40,7 +40,7 @@ Loader = Callable[[str, Split, tuple[float, float], int | None, Draw | None], Da
 DEFAULT_BOUNDS = (0.0, 1.0)
 
 
-#: Sources with a name of their own: (split, bounds, limit) → Dataset; files may name them (`loading.claims`).
+#: Readers of the data sets of `BUILT_IN_DATA`: (split, bounds, limit) → Dataset.
 NAMED: dict[str, Callable[[Split, tuple[float, float], int | None], Dataset]] = {
     "digits": digits.load,
     "fashion-mnist": fashion_mnist.load,
@@ -79,9 +79,9 @@ def load_data(
     onto the bounds; float arrays are taken as they are and must lie inside them.
 
     Args:
-        source: `digits`, `fashion-mnist`, `cifar-10`, `svhn`, a file (.npz, .npy with labels beside it, tensors of
-            torch.save or safetensors, a table in CSV or Parquet, a tar archive of images), `x.npy,y.npy`, a folder with
-            one sub-folder per class, `torchvision:NAME`, `hf:ID` or `py:pkg.mod:callable`.
+        source: a name of `NAMED` such as `digits`, a file (.npz, .npy with labels beside it, tensors of torch.save or
+            safetensors, a table in CSV or Parquet, a tar archive of images), `x.npy,y.npy`, a folder with one
+            sub-folder per class, `torchvision:NAME`, `hf:ID` or `py:pkg.mod:callable`.
         split: `"test"`, `"train"` or `"all"`. A source without a train part gives the same points for each.
         bounds: smallest and largest admissible value; (0, 1) if not given.
         limit: most points to load, chosen as `Dataset.some` does; no more are unpacked than are needed.
@@ -126,9 +126,9 @@ def _loaded(
     if exists:
         raise InputError(f"The data source {source!r} is neither a file nor a folder.")
     raise InputError(
-        f"There is no data source {source!r}; give digits, fashion-mnist, cifar-10, svhn, an .npz file with arrays x "
-        "and y, a folder with one sub-folder per class, torchvision:NAME, hf:ID, py:pkg.mod:callable, or another file "
-        "that docs/data.md lists."
+        f"There is no data source {source!r}; give {', '.join(NAMED)}, an .npz file with arrays x and y, a folder with "
+        "one sub-folder per class, torchvision:NAME, hf:ID, py:pkg.mod:callable, or another file that docs/data.md "
+        "lists."
     )
 
 

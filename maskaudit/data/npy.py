@@ -46,7 +46,7 @@ class OnDisk:
 
     @property
     def ndim(self) -> int:
-        """Number of axes."""
+        """Number of axes of the stored array."""
         return len(self.shape)
 
     def __len__(self) -> int:

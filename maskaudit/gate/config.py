@@ -83,7 +83,7 @@ class GateEntry:
 
     @property
     def fail_on(self) -> str:
-        """What fails the build."""
+        """The mildest verdict that fails the build."""
         return self.request.settings.fail_on
 
 

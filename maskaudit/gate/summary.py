@@ -137,7 +137,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def row(model: dict[str, Any]) -> tuple[str, ...]:
-    """Cells of the table."""
+    """Cells of a model's row in the table."""
     claim, threat = model["claim"], model["threat"]
     claimed, eps = coerce.number(claim.get("claimed")), coerce.number(threat.get("eps"))
     status = words.CLAIM.get(str(claim.get("status")), "")

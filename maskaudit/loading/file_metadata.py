@@ -26,7 +26,7 @@ from maskaudit.declared import (
 from maskaudit.declared.kinds import shown
 from maskaudit.declared.parsing import parse_json
 from maskaudit.errors import InputError, MaskauditError, printable
-from maskaudit.settings import Outputs
+from maskaudit.settings import BUILT_IN_DATA, Outputs
 from maskaudit.threat import Norm
 
 #: Largest JSON that a model file may hold about itself, in bytes; ours take some hundred.
@@ -37,8 +37,6 @@ MAX_ARCH = 2000
 MAX_VALUE = 1e6
 #: Smallest ε and deviation: below it float32 inputs do not move, or leave its range.
 MIN_VALUE = 1e-6
-#: The data sets that a file may name: those that come with the program (`maskaudit.data.NAMED` has their readers).
-BUILT_IN_DATA = ("digits", "fashion-mnist", "cifar-10", "svhn")
 #: Most channels that a normalisation may have, and most outputs of a classifier.
 MAX_CHANNELS = 4096
 MAX_CLASSES = 1_000_000

@@ -194,7 +194,7 @@ class Modeless(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Any:
-        """What the module returns."""
+        """What the exported module returns for x."""
         return self.module(x)
 
     def train(self, mode: bool = True) -> Modeless:

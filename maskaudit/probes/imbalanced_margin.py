@@ -50,7 +50,7 @@ def measure(context: ProbeContext) -> Measurement:
     shifted = float(target.outputs in NORMALISED)
 
     def score(classes: Tensor) -> Objective:
-        """That of one class (N,) for each point."""
+        """The score of one class (N,) for each point."""
         return lambda scores, rows: (scores - scores.mean(dim=1, keepdim=True) * shifted).gather(
             1, classes[rows, None]
         )[:, 0]

@@ -1,7 +1,7 @@
 """Dormant units: rectifier units that fire on none of the audited points, and what opens them.
 
-Where a unit is off at every point, it hands back no gradient, and no attack on own
-gradients can see what it would do once it fires. Trained networks have many such
+Where a unit is off at every point, it hands back no gradient, and no white-box
+attack can see what it would do once it fires. Trained networks have many such
 units and hide nothing, so they are no suspects; but an attack that sees through
 them tells whether something waits behind. Only a gradient of the units that are
 off everywhere is added: elsewhere it stays as it is.

@@ -79,7 +79,7 @@ class FunctionPatches:
         self._set(function, "vjp" if has_vjp else "backward", staticmethod(backward))  # torch takes one of them only
 
     def undo(self) -> None:
-        """Put everything back."""
+        """Give every patched Function its methods back."""
         for function, name, value in reversed(self._originals):
             if value is None:
                 delattr(function, name)

@@ -45,5 +45,5 @@ class Relay:
             self.unbroken = unbroken[left]
 
     def finish(self) -> Attempt:
-        """All attempts as one."""
+        """One attempt that holds the best of all."""
         return Attempt(self.best.examples, self._first, self._queries)

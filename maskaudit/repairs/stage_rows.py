@@ -1,8 +1,8 @@
 """The rows of the report that stages of a plan are booked under.
 
-Only stages through an actual repair are `repaired`. Stages on the model's own
-gradients count for G*, and those on cross-entropy for CE* as well, whatever
-start or number of draws they use.
+Only stages through an actual repair are `repaired`. White-box stages count for
+G*, and those on cross-entropy for CE* as well, whatever start or number of
+draws they use.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def _carlini(facts: Facts) -> tuple[Item, ...]:
 def _severe_flaws(facts: Facts) -> tuple[Item, ...]:
     view = facts.view
     hashed = bool(coerce.text(facts.target.get("sha256")))
-    _, other = facts.own_losses()
+    _, other = facts.white_box_by_loss()
     adaptive = facts.repaired("Attacks adapted to this model", "")
     if adaptive.state != "done" and other:
         what = "The loss was adapted; no attack went through a repaired model."
@@ -110,13 +110,13 @@ def _pitfalls(facts: Facts) -> tuple[Item, ...]:
 
 def _varied(facts: Facts) -> Item:
     """Losses and restarts that the white-box attacks differ in."""
-    advice, own = "Parameters of the attacks explored", facts.own()
-    if not own:
+    advice, rows = "Parameters of the attacks explored", facts.white_box()
+    if not rows:
         return Item(advice, "not done", "No white-box attack ran.")
-    losses = {dict(row.settings).get("loss", "ce") for row in own}
-    restarts = max(_at_least_one(dict(row.settings).get("restarts", "")) for row in own)
+    losses = {dict(row.settings).get("loss", "ce") for row in rows}
+    restarts = max(_at_least_one(dict(row.settings).get("restarts", "")) for row in rows)
     how = words.joined((
-        words.plural(len(own), "white-box attack"), words.plural(len(losses), "loss", "losses"),
+        words.plural(len(rows), "white-box attack"), words.plural(len(losses), "loss", "losses"),
         f"up to {words.plural(restarts, 'restart')}.",
     ))  # fmt: skip
     return Item(advice, "done" if len(losses) > 1 else "partly", how, "", "attacks")
@@ -125,7 +125,7 @@ def _varied(facts: Facts) -> Item:
 def _special_cases(facts: Facts) -> tuple[Item, ...]:
     certified, best = facts.view.accuracy["certified"], facts.view.accuracy["best_known"]
     targeted = facts.rows(lambda row: "targeted" in dict(row.settings).get("loss", ""))
-    untargeted = [row for row in facts.own() if row not in targeted]
+    untargeted = [row for row in facts.white_box() if row not in targeted]
     aims = facts.attacks("Targeted and untargeted attacks", targeted + untargeted, "No white-box attack ran.")
     if bool(targeted) != bool(untargeted):
         missing = "untargeted" if targeted else "targeted"
@@ -195,7 +195,7 @@ def _owasp(facts: Facts) -> tuple[Item, ...]:
         if clean and clean.n
         else Item("Search starts from inputs that are classified correctly", "not done",
                   "The document holds no clean accuracy."),
-        facts.attacks("Perfect-knowledge search", facts.own(), "No white-box attack ran."),
+        facts.attacks("Perfect-knowledge search", facts.white_box(), "No white-box attack ran."),
         facts.attacks("Zero-knowledge search", facts.kind("score", "decision"), "No black-box attack ran."),
         facts.attacks("Transfer from a surrogate", facts.kind("transfer"), "No transfer attack ran."),
         Item("Heuristic changes from domain knowledge", "not done", "Only changes inside the norm ball were searched."),

@@ -1,4 +1,4 @@
-"""What was done, set against the field's own advice: done and how, or not done and why.
+"""What was done, set against the field's advice: done and how, or not done and why.
 
 Every state is computed from the document: from the probes and attacks that ran, the
 settings that they ran with and the figures that they gave. What an audit of this
@@ -67,8 +67,8 @@ class Facts:
         """Attacks that ran, the sanity check excepted."""
         return [row for row in self.ran if row.role != "sanity" and wanted(row)]
 
-    def own(self) -> list[AttackView]:
-        """White-box attacks."""
+    def white_box(self) -> list[AttackView]:
+        """Attacks that follow the model's gradients, the reference among them."""
         return self.rows(lambda row: row.role in ("reference", "strong"))
 
     def kind(self, *kinds: str) -> list[AttackView]:
@@ -76,7 +76,7 @@ class Facts:
         return self.rows(lambda row: row.kind in kinds and row.role != "second_opinion")
 
     def role(self, role: str) -> list[AttackView]:
-        """Attacks of one role."""
+        """Attacks of one role that ran."""
         return self.rows(lambda row: row.role == role)
 
     def probe(self, rule: str) -> ProbeView | None:
@@ -98,7 +98,7 @@ class Facts:
         )
 
     def clean(self, advice: str) -> Item:
-        """Accuracy without an attack."""
+        """Whether the accuracy without an attack is given."""
         clean = self.view.accuracy["clean"]
         if clean is None:
             return Item(advice, "not done", "The document holds no clean accuracy.")
@@ -195,10 +195,10 @@ class Facts:
         how = f"{item.how} {draws:,} draws per point; the advice is {_ASKED_DRAWS:,} and more."
         return Item(advice, "partly", how, item.result, item.section)
 
-    def own_losses(self) -> tuple[list[AttackView], list[AttackView]]:
+    def white_box_by_loss(self) -> tuple[list[AttackView], list[AttackView]]:
         """White-box attacks on cross-entropy, and on other losses."""
-        usual = [row for row in self.own() if follows_cross_entropy(row)]
-        return usual, [row for row in self.own() if row not in usual]
+        usual = [row for row in self.white_box() if follows_cross_entropy(row)]
+        return usual, [row for row in self.white_box() if row not in usual]
 
 
 def _curve(value: Any) -> list[tuple[float, float]]:

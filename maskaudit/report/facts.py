@@ -25,7 +25,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class FactGroup:
-    """Facts under one heading."""
+    """Facts of the report under one heading."""
 
     title: str
     facts: tuple[Fact, ...]

@@ -94,7 +94,7 @@ def scales(document: dict[str, Any]) -> str:
 
 
 def place(location: dict[str, Any]) -> str:
-    """`conv1.relu (net.py:14)`."""
+    """A place as text: `conv1.relu (net.py:14)`."""
     name = ".".join(part for part in (location["module"], location["op"]) if part) or "the model"
     return f"{name} ({os.path.basename(location['file'])}:{location['line']})" if location["file"] else name
 

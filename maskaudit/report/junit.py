@@ -61,7 +61,7 @@ class Suite:
         return suite
 
     def case(self, group: str, name: str, seconds: float = 0.0) -> ElementTree.Element:
-        """A new test case."""
+        """Add a test case to the suite; it is returned."""
         names = {"classname": f"{self.prefix}.{group}", "name": name, "time": f"{max(seconds, 0.0):.3f}"}
         return ElementTree.SubElement(self.element, "testcase", names)
 

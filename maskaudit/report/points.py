@@ -36,7 +36,7 @@ GROUPS = (
 )
 
 #: Roles by what they say about a hidden point.
-_OWN, _CHALLENGING = ("reference", "strong"), ("challenger", "repaired")
+_WHITE_BOX, _CHALLENGING = ("reference", "strong"), ("challenger", "repaired")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Point:
 
 def follows_cross_entropy(row: AttackView) -> bool:
     """Whether a white-box attack follows untargeted cross-entropy."""
-    return row.role in _OWN and row.family == "cross_entropy"
+    return row.role in _WHITE_BOX and row.family == "cross_entropy"
 
 
 def read(document: dict[str, Any], view: View) -> Matrix | None:
@@ -136,7 +136,7 @@ def read(document: dict[str, Any], view: View) -> Matrix | None:
 
 def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, AttackView]) -> list[_Point]:
     index, label, correct = (coerce.items(section.get(key)) for key in ("index", "label", "correct"))
-    own = frozenset(name for name, row in attacks.items() if row.role in _OWN)
+    white_box = frozenset(name for name, row in attacks.items() if row.role in _WHITE_BOX)
     usual = frozenset(name for name, row in attacks.items() if follows_cross_entropy(row))
     challenging = frozenset(name for name, row in attacks.items() if row.role in _CHALLENGING)
     keys = [key for key, *_ in GROUPS]
@@ -147,9 +147,9 @@ def _points(section: dict[str, Any], broken_by: list[Any], attacks: dict[str, At
             kind = "wrong"
         elif broken & usual:
             kind = "plain"
-        elif broken and not own:
+        elif broken and not white_box:
             kind = "found"
-        elif broken & own:
+        elif broken & white_box:
             kind = "loss"
         elif broken & challenging:
             kind = "gradient"

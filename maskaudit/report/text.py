@@ -93,7 +93,7 @@ def _axes(report: records.View, style: _Style) -> list[str]:
         ("model", report.model),
         ("threat model", report.threat.replace("ε", "eps")),
         ("clean accuracy", words.rate(accuracy["clean"], "-") if accuracy["clean"] else "not measured"),
-        ("gradient health", words.HEALTH[report.label]),
+        ("gradient health", words.HEALTH[report.label].lower()),
         *(("  cause", cause) for cause in causes),
         ("  gradient level", _level(report.gradient_level, "hidden from the model's gradients")),
         ("  loss level", _level(report.loss_level, "hidden from attacks on cross-entropy")),
@@ -155,9 +155,13 @@ def _findings(report: records.View, style: _Style) -> list[str]:
         lines += [
             line
             for seen in probe.observations[:5]
-            for line in _wrapped(words.joined((str(seen.place), seen.message), ": "), "   at ", hang=6)
+            for line in _wrapped(words.joined((_at(seen.place), seen.message), ": "), "   - ", hang=5)
         ]
     return lines
+
+
+def _at(place: records.Place) -> str:
+    return f"at {place}" if str(place) else ""
 
 
 def _left_out(report: records.View) -> list[str]:

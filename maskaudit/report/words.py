@@ -149,7 +149,7 @@ def size(value: float | None) -> str:
 
 
 def plural(n: int, one: str, many: str = "") -> str:
-    """`1 probe`, `12 probes`."""
+    """A number with its noun: `1 probe`, `12 probes`."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
@@ -158,48 +158,112 @@ def joined(parts: Iterable[str], separator: str = ", ") -> str:
     return separator.join(part for part in parts if part)
 
 
-#: Terms of the report that a reader may not know, with their meaning; `docs/glossary.md` has them all.
+#: Terms and their meaning: the glossary of the HTML report, and of `docs/glossary.md`, which is written from it.
 TERMS = (
+    (
+        "adversarial example",
+        "An input inside the ball and the bounds that the model misclassifies, found from one that it classifies "
+        "correctly; it evades the model, and the point is broken.",
+    ),
+    ("ball", "All inputs within the distance ε of a point, in the norm of the threat model."),
+    ("baseline", "A known finding that a gate accepts until a date."),
     ("best known", "Robust accuracy after every attack of the audit: an upper bound of the true value."),
+    ("black box", "A model that only answers; its gradients are not looked for, and no verdict on them is given."),
     ("broken", "An adversarial example for the point was found and scored again by code that did not make it."),
-    ("budget", "What an audit may spend: points, steps and queries by name, or a limit in time or passes."),
+    (
+        "budget",
+        "How much an audit may spend: quick, standard and thorough set points, gradient steps and queries; a time "
+        "(2m) or a number of passes (1e6) ends the audit once it is spent.",
+    ),
+    ("certified", "A proven lower bound of robust accuracy, where one is known."),
     (
         "challenger",
-        "An attack that does not trust the model's gradients: search by scores or decisions, transfer, noise; and "
-        "attacks through a repaired copy, which have a row of their own.",
+        "An attack that does not trust the model's gradients: search by scores or by decisions, transfer, noise; "
+        "or gradients of a repaired copy, which the table of attacks shows under a role of its own.",
     ),
+    ("claim", "A robust accuracy that somebody states; the audit refutes it or does not."),
     ("draw", "One answer of a model that answers at random; attacks follow means over several draws."),
-    ("gradient level", "Points that challengers break and no white-box attack does: the gradients hide the way."),
+    (
+        "evidence",
+        "The file of adversarial examples. In the test of a level: how much likelier the counts are if more points "
+        "are hidden than the limit allows.",
+    ),
+    ("finding", "A measurement past its limit; it says that something looks wrong and decides nothing alone."),
+    (
+        "gradient level",
+        "The share of compared points that challengers break and no white-box attack does: the gradients hide the way.",
+    ),
     (
         "hidden point",
-        "A point that only challengers break (gradient level), or white-box attacks but none on cross-entropy (loss "
-        "level).",
+        "A point that only challengers break (gradient level), or that white-box attacks break but none on cross-"
+        "entropy (loss level).",
     ),
     (
         "look",
-        "A number of points at which the audit considers its verdict, each larger than the one before. It stops at "
-        "the first look that decides; the test holds at all looks together.",
+        "A number of points at which the audit considers its verdict, each larger than the one before. The test "
+        "holds at all looks together, so the audit may stop at any of them.",
     ),
-    ("loss level", "Points that white-box attacks break, but not on cross-entropy, which is flat or leads elsewhere."),
+    (
+        "loss level",
+        "The share of compared points that white-box attacks break, but not on cross-entropy, which is flat or "
+        "leads elsewhere.",
+    ),
+    ("masked", "Gradients or the loss hide that the model is weaker than the usual attack says."),
     (
         "matched budgets",
-        "Where white-box attacks on cross-entropy and on other losses are compared, both were given equal effort.",
+        "Equal effort of white-box attacks on cross-entropy and on other losses, wherever the two are compared.",
     ),
-    ("near miss", "An unbroken point whose best candidate came close; it is attacked once more from there."),
+    ("mechanism", "The kind of fault that hides the gradient, such as rounding or saturation."),
+    (
+        "near miss",
+        "One of the unbroken points whose best candidates came closest to breaking them; it is attacked once more "
+        "from there.",
+    ),
     ("pass", "One evaluation of the model at one point, forward or backward."),
     ("point", "One labelled input of the data that was drawn for the audit."),
     (
         "points compared",
-        "Correct points on which a level rests: at gradient level those that challengers searched, at loss level "
-        "those with matched budgets. A level that is decided needs no further points, so each has its own number.",
+        "The correctly classified points on which a level rests: at gradient level those that challengers searched "
+        "wherever they could reveal something, at loss level those with matched budgets. A level that is decided "
+        "needs no further points, so each level has its own number of them.",
     ),
-    ("power check", "Evidence that the search could have found something: known answers that it had to find."),
+    (
+        "power check",
+        "Evidence that the search could have found something: known answers that it has to find on its own.",
+    ),
+    ("probe", "A measurement of the model or its gradients."),
     ("query", "One evaluation of the model at one point that an attack asks for."),
+    ("reference", "PGD on cross-entropy with 40 steps from a random start, what a claim is commonly computed with."),
     ("repair", "A change of the backward pass only: every decision stays, and an attack gets another gradient."),
-    ("screen", "Signs that the gradient or the loss is at fault; where one fires, fewer hidden points count as proof."),
-    ("slack", "The share hidden of all points that healthy models may show; masking must exceed it beyond doubt."),
-    ("skipped", "An attack that was left out, since nothing it could find would change the verdict, or as stated."),
+    (
+        "repaired attack",
+        "A gradient attack through a copy whose backward pass was repaired; its examples are scored on the original.",
+    ),
+    ("restart", "A further run of an attack from another start."),
+    (
+        "robust accuracy",
+        "The share of all drawn points that the model classifies correctly and that withstand the attack.",
+    ),
+    (
+        "screen",
+        "Signs that the gradient or the loss is at fault: three measurements of the gradient, and logits that an "
+        "operation brings close together. Where one fires, fewer hidden points count as proof at the level that it "
+        "concerns.",
+    ),
+    (
+        "skipped",
+        "Of an attack: left out, since nothing that it could find would change the verdict, or for the reason that "
+        "is given.",
+    ),
+    ("slack", "The share of hidden points that healthy models may show; masking must exceed it beyond doubt."),
+    ("straight-through", "A backward pass that treats a hard operation, such as rounding, as the identity."),
+    (
+        "surrogate",
+        "Another network, trained on the model's answers, whose gradients are borrowed for a transfer attack.",
+    ),
     ("trace", "A record of every operation of the model, of the gradient through it, and of where it is cut."),
+    ("unbroken", "No attack has broken the point so far."),
+    ("verdict", "masked, suspect, clear or inconclusive: a statement about the search that was made."),
     ("white-box attack", "An attack that follows the model's gradients."),
 )
 

@@ -13,11 +13,12 @@ from maskaudit.settings.budget import (
     looks_up_to,
 )
 from maskaudit.settings.events import AuditEvent, Listener, ignore_events
-from maskaudit.settings.kinds import WORDS
+from maskaudit.settings.kinds import BUILT_IN_DATA, WORDS
 from maskaudit.settings.training import TRAIN_OPTIONS, Augment, Schedule, TrainSettings, Weighting
 
 __all__ = [
     "BUDGETS",
+    "BUILT_IN_DATA",
     "CORRECT_POINTS",
     "FAIL_ON",
     "FIRST_LOOKS",

@@ -12,7 +12,18 @@ from maskaudit.declared.options import check_options, option, options_of
 from maskaudit.errors import UsageError
 from maskaudit.results import Norm
 from maskaudit.settings.budget import BUDGETS, Budget, allowance, looks_up_to
-from maskaudit.settings.kinds import COUNT, INPUT, LARGEST_COUNT, LENGTH, MAX_LIST, PLAN, SHARE, WORD, WORDS
+from maskaudit.settings.kinds import (
+    BUILT_IN_DATA,
+    COUNT,
+    INPUT,
+    LARGEST_COUNT,
+    LENGTH,
+    MAX_LIST,
+    PLAN,
+    SHARE,
+    WORD,
+    WORDS,
+)
 from maskaudit.settings.plan import Plan
 
 Outputs = Literal["logits", "log-probabilities", "probabilities", "votes", "sigmoids", "one-logit", "one-probability"]
@@ -221,7 +232,7 @@ class Request:
     )  # fmt: skip
     data: str | None = option(
         None, WORD,
-        "digits, fashion-mnist, cifar-10, svhn, a file (.npz, .npy, .pt, .safetensors, .csv, .parquet, .tar), a folder "
+        f"{', '.join(BUILT_IN_DATA)}, a file (.npz, .npy, .pt, .safetensors, .csv, .parquet, .tar), a folder "
         "of class folders, torchvision:NAME, hf:ID or py:CODE.",
         metavar="SOURCE", group="data", path="source",
     )  # fmt: skip

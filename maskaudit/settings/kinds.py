@@ -9,6 +9,9 @@ MAX_LIST = 10_000
 LARGEST_INPUT = 1e6
 LARGEST_COUNT = 2**31 - 1
 
+#: The data sets that come with the program, by name; `maskaudit.data.NAMED` has their readers.
+BUILT_IN_DATA = ("digits", "fashion-mnist", "cifar-10", "svhn")
+
 WORD = Text(shortest=1)
 WORDS = Items(WORD, MAX_LIST, single=True)
 COUNT = Whole(1, LARGEST_COUNT)

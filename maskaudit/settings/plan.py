@@ -126,7 +126,7 @@ class Stage:
 
     @property
     def cost(self) -> int:
-        """Gradient steps per point."""
+        """Gradient steps that the stage makes per point."""
         runs = self.targets if self.loss.startswith("targeted") else 1
         return self.steps * self.restarts * runs * max(1, self.draws)
 

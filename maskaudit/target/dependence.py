@@ -70,7 +70,7 @@ class Dependence:
         return notes
 
     def to_dict(self) -> dict[str, bool]:
-        """Plain JSON."""
+        """Plain values for the report."""
         return {"batch": self.batch, "state": self.state, "random": self.random}
 
 

@@ -169,7 +169,7 @@ class Form:
         return torch.cat([-above / 2, above / 2], dim=1)
 
     def changed(self, **values: Any) -> Form:
-        """The same with other values."""
+        """A copy with other values of some fields."""
         return dataclasses.replace(self, **values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Gradient:
 
     @staticmethod
     def joined(parts: Sequence[Gradient]) -> Gradient:
-        """Those of several batches as one."""
+        """The gradients of several batches as one."""
         if len(parts) == 1:
             return parts[0]
         scores, value, grad = (torch.cat([getattr(p, name) for p in parts]) for name in ("scores", "value", "grad"))

@@ -117,7 +117,7 @@ class Target:
 
     @property
     def outputs(self) -> Outputs:
-        """What the model returns."""
+        """The kind of output that the model returns, such as logits."""
         return self.form.outputs
 
     @outputs.setter

@@ -40,7 +40,7 @@ class PassLedger:
         self.backwards += spent.backwards
 
     def copy(self) -> PassLedger:
-        """A snapshot."""
+        """The counts of this moment; later passes leave them."""
         return replace(self)
 
 

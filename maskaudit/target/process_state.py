@@ -185,11 +185,11 @@ class TorchFlags:
 
     @classmethod
     def read(cls) -> TorchFlags:
-        """What holds now."""
+        """The settings of torch as they are now."""
         return cls(tuple(read() for read, _ in _ARITHMETIC))
 
     def restore(self) -> None:
-        """Put back what is no longer so."""
+        """Set back what has changed since they were read."""
         _restore(_ARITHMETIC, self.values)
 
 
@@ -228,7 +228,7 @@ class World:
         self._random = RandomState()
 
     def restore(self) -> None:
-        """Put back what is no longer so."""
+        """Set back what has changed since this was made."""
         with contextlib.ExitStack() as stack:  # one that cannot be put back does not keep the others from it
             stack.callback(self._random.restore)
             stack.callback(self._flags.restore)
@@ -246,7 +246,7 @@ class RandomState:
         self._python = random.getstate()
 
     def restore(self) -> None:
-        """Put them back."""
+        """Give all generators the state that was noted."""
         torch.set_rng_state(self._torch)
         if self._cuda:
             torch.cuda.set_rng_state_all(self._cuda)

@@ -68,7 +68,7 @@ class Recognised:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """What the verdict must say of itself."""
+        """The limits that the verdict must state of itself."""
         chance = [PROOF.sentence] if self.dependence.random else []
         return (*self.dependence.sentences(), *chance)
 

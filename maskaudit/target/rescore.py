@@ -42,14 +42,14 @@ class Proof:
 
     @property
     def sentence(self) -> str:
-        """What counts, for the report."""
+        """For the report: when an example counts as proven."""
         return (
             f"The model answers at random: an example counts where it wins {self.wins} of {self.draws} fresh draws, "
             f"which one that wins half of all draws or fewer does with a chance of at most {self.error:.1%}."
         )
 
     def to_dict(self) -> dict[str, float]:
-        """Plain JSON."""
+        """Plain values for the report."""
         return {"draws": self.draws, "wins": self.wins, "error": self.error}
 
 

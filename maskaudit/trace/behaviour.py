@@ -38,13 +38,13 @@ def useless(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vanishes(grad: Tensor) -> Tensor:
-    """Points (N,) at which it is either."""
+    """Points (N,) at which a gradient (N, …) is exactly zero or has an entry that is not finite."""
     zero, broken = useless(grad)
     return zero | broken
 
 
 def zero_share(grad: Tensor) -> float:
-    """Their share."""
+    """Share of the points at which the gradient vanishes."""
     return float(vanishes(grad).double().mean())
 
 

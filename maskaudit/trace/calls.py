@@ -46,7 +46,7 @@ def op_name(func: Callable[..., Any]) -> str:
 
 
 def node_op_name(node: Node) -> str:
-    """`RoundBackward0` → `round`."""
+    """The name of the operation behind a node of the graph: `RoundBackward0` → `round`."""
     return node_kind(node) or node.name()
 
 

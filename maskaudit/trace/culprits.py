@@ -103,7 +103,7 @@ _ORDER = (
 
 
 def ranked(culprits: list[Culprit]) -> list[Culprit]:
-    """The most certain first."""
+    """The culprits, the most certain first."""
     certain = {"high": 0, "medium": 1, "low": 2}
     return sorted(
         culprits,

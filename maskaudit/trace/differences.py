@@ -64,7 +64,7 @@ class Scale:
         self.correlation = 1.0 if found is None else found
 
     def side(self, by: float = CLEAR_BY) -> int:
-        """See `clear_side`."""
+        """On which side of the limit the correlation clearly lies; see `clear_side`."""
         return clear_side(self.correlation, len(self.predicted), by)
 
     def missing(self, directions: int, points: int) -> Iterator[tuple[int, int]]:

@@ -55,7 +55,7 @@ class Estimator:
 
     @property
     def foreign(self) -> bool:
-        """Whether it is that of something else."""
+        """Whether the gradient is that of something else than the staircase."""
         return self.trend is not None and self.trend < FOREIGN
 
 

@@ -43,7 +43,7 @@ class RecordedOp:
 
     @property
     def location(self) -> Location:
-        """Where it ran."""
+        """Module, name and source line of the operation."""
         return Location(self.module, self.name, self.file, self.line)
 
     def made_the_same(self, other: RecordedOp) -> bool:

@@ -106,7 +106,7 @@ def _place(node: Any, prefix: str) -> ScriptedOp:
 
 
 def module_path(hierarchy: str) -> str:
-    """`net(Sequential).0(Conv2d).SELF(Conv2d)` → `net.0`."""
+    """The path of a module from its hierarchy: `net(Sequential).0(Conv2d).SELF(Conv2d)` → `net.0`."""
     names = []
     for part in hierarchy.split(")."):
         match = _STEP.match(part if part.endswith(")") else f"{part})")

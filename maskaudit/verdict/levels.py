@@ -190,12 +190,12 @@ class Level:
 
     @property
     def clear_limit(self) -> float:
-        """What `clear` excludes."""
+        """The share of hidden points that a `clear` verdict must exclude."""
         return clear_limit_of(self.fired)
 
     @property
     def proven(self) -> bool:
-        """Whether masking is."""
+        """Whether masking is proven at this level."""
         return not self.unproven and self.exceeds
 
     @property

@@ -48,7 +48,7 @@ class Power:
 
     @property
     def sentence(self) -> str:
-        """The outcome in words."""
+        """The outcome of the power check in words."""
         if self.passed is None:
             if self.method == "none":
                 return "The power of the search was not checked, because the verdict does not depend on it."

@@ -95,7 +95,7 @@ class Families:
 
     @classmethod
     def of(cls, attacks: Iterable[Named]) -> Families:
-        """The families of attacks."""
+        """The attacks sorted into families; the sanity check belongs to none."""
         rows = [row for row in attacks if row.role != "sanity"]
         strong = [row for row in rows if row.role in ("reference", "strong")]
         return cls(
@@ -179,7 +179,7 @@ def _repaired(recorded: Recorded, strong: Sequence[bool]) -> int | None:
         return None
     names = _names(row for row in recorded.attacks if row.role == "repaired")
     pairs = zip(recorded.broken(names), strong, strict=True)
-    return sum(hit and not own for hit, own in islice(pairs, recorded.searched))
+    return sum(hit and not strong for hit, strong in islice(pairs, recorded.searched))
 
 
 def _present(recorded: Recorded) -> set[str]:

@@ -34,6 +34,9 @@ POOL_POINTS = 2000
 #: Raised when the attacks change in a way that their settings do not show.
 PLAN_VERSION = 2
 
+#: Families by the names under which they enter a record's digest, where those differ: a new name makes no record stale.
+_IN_RECORDS = {"other": "own"}
+
 #: By this the runs of white-box attacks are divided where there is a twin to attack: the twin then gives the best known
 #: accuracy, and white-box attacks are only asked how far they come.
 WITH_TWIN = 3
@@ -45,13 +48,13 @@ class TruthAttack:
 
     Attributes:
         view: what it attacks: the "model" itself, or its "unmasked" twin.
-        family: "ce" for white-box attacks on cross-entropy, "own" for those on other losses, "" for the rest.
-        costs: the setting that is divided by the number of draws for a random model, and by `WITH_TWIN` for own
-            gradients where there is a twin, so that a record stays affordable.
+        family: "ce" for white-box attacks on cross-entropy, "other" for those on other losses, "" for the rest.
+        costs: the setting that is divided by the number of draws for a random model, and by `WITH_TWIN` for
+            white-box attacks where there is a twin, so that a record stays affordable.
     """
 
     view: Literal["model", "unmasked"]
-    family: Literal["ce", "own", ""]
+    family: Literal["ce", "other", ""]
     name: str
     run: Callable[..., Attempt]
     settings: dict[str, Any]
@@ -65,10 +68,12 @@ PLAN: tuple[TruthAttack, ...] = (
     TruthAttack("model", "ce", "pgd", pgd, {"loss": "ce", "steps": 40}),
     TruthAttack("model", "ce", "pgd-coarse", pgd, {"loss": "ce", "steps": 60, "relative_step": 0.25}),
     TruthAttack("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 13}, "restarts"),
-    TruthAttack("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}, "restarts"),
-    TruthAttack("model", "own", "apgd-dlr", apgd, {"loss": "dlr", "steps": 100}),
-    TruthAttack("model", "own", "apgd-rescaled", apgd, {"loss": "rescaled", "steps": 100}),
-    TruthAttack("model", "own", "apgd-targeted", apgd, {"loss": "targeted-dlr", "steps": 100, "targets": 9}, "targets"),
+    TruthAttack("model", "other", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}, "restarts"),
+    TruthAttack("model", "other", "apgd-dlr", apgd, {"loss": "dlr", "steps": 100}),
+    TruthAttack("model", "other", "apgd-rescaled", apgd, {"loss": "rescaled", "steps": 100}),
+    TruthAttack(
+        "model", "other", "apgd-targeted", apgd, {"loss": "targeted-dlr", "steps": 100, "targets": 9}, "targets"
+    ),
     TruthAttack("unmasked", "", "apgd-ce", apgd, {"loss": "ce", "steps": 100, "restarts": 3}),
     TruthAttack("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 100, "restarts": 3}),
     TruthAttack("unmasked", "", "apgd-targeted", apgd, {"loss": "targeted-margin", "steps": 100, "targets": 9}),
@@ -108,7 +113,7 @@ class Subject:
     @property
     def recipe(self) -> str:
         """Digest of everything that the record depends on."""
-        plan = [[s.view, s.family, s.name, s.settings, s.costs] for s in PLAN]
+        plan = [[s.view, _IN_RECORDS.get(s.family, s.family), s.name, s.settings, s.costs] for s in PLAN]
         threat = [self.threat.norm, self.threat.eps]
         certificate = getattr(self.entry.certificate, "__name__", "") if self.entry.certificate else ""
         model = [state_digest(self.module), repr(self.module)]
@@ -158,7 +163,7 @@ def establish(one: Subject) -> Truth:
             points=tuple(one.index.tolist()),
             correct=pack(correct.tolist()),
             broken=pack(search.broken.tolist()),
-            strong=pack((search.by_ce | search.by_own).tolist()),
+            strong=pack((search.by_ce | search.by_other).tolist()),
             cross_entropy=pack(search.by_ce.tolist()),
             certified="" if certified is None else pack(certified.tolist()),
             random=target.random,
@@ -178,7 +183,7 @@ class _Search:
     def __init__(self, one: Subject, target: Target, correct: Tensor) -> None:
         self.one, self.target, self.correct = one, target, correct
         self.broken = torch.zeros_like(correct)
-        self.by_ce, self.by_own = self.broken.clone(), self.broken.clone()
+        self.by_ce, self.by_other = self.broken.clone(), self.broken.clone()
         self.ran: list[str] = []
         hides = any(isinstance(module, Unmaskable) for module in one.module.modules())
         self.twin = unmask(one.module).eval() if hides else None
@@ -190,7 +195,7 @@ class _Search:
 
     def run(self, step: TruthAttack) -> None:
         """One attack, on the points that its family has not broken."""
-        done = {"ce": self.by_ce, "own": self.by_ce | self.by_own, "": self.broken}[step.family]
+        done = {"ce": self.by_ce, "other": self.by_ce | self.by_other, "": self.broken}[step.family]
         rows = (self.correct & ~done).nonzero().squeeze(1)
         self.ran.append(f"{step.view}:{step.name}")
         if not len(rows):
@@ -205,8 +210,8 @@ class _Search:
         self.broken[rows] |= broken
         if step.family == "ce":
             self.by_ce[rows] |= broken
-        elif step.family == "own":
-            self.by_own[rows] |= broken
+        elif step.family == "other":
+            self.by_other[rows] |= broken
 
     def offer_known(self) -> None:
         """Candidates that the model's construction knows, on the points not broken yet."""

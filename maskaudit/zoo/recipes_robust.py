@@ -67,7 +67,7 @@ class IntervalTraining(OnePhase):
     """κ · CE(f(x), y) + (1 − κ) · CE(worst logits over the ball, y), ε and κ ramped (Gowal et al. 2018, eq. 12)."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mixture, a scalar."""
+        """A mixture of cross-entropy on clean and on worst-case logits, a scalar."""
         ramp = min(1.0, batch.epoch / (IBP_RAMP * batch.epochs))
         kappa = 1.0 - ramp * (1.0 - IBP_KAPPA)
         worst = worst_logits(model, batch.x, batch.y, ramp * self.threat.eps, self.threat.bounds)

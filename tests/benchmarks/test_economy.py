@@ -12,9 +12,9 @@ from maskaudit.zoo import ZOO
 
 def audit(model: str = "pgd-at", **changes: Any) -> dict[str, Any]:
     points = {"index": [7, 3, 5, 9], "correct": [1, 1, 1, 0], "broken_by": [[1], [], [1], []]}
-    own = {"forwards": 60, "backwards": 40, "seconds": 1.0, "unbroken": [1, 1, 0, 0]}
+    spent = {"forwards": 60, "backwards": 40, "seconds": 1.0, "unbroken": [1, 1, 0, 0]}
     return {
-        "model": model, "seed": 0, "forwards": 200, "backwards": 100, "cpu_seconds": 3.0, "own": own,
+        "model": model, "seed": 0, "forwards": 200, "backwards": 100, "cpu_seconds": 3.0, "own": spent,
         "document": {"points": points}, **changes,
     }  # fmt: skip
 
@@ -28,8 +28,8 @@ def run(model: str = "pgd-at", **changes: Any) -> dict[str, Any]:
 
 def test_points_are_paired_by_their_number_and_costs_are_shares() -> None:
     pair = pair_of(audit(), run())
-    assert (pair.own, pair.best, pair.theirs, pair.points) == (2, 1, 3, 3)
-    assert (pair.own_passes, pair.passes, pair.own_cpu, pair.cpu) == pytest.approx((0.075, 0.3, 0.075, 0.3))
+    assert (pair.white_box, pair.best, pair.theirs, pair.points) == (2, 1, 3, 3)
+    assert (pair.white_box_passes, pair.passes, pair.white_box_cpu, pair.cpu) == pytest.approx((0.075, 0.3, 0.075, 0.3))
 
 
 def test_models_are_told_apart_by_mask_and_accuracy() -> None:

@@ -1,4 +1,4 @@
-"""What a log said was left is read at the moments that count."""
+"""The time left that a log gives is read at the moments that count."""
 
 from __future__ import annotations
 

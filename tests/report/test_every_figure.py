@@ -22,7 +22,7 @@ from scipy import integrate, stats
 
 from maskaudit.report import html, markdown, text
 
-from ..auditing.own_audits import MAKERS, failed, own
+from ..auditing.example_audits import MAKERS, example, failed
 
 pytestmark = pytest.mark.heavy
 
@@ -37,27 +37,27 @@ def audited(request: pytest.FixtureRequest, zoo_cache: Path) -> Counted:
 @functools.cache
 def counted(name: str) -> Counted:
     """One audit, whose reports are rendered once."""
-    return Counted(own(name).document)
+    return Counted(example(name).document)
 
 
 # --- the audits themselves -------------------------------------------------------------------------
 
 
 def test_the_audits_are_what_they_are_called(zoo_cache: Path) -> None:
-    labels = {name: own(name).document["verdict"]["label"] for name in MAKERS}
+    labels = {name: example(name).document["verdict"]["label"] for name in MAKERS}
     assert labels["masked at gradient level"] == labels["masked at loss level"] == "masked"
     assert labels["clear"] == "clear"
     assert labels["broken off"] == labels["few parts on request"] == "inconclusive"
-    levels = {name: own(name).document["masking"] for name in MAKERS}
+    levels = {name: example(name).document["masking"] for name in MAKERS}
     assert levels["masked at gradient level"]["gradient_level"]["value"] > 0.5
     assert levels["masked at loss level"]["loss_level"]["value"] > 0.5
-    assert own("random").document["target"]["random"]
-    assert own("broken off").document["partial"]["reason"]
+    assert example("random").document["target"]["random"]
+    assert example("broken off").document["partial"]["reason"]
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_audit_proves_itself(name: str, zoo_cache: Path) -> None:
-    one = own(name)
+    one = example(name)
     assert failed(one) == {}
     assert one.document["points"]["index"]
 

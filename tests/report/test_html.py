@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from maskaudit.report import html, render
+from maskaudit.report.words import TERMS
 
 from . import sample
 
@@ -121,6 +122,15 @@ def test_what_a_document_says_stays_text() -> None:
     assert "{{ 7*7 }}" in shown
     assert {"points", "test", "repair", "checklist", "paper"} <= {a.get("id") for _, a in page.elements}
     assert {(attributes.get("src") or "")[:5] for attributes in page.attributes("img")} == {"data:"}
+
+
+def test_the_verdict_and_the_contents_lead_to_the_glossary() -> None:
+    html_page = rendered("masked")
+    verdict = html_page.partition('id="verdict"')[2].partition("<nav")[0]
+    assert 'href="#glossary"' in verdict
+    page = Page(html_page)
+    assert {"glossary"} <= {attributes.get("id") for _, attributes in page.elements}
+    assert all(term in page.words and meaning in page.words for term, meaning in TERMS)
 
 
 def test_first_screen_has_verdict_axes_proof_and_reason() -> None:

@@ -51,6 +51,22 @@ def test_colour_only_on_request_and_only_ours() -> None:
     assert hostile.count("\x1b") == len(re.findall(r"\x1b\[[0-9;]*m", hostile))
 
 
+def test_only_a_place_is_introduced_by_at() -> None:
+    document = sample.masked().to_dict()
+    finding = next(probe for probe in document["probes"] if probe["status"] == "finding")
+    known = finding["findings"][0]
+    unknown = dict.fromkeys(known["location"], "") | {"line": None}
+    finding["findings"] = [known, {"message": "Cross-entropy has no usable gradient.", "location": unknown}]
+    lines = [line.strip() for line in render(document, "text").splitlines()]
+    assert "- Cross-entropy has no usable gradient." in lines
+    assert any(line.startswith("- at ") and known["location"]["module"] in line for line in lines)
+
+
+def test_the_label_reads_on_in_the_column_of_facts() -> None:
+    line = next(line for line in render(sample.masked().to_dict(), "text").splitlines() if "gradient health" in line)
+    assert line.split() == ["gradient", "health", "masked"]
+
+
 def test_markdown_tables_keep_their_columns() -> None:
     for report in (sample.masked().to_dict(), sample.hostile()):
         lines = render(report, "md").splitlines()

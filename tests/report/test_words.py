@@ -37,6 +37,12 @@ def test_seconds(value: float | None, shown: str) -> None:
     assert words.seconds(value) == shown
 
 
+def test_the_glossary_has_every_term_once_in_order() -> None:
+    names = [term for term, _ in words.TERMS]
+    assert names == sorted(set(names))
+    assert all(meaning.endswith(".") for _, meaning in words.TERMS)
+
+
 def test_quantity() -> None:
     assert words.quantity(0.72, "share of points", True) == "72.0% of points"
     assert words.quantity(-38.12, "decades", False) == "−38.1 decades"

@@ -183,7 +183,7 @@ def test_disagreements_are_named(changes: dict[str, Any], sentence: str) -> None
 
 SHORT_PLAN = (
     TruthAttack("model", "ce", "apgd-ce", apgd, {"loss": "ce", "steps": 10}),
-    TruthAttack("model", "own", "apgd-margin", apgd, {"loss": "margin", "steps": 10}),
+    TruthAttack("model", "other", "apgd-margin", apgd, {"loss": "margin", "steps": 10}),
     TruthAttack("unmasked", "", "apgd-margin", apgd, {"loss": "margin", "steps": 30}),
 )
 

@@ -56,7 +56,7 @@ class Terrain:
 
     @property
     def dims(self) -> int:
-        """Coordinates of one input."""
+        """Number of coordinates of one input."""
         return self.shape.numel()
 
     def column(self, per_point: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ OnDone = Callable[[int, Done[Result]], None]
 
 
 class Engine(Protocol):
-    """Runs tasks."""
+    """What runs tasks: in this process, in several, or on a cluster."""
 
     def run(
         self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore

@@ -9,12 +9,12 @@ from maskaudit.target import Target
 
 
 class Local:
-    """Runs tasks here."""
+    """The engine that runs tasks in this process."""
 
     def run(
         self, tasks: Sequence[Task[Result]], target: Target, on_done: OnDone[Result] = ignore
     ) -> list[Done[Result]]:
-        """As `Engine.run`."""
+        """Run the tasks one after the other, as `Engine.run` asks."""
         before, done = target.ledger.copy(), list[Done[Result]]()
         try:
             for number, task in enumerate(tasks):
@@ -26,4 +26,4 @@ class Local:
         return done
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: this engine holds no processes."""

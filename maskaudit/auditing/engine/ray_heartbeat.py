@@ -37,12 +37,12 @@ class Signs:
         self._number, self._last = 0, dict[str, Sign]()
 
     def note(self, parcel: str, call: int, node: str, process: int) -> None:
-        """A worker lives."""
+        """Note a sign of life from the worker that holds a parcel."""
         self._number += 1
         self._last[parcel] = Sign(self._number, call, node, process)
 
     def forget(self, parcel: str) -> None:
-        """A parcel is done."""
+        """Drop the signs of a parcel that is done."""
         self._last.pop(parcel, None)
 
     def last(self) -> tuple[int, dict[str, Sign]]:

@@ -27,7 +27,7 @@ _kept: OrderedDict[str, Any] = OrderedDict()
 
 
 def what_it_is() -> dict[str, str]:
-    """What a node is."""
+    """What tells the machine of a node from others: `machine()`, asked there."""
     return machine()
 
 

@@ -43,6 +43,7 @@ def flat(pads: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def conv(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    """Conv, in one to three dimensions."""
     strides, dilations, pads = window(a, x, w.shape[2:])
     x, padding = padded(x, pads, 0.0)
     function = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[w.dim() - 2]
@@ -81,10 +82,12 @@ def _cut(a: Attributes, full: Sequence[int], same: Sequence[int]) -> list[tuple[
 
 
 def batch_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """BatchNormalization with the stored statistics."""
     return F.batch_norm(x, mean.detach(), var.detach(), scale, bias, False, 0.0, a.get("epsilon", 1e-5))
 
 
 def instance_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """InstanceNormalization."""
     return F.instance_norm(x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5))
 
 
@@ -133,6 +136,7 @@ def col2im(a: Attributes, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
 
 
 def group_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """GroupNormalization."""
     groups = a.get("num_groups")
     if len(scale) == groups != x.shape[1]:  # before opset 21: one entry per group
         scale, bias = (t.repeat_interleave(x.shape[1] // groups) for t in (scale, bias))
@@ -140,10 +144,12 @@ def group_norm(a: Attributes, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def local_response(a: Attributes, x: Tensor) -> Tensor:
+    """LRN: normalisation over neighbouring channels."""
     return F.local_response_norm(x, a.get("size"), a.get("alpha", 1e-4), a.get("beta", 0.75), a.get("bias", 1.0))
 
 
 def depth_to_space(a: Attributes, x: Tensor) -> Tensor:
+    """DepthToSpace: channels become blocks of pixels."""
     block, (n, c, h, w) = a.get("blocksize"), x.shape
     if a.get("mode", "DCR") == "CRD":
         return F.pixel_shuffle(x, block)
@@ -151,6 +157,7 @@ def depth_to_space(a: Attributes, x: Tensor) -> Tensor:
 
 
 def space_to_depth(a: Attributes, x: Tensor) -> Tensor:
+    """SpaceToDepth: blocks of pixels become channels."""
     block, (n, c, h, w) = a.get("blocksize"), x.shape
     if a.get("mode", "DCR") == "CRD":
         return F.pixel_unshuffle(x, block)
@@ -208,6 +215,7 @@ def _along(values: Tensor, x: Tensor, axis: int) -> Tensor:
 
 
 def quantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """QuantizeLinear: real numbers to whole ones on a grid."""
     axis = a.get("axis", 1)
     dtype = zero.dtype if zero is not None else DTYPES.get(a.get("output_dtype", 2), torch.uint8)
     shift = _along(zero, x, axis).to(x.dtype) if zero is not None else 0.0
@@ -216,6 +224,7 @@ def quantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None
 
 
 def dequantise(a: Attributes, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """DequantizeLinear: the real numbers that whole ones on a grid mean."""
     axis = a.get("axis", 1)
     shift = _along(zero, x, axis).to(scale.dtype) if zero is not None else 0.0
     return (x.to(scale.dtype) - shift) * _along(scale, x, axis)

@@ -56,7 +56,7 @@ def read(file: ModelFile, options: Options) -> Contents:
     digest = hashlib.sha256(file.sha256.encode())
     try:
         check_count(count_fields(file.data), MAX_FIELDS, "fields")
-        given, said, columns = one_input(onnx, inlined(onnx, onnx.load_model_from_string(file.data)))
+        given, table_notes, columns = one_input(onnx, inlined(onnx, onnx.load_model_from_string(file.data)))
         model, asked = plain_tables(onnx, given)
         model = plain_quantised(onnx, model)
         graph = model.graph
@@ -85,7 +85,7 @@ def read(file: ModelFile, options: Options) -> Contents:
             f"{file.source} is an ONNX model that cannot be converted ({describe_error(error)}); export it again, or "
             "give the torch model itself."
         ) from error
-    notes = (CONVERSION_NOTE, *said, *notes)
+    notes = (CONVERSION_NOTE, *table_notes, *notes)
     if options.arch is not None:
         notes += ("--arch was not used: an ONNX model brings its own operations.",)
     return Contents(module, "onnx", {}, (), notes, digest.hexdigest() if outside else None, columns)

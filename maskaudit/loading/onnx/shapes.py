@@ -164,7 +164,7 @@ def trilu(a: Attributes, x: Tensor, k: Tensor | None = None) -> Tensor:
 
 
 def concat(a: Attributes, *inputs: Tensor) -> Tensor:
-    """Concat: along `axis`."""
+    """Concat: the inputs joined along `axis`."""
     return torch.cat(inputs, dim=a.get("axis"))
 
 

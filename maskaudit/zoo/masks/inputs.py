@@ -44,7 +44,7 @@ class HonestQuantiser(Mask):
         return self.network(x + (rounded - x).detach())
 
     def unmasked(self) -> nn.Module:
-        """Itself: it hides nothing."""
+        """The model itself: it hides nothing."""
         return self
 
 

@@ -97,7 +97,7 @@ class Detach(nn.Module):
         return h.detach()
 
     def unmasked(self) -> nn.Module:
-        """The identity."""
+        """The identity, which lets the gradient pass."""
         return nn.Identity()
 
 

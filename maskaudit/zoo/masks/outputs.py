@@ -45,7 +45,7 @@ class HardLabels(Mask):
 
 
 class SoftmaxOutput(Mask):
-    """Honest probabilities."""
+    """Probabilities instead of logits: an ordinary softmax, which masks nothing by itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities (N, K)."""

@@ -158,7 +158,7 @@ class StochasticPruning(Described):
         return torch.where(alive, flat / kept.clamp_min(1e-12), 0.0).view(h.shape)
 
     def unmasked(self) -> nn.Module:
-        """Its mean: the identity."""
+        """The identity, which is its mean."""
         return nn.Identity()
 
 
@@ -174,7 +174,7 @@ class DropoutOn(Described):
         return F.dropout(h, self.p, training=True)
 
     def unmasked(self) -> nn.Module:
-        """Its mean: the identity."""
+        """The identity, which is its mean."""
         return nn.Identity()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from maskaudit.zoo import ZOO
 
-from .own_audits import failed, of_the_zoo, own
+from .example_audits import example, failed, of_the_zoo
 
 pytestmark = pytest.mark.heavy
 
@@ -32,13 +32,13 @@ def test_every_audit_of_the_zoo_proves_itself(name: str, zoo_cache: Path) -> Non
 @pytest.mark.parametrize("name", CHEAP)
 @pytest.mark.parametrize("label", ["clear", "masked", "inconclusive"])
 def test_an_edited_label_does_not_follow(name: str, label: str, zoo_cache: Path) -> None:
-    one = copy.deepcopy(own(name))
+    one = copy.deepcopy(example(name))
     if one.document["verdict"]["label"] != label:
         one.document["verdict"]["label"] = label
         assert {"report", "verdict"} <= set(failed(one))
 
 
 def test_what_was_left_out_cannot_be_struck_from_the_report(zoo_cache: Path) -> None:
-    one = copy.deepcopy(own("few parts on request"))
+    one = copy.deepcopy(example("few parts on request"))
     one.document["settings"]["left_out"] = {}
     assert "verdict" in failed(one)

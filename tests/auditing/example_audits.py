@@ -30,7 +30,7 @@ SLOW = ("decision", "finite-differences", "square-near", "transfer", "apgd-near"
 
 
 @dataclass(frozen=True)
-class Own:
+class Example:
     """An audit: its document as a file holds it, its evidence, and the model as a reviewer opens it."""
 
     document: dict[str, Any]
@@ -53,35 +53,35 @@ class Failing(nn.Module):
         return scores
 
 
-def of_the_zoo(name: str, samples: int, *, ball: tuple[Norm, float] | None = None, **options: Any) -> Own:
+def of_the_zoo(name: str, samples: int, *, ball: tuple[Norm, float] | None = None, **options: Any) -> Example:
     """An audit of a zoo model in its own ball or another, on its own data."""
     entry = ZOO[name]
     settings = AuditSettings(**{"budget": "quick", "samples": samples, **options})
     norm, eps = ball or (entry.norm, entry.eps)
     request = api.Request(f"zoo:{name}", data=entry.data, norm=norm, eps=eps, settings=settings)
     audit = api.run(api.prepare(request))
-    return Own(json.loads(audit.report.to_json()), audit.evidence, api.load(f"zoo:{name}"))
+    return Example(json.loads(audit.report.to_json()), audit.evidence, api.load(f"zoo:{name}"))
 
 
-def broken_off(passes: int) -> Own:
+def broken_off(passes: int) -> Example:
     """An audit of a model that fails in the midst of it."""
     net = api.load("zoo:quantised").module
     audit = api.audit(Failing(net, passes), load_data("digits", split="test"), budget="quick", samples=24)
     assert audit.failure is not None
-    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(Failing(net, 10**9)))
+    return Example(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(Failing(net, 10**9)))
 
 
-def with_bounds_and_a_branch() -> Own:
+def with_bounds_and_a_branch() -> Example:
     """An audit of a network of branches that is bounded, and searched through one branch alone."""
     network = trained(Inception(), 60)
     audit = api.audit(
         network, load_data("digits", split="test"), eps=0.02, budget="quick", samples=24, certify=True,
         branches=("b5", "pool"), ignore=SLOW,
     )  # fmt: skip
-    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
+    return Example(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
 
 
-def of_a_table() -> Own:
+def of_a_table() -> Example:
     """An audit of a small network on a table whose columns have units of their own."""
     numbers = torch.Generator().manual_seed(0)
     age, dose = torch.randint(18, 91, (200,), generator=numbers).float(), 400 * torch.rand(200, generator=numbers)
@@ -98,10 +98,10 @@ def of_a_table() -> Own:
         audit = api.audit(
             network, (x, network(x).argmax(1)), features=str(file), eps=0.05, budget="quick", samples=32, ignore=SLOW
         )
-    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
+    return Example(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(network))
 
 
-def of_a_callable(*, black_box: bool = False) -> Own:
+def of_a_callable(*, black_box: bool = False) -> Example:
     """An audit of a function that hides its module and gives labels only."""
     net = api.load("zoo:hard-labels").module
 
@@ -111,10 +111,10 @@ def of_a_callable(*, black_box: bool = False) -> Own:
 
     data = load_data("digits", split="test")
     audit = api.audit(answer, data, budget="quick", samples=24, black_box=black_box)
-    return Own(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(answer))
+    return Example(json.loads(audit.report.to_json()), audit.evidence, api.in_memory(answer))
 
 
-MAKERS: dict[str, Callable[[], Own]] = {
+MAKERS: dict[str, Callable[[], Example]] = {
     "masked at gradient level": lambda: of_the_zoo("quantised", 32, claim=0.9),
     "masked at loss level": lambda: of_the_zoo("logits-x1e4", 40),
     "clear": lambda: of_the_zoo("standard", 96),
@@ -131,17 +131,17 @@ MAKERS: dict[str, Callable[[], Own]] = {
 
 
 @functools.cache
-def own(name: str) -> Own:
+def example(name: str) -> Example:
     """One of `MAKERS`."""
     return MAKERS[name]()
 
 
-def checks(one: Own) -> dict[str, Check]:
+def checks(one: Example) -> dict[str, Check]:
     """What `verify` finds, by name."""
     found = verify_audit(one.document, read_evidence(one.evidence, "evidence"), one.loaded.module, one.loaded.sha256)
     return {check.name: check for check in found}
 
 
-def failed(one: Own) -> dict[str, str]:
+def failed(one: Example) -> dict[str, str]:
     """What does not hold, with its reason."""
     return {name: check.detail for name, check in checks(one).items() if not check.holds}
