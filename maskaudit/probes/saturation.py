@@ -42,9 +42,8 @@ from maskaudit.probes.interface import Measurement, ProbeContext
 from maskaudit.probes.observe import ActivationSite, describe, observe, opaque
 from maskaudit.results import ProbeFinding
 from maskaudit.trace.rectifiers import ActivationCall
+from maskaudit.verdict.limits import FLAT_SLOPE
 
-#: A unit is flat where its slope is below this share of the activation's largest slope.
-FLAT_SLOPE = 1e-3
 #: Layers named in a finding, worst first.
 NAMED_LAYERS = 5
 
