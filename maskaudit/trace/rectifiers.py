@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskaudit.trace.vocabulary import rectifiers
 from maskaudit.verdict.limits import SHUT_SLOPE
 
 #: Names of the same function, in-place forms aside.
 _ALIASES = {"special_expit": "sigmoid", "clip": "clamp", "_threshold": "threshold"}
-RECTIFIERS = frozenset({"relu", "relu6", "threshold", "leaky_relu", "hardtanh", "clamp", "clamp_min", "maximum"})
+_WITH_FLOOR = rectifiers("floor")
 
 
 def canonical(name: str) -> str:
@@ -23,7 +24,7 @@ def canonical(name: str) -> str:
 
 def is_rectifier(name: str) -> bool:
     """Whether a call of this name may cut its argument off from below."""
-    return canonical(name) in RECTIFIERS
+    return canonical(name) in _WITH_FLOOR
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ cases of `tests/trace/hard_cases.py` were written afterwards and changed none of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 HARD = frozenset({
     "round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "__floordiv__",
@@ -20,7 +21,33 @@ SATURATING = frozenset({
 })  # fmt: skip
 #: Saturating ops without a flat side in normal use: blocked this far they are suspects whatever the whole says.
 SMOOTH = frozenset({"tanh", "sigmoid", "softsign", "erf", "tanh_", "sigmoid_", "atan", "arctan"})
-RELU = frozenset({"relu", "relu_", "threshold", "threshold_", "relu6", "hardswish", "clamp_min"})
+#: What a rectifier is taken for. They differ on purpose:
+#:
+#: - "floor": it cuts its argument off from below, so that a unit may be off at all points; dormant units are looked for
+#:   in these, whatever lies above the floor and wherever the floor is.
+#: - "dead": with the right arguments it is a ReLU, 0 below 0, whose dead units are counted. What leaks is not dead, and
+#:   the floor of `maximum` is a tensor.
+#: - "half": it blocks about half of its units in health, so that only far more is suspicious. Clamps and their kind are
+#:   `SATURATING`, since they are meant to let their argument through; hardswish has no floor, but a dead side.
+#: - "leaky": a leaky slope stands in for it. The others, flat above as well or made to limit, get the identity
+#:   (`maskaudit.repairs.surrogates.CLAMPS`).
+RectifierUse = Literal["floor", "dead", "half", "leaky"]
+#: Rectifiers by plain name, and what they are taken for.
+RECTIFIERS: Mapping[str, tuple[RectifierUse, ...]] = {
+    "relu": ("floor", "dead", "half", "leaky"), "threshold": ("floor", "dead", "half", "leaky"),
+    "relu6": ("floor", "dead", "half"), "clamp_min": ("floor", "dead", "half"),
+    "hardtanh": ("floor", "dead"), "clamp": ("floor", "dead"),
+    "leaky_relu": ("floor",), "maximum": ("floor",),
+    "hardswish": ("half",),
+}  # fmt: skip
+
+
+def rectifiers(use: RectifierUse, *more: str) -> frozenset[str]:
+    """Names of the rectifiers taken for this, and more: in-place forms, where names are compared as they are."""
+    return frozenset({name for name, uses in RECTIFIERS.items() if use in uses} | set(more))
+
+
+RELU = rectifiers("half", "relu_", "threshold_")
 #: Ops that act on single units and may block some of them.
 BLOCKING = SATURATING | SMOOTH | RELU | HARD
 SOFTMAX = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax"})
