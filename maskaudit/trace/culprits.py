@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.errors import GradientError
-from maskaudit.results import Location
+from maskaudit.results import Confidence, Location
 from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth, Remedy
+from maskaudit.trace.records import Culprit, Cut, Flow, FunctionCheck, GradientHealth, Remedy
 from maskaudit.trace.suspect_ops import cut_culprit, end_culprit, gap_scale, hooks, optimisation, spread, stops
 from maskaudit.trace.vocabulary import (
     COMPARISONS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.errors import GradientError
-from maskaudit.results import Location
+from maskaudit.results import Confidence, Location
 from maskaudit.target import Target
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.kinds import output_kind
@@ -46,7 +46,7 @@ from maskaudit.trace.passes import (
     observe,
     observe_first,
 )
-from maskaudit.trace.records import Confidence, Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
+from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.without_gradient import refused
 from maskaudit.verdict.limits import OFTEN_FLIPS, SELDOM_FLIPS

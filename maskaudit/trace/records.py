@@ -6,11 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maskaudit.results import Location, plain
+from maskaudit.results import Confidence, Location, plain
 from maskaudit.target.kinds import OutputKind
 from maskaudit.verdict.limits import TRACE_AGREEMENT, ZERO_GRADIENT_SHARE
 
-Confidence = Literal["low", "medium", "high"]
 Remedy = Literal[
     "straight-through",  # zero-derivative op: gradient passes as through the identity
     "reattach",  # detach, .data, casts, argmax, comparisons: a soft stand-in carries the gradient

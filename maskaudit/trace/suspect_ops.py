@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from maskaudit.attacks.losses import RESCALED_GAP
+from maskaudit.results import Confidence
 from maskaudit.trace.calls import PERIODIC
 from maskaudit.trace.cuts import Cuts
 from maskaudit.trace.op_notes import RecordedOp, has_memory
 from maskaudit.trace.opgraph import OpGraph, underived
-from maskaudit.trace.records import Confidence, Culprit, FunctionCheck, Remedy
+from maskaudit.trace.records import Culprit, FunctionCheck, Remedy
 from maskaudit.trace.vocabulary import HARD, RELU, SATURATING, SAWTOOTH, SOFTMAX
 from maskaudit.trace.walk import Walk
 from maskaudit.verdict.limits import KILLED_SHARE, LOOP_GROWTH, LOOP_TURNS, PHASE_SHIFT

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from maskaudit.results import Location, Mechanism, ProbeResult
+from maskaudit.results import Confidence, Location, Mechanism, ProbeResult
 from maskaudit.verdict.limits import NO_GRADIENT_SHARE, OVERFITTING_GAP, SMALL_LOGITS, SMOOTH_SHARE
 
 TITLES: Mapping[str, str] = {
@@ -36,8 +36,6 @@ DESTROYED = ("constant", "one-hot", "clipped logits", "rounded probabilities")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.
 _OF_THE_LOSS = ("output-hides-loss", "logit-scale", SMALL_LOGITS, "flat-loss", "imbalanced-margin")
-
-Confidence = Literal["low", "medium", "high"]
 
 
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
