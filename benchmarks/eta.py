@@ -23,7 +23,8 @@ BUDGETS = ("quick", "standard")
 MOMENTS = (0.25, 0.5, 0.75)
 #: How far an estimate may lie from the truth, as a share of it.
 TOLERANCE = 1 / 3
-LINE = re.compile(r"^\[ *([\d.]+) s\] .*?about ([\d.]+) s left\]$")
+LINE = re.compile(r"^\[ *([\d.]+) s\] .*?about ([\d.]+) (s|min|h) left\]$")
+SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Estimate:
 
 def read(log: str, total: float) -> list[Estimate]:
     """The last estimates before each moment, where there is one."""
-    lines = [(float(m[1]), float(m[2])) for m in map(LINE.match, log.splitlines()) if m]
+    lines = [(float(m[1]), float(m[2]) * SECONDS[m[3]]) for m in map(LINE.match, log.splitlines()) if m]
     found = []
     for moment in MOMENTS:
         before = [(at, left) for at, left in lines if at <= moment * total]

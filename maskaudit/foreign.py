@@ -18,6 +18,8 @@ from types import FrameType
 
 #: Entry points through which other packages add probes, attacks and repairs.
 PLUGIN_GROUPS = ("maskaudit.probes", "maskaudit.attacks", "maskaudit.repairs")
+#: Those that add readers of names of models; the name of the entry point is the prefix.
+READER_GROUP = "maskaudit.formats"
 #: One mark: process id, and the number of the call; odd while it lasts.
 _MARK = struct.Struct("<qq")
 #: Marks on the board; a process uses the one at its id modulo this.

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -27,6 +28,7 @@ Label = Literal["masked", "suspect", "clear", "inconclusive"]
 ClaimStatus = Literal["refuted", "not_refuted", "no_claim"]
 ProbeStatus = Literal["pass", "finding", "not_applicable", "error"]
 Role = Literal["reference", "strong", "challenger", "repaired", "second_opinion", "exact", "sanity"]
+Confidence = Literal["low", "medium", "high"]
 Family = Literal["cross_entropy", "other_loss"]
 #: A part of the search that no verdict can do without; "" for attacks of which none is needed.
 Part = Literal["", "reference", "cross_entropy", "other_loss", "gradient_free"]
@@ -52,6 +54,22 @@ class Location:
     file: str | None = None
     line: int | None = None
 
+    @property
+    def source(self) -> str:
+        """`net.py:14`: the name of the file, and the line; empty where there is no file."""
+        return f"{PurePath(self.file).name}:{self.line}" if self.file else ""
+
+    @property
+    def words(self) -> str:
+        """`tanh in layers.1 (net.py:14)`, as far as known."""
+        return place_in_words(self.op, self.module, self.source)
+
+
+def place_in_words(op: str, module: str, source: str) -> str:
+    """`tanh in layers.1 (net.py:14)`; what is empty is left out."""
+    spot = " ".join(part for part in (op, module and f"in {module}") if part)
+    return f"{spot} ({source})" if spot and source else spot or source
+
 
 @dataclass(frozen=True)
 class Confirmation:
@@ -73,7 +91,7 @@ class Mechanism:
 
     id: str
     title: str
-    confidence: Literal["low", "medium", "high"]
+    confidence: Confidence
     locations: tuple[Location, ...] = ()
     confirmed_by: tuple[Confirmation, ...] = ()
 

@@ -16,6 +16,7 @@ from torch import nn
 from maskaudit import zoo
 from maskaudit.errors import UsageError, describe_error
 from maskaudit.files import is_file
+from maskaudit.foreign import READER_GROUP
 from maskaudit.loading import LoadedModel, finished, hubs, load_file, named
 from maskaudit.loading.blackbox import web
 from maskaudit.loading.interface import Contents
@@ -28,10 +29,6 @@ NAMED: dict[str, Callable[[str], Contents]] = {
     "hf": hubs.read_hf,
     "robustbench": hubs.read_robustbench,
 }
-
-
-#: Entry points of other packages that add readers of names; the name of the entry point is the prefix.
-READER_GROUP = "maskaudit.formats"
 
 
 def load_model(

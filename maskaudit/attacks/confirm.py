@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskaudit.target import Target
-from maskaudit.target.rescore import MAJORITY_DRAWS
+from maskaudit.verdict.limits import MAJORITY_DRAWS
 
 #: The share of as many fresh draws as decide in the end that a candidate must win: an audit counts it as broken from a
 #: share of 0.65 of other draws on, which one whose true share is 0.9 misses in less than one case in a thousand.

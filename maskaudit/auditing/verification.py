@@ -15,9 +15,10 @@ from torch import Tensor
 
 from maskaudit.errors import InputError
 from maskaudit.target import Target
-from maskaudit.target.rescore import MAJORITY_DRAWS, clean_correct, rescore
+from maskaudit.target.rescore import clean_correct, rescore
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.limits import MAJORITY_DRAWS
 from maskaudit.verdict.statistics import mcnemar
 
 #: Chance that an honest record of a random model fails; half for its examples, half for its clean points.

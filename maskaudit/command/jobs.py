@@ -15,7 +15,7 @@ from maskaudit.auditing.branches import sentence, try_branch
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.auditing.runner import Audit
 from maskaudit.command.output import check_writable, is_special, parse_outputs, write_outputs
-from maskaudit.command.terminal import ProgressLine
+from maskaudit.command.terminal import ProgressLine, time_left
 from maskaudit.data import load_data
 from maskaudit.errors import InputError, UsageError
 from maskaudit.repairs.branch import check_branches
@@ -69,7 +69,7 @@ def training_line(event: TrainEvent) -> str:
     told = "" if event.auxiliary_accuracy is None else f"auxiliary {event.auxiliary_accuracy:.3f}  "
     return (
         f"{event.method} epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  accuracy {event.accuracy:.3f}  "
-        f"{told}logits {event.logit_scale:.3g}  {event.eta_seconds:.0f} s left"
+        f"{told}logits {event.logit_scale:.3g}  {time_left(event.eta_seconds)} left"
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from maskaudit.command import streams
 from maskaudit.errors import without_controls
+from maskaudit.report import words
 
 if TYPE_CHECKING:
     from maskaudit.settings import AuditEvent
@@ -42,7 +43,7 @@ class ProgressLine:
         self.done += event.finished
         self.left = event.left
         if event.finished:
-            seconds = f"  ({event.seconds:.1f} s)" if event.seconds else ""
+            seconds = f"  ({words.seconds(event.seconds)})" if event.seconds else ""
             left = "" if self.live else f"  {self._left()}".rstrip()  # a terminal has it in its status line
             self.line(f"{event.step:<28} {event.outcome}{seconds}{left}")
         else:
@@ -66,7 +67,7 @@ class ProgressLine:
         """How many steps of this look are done, and how long the rest takes, where that was told."""
         if not self.steps or not self.done:
             return ""
-        left = "" if self.left is None else f", about {self.left:.0f} s left"
+        left = "" if self.left is None else f", about {time_left(self.left)} left"
         return f"[{min(self.done, self.steps)}/{self.steps}{left}] "
 
     def close(self) -> None:
@@ -76,6 +77,13 @@ class ProgressLine:
 
     def _write(self, text: str) -> None:
         say(text, self.stream)
+
+
+def time_left(seconds: float) -> str:
+    """An estimate in words: `7 s`, `70 min`."""
+    from maskaudit.auditing.budget_limit import duration  # which knows torch, as this module need not
+
+    return duration(round(seconds))
 
 
 def say(text: str, stream: TextIO) -> None:

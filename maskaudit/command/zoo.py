@@ -10,6 +10,7 @@ from typing import Any
 from maskaudit import api
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, UsageError
+from maskaudit.report import words
 from maskaudit.report.lines import columns
 from maskaudit.settings import AuditSettings
 from maskaudit.zoo import ZOO, ZooEntry
@@ -85,7 +86,7 @@ def train_zoo(names: tuple[str, ...]) -> Iterator[str]:
     for number, key in enumerate(networks, 1):
         cached, started = cache_path(key).is_file(), time.monotonic()
         network(key)
-        done = "was in the cache" if cached else f"trained in {time.monotonic() - started:.0f} s"
+        done = "was in the cache" if cached else f"trained in {words.seconds(time.monotonic() - started)}"
         yield f"{number} of {len(networks)}  {key} {done}"
 
 
@@ -147,7 +148,7 @@ def establish_truths(names: tuple[str, ...], path: Path = TRUTH_FILE) -> Iterato
                 write_truths(truths, path)
             except OSError as error:
                 raise InputError(f"{path} cannot be written ({error.strerror}); name another file (--out).") from error
-        seconds = f"{time.monotonic() - started:.0f} s" if fresh else "unchanged"
+        seconds = words.seconds(time.monotonic() - started) if fresh else "unchanged"
         yield f"{number} of {len(wanted)}  {truth_line(known)}  {seconds}"
         yield from disagreements(ZOO[name], known)
 

@@ -20,10 +20,9 @@ from maskaudit.auditing.evidence_file import MAX_BYTES as MAX_EVIDENCE
 from maskaudit.auditing.runner import Audit
 from maskaudit.errors import InputError, MaskauditError
 from maskaudit.files import read_bounded, write_atomically
-from maskaudit.foreign import PLUGIN_GROUPS
+from maskaudit.foreign import PLUGIN_GROUPS, READER_GROUP
 from maskaudit.report.reading import read_report
 from maskaudit.results import AuditReport, revived
-from maskaudit.sources import READER_GROUP
 
 #: Packages of others, besides torch, that reports depend on: arithmetic, conversion, a second opinion.
 PACKAGES = frozenset({"numpy", "onnx", "onnxruntime", "scipy", "torchattacks"})

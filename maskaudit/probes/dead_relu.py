@@ -33,14 +33,13 @@ from torch import Tensor, nn
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
-from maskaudit.probes.observe import ActivationSite, describe, observe, opaque
+from maskaudit.probes.observe import ActivationSite, observe, opaque
 from maskaudit.results import ProbeFinding
 from maskaudit.trace.rectifiers import ActivationCall, off_everywhere
+from maskaudit.trace.vocabulary import rectifiers
 
 #: Layers named in a finding, worst first.
 NAMED_LAYERS = 5
-
-_OPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "threshold"})
 
 
 def _is_relu(call: ActivationCall) -> bool:
@@ -92,7 +91,7 @@ class _Layers:
 def measure(context: ProbeContext) -> Measurement:
     """Dead share of the worst ReLU layer."""
     seen = _Layers(len(context.x))
-    observe(context, _OPS, seen.add)
+    observe(context, rectifiers("dead"), seen.add)
     if not seen.layers:
         hidden = " TorchScript code is opaque, one inside it would not be seen." if opaque(context.target.model) else ""
         kind = "module" if isinstance(context.target.model, nn.Module) else "callable"
@@ -108,12 +107,12 @@ def measure(context: ProbeContext) -> Measurement:
         "units": sum(item[2] for item in found),
         "points_with_a_zero_layer": int((per_point == 1).sum()),
         "layers": [
-            {"place": describe(site.location), "call": site.ordinal, "dead": count, "units": total}
+            {"place": site.location.words, "call": site.ordinal, "dead": count, "units": total}
             for site, count, total in found
         ],
     }
     named = tuple(
-        ProbeFinding(f"{describe(site.location)}: {count} of {total} units are dead", site.location)
+        ProbeFinding(f"{site.location.words}: {count} of {total} units are dead", site.location)
         for site, count, total in found[:NAMED_LAYERS]
         if count
     )

@@ -60,12 +60,10 @@ from maskaudit.target import Target
 from maskaudit.target.chunks import chunks
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.threat import ThreatModel
-from maskaudit.verdict.limits import AGREEMENT
+from maskaudit.verdict.limits import AGREEMENT, FEWEST_COMPARED
 
 #: Step sizes as divisors of ε, coarse to fine.
 DIVISORS = (4, 16, 64, 256)
-#: Fewer usable points than this give no figure at a scale.
-MIN_POINTS = 10
 #: Points that a scale begins with and is extended by …
 POINTS = 16
 #: … until the mean cosine lies further from the limit than Student's interval at this one-sided level is wide.
@@ -159,14 +157,14 @@ def _scale(points: _Points, divisor: int, step: float) -> tuple[ScaleAgreement, 
         if len(cosines) % POINTS == 0 and beyond_doubt(cosines[~cosines.isnan()]):
             break
     usable = cosines[~cosines.isnan()]
-    mean = float(usable.mean()) if len(usable) >= min(MIN_POINTS, total) else None
+    mean = float(usable.mean()) if len(usable) >= min(FEWEST_COMPARED, total) else None
     return ScaleAgreement(divisor, step, mean, len(usable), flat), cosines
 
 
 def beyond_doubt(cosines: Tensor) -> bool:
     """Whether the mean of these cosines (n,) is on one side of the limit beyond doubt."""
     n = len(cosines)
-    if n < MIN_POINTS:
+    if n < FEWEST_COMPARED:
         return False
     width = float(stdtrit(n - 1, 1 - DOUBT)) * float(cosines.std()) / n**0.5
     return abs(float(cosines.mean()) - AGREEMENT) > width

@@ -40,10 +40,8 @@ from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
 from maskaudit.results import ProbeFinding
 from maskaudit.threat import per_point_norm
+from maskaudit.verdict.limits import LOG_RATIO
 from maskaudit.verdict.numerals import power
-
-#: 1 − p_y at or below this rounds away next to 1 in float32.
-LOST_NEXT_TO_ONE = 2.0**-24
 
 
 def log10_doubt(scores: Tensor, y: Tensor) -> Tensor:
@@ -71,7 +69,7 @@ def measure(context: ProbeContext) -> Measurement:
         decision.grad.double()), comparable & ~underflow)  # fmt: skip
     ratios = ratio[comparable]
     median = float(ratios.quantile(0.5))
-    lost = comparable & (doubt <= math.log10(LOST_NEXT_TO_ONE))
+    lost = comparable & (doubt <= LOG_RATIO)
     return Measurement(
         median, "log10 (median over points)", n,
         findings=(

@@ -36,7 +36,6 @@ from typing import Any
 from maskaudit.errors import GradientError
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, NotApplicable, ProbeContext
-from maskaudit.probes.observe import describe
 from maskaudit.results import ProbeFinding
 from maskaudit.trace.depth import DepthFlow, Layer, depth_flow
 
@@ -65,7 +64,7 @@ def _findings(flow: DepthFlow, count: int) -> tuple[ProbeFinding, ...]:
     reached = [layer for layer in flow.layers if 0 < float(layer.norms.median()) < math.inf]
     last = reached[-1].location if reached else flow.layers[0].location
     sentence = f"The gradient is lost to depth on {count} of {len(flow.faded)} points; the last of it is at"
-    return (ProbeFinding(f"{sentence} {describe(last)}, {len(reached)} of {len(flow.layers)} layers down.", last),)
+    return (ProbeFinding(f"{sentence} {last.words}, {len(reached)} of {len(flow.layers)} layers down.", last),)
 
 
 def _details(flow: DepthFlow) -> dict[str, Any]:
@@ -82,7 +81,7 @@ def _details(flow: DepthFlow) -> dict[str, Any]:
 def _row(layer: Layer) -> dict[str, Any]:
     """Median, least and largest norm over the points."""
     low, median, high = (float(layer.norms.quantile(q)) for q in (0, 0.5, 1))
-    return {"place": describe(layer.location), "norm": median, "low": low, "high": high}
+    return {"place": layer.location.words, "norm": median, "low": low, "high": high}
 
 
 PROBE = documented_probe("layer-gradient-flow", measure, needs=("gradients",), docstring=__doc__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -54,13 +53,3 @@ def opaque(model: object) -> bool:
     if isinstance(model, nn.Module):
         return any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
     return isinstance(model, torch.jit.ScriptFunction)
-
-
-def describe(location: Location) -> str:
-    """`tanh in layers.1 (net.py:14)`, as far as known."""
-    words = location.op or "activation"
-    if location.module:
-        words += f" in {location.module}"
-    if location.file is not None:
-        words += f" ({Path(location.file).name}:{location.line})"
-    return words

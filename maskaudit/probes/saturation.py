@@ -39,12 +39,11 @@ from torch import Tensor
 
 from maskaudit.probes.docs import documented_probe
 from maskaudit.probes.interface import Measurement, ProbeContext
-from maskaudit.probes.observe import ActivationSite, describe, observe, opaque
+from maskaudit.probes.observe import ActivationSite, observe, opaque
 from maskaudit.results import ProbeFinding
 from maskaudit.trace.rectifiers import ActivationCall
+from maskaudit.verdict.limits import FLAT_SLOPE
 
-#: A unit is flat where its slope is below this share of the activation's largest slope.
-FLAT_SLOPE = 1e-3
 #: Layers named in a finding, worst first.
 NAMED_LAYERS = 5
 
@@ -116,9 +115,7 @@ def measure(context: ProbeContext) -> Measurement:
     details: dict[str, Any] = {
         "softmax_certain_share": float(certain.double().mean()),
         "softmax_gradient_zero_share": float(dead.double().mean()),
-        "layers": [
-            {"place": describe(site.location), "call": site.ordinal, "flat_share": share} for site, share in layers
-        ],
+        "layers": [{"place": site.location.words, "call": site.ordinal, "flat_share": share} for site, share in layers],
     }
     if opaque(context.target.model):
         details["note"] = "TorchScript code is opaque: activations inside it were not seen."
@@ -129,7 +126,7 @@ def measure(context: ProbeContext) -> Measurement:
             count / n, "share of points with p_y = 1 in float32", n, count=count, details=details, graded=False
         )
     named = tuple(
-        ProbeFinding(f"{describe(site.location)}: {share:.1%} of the activations are flat", site.location)
+        ProbeFinding(f"{site.location.words}: {share:.1%} of the activations are flat", site.location)
         for site, share in layers[:NAMED_LAYERS]
         if share > 0
     )

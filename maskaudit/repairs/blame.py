@@ -23,12 +23,10 @@ from maskaudit.trace.differences import Differences
 from maskaudit.trace.health import deciding_pair
 from maskaudit.trace.model import FEW_POINTS, trace_model, usual_radius
 from maskaudit.trace.records import Culprit, Trace
-from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
+from maskaudit.verdict.limits import BLAME_GAIN, TRACE_AGREEMENT, ZERO_GRADIENT_SHARE
 
 #: Cuts that are tried, in the order of the forward pass, and random directions per point that they are tried along.
 MOST_CUTS, DIRECTIONS = 4, 2
-#: By how much an agreement near its limit has to rise at least: other pairs of points and directions move it as well.
-GAIN = 0.05
 _PROOF = "A live path parallel to it stays, but only with the cut repaired does the gradient follow the model."
 
 
@@ -67,12 +65,13 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
     seed_generators(target.seed)
     with repaired_target(target, propose(trace)) as repaired:
         found = repaired.value_and_grad(x, lambda scores, rows: target.margin(scores, y[rows]))
-    if not found.connected or zero_share(found.grad) > ZERO_SHARE:
+    if not found.connected or zero_share(found.grad) > ZERO_GRADIENT_SHARE:
         return False
     differences, pair = Differences(eps), deciding_pair(target, found.scores, y)
     differences.extend(target, x, pair, found.grad, DIRECTIONS, differences.scales, together=True)
     now = [scale.correlation for scale in differences.scales]
-    vanished = trace.health.zero_share > ZERO_SHARE  # nothing agrees with nothing: what was measured then means little
+    # nothing agrees with nothing: what was measured then means little
+    vanished = trace.health.zero_share > ZERO_GRADIENT_SHARE
     before = [0.0 if vanished else value for _, value in trace.health.agreement]
     # over the larger steps a bent surface leaves its gradient behind; over the smallest only a wrong one disagrees
     return improved(min(before), min(now)) or improved(before[-1], now[-1])
@@ -80,4 +79,4 @@ def _follows(target: Target, trace: Trace, x: Tensor, y: Tensor, eps: float) -> 
 
 def improved(before: float, now: float) -> bool:
     """Whether an agreement that was too low is high enough, and not by chance."""
-    return before < AGREEMENT and now >= max(AGREEMENT, before + GAIN)
+    return before < TRACE_AGREEMENT and now >= max(TRACE_AGREEMENT, before + BLAME_GAIN)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from maskaudit.sums import column
+from maskaudit.verdict.limits import LIKENESS
 
 #: Random directions of the difference estimate, and their length in standard deviations of the input:
 #: long enough to see the trend of a staircase over its steps.
 DIRECTIONS = 32
 DIFFERENCE_STEP = 0.3
-#: Correlation of input and output from which the output counts as a likeness of the input.
-LIKENESS = 0.5
 
 _NOTE = "_maskaudit_arguments"
 

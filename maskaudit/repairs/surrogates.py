@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from maskaudit.trace.calls import mapped
+from maskaudit.trace.vocabulary import rectifiers
 
 #: Slope that a leaky stand-in gives to the dead side of a rectifier.
 LEAK = 0.2
 
-RECTIFIERS = frozenset({"relu", "relu_", "threshold", "threshold_"})
+_LEAKY = rectifiers("leaky", "relu_", "threshold_")
 CLAMPS = frozenset({
     "clamp", "clip", "hardtanh", "relu6", "clamp_min", "clamp_max", "minimum", "maximum", "hardtanh_", "clamp_",
     "clip_", "hardsigmoid", "hardswish",
@@ -31,7 +32,7 @@ def softened(func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs:
     """Saturated op with a backward that lets something through: identity, leaky or tempered."""
     if name in CLAMPS:
         return live
-    if name in RECTIFIERS:
+    if name in _LEAKY:
         return (1 - LEAK) * live.clamp_min(0) + LEAK * live
     rest = tuple(live / temperature if item is live else item for item in args)
     return func(*rest, **kwargs)

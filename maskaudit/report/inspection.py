@@ -6,7 +6,6 @@ control characters, and the page passes Jinja's autoescaping.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from markupsafe import Markup
 
 from maskaudit.errors import without_controls
 from maskaudit.report import words
-from maskaudit.results import dump_json
+from maskaudit.results import Location, dump_json
 
 #: Rows of the gradient-flow table in the text form, and on the page.
 TEXT_ROWS, PAGE_ROWS = 12, 200
@@ -96,7 +95,8 @@ def scales(document: dict[str, Any]) -> str:
 def place(location: dict[str, Any]) -> str:
     """A place as text: `conv1.relu (net.py:14)`."""
     name = ".".join(part for part in (location["module"], location["op"]) if part) or "the model"
-    return f"{name} ({os.path.basename(location['file'])}:{location['line']})" if location["file"] else name
+    source = Location(**location).source
+    return f"{name} ({source})" if source else name
 
 
 def html(document: dict[str, Any]) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeVar
 
-from maskaudit.report import words
 from maskaudit.report.facts import Fact, FactGroup
-from maskaudit.results import Rate
+from maskaudit.results import Rate, place_in_words
 from maskaudit.settings import FAIL_ON, fails
 
 
@@ -28,8 +27,7 @@ class Place:
 
     def __str__(self) -> str:
         source = f"{self.file}:{self.line}" if self.file and self.line else self.file
-        spot = words.joined((self.op, self.module and f"in {self.module}"), " ")
-        return f"{spot} ({source})" if spot and source else spot or source
+        return place_in_words(self.op, self.module, source)
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,8 @@ from torch import Tensor
 
 from maskaudit.target.scores import breaking_margin
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.limits import MAJORITY_DRAWS, PROOF_DRAWS, PROOF_ERROR
 from maskaudit.verdict.statistics import binomial_tail
-
-#: Fresh draws whose majority decides for a random model; odd, so that there is one.
-MAJORITY_DRAWS = 31
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Proof:
 
 
 #: What an audit demands of an example of a random model.
-PROOF = Proof(draws=101, error=0.001)
+PROOF = Proof(PROOF_DRAWS, PROOF_ERROR)
 
 
 @dataclass(frozen=True)

@@ -15,31 +15,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from maskaudit.errors import GradientError
-from maskaudit.results import Location
+from maskaudit.results import Confidence, Location
 from maskaudit.settings.plan import Remedy
 from maskaudit.target import differentiate
 from maskaudit.trace.estimators import of_one_piece
 from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph
-from maskaudit.trace.records import Confidence, Culprit, Cut, Flow, FunctionCheck, GradientHealth
+from maskaudit.trace.records import Culprit, Cut, Flow, FunctionCheck, GradientHealth
 from maskaudit.trace.suspect_ops import cut_culprit, end_culprit, gap_scale, hooks, optimisation, spread, stops
 from maskaudit.trace.vocabulary import (
-    ALONE,
-    CLOSE_SCORES,
     COMPARISONS,
-    DEAD_RELU,
     GATES,
     RANDOM,
     RELU,
-    SATURATED,
     SATURATING,
     SCALING,
     SMOOTH,
     SOFTMAX,
     STRUCTURAL,
-    ZERO_SHARE,
 )
 from maskaudit.trace.walk import Walk
+from maskaudit.verdict.limits import (
+    BLOCKED_ALONE_SHARE,
+    BLOCKED_RELU_SHARE,
+    CLOSE_SCORES,
+    FLAT_SHARE,
+    SURELY_SATURATED_SHARE,
+    ZERO_GRADIENT_SHARE,
+)
 
 
 @dataclass
@@ -86,7 +89,7 @@ def find_culprits(e: Clues) -> Suspects:
     graph, poor = e.graph, e.health.poor
     walk = Walk(graph)
     estimators = _straight_through(e, walk)
-    culprits = _of_poor_gradient(e, walk, estimators) if poor else _saturation(walk, SMOOTH, ALONE)
+    culprits = _of_poor_gradient(e, walk, estimators) if poor else _saturation(walk, SMOOTH, BLOCKED_ALONE_SHARE)
     culprits += _logit_scale(e, culprits)
     if not culprits:
         culprits += _bent_output(e)
@@ -126,8 +129,8 @@ def _of_poor_gradient(e: Clues, walk: Walk, estimators: list[Location]) -> list[
     named = {c.op for c in found}
     # estimators alone may explain that the gradient does not follow the model
     honest = bool(estimators) and not cuts.parted and all(one.honest for one in cuts.estimators)
-    explained = honest and graph.alive and e.health.zero_share <= ZERO_SHARE
-    names, limit = (SMOOTH, ALONE) if explained else (SATURATING | RELU, SATURATED)
+    explained = honest and graph.alive and e.health.zero_share <= ZERO_GRADIENT_SHARE
+    names, limit = (SMOOTH, BLOCKED_ALONE_SHARE) if explained else (SATURATING | RELU, FLAT_SHARE)
     found += [c for c in _saturation(walk, names, limit) if c.op not in named]
     if not found and not explained:
         found += _gates(graph)
@@ -146,7 +149,7 @@ def _straight_through(e: Clues, walk: Walk) -> list[Location]:
 def _shut(walk: Walk, op: RecordedOp) -> bool:
     """Whether a custom Function lets next to nothing through at most of its units."""
     flow = walk.flows.get(op.index)
-    return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > ALONE
+    return op.kind == "function" and flow is not None and (flow.blocked_share or 0.0) > BLOCKED_ALONE_SHARE
 
 
 def _dead_way(graph: OpGraph) -> frozenset[int]:
@@ -165,7 +168,7 @@ def _disconnected(graph: OpGraph) -> Culprit:
 
 
 def _saturation(walk: Walk, names: frozenset[str], limit: float) -> list[Culprit]:
-    """Ops of the given names that block more than `limit` of their units (`DEAD_RELU` for rectifiers)."""
+    """Ops of the given names that block more than `limit` of their units (`BLOCKED_RELU_SHARE` for rectifiers)."""
     found = []
     for op in walk.graph.ops:
         flow = walk.flows.get(op.index)
@@ -173,9 +176,10 @@ def _saturation(walk: Walk, names: frozenset[str], limit: float) -> list[Culprit
             continue
         if op.name in SOFTMAX and walk.graph.decides(op):  # how far scores are apart is a matter of their scale
             continue
-        limit_here = DEAD_RELU if op.name in RELU else limit
+        limit_here = BLOCKED_RELU_SHARE if op.name in RELU else limit
         if flow.blocked_share > limit_here and op.index in walk.graph.movement.changes:
-            confidence: Confidence = "high" if flow.blocked_share > 0.7 and op.name not in RELU else "medium"
+            surely = flow.blocked_share > SURELY_SATURATED_SHARE and op.name not in RELU
+            confidence: Confidence = "high" if surely else "medium"
             sentence = f"{op.name} lets less than a hundredth through at {flow.blocked_share:.0%} of its units."
             remedy: Remedy = "function-forward" if op.kind == "function" else "soften"
             found.append(Culprit("saturation", op.location, confidence, sentence, remedy, op.index, spread(op)))
@@ -201,9 +205,9 @@ def _logit_scale(e: Clues, already: list[Culprit]) -> list[Culprit]:
     if any(c.remedy == "tap" for c in already):
         return []
     flat = e.flat
-    if e.health.connected and e.health.zero_share <= ZERO_SHARE:
+    if e.health.connected and e.health.zero_share <= ZERO_GRADIENT_SHARE:
         flat = max(flat, e.health.ce_zero_share)
-    if flat <= ZERO_SHARE:
+    if flat <= ZERO_GRADIENT_SHARE:
         return []
     scaling = _scaling(e.graph)
     location, index = (Location("", "output"), -1) if scaling is None else (scaling.location, scaling.index)
@@ -248,7 +252,7 @@ def _bent_output(e: Clues) -> list[Culprit]:
     plain = before.detach().float().softmax(dim=1) - F.one_hot(e.y, before.shape[1])
     against = float((F.cosine_similarity(slope.float(), plain, dim=1) < 0).double().mean())
     bends = [op for op in deciding if op.name not in SOFTMAX | SCALING | STRUCTURAL]
-    if against <= ZERO_SHARE or not bends:
+    if against <= ZERO_GRADIENT_SHARE or not bends:
         return []
     sentence = (
         f"What follows the scores reverses the slope of cross-entropy on {against:.0%} of points, "

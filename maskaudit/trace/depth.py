@@ -31,11 +31,7 @@ from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.passes import observe
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.vocabulary import STRUCTURAL
-
-#: How far a norm may be from proportional, as a share: sums on a GPU are taken in any order.
-PROPORTIONAL = 0.01
-#: How far towards the smallest and the largest number, in decades, a gradient counts as faded by depth.
-FADED = 0.75
+from maskaudit.verdict.limits import FADED_SHARE, PROPORTIONAL
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ def faded(norms: Tensor, inside: torch.finfo, at_input: torch.finfo) -> Tensor:
     seen = (norms > 0) & torch.isfinite(norms)
     last = (seen * torch.arange(1, len(norms) + 1)[:, None]).argmax(dim=0)
     reached = norms.gather(0, last[None])[0].log10()
-    small, large = FADED * math.log10(inside.tiny), FADED * math.log10(inside.max)
+    small, large = FADED_SHARE * math.log10(inside.tiny), FADED_SHARE * math.log10(inside.max)
     useless = ~seen[-1] | (norms[-1] < at_input.tiny)
     return seen[0] & useless & ((reached < small) | (reached > large))
 

@@ -14,13 +14,14 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.target.preserve import seed_generators
 from maskaudit.trace.behaviour import copy_of, correlation
-from maskaudit.trace.vocabulary import AGREEMENT
+from maskaudit.verdict.limits import TRACE_AGREEMENT
 
 #: Step sizes of the central differences, in units of ε: the smaller one sees ripples, the larger one what an
 #: attack's step would gain.
 DIFFERENCE_STEPS = (0.25, 1 / 16)
-#: Standard errors of Fisher's z (1/√(n−3) for n pairs; Fisher 1921) by which a correlation must be clear of `AGREEMENT`
-#: before no more directions are drawn: 3.6 % one-sided. With 16 pairs that is .95 from above and .68 from below.
+#: Standard errors of Fisher's z (1/√(n−3) for n pairs; Fisher 1921) by which a correlation must be clear of
+#: `TRACE_AGREEMENT` before no more directions are drawn: 3.6 % one-sided. With 16 pairs that is .95 from above and .68
+#: from below.
 CLEAR_BY = 1.8
 #: Rounding that a network may add to its scores, as a share of the largest (float32 has 2⁻²³; a few layers of it).
 ROUNDING = 8 * 2.0**-23
@@ -95,7 +96,7 @@ class Differences:
 
     def poor(self) -> bool:
         """Whether a correlation, as it is now, says that the gradient does not predict the model."""
-        return any(len(scale.predicted) and scale.correlation < AGREEMENT for scale in self.scales)
+        return any(len(scale.predicted) and scale.correlation < TRACE_AGREEMENT for scale in self.scales)
 
     def leave_out_rounding(self) -> None:
         """Correlate without the pairs of which neither side is more than rounding: they say nothing.
@@ -150,14 +151,14 @@ class Differences:
 
 
 def clear_side(correlation: float, pairs: int, by: float = CLEAR_BY) -> int:
-    """Whether a correlation over so many pairs is surely above (1) or below (−1) `AGREEMENT`; 0 if neither.
+    """Whether a correlation over so many pairs is surely above (1) or below (−1) `TRACE_AGREEMENT`; 0 if neither.
 
     `by` is the number of standard errors that counts as sure.
     """
     if pairs <= 3:
         return 0
     bounded = max(-1 + 1e-12, min(1 - 1e-12, correlation))
-    distance = (math.atanh(bounded) - math.atanh(AGREEMENT)) * math.sqrt(pairs - 3)
+    distance = (math.atanh(bounded) - math.atanh(TRACE_AGREEMENT)) * math.sqrt(pairs - 3)
     return (distance >= by) - (distance <= -by)
 
 

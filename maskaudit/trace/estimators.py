@@ -25,10 +25,8 @@ from maskaudit.trace.vocabulary import (
     SUBTRACTING,
     SUBTRACTING_FROM,
 )
+from maskaudit.verdict.limits import STAIRCASE_FOREIGN, STAIRCASE_TREND
 
-#: A gradient is that of the staircase's trend where its term correlates at least this well with it, and of something
-#: else where it correlates less than `FOREIGN`. Between lie gates, whose few open units say little of their scores.
-TREND, FOREIGN = 0.3, 0.1
 #: Ops that make a staircase of what they are given.
 STEPS = HARD | COMPARISONS | CHOICES
 #: Results that differ by this many units of rounding of the largest number at hand are the same.
@@ -51,12 +49,12 @@ class Estimator:
     @property
     def honest(self) -> bool:
         """Whether the gradient is that of something which goes along with the staircase."""
-        return self.trend is None or self.trend >= TREND
+        return self.trend is None or self.trend >= STAIRCASE_TREND
 
     @property
     def foreign(self) -> bool:
         """Whether the gradient is that of something else than the staircase."""
-        return self.trend is not None and self.trend < FOREIGN
+        return self.trend is not None and self.trend < STAIRCASE_FOREIGN
 
 
 class Staircases:

@@ -17,10 +17,7 @@ from maskaudit.trace.observe import Observer
 from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.records import Flow
 from maskaudit.trace.vocabulary import BLOCKING
-
-#: A unit is blocked when its arriving gradient shrinks by more than this factor; the slope of tanh
-#: falls below it beyond |x| = 3, that of the logistic function beyond |x| = 4.6.
-BLOCKED = 1e-2
+from maskaudit.verdict.limits import BLOCKED_SLOPE
 
 #: Norms up to this and down to its inverse are sums of squares that neither overflow nor vanish in float32.
 PLAIN = 1e15
@@ -198,7 +195,7 @@ def _count_blocked(tally: _Tally, arriving: Tensor | None, leaving: Tensor | Non
     if arriving is None or leaving is None or arriving.shape != leaving.shape:
         return
     tally.units.append(arriving.count_nonzero())
-    tally.blocked.append((leaving.abs() < arriving.abs().mul_(BLOCKED)).count_nonzero())
+    tally.blocked.append((leaving.abs() < arriving.abs().mul_(BLOCKED_SLOPE)).count_nonzero())
 
 
 class _Norms:

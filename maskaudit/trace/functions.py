@@ -15,14 +15,12 @@ from maskaudit.trace.calls import tensors_of
 from maskaudit.trace.flow import pairing
 from maskaudit.trace.op_notes import FunctionCall
 from maskaudit.trace.records import FunctionCheck
+from maskaudit.verdict.limits import HONEST_BACKWARD, SMOOTH_FORWARD
 
 #: Perturbation sizes in units of the standard deviation of the Function's input. The large ones are for
 #: straight-through estimators, which are honest about the trend of a staircase and wrong about each step.
 SCALES = (1.0, 0.3, 0.01)
-#: A backward is honest when it correlates at least this well with the forward at some scale.
-HONEST = 0.5
-#: The forward is smooth when differences at the finest scale correlate this well with those at twice the scale.
-SMOOTH = 0.9
+#: Random directions that are compared.
 DIRECTIONS = 32
 
 
@@ -59,10 +57,10 @@ def check_function(call: FunctionCall, seed: int = 0) -> FunctionCheck:
         assert finest is not None
         double = _differences(call, arguments, place, base, directions, cotangents, 2 * SCALES[-1] * spread)
         smoothness = correlation(finest, double)
-        smooth = smoothness is not None and smoothness > SMOOTH and float(finest.norm()) > 0
+        smooth = smoothness is not None and smoothness > SMOOTH_FORWARD and float(finest.norm()) > 0
         if all(float(g.abs().max()) == 0 for g in gradients):
             return FunctionCheck(call.function.__name__, call.location, best, "zero", smooth)
-        kind = "honest" if best is None or best >= HONEST else "lying"
+        kind = "honest" if best is None or best >= HONEST_BACKWARD else "lying"
         return FunctionCheck(call.function.__name__, call.location, best, kind, smooth)  # type: ignore[arg-type]
     return unchecked
 

@@ -18,12 +18,12 @@ from maskaudit.target.preserve import seed_generators
 from maskaudit.trace.behaviour import copy_of, loss_slope, vanishes, zero_share
 from maskaudit.trace.differences import Differences, clear_side, lead
 from maskaudit.trace.records import GradientHealth
-from maskaudit.trace.vocabulary import ZERO_SHARE
+from maskaudit.verdict.limits import ZERO_GRADIENT_SHARE
 from maskaudit.verdict.statistics import binomial_tail
 
 #: Derivatives of cross-entropy and gradients of the margin above this cannot underflow in float32 when multiplied.
 NO_UNDERFLOW = 1e-12
-#: Chance at which so many points without a gradient are put down to luck, if their share were `ZERO_SHARE`.
+#: Chance at which so many points without a gradient are put down to luck, if their share were `ZERO_GRADIENT_SHARE`.
 LUCK = 0.01
 
 
@@ -101,7 +101,7 @@ def gradient_health(
         found: the gradients to judge.
         differences: what an earlier look at the first of these points compared; what is compared now is added.
         rounds: how many directions every point is compared along by then, and by how many standard errors a correlation
-            has to be clear of `AGREEMENT` for the round to be left out.
+            has to be clear of `TRACE_AGREEMENT` for the round to be left out.
         together: whether all may be asked in one pass; else each side is, under the same random numbers, so that a
             random model is judged as one draw.
     """
@@ -136,8 +136,8 @@ def _exactly(target: Target, found: Gradients, grad: Tensor, differences: Differ
 
 
 def surely_common(share: float, points: int) -> bool:
-    """Whether so many of the points are without a gradient that their share is above `ZERO_SHARE`, not by luck."""
-    return binomial_tail(round(share * points), points, ZERO_SHARE) <= LUCK
+    """Whether the share of points without a gradient is above `ZERO_GRADIENT_SHARE`, and not by luck."""
+    return binomial_tail(round(share * points), points, ZERO_GRADIENT_SHARE) <= LUCK
 
 
 def surely_poor(health: GradientHealth, points: int) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from maskaudit.errors import GradientError
-from maskaudit.results import Location
+from maskaudit.results import Confidence, Location
 from maskaudit.target import Target
 from maskaudit.target.fit import FEW, in_type
 from maskaudit.target.kinds import output_kind
@@ -50,6 +49,7 @@ from maskaudit.trace.passes import (
 from maskaudit.trace.records import Culprit, Flow, FunctionCheck, GradientHealth, Op, Randomness, Trace
 from maskaudit.trace.scope import graph_visible
 from maskaudit.trace.without_gradient import refused
+from maskaudit.verdict.limits import OFTEN_FLIPS, SELDOM_FLIPS
 
 #: Points that a trace looks at; more cost memory and change nothing.
 MAX_POINTS = 16
@@ -251,7 +251,7 @@ def _stochastic(randomness: Randomness | None) -> list[Culprit]:
     if randomness is None:
         return []
     flips = randomness.flips
-    confidence: Literal["high", "medium", "low"] = "high" if flips > 0.2 else "medium" if flips > 0.02 else "low"
+    confidence: Confidence = "high" if flips > OFTEN_FLIPS else "medium" if flips > SELDOM_FLIPS else "low"
     sources = ", ".join(randomness.sources) or "unknown source"
     sentence = f"Answers are random ({sources}): {flips:.0%} of decisions flip."
     return [Culprit("stochastic", randomness.location, confidence, sentence)]

@@ -6,12 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from maskaudit.results import Location, plain
+from maskaudit.results import Confidence, Location, plain
 from maskaudit.settings.plan import Remedy
 from maskaudit.target.kinds import OutputKind
-from maskaudit.trace.vocabulary import AGREEMENT, ZERO_SHARE
+from maskaudit.verdict.limits import TRACE_AGREEMENT, ZERO_GRADIENT_SHARE
 
-Confidence = Literal["low", "medium", "high"]
 ModelKind = Literal["module", "torchscript", "callable"]
 
 
@@ -26,7 +25,7 @@ class Flow:
         zero_share: share of those points where what leaves is exactly zero.
         nonfinite_share: share of all points where what leaves is not finite.
         blocked_share: for activations, rounding and custom Functions, share of units whose arriving gradient shrinks
-            by more than `maskaudit.trace.flow.BLOCKED`; else None.
+            by more than `maskaudit.verdict.limits.BLOCKED_SLOPE`; else None.
     """
 
     points: int
@@ -139,8 +138,8 @@ class GradientHealth:
     @property
     def poor(self) -> bool:
         """Whether it is of little use: cut, zero on too many points, or at odds with central differences."""
-        disagrees = min(value for _, value in self.agreement) < AGREEMENT
-        return not self.connected or self.zero_share > ZERO_SHARE or disagrees
+        disagrees = min(value for _, value in self.agreement) < TRACE_AGREEMENT
+        return not self.connected or self.zero_share > ZERO_GRADIENT_SHARE or disagrees
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskaudit.trace.vocabulary import rectifiers
+from maskaudit.verdict.limits import SHUT_SLOPE
+
 #: Names of the same function, in-place forms aside.
 _ALIASES = {"special_expit": "sigmoid", "clip": "clamp", "_threshold": "threshold"}
-#: Slope below the floor up to which a leaky rectifier counts as shut: what leaks is this part of what would pass.
-TINY_SLOPE = 0.1
-RECTIFIERS = frozenset({"relu", "relu6", "threshold", "leaky_relu", "hardtanh", "clamp", "clamp_min", "maximum"})
+_WITH_FLOOR = rectifiers("floor")
 
 
 def canonical(name: str) -> str:
@@ -23,7 +24,7 @@ def canonical(name: str) -> str:
 
 def is_rectifier(name: str) -> bool:
     """Whether a call of this name may cut its argument off from below."""
-    return canonical(name) in RECTIFIERS
+    return canonical(name) in _WITH_FLOOR
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ActivationCall:
             return 0.0
         if self.op == "leaky_relu":
             slope = self.argument(0, "negative_slope", default=0.01)
-            return 0.0 if isinstance(slope, (int, float)) and abs(slope) < TINY_SLOPE else None
+            return 0.0 if isinstance(slope, (int, float)) and abs(slope) < SHUT_SLOPE else None
         if self.op == "hardtanh":
             return self.argument(0, "min_val", default=-1.0)
         return self.argument(0, {"threshold": "threshold", "maximum": "other"}.get(self.op, "min"))

@@ -9,24 +9,16 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from maskaudit.attacks.losses import RESCALED_GAP
+from maskaudit.results import Confidence
 from maskaudit.settings.plan import Remedy
 from maskaudit.trace.calls import PERIODIC
 from maskaudit.trace.cuts import Cuts
 from maskaudit.trace.op_notes import RecordedOp, has_memory
 from maskaudit.trace.opgraph import OpGraph, underived
-from maskaudit.trace.records import Confidence, Culprit, FunctionCheck
-from maskaudit.trace.vocabulary import (
-    HARD,
-    KILLS,
-    LOOP_GROWTH,
-    LOOP_TURNS,
-    PHASE,
-    RELU,
-    SATURATING,
-    SAWTOOTH,
-    SOFTMAX,
-)
+from maskaudit.trace.records import Culprit, FunctionCheck
+from maskaudit.trace.vocabulary import HARD, RELU, SATURATING, SAWTOOTH, SOFTMAX
 from maskaudit.trace.walk import Walk
+from maskaudit.verdict.limits import KILLED_SHARE, LOOP_GROWTH, LOOP_TURNS, PHASE_SHIFT
 
 Checks = Mapping[str, FunctionCheck]
 
@@ -104,7 +96,7 @@ def _killer_culprit(walk: Walk, checks: Checks, op: RecordedOp) -> Culprit:
     fate = f"{flow.zero_share:.0%} of the gradients that reach {op.name} leave it as exact zero"
     if underived(op):
         fate = "torch has no derivative for this op, so that the backward pass fails here"
-    elif flow.nonfinite_share > KILLS:
+    elif flow.nonfinite_share > KILLED_SHARE:
         fate = f"{flow.nonfinite_share:.0%} of the gradients that leave {op.name} are infinite or undefined"
         if op.kind != "function":
             return Culprit("failing-backward", op.location, "high", f"{fate}.", "straight-through", op.index)
@@ -169,10 +161,10 @@ def _ripples(walk: Walk, zero_share: float) -> list[Culprit]:
     for op in walk.graph.ops:
         moved = movement.phases.get(op.index, 0.0)
         if op.name in SAWTOOTH:
-            if op.live_out and zero_share > KILLS and op.index in movement.changes:
+            if op.live_out and zero_share > KILLED_SHARE and op.index in movement.changes:
                 sentence = f"{op.name} cancels the slope of what it is taken from: the result is a staircase."
                 found.append(Culprit("shattered", op.location, "high", sentence, "mute", op.index))
-        elif op.live_out and moved > PHASE and op.index not in killed:
+        elif op.live_out and moved > PHASE_SHIFT and op.index not in killed:
             sentence = f"A change of ε moves the argument of {op.name} by {moved:.0f} rad: its slope is noise."
             found.append(Culprit("jagged-surface", op.location, "high", sentence, "mute", op.index))
     return found

@@ -1,34 +1,15 @@
-"""Names of ops by what they do to a gradient, and the limits beyond which they are suspects.
+"""Names of ops by what they do to a gradient.
 
-`KILLS`, `SATURATED`, `DEAD_RELU`, `ALONE`, `PHASE` and the names of ops were settled on the twenty hand-built masks of
-`tests/trace/masked_models.py`; `ZERO_SHARE` and `AGREEMENT` come from the 41 models of docs/verdict.md. No limit was
-fitted to the part "check" of the zoo. What was added after a look at it (loops, indices as cuts, gates driven by random
-numbers, outputs that bend the loss) is named in docs/verdict.md; the cases of `tests/trace/hard_cases.py` were written
-afterwards and changed none of it but the search behind cuts.
+They, and most limits of the trace (`maskaudit.verdict.limits`), were settled on the twenty hand-built masks of
+`tests/trace/masked_models.py`; nothing was fitted to the part "check" of the zoo. What was added after a look at it
+(loops, indices as cuts, gates driven by random numbers, outputs that bend the loss) is named in docs/verdict.md; the
+cases of `tests/trace/hard_cases.py` were written afterwards and changed none of it but the search behind cuts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-#: Share of points with a zero gradient above which something is wrong
-#: (docs/verdict.md: 13 of 17 masked, 0 of 24 honest).
-ZERO_SHARE = 0.05
-#: Healthy directional derivatives correlate at least this well with central differences (docs/verdict.md: .92 and above
-#: on healthy networks at ε/4, .82 and below on masked ones).
-AGREEMENT = 0.87
-#: An op kills the gradient when more than this share of arriving points leave with exactly nothing.
-KILLS = 0.5
-#: Saturating ops are suspected when this share of units is blocked; ReLU blocks about half of them in health.
-SATURATED, DEAD_RELU = 0.5, 0.97
-#: Median change of the argument of a periodic op, in radians, under a perturbation of size ε.
-PHASE = 0.5
-#: Rounds of "walk on from the input of what killed the gradient": masks in series.
-MASKS_IN_SERIES = 6
-
-#: A line is a loop when it runs at least this often; its slope is noise when the gradient grows this much over it all:
-#: a perturbation of ε = 0.2 then moves the result by more than the whole range of the input.
-LOOP_TURNS, LOOP_GROWTH = 5, 100.0
+from typing import Literal
 
 HARD = frozenset({
     "round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide", "__floordiv__",
@@ -40,15 +21,37 @@ SATURATING = frozenset({
 })  # fmt: skip
 #: Saturating ops without a flat side in normal use: blocked this far they are suspects whatever the whole says.
 SMOOTH = frozenset({"tanh", "sigmoid", "softsign", "erf", "tanh_", "sigmoid_", "atan", "arctan"})
-ALONE = 0.8
-RELU = frozenset({"relu", "relu_", "threshold", "threshold_", "relu6", "hardswish", "clamp_min"})
+#: What a rectifier is taken for. They differ on purpose:
+#:
+#: - "floor": it cuts its argument off from below, so that a unit may be off at all points; dormant units are looked for
+#:   in these, whatever lies above the floor and wherever the floor is.
+#: - "dead": with the right arguments it is a ReLU, 0 below 0, whose dead units are counted. What leaks is not dead, and
+#:   the floor of `maximum` is a tensor.
+#: - "half": it blocks about half of its units in health, so that only far more is suspicious. Clamps and their kind are
+#:   `SATURATING`, since they are meant to let their argument through; hardswish has no floor, but a dead side.
+#: - "leaky": a leaky slope stands in for it. The others, flat above as well or made to limit, get the identity
+#:   (`maskaudit.repairs.surrogates.CLAMPS`).
+RectifierUse = Literal["floor", "dead", "half", "leaky"]
+#: Rectifiers by plain name, and what they are taken for.
+RECTIFIERS: Mapping[str, tuple[RectifierUse, ...]] = {
+    "relu": ("floor", "dead", "half", "leaky"), "threshold": ("floor", "dead", "half", "leaky"),
+    "relu6": ("floor", "dead", "half"), "clamp_min": ("floor", "dead", "half"),
+    "hardtanh": ("floor", "dead"), "clamp": ("floor", "dead"),
+    "leaky_relu": ("floor",), "maximum": ("floor",),
+    "hardswish": ("half",),
+}  # fmt: skip
+
+
+def rectifiers(use: RectifierUse, *more: str) -> frozenset[str]:
+    """Names of the rectifiers taken for this, and more: in-place forms, where names are compared as they are."""
+    return frozenset({name for name, uses in RECTIFIERS.items() if use in uses} | set(more))
+
+
+RELU = rectifiers("half", "relu_", "threshold_")
 #: Ops that act on single units and may block some of them.
 BLOCKING = SATURATING | SMOOTH | RELU | HARD
 SOFTMAX = frozenset({"softmax", "log_softmax", "_softmax", "_log_softmax"})
 SCALING = frozenset({"mul", "div", "__mul__", "__rmul__", "__truediv__", "true_divide", "multiply", "mul_", "div_"})
-#: Distance of the largest from the smallest score, median over points, below which cross-entropy follows all classes: a
-#: PGD-trained network for digits has 14, and with its logits × 0.1 attacks on cross-entropy miss a fifth of the points.
-CLOSE_SCORES = 3.0
 #: Ops of torch that round and have the gradient of the identity within their range.
 FAKE_QUANTISERS = frozenset({
     "fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine", "fused_moving_avg_obs_fake_quant",

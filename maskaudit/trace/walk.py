@@ -8,7 +8,11 @@ from maskaudit.trace.cuts import Cuts
 from maskaudit.trace.op_notes import RecordedOp
 from maskaudit.trace.opgraph import OpGraph, underived
 from maskaudit.trace.records import Flow
-from maskaudit.trace.vocabulary import HARD, KILLS, MASKS_IN_SERIES, SOFTMAX, STRUCTURAL, ZERO_SHARE
+from maskaudit.trace.vocabulary import HARD, SOFTMAX, STRUCTURAL
+from maskaudit.verdict.limits import KILLED_SHARE, ZERO_GRADIENT_SHARE
+
+#: Rounds of "walk on from the input of what killed the gradient": masks in series.
+MASKS_IN_SERIES = 6
 
 
 class Walk:
@@ -48,7 +52,7 @@ class Walk:
     def _kills(self, op: RecordedOp, flow: Flow) -> bool:
         if op.name in STRUCTURAL or op in self.killers:
             return False
-        limit = ZERO_SHARE if op.name in SOFTMAX and self.graph.decides(op) else KILLS
+        limit = ZERO_GRADIENT_SHARE if op.name in SOFTMAX and self.graph.decides(op) else KILLED_SHARE
         if flow.zero_share <= limit:
             return False
         if op.name in HARD or self.graph.decides(op):
@@ -57,7 +61,7 @@ class Walk:
 
     def _spoilers(self, flows: Mapping[int, Flow]) -> list[RecordedOp]:
         """The op next to the output that makes a gradient infinite or undefined at most points; all before it do."""
-        last = max((i for i, f in flows.items() if f.nonfinite_share > KILLS), default=None)
+        last = max((i for i, f in flows.items() if f.nonfinite_share > KILLED_SHARE), default=None)
         found = [] if last is None or self.graph.ops[last] in self.killers else [self.graph.ops[last]]
         self.killers += found
         return found

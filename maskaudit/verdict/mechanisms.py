@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from maskaudit.results import Location, Mechanism, ProbeResult
-from maskaudit.verdict.limits import OVERFITTING_GAP, SMALL_LOGITS, SMOOTH_SHARE
+from maskaudit.results import Confidence, Location, Mechanism, ProbeResult
+from maskaudit.verdict.limits import NO_GRADIENT_SHARE, OVERFITTING_GAP, SMALL_LOGITS, SMOOTH_SHARE
 
 TITLES: Mapping[str, str] = {
     "cut": "The gradient is cut: data reach the output by a way that is not in the autograd graph",
@@ -36,8 +36,6 @@ DESTROYED = ("constant", "one-hot", "clipped logits", "rounded probabilities")
 
 #: Mechanisms that act on the loss, not on the gradient of the scores.
 _OF_THE_LOSS = ("output-hides-loss", "logit-scale", SMALL_LOGITS, "flat-loss", "imbalanced-margin")
-
-Confidence = Literal["low", "medium", "high"]
 
 
 def located(trace: Mapping[str, Any]) -> tuple[Mechanism, ...]:
@@ -81,9 +79,9 @@ def name_mechanisms(
     if zero is not None and zero.details.get("connected") is False:
         found["cut"] = ("high", ())
     agreement = by_rule.get("finite-difference-agreement")
-    if "cut" not in found and margin_zero > 0.5:
+    if "cut" not in found and margin_zero > NO_GRADIENT_SHARE:
         found["lying-backward" if _changes_at_every_scale(agreement) else "shattered"] = ("medium", ())
-    if agreement is not None and agreement.status == "finding" and margin_zero <= 0.5:
+    if agreement is not None and agreement.status == "finding" and margin_zero <= NO_GRADIENT_SHARE:
         found[_disagreement(agreement)] = ("medium", ())
     saturation = by_rule.get("saturation")
     if saturation is not None and saturation.status == "finding" and saturation.findings:

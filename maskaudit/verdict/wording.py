@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
 
 from maskaudit.errors import printable
 from maskaudit.results import Label, Mechanism
@@ -97,7 +96,7 @@ def _place(mechanism: Mechanism) -> str:
         return ""
     where = mechanism.locations[0]
     if where.file and where.line:
-        return f"{where.op} ({PurePath(where.file).name}:{where.line})"
+        return f"{where.op} ({where.source})"
     return where.op + (f" of {printable(where.module, 60)}" if where.module else "")
 
 

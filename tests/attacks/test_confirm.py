@@ -13,8 +13,8 @@ from maskaudit.attacks.noise import random_noise
 from maskaudit.attacks.pgd import pgd
 from maskaudit.repairs.sequence import Relay
 from maskaudit.target import Target
-from maskaudit.target.rescore import MAJORITY_DRAWS
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.limits import MAJORITY_DRAWS
 from tests.attacks.subjects import LINF, Noisy, Subjects, assert_left_beyond_doubt, point_rng
 
 

@@ -22,5 +22,10 @@ def test_the_last_words_before_each_moment_count() -> None:
     assert [one.near for one in found] == [True, False, False]
 
 
+def test_minutes_and_hours_are_read_as_well() -> None:
+    log = "[   1.0 s] pgd  broke 3 of 32  [9/30, about 2.5 min left]\n[   2.0 s] judge  [30/30, about 1.2 h left]"
+    assert [one.seconds for one in read(log, 4.0)] == [150.0, 4320.0, 4319.0]
+
+
 def test_a_silent_log_says_nothing() -> None:
     assert read(LOG.splitlines()[0], 8.0) == []

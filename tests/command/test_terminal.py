@@ -62,6 +62,13 @@ def test_a_log_counts_the_steps_and_says_how_long_the_rest_takes() -> None:
     assert counted == ["1/4", "2/4"]
 
 
+def test_a_long_rest_is_told_as_other_durations_are() -> None:
+    progress = ProgressLine(stream=(stream := io.StringIO()))
+    for event in (AuditEvent("audit", 200, total=4), dataclasses.replace(EVENTS[-1], left=4213.0, seconds=185.0)):
+        progress(event)
+    assert stream.getvalue().endswith("  (3 min 05 s)  [1/4, about 70 min left]\n")
+
+
 def test_a_log_names_no_time_before_one_is_known() -> None:
     progress = ProgressLine(stream=(stream := io.StringIO()))
     for event in (AuditEvent("audit", 200, total=4), *EVENTS):

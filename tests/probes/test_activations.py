@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from maskaudit.errors import ModelError
 from maskaudit.files import shown_path
 from maskaudit.probes.interface import ProbeContext
-from maskaudit.probes.observe import ActivationSite, describe, observe
+from maskaudit.probes.observe import ActivationSite, observe
 from maskaudit.probes.run import run_probe
 from maskaudit.probes.saturation import saturated_softmax
 from maskaudit.results import Location, ProbeResult
@@ -266,8 +266,8 @@ def test_observed_values_and_answers_are_those_of_the_plain_model() -> None:
 
 
 def test_places_read_well() -> None:
-    assert describe(Location("layers.1", "tanh", "/a/net.py", 14)) == "tanh in layers.1 (net.py:14)"
-    assert describe(Location("", "clamp")) == "clamp"
+    assert Location("layers.1", "tanh", "/a/net.py", 14).words == "tanh in layers.1 (net.py:14)"
+    assert Location("", "clamp").words == "clamp"
 
 
 # --- models that take points in other numbers --------------------------------------------------------

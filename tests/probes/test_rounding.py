@@ -14,7 +14,7 @@ from maskaudit.rng import PointRNG
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.trace.model import trace_model
-from maskaudit.verdict.limits import AGREEMENT
+from maskaudit.verdict.limits import AGREEMENT, TRACE_AGREEMENT
 
 X = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -69,7 +69,7 @@ def test_healthy_networks_with_small_outputs_show_no_finding(make: Callable[[], 
         trace = trace_model(target, X, y, eps=0.05)
         measured = finite_differences.measure(context)
     assert not trace.culprits, trace.culprits
-    assert all(value > AGREEMENT for _, value in trace.health.agreement)
+    assert all(value > TRACE_AGREEMENT for _, value in trace.health.agreement)
     assert measured.value > AGREEMENT, measured.details
 
 
@@ -95,7 +95,8 @@ def test_a_real_fault_is_found_in_float64_as_well() -> None:
         target, y, context = seen(model)
         with target:
             assert finite_differences.measure(context).value < AGREEMENT
-            assert min(value for _, value in trace_model(target, X, y, eps=0.05).health.agreement) < AGREEMENT
+            found = trace_model(target, X, y, eps=0.05).health.agreement
+            assert min(value for _, value in found) < TRACE_AGREEMENT
 
 
 def test_gradients_that_half_precision_loses_are_counted_beside_float32() -> None:

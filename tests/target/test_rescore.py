@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskaudit.target.rescore import MAJORITY_DRAWS, PROOF, Proof, clean_correct, rescore
+from maskaudit.target.rescore import PROOF, Proof, clean_correct, rescore
 from maskaudit.threat import ThreatModel
+from maskaudit.verdict.limits import MAJORITY_DRAWS
 
 THREAT = ThreatModel("Linf", 0.1)
 N = 40
