@@ -66,9 +66,9 @@ def test_the_failure_reads_like_the_report(pytester: pytest.Pytester, audited: d
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
-            "MASKED  Robust accuracy is overstated*",
-            "*- The loss-level rate is at least 65.7%*",
-            "*cause *Cross-entropy gradient underflows*",
+            "MASKED  Robustness is overstated*",
+            "*- Loss level: 143 of 196 points withstand*",
+            "*cause *The logits are so large*",
             "robust accuracy*at most 0.0%*reference attack 71.5%*",
             "claim*70.0%: refuted",
             "attack*role*robust accuracy*",

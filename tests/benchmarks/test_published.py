@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import published, published_truth
 from benchmarks.published_recipes import RECIPES, Recipe
@@ -54,15 +55,35 @@ def test_points_that_fall_to_another_loss_count_where_cross_entropy_is_flat(zero
     assert published_truth.label(stages, zero_ce) == label
 
 
-def test_gradients_that_are_zero_or_cut_are_told_apart() -> None:
-    torch.manual_seed(0)
-    x, y = torch.rand(6, 4), torch.zeros(6, dtype=torch.long)
-    linear = nn.Linear(4, 3)
-    assert published_truth._zero_gradients(linear, x, y) == {"zero_ce": 0.0, "zero_margin": 0.0}
-    assert published_truth._zero_gradients(lambda x: linear(x.detach()).detach(), x, y) == {
-        "zero_ce": None, "zero_margin": None,
-    }  # fmt: skip
-    assert published_truth._zero_gradients(lambda x: linear(x.round()), x, y)["zero_margin"] == 1.0
+class Answering(nn.Module):
+    """A linear network that answers in a way of its own."""
+
+    def __init__(self, answer: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.answer = nn.Linear(4, 3), answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.linear, x)
+
+
+GRADIENTS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], float | None, float | None]] = {
+    "useful": (lambda linear, x: linear(x), 0.0, 0.0),
+    "cut": (lambda linear, x: linear(x.detach()).detach(), None, None),
+    "zero": (lambda linear, x: linear(x.round()), 1.0, 1.0),
+    "zero for cross-entropy alone": (lambda linear, x: 1e6 * linear(x), 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize(("answer", "zero_ce", "zero_margin"), GRADIENTS.values(), ids=GRADIENTS)
+def test_gradients_that_are_zero_or_cut_are_told_apart(
+    answer: Callable[[nn.Module, Tensor], Tensor], zero_ce: float | None, zero_margin: float | None
+) -> None:
+    model = Answering(answer).eval()
+    x = torch.rand(6, 4)
+    found = published_truth.find(model, None, x, model(x).argmax(1), eps=0.01, high=1.0)
+    assert found["stages"]["clean"] == [1] * 6
+    assert (found["zero_ce"], found["zero_margin"]) == (zero_ce, zero_margin)
 
 
 def records(recipe: Recipe) -> list[dict[str, Any]]:

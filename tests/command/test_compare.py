@@ -43,9 +43,10 @@ def test_what_changed_between_masked_and_clear() -> None:
     found = compare(sample.masked().to_dict(), sample.clear().to_dict())
     assert (found["a"]["verdict"], found["b"]["verdict"]) == ("masked", "clear")
     assert found["a"]["claim"] == {"claimed": 0.7, "status": "refuted"}
-    assert found["mechanisms"] == {"gone": ["zero-gradients"], "new": []}
+    assert found["mechanisms"] == {"gone": ["logit-scale"], "new": []}
     changed = {one["rule"]: (one["a"], one["b"]) for one in found["probes"]}
-    assert changed == dict.fromkeys(("loss-decision-ratio", "transfer-gap", "zero-gradients"), ("finding", "pass"))
+    rules = ("loss-decision-gradient-ratio", "unbounded-attack", "zero-gradient")
+    assert changed == dict.fromkeys(rules, ("finding", "pass"))
     assert found["accuracy"]["reference"]["a"]["value"] == pytest.approx(0.715)
     assert found["accuracy"]["certified"]["a"] is None
     shown = text(found)

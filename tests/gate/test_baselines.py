@@ -17,6 +17,10 @@ TODAY = date(2026, 11, 21)
 LATER = date(2027, 1, 31)
 
 
+#: What the sample says of a point without gradient, with other figures.
+CAUSE = "Cross-entropy has no usable gradient on 9 of 20 points."
+
+
 def baseline(rule: str, **fields: Any) -> Baseline:
     return Baseline(**{"reason": "known", "expires": LATER, **fields}, rule=rule)
 
@@ -29,9 +33,11 @@ def ruling(document: dict[str, Any], *baselines: Baseline) -> Ruling:
 def test_findings_of_a_masked_report() -> None:
     found = findings(sample.masked().to_dict())
     assert [(f.kind, f.rule, f.module, f.cause) for f in found if f.kind != "probe"] == [
-        ("verdict", "maskaudit-verdict", "fc2", "zero-gradients"), ("claim", "maskaudit-claim", "", "claim"),
+        ("verdict", "maskaudit-verdict", "fc2", "logit-scale"), ("claim", "maskaudit-claim", "", "claim"),
     ]  # fmt: skip
-    assert {f.rule for f in found if f.kind == "probe"} == {"zero-gradients", "loss-decision-ratio", "transfer-gap"}
+    assert {f.rule for f in found if f.kind == "probe"} == {
+        "zero-gradient", "loss-decision-gradient-ratio", "unbounded-attack",
+    }  # fmt: skip
     assert findings(sample.clear().to_dict()) == ()
 
 
@@ -42,8 +48,8 @@ def test_findings_of_a_masked_report() -> None:
         ({"module": "fc2"}, 2),
         ({"module": "fc1"}, 0),
         ({"op": "Linear"}, 2),
-        ({"cause": "mean logit is −7.0e9"}, 1),  # figures do not matter
-        ({"cause": "mean logit was −6.6e5"}, 0),
+        ({"cause": "The logit margin has no usable gradient on −7.0e9 of 8 points."}, 1),  # figures do not matter
+        ({"cause": "The logit margin had no usable gradient on 3 of 196 points."}, 0),
         ({"model": "net"}, 2),
         ({"model": "another"}, 0),
         ({"expires": TODAY}, 2),
@@ -51,14 +57,14 @@ def test_findings_of_a_masked_report() -> None:
     ],
 )
 def test_what_a_baseline_matches(fields: dict[str, Any], suppressed: int) -> None:
-    judged = ruling(sample.masked().to_dict(), baseline("zero-gradients", **fields))
+    judged = ruling(sample.masked().to_dict(), baseline("zero-gradient", **fields))
     assert sum(by is not None and found.kind == "probe" for found, by in judged.findings) == suppressed
 
 
 def test_lines_and_values_are_no_part_of_the_key() -> None:
     document = sample.masked().to_dict()
-    key = baseline("zero-gradients", module="fc2", op="Linear", cause="gradient of cross-entropy underflows")
-    (finding,) = (probe for probe in document["probes"] if probe["rule"] == "zero-gradients")
+    key = baseline("zero-gradient", module="fc2", op="Linear", cause=CAUSE)
+    (finding,) = (probe for probe in document["probes"] if probe["rule"] == "zero-gradient")
     finding["value"] = 0.9
     finding["findings"][0]["location"]["line"] = 400
     finding["findings"][0]["location"]["file"] = "moved.py"
@@ -77,7 +83,7 @@ def test_a_proven_verdict_and_a_refuted_claim_cannot_be_suppressed() -> None:
 
 def test_unless_it_is_stated() -> None:
     document = sample.masked().to_dict()
-    for rule in ("maskaudit-verdict", "zero-gradients"):  # the verdict's own name, or the mechanism's
+    for rule in ("maskaudit-verdict", "logit-scale"):  # the verdict's own name, or the mechanism's
         judged = ruling(document, baseline(rule, accept_masked=True))
         assert (judged.label, judged.claim) == ("clear", "refuted")
     judged = ruling(document, baseline("maskaudit-claim", accept_masked=True))
@@ -90,7 +96,7 @@ def test_every_mechanism_has_to_be_accepted() -> None:
     document = sample.masked().to_dict()
     more = {**document["verdict"]["mechanisms"][0], "id": "saturation", "title": "Saturated"}
     document["verdict"]["mechanisms"].append(more)
-    known = baseline("maskaudit-verdict", cause="zero-gradients", accept_masked=True)
+    known = baseline("maskaudit-verdict", cause="logit-scale", accept_masked=True)
     assert ruling(document, known).label == "masked"
     both = ruling(document, known, baseline("saturation", accept_masked=True))
     assert both.label == "clear"
@@ -117,12 +123,12 @@ def test_inconclusive_is_never_suppressed() -> None:
 
 def test_visible_leaves_out_what_is_suppressed() -> None:
     document = sample.masked().to_dict()
-    judged = ruling(
-        document, baseline("transfer-gap"), baseline("zero-gradients", cause="gradient of cross-entropy underflows")
-    )
+    judged = ruling(document, baseline("unbounded-attack"), baseline("zero-gradient", cause=CAUSE))
     shown = {probe["rule"]: probe for probe in visible(document, judged)["probes"]}
-    assert shown["transfer-gap"]["status"] == "not_applicable"
-    assert shown["transfer-gap"]["reason"] == "accepted until 2027-01-31: known"
-    assert shown["zero-gradients"]["status"] == "finding"
-    assert [item["message"] for item in shown["zero-gradients"]["findings"]] == ["mean logit is −6.6e5"]
+    assert shown["unbounded-attack"]["status"] == "not_applicable"
+    assert shown["unbounded-attack"]["reason"] == "accepted until 2027-01-31: known"
+    assert shown["zero-gradient"]["status"] == "finding"
+    assert [item["message"] for item in shown["zero-gradient"]["findings"]] == [
+        "The logit margin has no usable gradient on 3 of 196 points."
+    ]
     assert document == sample.masked().to_dict(), "the report itself stays as it was"

@@ -25,7 +25,7 @@ ERRORS = {"missing": InputError("There is no model file 'missing'."), "broken": 
 ACCEPTED = """
 [[baseline]]
 rule = "maskaudit-verdict"
-cause = "zero-gradients"
+cause = "logit-scale"
 accept_masked = true
 reason = "rounding is the product"
 expires = 2027-01-31
@@ -133,15 +133,19 @@ def test_an_accepted_verdict_leaves_a_refuted_claim_a_failure(tmp_path: Path) ->
 def test_notes_name_expired_and_idle_baselines(tmp_path: Path) -> None:
     extra = "".join(
         f'[[baseline]]\nrule = "{rule}"\nreason = "r"\nexpires = {day}\n'
-        for rule, day in (("transfer-gap", "2026-01-01"), ("curvature", "2027-01-01"), ("noise", "2026-01-01"))
+        for rule, day in (
+            ("unbounded-attack", "2026-01-01"),
+            ("low-gradient-curvature", "2027-01-01"),
+            ("noise", "2026-01-01"),
+        )
     )
     notes = gate(tmp_path, "masked", extra=extra).notes
     assert len(notes) == 3
-    assert "masked: baseline 1 (transfer-gap) expired on 2026-01-01 and suppresses nothing" in notes[0]
-    assert "baseline 2 (curvature) matches nothing that was found: remove it" in notes[1]
+    assert "masked: baseline 1 (unbounded-attack) expired on 2026-01-01 and suppresses nothing" in notes[0]
+    assert "baseline 2 (low-gradient-curvature) matches nothing that was found: remove it" in notes[1]
     assert "baseline 3 (noise) expired on 2026-01-01 and matches nothing" in notes[2]
     unknown = gate(tmp_path, "missing", extra=extra).notes
-    assert not any("curvature" in note for note in unknown), "what the model would have shown is unknown"
+    assert not any("low-gradient-curvature" in note for note in unknown), "what the model would have shown is unknown"
 
 
 @pytest.fixture

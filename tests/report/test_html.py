@@ -156,7 +156,8 @@ def test_defaults_are_marked() -> None:
 
 def test_findings_are_worst_first() -> None:
     source = rendered("masked")
-    order = [source.index(f"<code>{rule}</code>") for rule in ("zero-gradients", "transfer-gap", "loss-decision-ratio")]
+    rules = ("zero-gradient", "unbounded-attack", "loss-decision-gradient-ratio")
+    order = [source.index(f"<code>{rule}</code>") for rule in rules]
     assert order[0] == min(order)
 
 
@@ -171,7 +172,7 @@ def _large() -> dict[str, Any]:
     """1,000 points, the largest images, a surface of noise and many attacks."""
     document = sample.masked().to_dict()
     document["points"] = {"index": list(range(1000)), "label": [0] * 1000, "broken_by": [["apgd-margin"] * 12] * 1000}
-    document["figures"]["strips"] = [sample._strip(i, side=64, channels=3) for i in range(12)]
+    document["figures"]["strips"] = [sample.strip(i, side=64, channels=3) for i in range(12)]
     grid = [i / 100 for i in range(101)]
     noise = [[((31 * i * j + 7 * i) % 17) - 8.0 for i in range(101)] for j in range(101)]
     document["figures"]["surface"] |= {"u": grid, "v": grid, "margin": noise, "loss": noise}

@@ -59,13 +59,14 @@ def test_sarif_one_result_per_finding_at_its_line() -> None:
     for result in run["results"]:
         by_rule.setdefault(result["ruleId"], []).append(result)
     assert {rule: len(results) for rule, results in by_rule.items()} == {
-        "maskaudit-verdict": 1, "maskaudit-claim": 1, "zero-gradients": 2, "transfer-gap": 1, "loss-decision-ratio": 1,
+        "maskaudit-verdict": 1, "maskaudit-claim": 1, "zero-gradient": 2, "unbounded-attack": 1,
+        "loss-decision-gradient-ratio": 1,
     }  # fmt: skip
-    physical = by_rule["zero-gradients"][0]["locations"][0]["physicalLocation"]
+    physical = by_rule["zero-gradient"][0]["locations"][0]["physicalLocation"]
     assert physical == {"artifactLocation": {"uri": "net.py", "uriBaseId": "%SRCROOT%"}, "region": {"startLine": 41}}
-    logical = by_rule["zero-gradients"][0]["locations"][0]["logicalLocations"][0]
+    logical = by_rule["zero-gradient"][0]["locations"][0]["logicalLocations"][0]
     assert logical["fullyQualifiedName"] == "fc2/Linear"
-    model = by_rule["transfer-gap"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+    model = by_rule["loss-decision-gradient-ratio"][0]["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
     assert model == "maskaudit-out/gre_at_ce.safetensors"
     assert by_rule["maskaudit-verdict"][0]["level"] == "error"
 
@@ -74,12 +75,16 @@ def test_sarif_fingerprint_ignores_figures_but_not_places() -> None:
     document = sample.masked().to_dict()
 
     def fingerprint() -> str:
-        results = [r for r in sarif(document)["results"] if r["ruleId"] == "zero-gradients"]
+        results = [r for r in sarif(document)["results"] if r["ruleId"] == "zero-gradient"]
         return str(results[-1]["partialFingerprints"]["maskaudit/v1"])
 
+    (finding,) = (p for p in document["probes"] if p["rule"] == "zero-gradient")
     before = fingerprint()
-    (finding,) = (p for p in document["probes"] if p["rule"] == "zero-gradients")
     finding["value"] = 0.7
+    finding["findings"][-1]["message"] = "The logit margin has no usable gradient on 7 of 190 points."
+    assert fingerprint() == before
+    finding["findings"][-1]["message"] = "mean logit is −6.6e5"
+    before = fingerprint()
     finding["findings"][-1]["message"] = "mean logit is −7.1e5"
     assert fingerprint() == before
     finding["findings"][-1]["location"]["module"] = "fc1"
@@ -111,9 +116,9 @@ def test_sarif_clear_passes_and_inconclusive_is_open() -> None:
 def test_junit_masked_fails_with_claim_and_findings() -> None:
     cases = junit(sample.masked().to_dict())
     assert {name: outcome(case) for name, case in cases.items()} == {
-        "verdict": "failure", "claim": "failure", "zero-gradients": "failure", "transfer-gap": "failure",
-        "loss-decision-ratio": "failure", "curvature": "skipped", "dead-clamp": "skipped", "randomness": "skipped",
-        "dead-relu": "passed", "saturation": "passed",
+        "verdict": "failure", "claim": "failure", "zero-gradient": "failure", "unbounded-attack": "failure",
+        "loss-decision-gradient-ratio": "failure", "low-gradient-curvature": "skipped",
+        "one-step-beats-iterative": "skipped", "randomness": "passed", "dead-relu": "passed", "saturation": "passed",
     }  # fmt: skip
 
 
@@ -123,7 +128,7 @@ def test_junit_agrees_with_the_exit_status() -> None:
     document = sample.masked().to_dict()
     document["verdict"]["label"] = "suspect"
     assert outcome(junit(document)["verdict"]) == "passed"
-    assert outcome(junit(document)["zero-gradients"]) == "passed"
+    assert outcome(junit(document)["zero-gradient"]) == "passed"
     document["settings"]["fail_on"] = "suspect"
     assert outcome(junit(document)["verdict"]) == "failure"
     document["settings"]["fail_on"] = "never"

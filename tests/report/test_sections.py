@@ -79,7 +79,7 @@ def test_points_hidden_from_gradients_come_first(document: dict[str, Any]) -> No
 
 def test_an_attack_that_names_no_loss_follows_cross_entropy(document: dict[str, Any]) -> None:
     rows = {row.name: row for row in view.read(document).attacks}
-    assert points.follows_cross_entropy(rows["pgd-ce"])
+    assert points.follows_cross_entropy(rows["pgd"])
     assert not points.follows_cross_entropy(rows["apgd-margin"])
     assert not points.follows_cross_entropy(rows["square"])
 
@@ -282,9 +282,12 @@ def test_states_follow_what_ran(document: dict[str, Any]) -> None:
     assert items["carlini: Random noise of full size"].state == "partly"
     assert items["carlini: Provable bounds"].state == "not done"
     assert items["carlini: Averaged over the randomness of the model"].state == "not applicable"
-    assert items["pintor: Unstable predictions"].state == "not applicable"
+    assert items["pintor: Unstable predictions"].state == "done"
     assert items["owasp: Conclusion against a stated criterion"].result.startswith("refuted")
     assert "3 further points" in items["carlini: Convergence of the attacks checked"].result
+    randomness = next(probe for probe in document["probes"] if probe["rule"] == "randomness")
+    randomness |= {"status": "not_applicable", "value": None, "reason": "The model is a black box."}
+    assert _items(document)["pintor: Unstable predictions"].state == "not applicable"
 
 
 @pytest.mark.parametrize(

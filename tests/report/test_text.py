@@ -14,7 +14,7 @@ from . import sample
 
 def test_text_fits_and_leads_with_the_verdict() -> None:
     lines = render(sample.masked().to_dict(), "text").splitlines()
-    assert lines[0].startswith("MASKED  Robust accuracy is overstated")
+    assert lines[0].startswith("MASKED  Robustness is overstated")
     assert max(map(len, lines)) <= WIDTH
     text = "\n".join(lines)
     for part in (

@@ -98,4 +98,4 @@ def test_png_pixels(channels: int) -> None:
     ids=str,
 )
 def test_damaged_strips_are_left_out(damage: dict[str, object]) -> None:
-    assert len(images.strips([{**sample._strip(0), **damage}, sample._strip(1)])) == 1
+    assert len(images.strips([{**sample.strip(0), **damage}, sample.strip(1)])) == 1
