@@ -81,7 +81,7 @@ class NullTest:
         if self.unproven:
             needed = f"no count proves masking, since {self.unproven}"
         return (
-            f"{words.plural(self.hidden, 'hidden point')} of {self.n:,}; {needed}. If a healthy model hid "
+            f"{words.plural(self.hidden, 'hidden point')} of {self.n:,} drawn; {needed}. If a healthy model hid "
             f"{words.percent(self.slack)} of points, a count this high would have probability {self.chance}."
         )
 

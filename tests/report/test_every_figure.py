@@ -462,7 +462,7 @@ def test_what_the_verdict_was_tested_against(audited: Counted) -> None:
     for (title, hidden, slack), shown in zip(tested, figures, strict=True):
         n = audited.document["masking"]["searched" if title.startswith("Gradient") else "matched"]
         least = next((k for k in range(1, n + 1) if evidence(k, n, slack) >= 1 / alpha), n + 1)
-        words = f"{hidden} hidden point{'' if hidden == 1 else 's'} of {n}; "
+        words = f"{hidden} hidden point{'' if hidden == 1 else 's'} of {n:,} drawn; "
         assert f"{title}: " in shown
         assert words in shown
         unproven = audited.document["masking"]["rule"]["limits"][f"{title.split()[0].lower()}_level"]["unproven"]
