@@ -74,20 +74,20 @@ def eps_curve(target: Target, ledger: Ledger, threat: ThreatModel, rng: PointRNG
     for fraction in sorted((*EPS_FRACTIONS, 1.0)):
         ball = threat.with_eps(threat.eps * fraction)
         if fraction == 1.0:
-            usual, own, every = audited
+            usual, white_box, every = audited
         else:
             lighter = _LighterSearch(target, x, y, ball, rng.select(rows).fork(f"eps {fraction}"))
             met = [mask if fraction < 1 else torch.ones_like(mask) for mask in audited]
             usual = lighter.broken(pgd, met[0])
             further = met[1] & ~(usual | strong) & ("other_loss" in parts)
-            own = usual | lighter.broken(apgd, further, loss="margin", steps=25)
-            beyond = met[2] & ~(own | best) & ("gradient_free" in parts)
-            every = own | lighter.broken(square, beyond, queries=EPS_QUERIES)
-        strong, best = strong | own, best | every
+            white_box = usual | lighter.broken(apgd, further, loss="margin", steps=25)
+            beyond = met[2] & ~(white_box | best) & ("gradient_free" in parts)
+            every = white_box | lighter.broken(square, beyond, queries=EPS_QUERIES)
+        strong, best = strong | white_box, best | every
         masks[ball.eps] = audited if fraction == 1.0 else (usual, strong, best)
     curve = [{"eps": 0.0, "n": drawn, **dict.fromkeys(("reference", "strong", "best_known"), len(rows) / drawn)}]
-    for eps, (usual, own, every) in masks.items():
-        figures = {"reference": usual, "strong": own, "best_known": every}
+    for eps, (usual, white_box, every) in masks.items():
+        figures = {"reference": usual, "strong": white_box, "best_known": every}
         curve.append({"eps": eps, "n": drawn, **{k: int((~m).sum()) / drawn for k, m in figures.items()}})
     return curve
 
