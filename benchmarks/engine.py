@@ -17,7 +17,8 @@ what it does around them. The figure is the median of the repeats.
 From 1,000 points on the attacks take fewer steps (`plan`), and with `--most-seconds` a combination of which one run
 would take longer is named and left out.
 
-Results are merged into `benchmarks/engine-DEVICE.json` and written as a table into `engine-DEVICE.md`.
+Results are appended to `benchmarks/engine-DEVICE.jsonl` (`benchmarks/records.py`), the newest of each combination are
+the table `engine-DEVICE.md`.
 `--check` measures our ratios anew and compares them with the committed ones instead; exit status 1 where
 one has slipped by more than `SLACK`. `--agreement` runs every attack on the CPU and on the device with the same seeds
 and notes how many points share their fate (on the CPU: with batches of another size).
@@ -26,7 +27,6 @@ and notes how many points share their fate (on the CPU: with batches of another 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -44,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.engine_agreement import agreement_rows, machine
 from benchmarks.engine_networks import NETWORKS
 from benchmarks.engine_subjects import BATCH, FORWARD, Counted, Run, subjects
+from benchmarks.records import Record, RecordFile, commit, figures_of
 
 HERE = Path(__file__).resolve().parent
 
@@ -89,28 +90,31 @@ def main() -> int:
     if arguments.peak:
         print(peak_bytes(arguments.peak[0], arguments.peak[1], int(arguments.peak[2]), arguments.device))
         return 0
-    path = HERE / f"engine-{arguments.device}.json"
-    document = json.loads(path.read_text()) if path.exists() else {"rows": [], "memory": []}
+    file = RecordFile(HERE / f"engine-{arguments.device}.jsonl")
+    if arguments.check:
+        slips = slipped(document_of(file.read())["rows"], list(measured(arguments)))
+        print("\n".join(slips) or f"No ratio rose by more than {SLACK:.0%}.")
+        return 1 if slips else 0
+    part, rows = "rows", measured(arguments)
     if arguments.memory:
-        document["memory"] = memory_rows(arguments.device)
+        part, rows = "memory", memory_rows(arguments.device)
     elif arguments.agreement:
-        document["agreement"] = agreement_rows(arguments.device)
-    else:
-        if arguments.check:
-            slips = slipped(document["rows"], list(measured(arguments)))
-            print("\n".join(slips) or f"No ratio rose by more than {SLACK:.0%}.")
-            return 1 if slips else 0
-        for row in measured(arguments):
-            document["rows"] = merged(document["rows"], [row])
-            write(path, document, arguments.device)
-    write(path, document, arguments.device)
+        part, rows = "agreement", agreement_rows(arguments.device)
+    for row in rows:  # the table after every row, so that a run that is broken off loses nothing
+        file.append({"part": part, **row, "commit": commit()})
+        text = table(document_of(file.read()), arguments.device)
+        file.path.with_suffix(".md").write_text(text, encoding="utf-8")
     return 0
 
 
-def write(path: Path, document: dict[str, Any], device: str) -> None:
-    """The figures and their table; after every row, so that a run that is broken off loses nothing."""
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(table(document, device), encoding="utf-8")
+def document_of(records: list[Record]) -> dict[str, list[Row]]:
+    """The newest rows by part: ratios, sorted; peaks of memory, and fates on two devices."""
+    found: dict[str, dict[tuple[Any, ...], Row]] = {"rows": {}, "memory": {}, "agreement": {}}
+    for record in records:
+        part = record.get("part", "rows")
+        name = key(record) if part == "rows" else (record["attack"], record.get("engine"), record.get("points"))
+        found[part][name] = record
+    return {part: [rows[k] for k in (sorted(rows) if part == "rows" else rows)] for part, rows in found.items()}
 
 
 def measured(arguments: argparse.Namespace) -> Any:
@@ -246,12 +250,6 @@ def key(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in ("network", "attack", "steps", "targets", "points", "threads", "engine"))
 
 
-def merged(old: list[Row], new: list[Row]) -> list[Row]:
-    """All rows, new ones in place of old ones of the same key, sorted."""
-    rows = {key(row): row for row in (*old, *new)}
-    return [rows[k] for k in sorted(rows)]
-
-
 def slipped(committed: list[Row], now: list[Row]) -> list[str]:
     """One sentence for each of our ratios that rose by more than `SLACK`, and for each that was never committed."""
     known = {key(row): row["ratio"] for row in committed}
@@ -271,7 +269,8 @@ def table(document: dict[str, Any], device: str) -> str:
     lines = [
         f"# Engine ratio on {device}", "",
         "CPU time (device time on an accelerator) of an attack over passes × time of one optimally batched pass; 1 is "
-        "the physical limit. Median of interleaved repeats (lowest–highest). See [README.md](README.md).", "",
+        "the physical limit. Median of interleaved repeats (lowest–highest). See [README.md](README.md). "
+        + figures_of(r.get("commit") for r in (*rows, *document["memory"], *document["agreement"])), "",
         "| network | attack | points | threads | engine | ratio | range | seconds | machine |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -290,7 +289,7 @@ def table(document: dict[str, Any], device: str) -> str:
             f"| {r['attack']} | {r['engine']} | " + " | ".join(f"{m} MiB" for m in r["mebibytes"]) + " |"
             for r in document["memory"]
         ]
-    if document.get("agreement"):
+    if document["agreement"]:
         lines += [
             "", "Same seeds on the CPU and on the device (on the CPU: in batches of another size):", "",
             "| attack | points | broken on the CPU | same fate | same step of first success | machine |",

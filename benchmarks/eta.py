@@ -17,6 +17,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.records import commit, figures_of
+
 HERE = Path(__file__).resolve().parent
 MODELS = ("standard", "pgd-at", "quantised", "logits-x1e4", "ibp", "pgd-at-x100")
 BUDGETS = ("quick", "standard")
@@ -84,7 +88,8 @@ def main() -> int:
     print(f"{sum(trusted)} of {len(trusted)} within a third")
     head = ["# What a log says is left", "",
             "Seconds that a log gave (and that it then took) at 25, 50 and 75 % of the time; — where it gave none yet; "
-            f"{sum(trusted)} of {len(trusted)} are within a third. `OMP_NUM_THREADS=1 python benchmarks/eta.py`.", "",
+            f"{sum(trusted)} of {len(trusted)} are within a third. `OMP_NUM_THREADS=1 python benchmarks/eta.py`. "
+            f"{figures_of([commit()])}", "",
             "| model | budget | seconds | at 25 % | at 50 % | at 75 % |", "|---|---|---|---|---|---|"]  # fmt: skip
     (HERE / "eta.md").write_text("\n".join(head + rows) + "\n", encoding="utf-8")
     return 0

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.families_networks import NETWORKS, Network, transformers_model
-from benchmarks.records import Record, RecordFile, machine
+from benchmarks.records import Record, RecordFile, commit, figures_of, machine
 from maskaudit.auditing.inspection import inspect_model
 from maskaudit.errors import MaskauditError
 from maskaudit.loading import arch
@@ -118,7 +118,7 @@ def tried(name: str, forms: Sequence[str]) -> Record:
     started = time.perf_counter()
     process.start()
     sender.close()
-    record: Record = {"name": name, "machine": machine(), "forms": {}}
+    record: Record = {"name": name, "machine": machine(), "commit": commit(), "forms": {}}
     why = f"not finished after {LIMIT} s"
     try:
         while receiver.poll(max(0.0, LIMIT - (time.perf_counter() - started))):
@@ -326,7 +326,8 @@ def page(records: list[Record]) -> str:
     machines = "; ".join(sorted({record["machine"] for record in records}))
     lines = [
         "# Families of networks", "",
-        f"Made by `python benchmarks/families.py` (its docstring says how); {machines}.", "",
+        f"Made by `python benchmarks/families.py` (its docstring says how); {machines}. "
+        + figures_of(record.get("commit") for record in records), "",
         "In a cell: the largest difference of scores / gradients to the network itself, and the cost of a trace in "
         f"forward–backward passes. The same is up to {SAME:g}, or {ROUNDING} times the rounding of float32 in the "
         "network itself, whichever is larger (then the cell says so). What differs by more in float32, where rounding "

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.engine_agreement import machine
 from benchmarks.engine_networks import NETWORKS
+from benchmarks.records import commit, figures_of
 from benchmarks.trace import forward_backward
 from maskaudit import api
 from maskaudit.attacks.apgd import apgd
@@ -225,7 +226,7 @@ def table(rows: list[Row], strengths: list[Strength], command: str, device: str)
         "",
         f"`{command}` on {device}. Medians, as ratios over eager float32 measured in turn on the same untrained "
         "network and batch; below 1 is cheaper. *First*: a pass of each kind, with what a compiler does before; *pays "
-        "after*: passes with a gradient until that is won back.",
+        f"after*: passes with a gradient until that is won back. {figures_of([commit()])}",
         "",
         "| network | points | threads | form | forward | with gradient | first, s | pays after | decides alike |",
         "|---|---|---|---|---|---|---|---|---|",

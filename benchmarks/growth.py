@@ -28,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import commit, figures_of
 from maskaudit import api
 from maskaudit.settings import AuditSettings
 
@@ -101,7 +102,7 @@ def table(states: Sequence[State], workers: int | None) -> str:
         f"Made by `OMP_NUM_THREADS=1 python benchmarks/growth.py --audits {len(states)}"
         f"{'' if workers is None else f' --workers {workers}'}` (its docstring says how): "
         f"`{MODEL}`, quick budget, {SAMPLES} points, another seed each. "
-        f"Nothing grew: {'yes' if steady(states) else 'NO'}.",
+        f"Nothing grew: {'yes' if steady(states) else 'NO'}. {figures_of([commit()])}",
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}.",
         "",

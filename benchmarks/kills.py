@@ -11,7 +11,7 @@ people call it:
 
 Each trial must end with the report and the evidence file of the undisturbed audit, apart from
 `maskaudit.results.RUN_FIELDS`. The table is `benchmarks/kills.md`; trials of earlier calls are kept in
-`benchmarks/kills.json`, keyed by model, kind and seed.
+`benchmarks/kills.jsonl`, keyed by model, kind and seed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import RecordFile, commit, figures_of
 from maskaudit.auditing.engine.processes import WORKER_NAME
 from maskaudit.auditing.journal import JOURNAL_FOLDER
 from maskaudit.results import without_run_fields
@@ -60,8 +61,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, metavar="N")
     arguments = parser.parse_args()
-    path = HERE / "kills.json"
-    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    file = RecordFile(HERE / "kills.jsonl")
+    rows = file.read()
     known = {(row["model"], row["kind"], row["seed"]) for row in rows}
     wanted = [
         (
@@ -76,8 +77,8 @@ def main() -> int:
         usual = {model: undisturbed(model, Path(folder)) for model in {model for model, _, _ in missing}}
         for row in pool.map(lambda trial: tried(*trial, usual[trial[0]], Path(folder)), missing):
             print(row, flush=True)
-            rows.append(row)
-            path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows.append({**row, "commit": commit()})
+            file.append(rows[-1])
     (HERE / "kills.md").write_text(table(rows), encoding="utf-8")
     return int(any(row["differs"] for row in rows))
 
@@ -209,7 +210,8 @@ def table(rows: Sequence[Row]) -> str:
         "Made by `OMP_NUM_THREADS=1 python benchmarks/kills.py` (its docstring says how). Each audit: "
         f"`maskaudit check zoo:NAME {' '.join(OPTIONS)} --out DIR --resume`. Identical: report and evidence are those "
         "of an audit that was not killed and that ran in one process, seconds and command line aside. "
-        "Trials of earlier calls, on other commits and machines, are kept.",
+        "Trials of earlier calls, on other commits and machines, are kept. "
+        + figures_of(row.get("commit") for row in rows),
         "",
         f"Python {platform.python_version()}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, "
         f"{os.cpu_count()} cores.",

@@ -27,7 +27,7 @@ from onnx.backend.test.case.node import collect_testcases
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.records import machine
+from benchmarks.records import commit, figures_of, machine
 from maskaudit.errors import InputError
 from maskaudit.loading.interface import ModelFile, Options
 from maskaudit.loading.onnx import reader
@@ -135,7 +135,7 @@ def page(counts: dict[str, Counter[str]], total: Counter[str]) -> str:
         "# Operator tests of ONNX",
         "",
         "Made by `python benchmarks/onnx_operators.py` (its docstring says how), "
-        f"onnx {onnx.__version__}; {machine()}.",
+        f"onnx {onnx.__version__}; {machine()}. {figures_of([commit()])}",
         "",
         f"Of {sum(total[kind] for kind in KINDS)} tests {total['right']} are right, {total['wrong']} wrong, "
         f"{total['late']} fail late, {total['refused']} are refused at load. "

@@ -16,7 +16,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.records import Record, RecordFile, latest
+from benchmarks.records import Record, RecordFile, figures_of, latest
 from maskaudit.zoo import ZOO
 
 Pair = tuple[Record, Record]
@@ -55,7 +55,9 @@ def render(found: Sequence[Pair], command: Sequence[str]) -> str:
         "",
         f"`{shlex.join(command)}`: {len(found)} audits of models of the zoo, which has {len(ZOO)}. The weights are the "
         f"same before and after in {same} of them, in the others the network was trained anew by the same recipe. CPU "
-        f"seconds depend on machine and load ({found[0][0]['machine']}; {found[0][1]['machine']}), passes do not.",
+        f"seconds depend on machine and load ({found[0][0]['machine']}; {found[0][1]['machine']}), passes do not. "
+        f"Before: {figures_of(before.get('commit') for before, _ in found)} "
+        f"After: {figures_of(after.get('commit') for _, after in found)}",
         "",
         "| models | number | right before | right after | passes before, median | after | share |",
         "|---" * 7 + "|",

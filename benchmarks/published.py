@@ -34,7 +34,7 @@ from torch import nn
 
 from benchmarks import published_truth as truth
 from benchmarks.published_recipes import RECIPES, Recipe
-from benchmarks.records import ROOT, Record, RecordFile, latest, machine, sources_digest
+from benchmarks.records import ROOT, Record, RecordFile, commit, figures_of, latest, machine, sources_digest
 from maskaudit.data import Dataset, load_data
 from maskaudit.sources import load_model
 
@@ -82,7 +82,8 @@ def _keep(file: RecordFile, kind: str, recipe: Recipe, run: Run, asked: argparse
     if kind == "audit" and not _done(file, "truth", recipe):
         print(f"{recipe.name}: its truth comes first (--truth)")
         return
-    record = {"kind": kind, "model": recipe.name, "sha256": recipe.sha256, "eps": recipe.eps, "machine": machine()}
+    record = {"kind": kind, "model": recipe.name, "sha256": recipe.sha256, "eps": recipe.eps, "machine": machine(),
+              "commit": commit()}  # fmt: skip
     try:
         record |= {"status": "ran", **run(recipe, asked.folder.resolve(), asked.keep)}
     except Exception as error:  # whatever a foreign file or the package leads to
@@ -288,7 +289,8 @@ def _summary(newest: dict[tuple[str, str], Record]) -> list[str]:
              "command line at the standard budget.", "",
              "The truth follows from what each part of official AutoAttack leaves, and from transfer; see README.md. "
              "That points which fall to another loss alone count where cross-entropy has no gradient was added to the "
-             "rule when `mnist-12` had been audited; the counts were recorded before.", ""]  # fmt: skip
+             "rule when `mnist-12` had been audited; the counts were recorded before. "
+             + figures_of(record.get("commit") for record in newest.values()), ""]  # fmt: skip
     for true in ("honest", "masked", "open"):
         labels = [a["label"] for a, t in ran if _label(t) == true]
         counts = ", ".join(f"{labels.count(one)} `{one}`" for one in dict.fromkeys(labels))

@@ -162,6 +162,12 @@ def commit() -> str:
     return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def figures_of(commits: Iterable[str | None]) -> str:
+    """The sentence of a table that names the commits which its figures were measured on."""
+    known = list(dict.fromkeys(commit for commit in commits if commit))
+    return f"Figures of commit{'s' if len(known) > 1 else ''} {', '.join(known) or 'unknown'}."
+
+
 def machine() -> str:
     """Where a run took place, in a few words."""
     return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread per run"

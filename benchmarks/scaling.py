@@ -12,14 +12,14 @@ repeated with uniform noise of 1/100 of the bounds on every repeat, so that no p
 With `--autoattack` the official AutoAttack, a clone of https://github.com/fra31/auto-attack on `PYTHONPATH`, attacks N
 points of the test images instead; what it costs in points and seconds is given next to the audits.
 
-Finished rows are kept in `benchmarks/scaling.json`, keyed by model, budget and N; the table is `benchmarks/scaling.md`.
+Finished rows are kept in `benchmarks/scaling.jsonl` (`benchmarks/records.py`), keyed by model, budget and N; the table
+is `benchmarks/scaling.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import sys
 import time
@@ -30,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import RecordFile, commit, figures_of
 from benchmarks.running import Job, perform
 from maskaudit import api
 from maskaudit.data import Dataset, load_data
@@ -58,16 +59,17 @@ def main() -> int:
     parser.add_argument("--autoattack", action="store_true", help="run the official AutoAttack instead of audits")
     parser.add_argument("--render", action="store_true", help="write the table from the kept rows alone")
     arguments = parser.parse_args()
-    path = HERE / "scaling.json"
-    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    file, rows = RecordFile(HERE / "scaling.jsonl"), list[Row]()
+    for record in file.read():
+        rows = merged(rows, record)
     budgets = [AUTOATTACK] if arguments.autoattack else arguments.budgets
     for budget in () if arguments.render else budgets:
         for model in arguments.models:
             for n in arguments.points:
                 row = attacked(model, n) if budget == AUTOATTACK else measured(model, budget, n)
                 print(row, flush=True)
-                rows = merged(rows, row)
-                path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                file.append({**row, "commit": commit()})
+                rows = merged(rows, {**row, "commit": commit()})
     (HERE / "scaling.md").write_text(table(rows), encoding="utf-8")
     return 0
 
@@ -134,7 +136,8 @@ def table(rows: list[Row]) -> str:
         "Each audit was offered N points and `--samples N`; *drawn* is how many it took before the verdict was decided "
         "or no more were allowed. AutoAttack attacks all of them. Robust accuracy is the best known one on the drawn "
         "points, with its exact 99 % interval for more of them. Passes are counted in points. Made by "
-        f"`{command}`, and with `--autoattack --points 100 300 1000`. See [README.md](README.md).", "",
+        f"`{command}`, and with `--autoattack --points 100 300 1000`. See [README.md](README.md). "
+        + figures_of(r.get("commit") for r in rows), "",
         "| budget | model | N offered | drawn | verdict | robust accuracy | forward passes | backward passes "
         "| CPU seconds | machine |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.engine_networks import resnet18, resnet20
+from benchmarks.records import commit, figures_of
 from maskaudit.repairs.blame import traced
 from maskaudit.target import Target
 from maskaudit.zoo.masks.inputs import QuantisedInput, SineInput
@@ -153,7 +154,7 @@ def table(rows: list[Row], rounds: int) -> str:
         f"{torch.__version__}, {torch.get_num_threads()} thread(s); medians of {rounds} rounds of CPU time "
         f"({MORE * rounds} where a pass takes less than {QUICK} s), untrained networks. A pass is one forward and one "
         f"backward pass over a batch of {BATCH} points, as a step of an attack makes it. The goal is a ratio of at "
-        f"most {GOAL}.",
+        f"most {GOAL}. {figures_of([commit()])}",
         "",
         "| model | parameters | pass, ms | trace, ms | ratio | goal | points forward | points backward | looks |",
         "|---|---|---|---|---|---|---|---|---|",

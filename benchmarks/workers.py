@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.records import commit, figures_of
 from maskaudit import zoo
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import battery
@@ -220,7 +221,7 @@ def written(rows: Sequence[tuple[str, float, float]], works: Sequence[Costs], se
         "",
         "Made by `OMP_NUM_THREADS=1 python benchmarks/workers.py`; its docstring says how. "
         f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} at the end, Python {platform.python_version()}, "
-        f"torch {torch.__version__}.",
+        f"torch {torch.__version__}. {figures_of([commit()])}",
         "",
         "## Measured: throughput on this machine",
         "",

@@ -7,10 +7,14 @@ bookkeeping of rises and best iterates means something.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from maskaudit.target import Gradient, Objective, Target
+from maskaudit.target import Gradient, Target
 from maskaudit.target.preserve import seeded
 
 #: Draws after which the sign of the mean gradient is first looked at; it is looked at again after every doubling.
@@ -20,8 +24,9 @@ FIRST_LOOK = 8
 STABLE = 0.98
 
 
-class ExpectedTarget(Target):
-    """A target whose gradients are means over common draws; made by `expected`.
+@dataclass
+class Expectation:
+    """The mean gradient over common draws: what a target does instead of taking `draws` of its own.
 
     Attributes:
         most_draws: draws at which averaging ends, stable or not.
@@ -33,12 +38,13 @@ class ExpectedTarget(Target):
     stream: int
     spent: int = 0
 
-    def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
+    def __call__(self, once: Callable[[], Gradient]) -> Gradient:
+        """The mean over as many draws as it takes; `once` takes that of one."""
         total: Gradient | None = None
         earlier: Tensor | None = None
         for draw in range(self.most_draws):
             with seeded(self.stream + draw):
-                one = self._gradient_once(x, rows, objective)
+                one = once()
             total = one if total is None else total + one
             number = self.spent = draw + 1
             if number >= FIRST_LOOK and number & (number - 1) == 0:
@@ -50,15 +56,15 @@ class ExpectedTarget(Target):
 
 
 def expected(target: Target, most_draws: int, stream: int) -> Target:
-    """`target` itself when its answers are certain or no draws are asked for, else its expectation.
+    """`target` itself when its answers are certain or no draws are asked for, else one with its expected gradients.
 
     It shares the ledger, so every pass is counted; random states are put back after every draw.
     """
     if not target.random or most_draws < 1:
         return target
-    other = ExpectedTarget.__new__(ExpectedTarget)
-    other.__dict__.update(target.__dict__)
-    other.most_draws, other.stream = most_draws, stream
+    other = copy.copy(target)
+    other.worked_out = target.worked_out  # of the same model: what is known stays so
+    other.averaging = Expectation(most_draws, stream)
     return other
 
 

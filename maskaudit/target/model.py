@@ -67,6 +67,8 @@ class Target:
     Attributes:
         batches: how many points are asked at once now.
         before_pass: called before every batch; may raise to end the work.
+        averaging: makes the gradient of a batch out of those of single draws, one per call; None for the mean of
+            `draws` of them.
         gradient_failure: the first sentence that a pass with a gradient failed with, if one did.
         needs_graph: whether the model answers only where gradients are recorded, since it differentiates in its
             forward pass; it is then asked in no other way. None before the first answer.
@@ -106,6 +108,7 @@ class Target:
         self.seed = seed
         self.ledger = PassLedger()
         self.before_pass: Callable[[], None] | None = None
+        self.averaging: Callable[[Callable[[], Gradient]], Gradient] | None = None
         self.gradient_failure = ""
         self.needs_graph: bool | None = None
         self.worked_out: dict[str, object] = {}
@@ -274,9 +277,14 @@ class Target:
         self.ledger.backwards += points
 
     def _gradient_of_batch(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:
-        total = self._gradient_once(x, rows, objective)
+        def once() -> Gradient:
+            return self._gradient_once(x, rows, objective)
+
+        if self.averaging is not None:
+            return self.averaging(once)
+        total = once()
         for _ in range(self.draws - 1):
-            total = total + self._gradient_once(x, rows, objective)
+            total = total + once()
         return total.over(self.draws)
 
     def _gradient_once(self, x: Tensor, rows: Tensor, objective: Objective) -> Gradient:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.records import archived
 from maskaudit.attacks.interface import Attempt
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -49,7 +49,7 @@ def test_a_ratio_slips_when_it_rises_past_the_tolerance(
 
 
 def test_new_rows_replace_old_ones_of_the_same_key(engine: ModuleType) -> None:
-    rows = engine.merged([row(1.3), row(2.0, engine="other")], [row(1.1), row(1.0, points=50)])
+    rows = engine.document_of([row(1.3), row(2.0, engine="other"), row(1.1), row(1.0, points=50)])["rows"]
     assert [(r["engine"], r["points"], r["ratio"]) for r in rows] == [
         ("maskaudit", 50, 1.0), ("maskaudit", 100, 1.1), ("other", 100, 2.0),
     ]  # fmt: skip
@@ -135,6 +135,6 @@ def test_a_points_fate_that_differs_is_counted(engine: ModuleType, monkeypatch: 
 
 
 def test_the_committed_table_is_the_committed_figures(engine: ModuleType) -> None:
-    document = json.loads((BENCHMARKS / "engine-cpu.json").read_text())
+    document = engine.document_of(archived("engine-cpu.jsonl"))
     assert engine.table(document, "cpu") == (BENCHMARKS / "engine-cpu.md").read_text()
     assert {r["engine"] for r in document["rows"]} >= {"maskaudit", "torchattacks"}

@@ -90,6 +90,12 @@ def test_every_room_either_decides_verdicts_or_does_not() -> None:
     assert rooms - {"__pycache__"} == only_ask_and_show | set(records.DECIDING)
 
 
+def test_a_table_names_the_commits_of_its_figures() -> None:
+    assert records.figures_of(["a", None, "b", "a"]) == "Figures of commits a, b."
+    assert records.figures_of(["a"]) == "Figures of commit a."
+    assert records.figures_of([""]) == "Figures of commit unknown."
+
+
 def test_what_is_archived_is_read_first_and_goes_on_in_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import scaling
+from benchmarks.records import archived
 from maskaudit.data import Dataset
 
 BENCHMARKS = Path(scaling.__file__).parent
@@ -45,6 +45,8 @@ def test_a_new_row_takes_the_place_of_the_old_one() -> None:
 
 
 def test_the_committed_table_is_the_committed_figures() -> None:
-    rows = json.loads((BENCHMARKS / "scaling.json").read_text())
+    rows: list[dict[str, Any]] = []
+    for record in archived("scaling.jsonl"):
+        rows = scaling.merged(rows, record)
     assert scaling.table(rows) == (BENCHMARKS / "scaling.md").read_text()
     assert len({r["points"] for r in rows}) >= 4

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from maskaudit.attacks.losses import build_objective
 from maskaudit.repairs import Stage
-from maskaudit.repairs.expectation import FIRST_LOOK, ExpectedTarget, expected
+from maskaudit.repairs.expectation import FIRST_LOOK, Expectation, expected
 from maskaudit.repairs.stages import StandIns, ascend, diversified, run_stage
 from maskaudit.rng import PointRNG
 from maskaudit.settings.plan import PLAN_LOSSES, STARTS
@@ -109,9 +109,9 @@ def test_draws_stop_when_the_sign_is_stable(net: nn.Module, points: Points) -> N
     spent = {}
     for noise in (1e-4, 2.0):
         target = expected(Target(Noisy(net, noise), draws=8), 64, 7)
-        assert isinstance(target, ExpectedTarget)
+        assert isinstance(target.averaging, Expectation)
         target.value_and_grad(x, build_objective("margin", y, target.scores(x)))
-        spent[noise] = target.spent
+        spent[noise] = target.averaging.spent
     assert spent[1e-4] == 2 * FIRST_LOOK
     assert spent[1e-4] < spent[2.0] <= 64
 
@@ -123,7 +123,8 @@ def test_common_numbers_repeat_and_leave_the_generator_alone(net: nn.Module, poi
     first, second = (target.value_and_grad(x, lambda s, rows: target.margin(s, y[rows])) for _ in range(2))
     assert torch.equal(first.grad, second.grad)
     assert torch.equal(torch.get_rng_state(), state)
-    assert target.ledger.backwards == 2 * target.spent * len(x)  # type: ignore[attr-defined]
+    assert isinstance(target.averaging, Expectation)
+    assert target.ledger.backwards == 2 * target.averaging.spent * len(x)
 
 
 def test_certain_models_are_not_averaged(net: nn.Module) -> None:
