@@ -2,6 +2,7 @@
 
     python benchmarks/onnx_operators.py                   # writes benchmarks/onnx-operators.md
     python benchmarks/onnx_operators.py --show wrong late # prints the cases of these kinds, writes nothing
+    python benchmarks/onnx_operators.py --converter onnx2pytorch # counts what that package does, writes nothing
 
 Every test whose first input is a float32 tensor becomes a model of that one input, its further inputs constants; it is
 opened as `maskaudit check` would open it, and every output is compared with what the test expects. *Late* is a model
@@ -15,7 +16,7 @@ import argparse
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from maskaudit.loading.onnx import reader
 
 ANSWER = Path(__file__).resolve().parent / "onnx-operators.md"
 KINDS = ("right", "wrong", "late", "refused")
+#: A converted model: inputs → outputs.
+Converted = Callable[[torch.Tensor], Any]
 #: Operators without one answer, and steps whose derivative is zero or that are made to be trained.
 RANDOM = ("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike")
 STEPS = ("Ceil", "Floor", "Round", "Sign", "Hardmax", "DynamicQuantizeLinear", "QuantizeLinear", "Binarizer")
@@ -44,12 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", nargs="*", choices=KINDS, default=())
     parser.add_argument("--operators", nargs="*", help="only these")
+    parser.add_argument("--converter", choices=CONVERTERS, default="maskaudit")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, operator, smooth, model, x, expected in cases(arguments.operators):
-        kind, why = tried(model, x, expected)
+        kind, why = tried(CONVERTERS[arguments.converter], model, x, expected)
         counts[operator][kind] += 1
         counts[operator]["smooth"] += smooth
         counts[operator]["smooth right"] += smooth and kind == "right"
@@ -57,7 +61,7 @@ def main() -> int:
             print(f"{kind}: {name}: {why}"[:300], flush=True)
     total = sum(counts.values(), Counter())
     print(dict(total))
-    if not arguments.show and not arguments.operators:
+    if arguments.converter == "maskaudit" and not arguments.show and not arguments.operators:
         ANSWER.write_text(page(counts, total), encoding="utf-8")
     return int(bool(total["wrong"] or total["late"]))
 
@@ -103,11 +107,29 @@ def fixed(model: onnx.ModelProto, inputs: list[Any]) -> bool:
     return True
 
 
-def tried(model: onnx.ModelProto, x: np.ndarray, expected: list[Any]) -> tuple[str, str]:
-    """What becomes of a model, and why."""
-    data = model.SerializeToString()
+def _ours(model: onnx.ModelProto) -> Converted:
+    return reader.read(ModelFile("case.onnx", model.SerializeToString()), Options()).module
+
+
+def _onnx2pytorch(model: onnx.ModelProto) -> Converted:
+    from onnx2pytorch import ConvertModel
+
     try:
-        module = reader.read(ModelFile("case.onnx", data), Options()).module
+        converted: Converted = ConvertModel(model, experimental=True).eval()
+    except Exception as error:  # it has no error of its own for what it does not know
+        raise InputError(f"{type(error).__name__}: {error}") from error
+    return converted
+
+
+CONVERTERS: dict[str, Callable[[onnx.ModelProto], Converted]] = {"maskaudit": _ours, "onnx2pytorch": _onnx2pytorch}
+
+
+def tried(
+    convert: Callable[[onnx.ModelProto], Converted], model: onnx.ModelProto, x: np.ndarray, expected: list[Any]
+) -> tuple[str, str]:
+    """What becomes of a model, and why."""
+    try:
+        module = convert(model)
     except InputError as error:
         return "refused", str(error)
     try:
@@ -119,8 +141,8 @@ def tried(model: onnx.ModelProto, x: np.ndarray, expected: list[Any]) -> tuple[s
     if len(found) != len(expected):
         return "wrong", f"{len(found)} outputs, {len(expected)} expected"
     for ours, theirs in zip(found, expected, strict=True):
-        if tuple(ours.shape) != tuple(np.shape(theirs)):
-            return "wrong", f"shape {tuple(ours.shape)}, expected {np.shape(theirs)}"
+        if not isinstance(ours, torch.Tensor) or tuple(ours.shape) != tuple(np.shape(theirs)):
+            return "wrong", f"shape {np.shape(ours)}, expected {np.shape(theirs)}"
         if not np.allclose(
             ours.numpy().astype(np.float64), np.asarray(theirs).astype(np.float64), rtol=1e-3, atol=1e-5, equal_nan=True
         ):
