@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # several runs share the cores
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.peers import PEERS
-from benchmarks.records import DECIDING, Record, RecordFile, key_of, latest, sources_digest
+from benchmarks.records import DECIDING, UNDECIDING, Record, RecordFile, key_of, latest, sources_digest
 from benchmarks.running import Job, run_all
 from benchmarks.table import Knowledge, render
 from maskaudit import zoo
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def planned_jobs(asked: argparse.Namespace, models: list[str]) -> list[Job]:
     """Everything that the command asks for, audits of a model first; networks are trained here if need be."""
-    audit_code, peer_code = sources_digest(*AUDIT_SOURCES), sources_digest(*PEER_SOURCES)
+    audit_code, peer_code = sources_digest(*AUDIT_SOURCES, but=UNDECIDING), sources_digest(*PEER_SOURCES)
     points = asked.peer_points or PEER_POINTS
     peers = [] if asked.peers is None else asked.peers or list(PEERS)
     jobs = []

@@ -81,10 +81,28 @@ def test_the_digest_follows_the_rooms_that_decide_verdicts(tmp_path: Path, monke
         before = changed
 
 
+def test_what_says_nothing_to_python_leaves_the_digest_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    file, ray = tmp_path / "room/a.py", tmp_path / "room/ray.py"
+    file.parent.mkdir()
+    ray.write_text("b = 1\n")
+    file.write_text('"""Text."""\n\ndef f(x):\n    """Twice."""\n    return 2 * x  # why\n')
+    before = records.sources_digest("room", but=["room/ray.py"])
+    ray.write_text("b = 2\n")
+    file.write_text('"""Other."""\n\n\ndef f(x):\n    return (2 * x)\n\n"""And more."""\n')
+    assert records.sources_digest("room", but=["room/ray.py"]) == before
+    file.write_text("def f(x):\n    return 3 * x\n")
+    assert records.sources_digest("room", but=["room/ray.py"]) != before
+
+
+def test_what_decides_nothing_is_there() -> None:
+    assert all((records.ROOT / name).is_file() for name in records.UNDECIDING)
+
+
 def test_every_room_either_decides_verdicts_or_does_not() -> None:
     only_ask_and_show = {
         "__init__.py", "__main__.py", "api.py", "cli.py", "command", "declared", "errors.py", "files.py", "foreign.py",
-        "gate", "loading", "pytest_plugin.py", "report", "results.py", "sources.py",
+        "gate", "loading", "pytest_plugin.py", "report", "results.py", "sources.py", "train",
     }  # fmt: skip
     rooms = {path.name for path in (records.ROOT / "maskaudit").iterdir() if path.suffix == ".py" or path.is_dir()}
     assert rooms - {"__pycache__"} == only_ask_and_show | set(records.DECIDING)
