@@ -6,37 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from maskaudit import api
 from maskaudit.auditing.phases import accuracy
 from maskaudit.errors import UsageError
-from maskaudit.results import AttackRow, AuditReport, Rate
+from maskaudit.results import AuditReport, Rate
 from maskaudit.settings import BUDGETS, AuditSettings
 
-NO_SURROGATE = ("transfer", "torchattacks-pgd", "torchattacks-square")
-
-
-class Rounded(nn.Module):
-    """Inputs on a coarse grid: no gradient comes back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x * 16).round() / 16
+from .linear_audits import Rounded, by_name, linear
 
 
 def audited(front: nn.Module | None = None, eps: float = 0.9, **settings: Any) -> AuditReport:
     """A linear model on 300 points that it classifies as they are labelled, nearly all of which break."""
-    torch.manual_seed(0)
-    x, head = torch.rand(300, 6), nn.Linear(6, 3)
-    model = head if front is None else nn.Sequential(front, head)
-    chosen = AuditSettings(budget="quick", ignore=NO_SURROGATE, **settings)
-    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=eps, settings=chosen).report
-    return report
-
-
-def by_name(report: AuditReport) -> dict[str, AttackRow]:
-    return {row.name: row for row in report.attacks}
+    return linear(eps, front, points=300, **settings)
 
 
 @pytest.mark.parametrize(("samples", "drawn"), [(None, 56), (40, 40), (150, 150), (1000, 300), ("all", 300)])

@@ -14,13 +14,11 @@ from maskaudit.results import AuditReport
 from maskaudit.settings import BUDGETS, Allowance, AuditEvent, AuditSettings, allowance
 from maskaudit.target import PassLedger
 
+from .linear_audits import linear
+
 
 def audited(budget: str, eps: float = 0.1, workers: int | None = None) -> AuditReport:
-    torch.manual_seed(0)
-    x, model = torch.rand(128, 6), nn.Linear(6, 3)
-    settings = AuditSettings(budget=budget, workers=workers, ignore=("transfer",))
-    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=eps, settings=settings).report
-    return report
+    return linear(eps, budget=budget, workers=workers, ignore=("transfer",))
 
 
 @pytest.mark.parametrize(

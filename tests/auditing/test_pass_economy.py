@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from maskaudit import api
 from maskaudit.attacks import registry
-from maskaudit.attacks.decision import attack as decision
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import battery
 from maskaudit.attacks.square import square
@@ -24,10 +23,12 @@ from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.paired import strong_gap
 from maskaudit.results import AttackRow, AuditReport
 from maskaudit.rng import PointRNG
-from maskaudit.settings import BUDGETS, AuditSettings
+from maskaudit.settings import BUDGETS, AuditEvent, AuditSettings
 from maskaudit.target import Target
 from maskaudit.threat import ThreatModel
 from maskaudit.verdict.limits import RECAPTURE_POINTS
+
+from .linear_audits import Rounded, by_name, linear
 
 NEAR = ("apgd-ce-near", "apgd-near", "square-near")
 CHALLENGERS = ("noise", "square", "finite-differences", "decision")
@@ -38,17 +39,6 @@ def audited(known: int, monkeypatch: pytest.MonkeyPatch) -> AuditReport:
     monkeypatch.setattr(challenge, "FIRST_KNOWN", known)
     monkeypatch.setattr(challenge, "FLOOR", 1.0)
     return linear(eps=0.1)
-
-
-def linear(eps: float, front: nn.Module | None = None, points: int = 128, **settings: object) -> AuditReport:
-    """A linear model, behind something if wanted, audited quickly on points that it classifies as they are labelled."""
-    torch.manual_seed(0)
-    x, head = torch.rand(points, 6), nn.Linear(6, 3)
-    model = head if front is None else nn.Sequential(front, head)
-    left_out = ("transfer", "torchattacks-pgd", "torchattacks-square")
-    chosen = AuditSettings(**{"budget": "quick", "ignore": left_out, **settings})  # type: ignore[arg-type]
-    report: AuditReport = api.audit(model, (x, model(x).argmax(1)), eps=eps, settings=chosen).report
-    return report
 
 
 @pytest.mark.heavy
@@ -182,17 +172,6 @@ def test_a_search_whose_power_was_not_shown_meets_more_points_at_the_next_look(f
     assert int(search.tried().sum()) == wanted
 
 
-class Rounded(nn.Module):
-    """Inputs on a coarse grid: no gradient comes back."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x * 16).round() / 16
-
-
-def by_name(report: AuditReport) -> dict[str, AttackRow]:
-    return {row.name: row for row in report.attacks}
-
-
 @pytest.mark.heavy
 def test_a_search_gets_on_unbroken_points_what_it_was_worth_on_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     learnt = linear(eps=0.1)
@@ -267,21 +246,22 @@ def test_searches_learn_their_budgets_together(took: list[tuple[float, float]], 
     assert (learnt["square"], learnt["noise"]) == budgets
 
 
-def test_the_decision_based_search_has_its_pool_on_known_and_on_unbroken_points(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pools: list[Tensor | None] = []
+def test_the_decision_based_search_has_its_pool_on_known_and_on_unbroken_points() -> None:
+    steps, passes = ["before"], list[tuple[str, int]]()
 
-    def watched(target: Target, x: Tensor, y: Tensor, pool: Tensor | None, starts: int) -> decision.Starts:
-        pools.append(pool)
-        return nearest(target, x, y, pool, starts)
+    class Asked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            passes.append((steps[-1], len(x)))
+            return x
 
-    nearest = decision.nearest_of_other_classes
-    monkeypatch.setattr(decision, "nearest_of_other_classes", watched)
-    report = linear(eps=0.1)
+    def hear(event: AuditEvent) -> None:
+        steps.append(f"after {event.step}" if event.finished else event.step)
+
+    report = linear(eps=0.1, front=Asked(), on_event=hear)
     assert "queries_on_unbroken_points" in by_name(report)["decision"].settings
-    assert len(pools) >= 2
-    assert all(pool is not None and len(pool) == 128 for pool in pools)
+    assert report.settings["samples"] < 128, "a pool is more than the points that are attacked"
+    whole = [step for step, points in passes if points == 128 and step.startswith("decision")]
+    assert whole == ["decision", "decision unbroken"], "each asks once for the classes of all data"
 
 
 @pytest.mark.heavy

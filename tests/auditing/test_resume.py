@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,11 @@ from torch import Tensor, nn
 from benchmarks.growth import state
 from benchmarks.kills import differences
 from maskaudit import api
-from maskaudit.auditing.attacker import Attacker
-from maskaudit.auditing.engine.local import Local
 from maskaudit.auditing.journal import Journal, Kept
 from maskaudit.data import Dataset
 from maskaudit.errors import InputError
 from maskaudit.results import RUN_FIELDS, without_run_fields
-from maskaudit.settings import AuditSettings
+from maskaudit.settings import AuditEvent, AuditSettings
 from maskaudit.threat import ThreatModel
 
 pytestmark = pytest.mark.heavy
@@ -102,16 +102,47 @@ def test_kills_and_workers_leave_no_mark(name: str, tmp_path: Path) -> None:
     assert whole["timing"]["backwards"] > 0
 
 
-def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = api.run(prepared(), out=tmp_path).report.to_dict()
+#: Of how many points the model is asked at most to score the examples of an attack: those of all points, twice.
+SCORED = 2 * 24
 
-    def idle(_self: Attacker, tasks: Any, _target: object, _on_done: object) -> list[object]:
-        assert list(tasks) == [], "all work is there already"
-        return []
+Watched = Callable[[api.Prepared, Path, bool], tuple[dict[str, Any], Counter[str]]]
 
-    monkeypatch.setattr("maskaudit.auditing.engine.local.Local.run", idle)
-    again = api.run(prepared(), out=tmp_path, resume=True).report.to_dict()
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Runs an audit; gives its report, and of how many points the model was asked from each step on to the next."""
+
+    def run(audit: api.Prepared, out: Path, resume: bool) -> tuple[dict[str, Any], Counter[str]]:
+        asked, step, forward = Counter[str](), ["before"], Coarse.forward
+
+        def counted(model: Coarse, x: Tensor) -> Tensor:
+            asked[step[0]] += len(x)
+            return forward(model, x)
+
+        def hear(event: AuditEvent) -> None:
+            step[0] = f"after {event.step}" if event.finished else event.step
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Coarse, "forward", counted)
+            return api.run(audit, out=out, resume=resume, on_event=hear).report.to_dict(), asked
+
+    return run
+
+
+def test_a_finished_journal_saves_the_work_and_not_the_count(tmp_path: Path, watched: Watched) -> None:
+    whole, first = watched(prepared(), tmp_path, False)
+    again, second = watched(prepared(), tmp_path, True)
     assert list(differences(without_run_fields(again), without_run_fields(whole))) == []
+    assert first["probes"] > 0
+    assert second["probes"] == second["after output-kind"] == 0
+    saved = {step for step in first if step in SELECT or step.startswith("repaired stage")} | {"unbounded"}
+    assert saved >= {"unbounded", "pgd", "apgd-margin", "noise", "transfer", "square"}
+    for step in saved:
+        assert second[step] < first[step], step
+        if step in SELECT:
+            assert first[step] > SCORED >= second[step], step
+    stages = [sum(asked[step] for step in saved if step not in SELECT) for asked in (first, second)]
+    assert stages[1] < stages[0] / 2
 
 
 def test_another_surrogate_is_refused_by_name(tmp_path: Path) -> None:
@@ -158,23 +189,15 @@ def test_one_changed_bit_of_the_data_is_another_audit() -> None:
     assert [name for name in first if first[name] != second[name]] == ["--data"]
 
 
-def test_an_attack_with_other_settings_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attack_with_other_settings_is_run_again(tmp_path: Path, watched: Watched) -> None:
     few = ("pgd", "square")
-    api.run(prepared(select=few), out=tmp_path)
-    run: list[str] = []
-    work = Local.run
-
-    def watched(self: Local, tasks: Any, *given: Any) -> list[Any]:
-        run.extend(task.spec.name for task in tasks)
-        return work(self, tasks, *given)
-
-    monkeypatch.setattr(Local, "run", watched)
-    again = api.run(prepared(select=(*few, "apgd-margin")), out=tmp_path, resume=True).report
-    monkeypatch.undo()
+    first = watched(prepared(select=few), tmp_path, False)[1]
+    again, asked = watched(prepared(select=(*few, "apgd-margin")), tmp_path, True)
     alone = api.run(prepared(select=(*few, "apgd-margin"))).report
-    assert {"apgd-margin", "square"} <= set(run)
-    assert "pgd" not in run
-    assert list(differences(without_run_fields(again.to_dict()), without_run_fields(alone.to_dict()))) == []
+    assert asked["apgd-margin"] > SCORED
+    assert asked["square"] > SCORED, "it meets other points than before"
+    assert first["pgd"] > SCORED >= asked["pgd"] > 0
+    assert list(differences(without_run_fields(again), without_run_fields(alone.to_dict()))) == []
 
 
 def test_only_how_it_was_run_is_left_out_of_comparisons() -> None:
