@@ -24,7 +24,7 @@ CLAIM_RULE = "maskaudit-claim"
 _LEVELS = {"masked": "error", "suspect": "warning", "inconclusive": "note", "clear": "none"}
 
 #: Figures inside a message, which vary between runs and are left out of the fingerprint.
-_FIGURES = re.compile(r"[-+−]?\d[\d.,]*(?:[eE][-+−]?\d+)?%?")
+_FIGURES = re.compile(r"[-+−]?\d[\d.,]*(?:[eE][-+−]?\d+|(?: × 10)?[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?%?")
 
 
 def render(document: dict[str, Any]) -> str:
