@@ -16,8 +16,8 @@ from maskaudit.attacks import registry
 from maskaudit.attacks.interface import AttackSpec
 from maskaudit.attacks.registry import battery
 from maskaudit.attacks.square import square
+from maskaudit.auditing import challenge
 from maskaudit.auditing.ledger import Ledger
-from maskaudit.auditing.phases import challengers as challenge
 from maskaudit.auditing.phases import near_misses
 from maskaudit.probes.interface import AttackOutcome, ProbeContext
 from maskaudit.probes.paired import strong_gap

@@ -34,7 +34,7 @@ def kinds() -> dict[str, Counter[str]]:
     for name, operator, _, model, x, expected in operators.cases(None):
         seen[operator] += 1
         if seen[operator] <= CASES:
-            kind, _ = operators.tried(model, x, expected)
+            kind, _ = operators.tried(operators.CONVERTERS["maskaudit"], model, x, expected)
             found[operator][kind if kind in ("right", "refused") else name] += 1
     return found
 
