@@ -101,7 +101,7 @@ def _challengers(budget: Budget) -> tuple[AttackSpec, ...]:
         ),
         AttackSpec(
             "transfer", "Transfer from a surrogate trained on the model's answers", "transfer", "challenger",
-            transfer, {"queries": 120}, None,
+            transfer, {"queries": min(120, budget.queries)}, None,
             ("Papernot et al. 2017, Practical black-box attacks against machine learning",), effort="queries",
             shared=("surrogates",), frugal=False,
         ),

@@ -30,6 +30,8 @@ from maskaudit.threat import ThreatModel
 
 #: Points of the pool that decision-based search starts from; the surrogate learns from the first of them.
 POOL_POINTS = 2000
+#: Of a limited number of queries one in so many may go to the pool.
+POOL_SHARE = 20
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Attacker:
     ) -> None:  # fmt: skip
         self.target, self.ledger, self.threat, self.settings = target, ledger, threat, settings
         self.engine = engine_for(settings)
-        self.pool = pool[:POOL_POINTS]
+        self.pool = pool[: POOL_POINTS if settings.queries is None else settings.queries // POOL_SHARE]
         self.user_surrogates = surrogates
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event

@@ -40,8 +40,9 @@ ROLES = ("challenger", "second_opinion")
 OWN_KINDS = ("repaired",)
 #: Kinds that do without the gradient of the model.
 ASKING: tuple[Kind, ...] = ("score", "decision", "random", "universal", "transfer")
-#: Fewer queries of a black box than this are spent on frugal attacks only.
-FEW_QUERIES = 20_000
+#: Fewer queries of a black box than this for each point and attack are spent on frugal attacks only: one gradient by
+#: differences of 128 blocks takes 259 of them, and a surrogate learns from up to 1,000 inputs before it attacks.
+FEW_QUERIES = 300
 #: How much the scores of a repaired model may differ from the model's own, relative and absolute.
 SAME_SCORES = (1e-3, 1e-4)
 
@@ -184,11 +185,18 @@ def chosen(known: Catalogue, settings: AuditSettings) -> tuple[AttackSpec, ...]:
     check_names((*settings.select, *settings.ignore), known, extra)
     every = tuple(sorted((*known.attacks, *extra), key=lambda spec: spec.second_chance))
     if settings.black_box:
-        few = settings.queries is not None and settings.queries < FEW_QUERIES
+        dear = too_dear(known, settings)
         every = tuple(
-            spec for spec in every if spec.kind in ASKING and spec.role == "challenger" and (spec.frugal or not few)
+            spec for spec in every if spec.kind in ASKING and spec.role == "challenger" and spec.name not in dear
         )
     return tuple(spec for spec in every if spec.role == "reference" or wanted(settings, spec.name))
+
+
+def too_dear(known: Catalogue, settings: AuditSettings) -> tuple[str, ...]:
+    """Attacks that a black box with this few queries is not asked for, though they could be."""
+    if settings.queries is None or settings.effort.queries >= FEW_QUERIES:
+        return ()
+    return tuple(spec.name for spec in known.attacks if spec.kind in ASKING and not spec.frugal)
 
 
 def wanted(settings: AuditSettings, name: str) -> bool:

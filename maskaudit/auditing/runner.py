@@ -15,7 +15,7 @@ from torch import Tensor
 from maskaudit import foreign
 from maskaudit.auditing.attacker import Attacker
 from maskaudit.auditing.budget_limit import BudgetSpent, limit
-from maskaudit.auditing.catalogue import catalogue, chosen
+from maskaudit.auditing.catalogue import Catalogue, catalogue, chosen, too_dear
 from maskaudit.auditing.certified import certify
 from maskaudit.auditing.document import Keeper, Keeping, report_so_far, scoring
 from maskaudit.auditing.draw_or_search import looks
@@ -43,7 +43,7 @@ from maskaudit.errors import ModelError, UsageError
 from maskaudit.loading.blackbox import QueriesSpentError
 from maskaudit.repairs.branch import check_branches
 from maskaudit.results import EVIDENCE_FILE, AuditReport
-from maskaudit.settings import Listener, ignore_events
+from maskaudit.settings import AuditSettings, Listener, ignore_events
 from maskaudit.target.process_state import threads
 from maskaudit.target.recognise import recognise
 from maskaudit.verdict.recorded import SPARED
@@ -100,13 +100,20 @@ def run_audit(
             target, Ledger(), threat, settings,
             pool=prepared.pool, surrogates=prepared.surrogates, journal=journal, on_event=keeper.tell,
         )  # fmt: skip
+        notes = [*loaded.notes, *data.notes, *known.notes, *_economies(known, settings)]
         keeper.state = state = AuditState(
             target, loaded, data, threat, settings, attacker, known, chosen(known, settings),
-            settings.looks(len(data)), keeper.tell, [*loaded.notes, *data.notes, *known.notes],
+            settings.looks(len(data)), keeper.tell, notes,
         )  # fmt: skip
         limit(state)
         with contextlib.closing(attacker.engine):
             return _audit(state, takes_partial=keep is not None)
+
+
+def _economies(known: Catalogue, settings: AuditSettings) -> list[str]:
+    """What a black box with few queries was not asked for, as a note."""
+    dear = too_dear(known, settings)
+    return [f"Left out, since {settings.queries:,} queries are too few for it: {', '.join(dear)}."] if dear else []
 
 
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
@@ -195,7 +202,7 @@ def _look(state: AuditState, points: int) -> None:
 
 
 def _ask(state: AuditState, rows: Tensor) -> None:
-    """What can be found by queries and transfer alone."""
+    """What can be found without gradients."""
     if len(rows):
         for phase in BLACK_BOX:
             phase(state, rows)

@@ -271,7 +271,7 @@ def text(comparison: Document) -> str:
     ]  # fmt: skip
     lines += _section(title, rows, ("robust accuracy", "A", "B", "lost by A only", "by B only", "p", ""))
     lines += _section("Probes that changed", [
-        (one["rule"], f"{one['a']} -> {one['b']}", words.joined((one["a_figure"], one["b_figure"]), " -> ")[:48])
+        (one["rule"], f"{one['a']} -> {one['b']}", words.joined((one["a_figure"], one["b_figure"]), " -> "))
         for one in comparison["probes"]
     ], ("", "", ""))  # fmt: skip
     for side in ("a", "b"):

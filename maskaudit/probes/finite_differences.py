@@ -239,7 +239,7 @@ def measure(context: ProbeContext) -> Measurement:
                 for scale in scales
             ],
             "rounding_median": float(noise.quantile(0.5)),
-            "points_with_unusable_gradient": int((~finite).sum()),
+            "points_without_finite_gradient": int((~finite).sum()),
         },
         per_point=tuple(cosines[chosen.divisor].tolist()),
     )  # fmt: skip

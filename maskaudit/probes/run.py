@@ -81,7 +81,7 @@ def _check_needs(probe: Probe, context: ProbeContext) -> None:
     if len(context.x) == 0:
         raise NotApplicable("There is no correctly classified point to measure on.")
     if getattr(context.target.model, "black_box", False) and (probe.needs or probe.rule not in FOR_BLACK_BOXES):
-        raise NotApplicable("The model is a black box: there is no gradient to ask about.")
+        raise NotApplicable("The model is a black box: nothing is asked of it but its answers to attacks.")
     if "attacks" in probe.needs and (not context.attacks or context.strong is None):
         raise NotApplicable("It compares attacks, and no attack has run.")
     if "module" in probe.needs and not isinstance(context.target.model, nn.Module):

@@ -71,6 +71,8 @@ def read_plan(path: Path) -> Plan:
 def parse_plan(document: Any, name: str = "plan") -> Plan:
     """A plan from parsed JSON; see `read_plan`."""
     where = f"The plan {name}"
+    if isinstance(document, dict) and "schema_version" in document:
+        raise InputError(f"{where} is a report: write its plan with `maskaudit report {name} -o plan=plan.json`.")
     plan = Plan(tuple(map(_stage, read(PLAN, document, where)["stages"])), "file")
     for what, found, most in (
         ("gradient steps per point", sum(stage.cost for stage in plan.stages), MAX_COST),

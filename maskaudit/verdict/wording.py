@@ -137,7 +137,7 @@ def sentence(label: Label, seen: Observations, mechanisms: tuple[Mechanism, ...]
     if seen.black_box:
         return (
             f"No verdict on gradients: the model is a black box. At most {best:.1%} of the points withstand every "
-            f"attack that was tried by queries and transfer: {_several(seen.attacks_run, 'attack')}."
+            f"attack that was tried without its gradients: {_several(seen.attacks_run, 'attack')}."
         )
     if label == "inconclusive" and not ran and not seen.attacks_run:
         return "No verdict: the audit cannot say whether gradients mask anything; no probe and no attack ran."

@@ -217,7 +217,7 @@ def test_random_models_are_not_measured() -> None:
 def test_gradients_that_are_not_finite_count_as_disagreement() -> None:
     model = Through(Linear(64), lambda x: x + 0 * torch.sqrt(x.detach() * 0 + 0 * x))  # NaN backward, exact forward
     result = run(model, points(16, 64), norm_threat("Linf"))
-    assert result.details["points_with_unusable_gradient"] == 16
+    assert result.details["points_without_finite_gradient"] == 16
     assert (result.status, result.value) == ("finding", 0.0)
 
 

@@ -36,7 +36,7 @@ def test_stages_and_confirmations_are_shown_and_escaped() -> None:
     )
     assert "margin from a random start, 25 steps, of 0.1 ε, up to 8 draws per gradient" in page
     assert "Skipped" not in page
-    assert "1 further stage, skipped since" in page
+    assert "1 further stage and says why it met no point" in page
     assert "1,234" in page
 
 
@@ -57,7 +57,7 @@ def test_white_box_stages_are_called_so_and_long_plans_are_cut() -> None:
     assert view.given
     assert (len(view.stages), view.hidden) == (plan.MAX_STAGES, 20)
     assert view.stages[0].what == "Nothing: the attack follows the model's gradients."
-    assert "20 further stages, most of them" in render(view)
+    assert "20 further stages and says why each of them met no point" in render(view)
 
 
 @pytest.mark.parametrize("damaged", [{}, {"plan": []}, {"plan": {"stages": "x"}}, {"plan": {"stages": [3, None]}}])

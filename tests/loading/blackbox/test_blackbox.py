@@ -215,7 +215,10 @@ def test_queries_are_counted_and_kept_to_the_limit() -> None:
     report = api.audit(counting, DATA, eps=0.05, settings=settings).report
     assert sum(counted) <= 3000 + 4  # the few that tell what it is
     assert report.verdict.label == "inconclusive"
-    assert any(row.status == "ran" and row.attempted for row in report.attacks)
+    ran = {row.name for row in report.attacks if row.status == "ran" and row.attempted}
+    assert {"noise", "square", "decision", "universal"} <= ran, "no attack takes what the others need"
+    assert any("too few" in note and "transfer, finite-differences" in note for note in report.notes)
+    assert not any("transfer" in row.name for row in report.attacks)
     with pytest.raises(UsageError, match="give --black-box as well"):
         api.audit(nn.Linear(6, 3), DATA, eps=0.05, queries=100, settings=QUICK)
 
