@@ -38,7 +38,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as stream:
         start = stream.read(6)
     if not start.startswith(b"PK"):
-        what = "empty" if not start else "not an .npz file"
+        what = "empty" if not start else "of no form that data come in (docs/data.md lists them)"
         raise InputError(f"{path} is {what}; save inputs and labels with numpy.savez(x=…, y=…).")
     try:
         with zipfile.ZipFile(path) as archive:
