@@ -113,7 +113,9 @@ def _distinct(probes: tuple[records.ProbeView, ...]) -> list[records.ProbeView]:
 def _verdict(report: records.View) -> dict[str, Any]:
     places = [place for mechanism in report.mechanisms for place in mechanism.places] or [records.Place()]
     cause = words.joined(mechanism.id for mechanism in report.mechanisms)
-    message = words.joined((report.sentence, *(mechanism.title + "." for mechanism in report.mechanisms)), " ")
+    told = report.sentence.lower()
+    further = [f"{one.title}." for one in report.mechanisms if one.title.lower() not in told]
+    message = words.joined((report.sentence, *further), " ")
     result = _result(VERDICT_RULE, _LEVELS[report.label], message, places[0], cause or report.label, report)
     result["properties"] = {"verdict": report.label}
     if report.label == "clear":

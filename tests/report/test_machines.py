@@ -92,6 +92,17 @@ def test_sarif_fingerprint_ignores_figures_but_not_places() -> None:
     assert fingerprint() != before
 
 
+def test_sarif_states_a_cause_once() -> None:
+    document = sample.masked().to_dict()
+    title = document["verdict"]["mechanisms"][0]["title"]
+    document["verdict"]["sentence"] = f"Robustness is overstated. The likely cause: {title[0].lower()}{title[1:]}."
+    (result,) = (r for r in sarif(document)["results"] if r["ruleId"] == "maskaudit-verdict")
+    assert result["message"]["text"].lower().count(title.lower()) == 1
+    document["verdict"]["sentence"] = "Robustness is overstated."
+    (result,) = (r for r in sarif(document)["results"] if r["ruleId"] == "maskaudit-verdict")
+    assert title in result["message"]["text"]
+
+
 @pytest.mark.parametrize(
     ("path", "uri"),
     [
