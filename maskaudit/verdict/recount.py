@@ -149,7 +149,7 @@ def _trace(document: Mapping[str, Any], recorded: Recorded) -> Check:
         f"the trace names no {one.id} where the report does" for one in recorded.traced
         if (one.id, one.locations) not in seen and not (opened and one.id == "saturation")
     ]  # fmt: skip
-    return Check("trace", not odd, _told(odd, f"names the places of {len(recorded.traced)} mechanisms"))
+    return Check("trace", not odd, _told(odd, f"mechanisms whose places it names: {len(recorded.traced)}"))
 
 
 def _accuracy(document: Mapping[str, Any], recorded: Recorded, judgement: Judgement) -> Check:
@@ -189,8 +189,9 @@ def _misjudged(document: Mapping[str, Any]) -> bool:
 def _levels(document: Mapping[str, Any], judgement: Judgement) -> Check:
     found = plain({name: _plain(part) for name, part in judgement.masking.items()})
     stated = {name: document["masking"].get(name) for name in found}
-    shares = ", ".join(f"{found[f'{name}_level']['value']:.1%} at {name} level" for name in ("gradient", "loss"))
-    return _section("levels", stated, found, f"hidden are {shares}")
+    rates = {name: found[f"{name}_level"] for name in ("gradient", "loss")}
+    shares = [f"{rate['value']:.1%} at {name} level" for name, rate in rates.items() if rate["n"]]
+    return _section("levels", stated, found, f"hidden are {', '.join(shares)}" if shares else "none was measured")
 
 
 def _claim(document: Mapping[str, Any], judgement: Judgement) -> Check:
