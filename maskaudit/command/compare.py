@@ -7,6 +7,7 @@ over the attacks. Where they drew others, shares are compared by Fisher's exact 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,8 @@ from maskaudit.report.records import View
 from maskaudit.verdict.statistics import holm, mcnemar
 
 SCHEMA_VERSION = 1
+#: Letters of a figure of a probe, of which a line shows two.
+_FIGURE = 22
 
 #: Settings of an audit that do not change what is measured.
 _INCIDENTAL = ("command", "defaults", "fail_on", "batch_size", "samples", "looks", "data", "split", "input_shape")
@@ -271,7 +274,7 @@ def text(comparison: Document) -> str:
     ]  # fmt: skip
     lines += _section(title, rows, ("robust accuracy", "A", "B", "lost by A only", "by B only", "p", ""))
     lines += _section("Probes that changed", [
-        (one["rule"], f"{one['a']} -> {one['b']}", words.joined((one["a_figure"], one["b_figure"]), " -> "))
+        (one["rule"], f"{one['a']} -> {one['b']}", words.joined((_cut(one["a_figure"]), _cut(one["b_figure"])), " -> "))
         for one in comparison["probes"]
     ], ("", "", ""))  # fmt: skip
     for side in ("a", "b"):
@@ -308,6 +311,11 @@ def _section(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...
         title,
         *("  " + columns(row, widths) for row in table),
     ]
+
+
+def _cut(figure: str) -> str:
+    """A figure, or the reason for none, by whole words: both sides of a comparison share a line."""
+    return textwrap.shorten(figure, _FIGURE, placeholder=" …")
 
 
 def _short(value: Any) -> str:

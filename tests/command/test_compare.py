@@ -52,6 +52,7 @@ def test_what_changed_between_masked_and_clear() -> None:
     shown = text(found)
     assert "verdict    masked -> clear" in shown
     assert "claim      70.0% refuted -> none" in shown
+    assert "72.4% of points -> 1.0% of points" in shown
     assert max(map(len, shown.splitlines())) <= WIDTH
 
 
