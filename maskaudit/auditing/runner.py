@@ -113,7 +113,7 @@ def run_audit(
 def _economies(known: Catalogue, settings: AuditSettings) -> list[str]:
     """What a black box with few queries was not asked for, as a note."""
     dear = too_dear(known, settings)
-    return [f"Left out, since {settings.queries:,} queries are too few for it: {', '.join(dear)}."] if dear else []
+    return [f"Left out, since {settings.queries:,} queries are too few for them: {', '.join(dear)}."] if dear else []
 
 
 def _audit(state: AuditState, *, takes_partial: bool) -> Audit:
