@@ -11,11 +11,10 @@ from maskaudit.auditing.forecast import gradient_passes, search_passes
 from maskaudit.auditing.state import AuditState
 from maskaudit.settings import BUDGETS, FIRST_LOOKS, Allowance, Budget, allowance
 from maskaudit.target import PassLedger
+from maskaudit.verdict.numerals import duration
 
 #: A forward pass with the backward pass that follows it takes about three times as long as the forward pass alone.
 PRICE_OF_BOTH = 3.0
-#: Beyond this many seconds a duration is given in minutes, beyond as many minutes in hours.
-_UNIT_LIMIT = 100
 
 
 class BudgetSpent(BaseException):
@@ -72,12 +71,3 @@ def prices(seconds: float) -> str:
     }
     named = ", ".join(f"{time_of} ({name})" for name, time_of in expected.items())
     return f"{1000 * of_a_pass:.2g} ms each; a robust model takes about {named}, others a fraction"
-
-
-def duration(seconds: float) -> str:
-    """In words of two digits: `40 s`, `12 min`, `3.5 h`."""
-    for unit in ("s", "min"):
-        if seconds < _UNIT_LIMIT:
-            return f"{seconds:.2g} {unit}" if seconds < 10 else f"{seconds:.0f} {unit}"
-        seconds /= 60
-    return f"{seconds:.3g} h"

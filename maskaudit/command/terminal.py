@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from maskaudit.command import streams
 from maskaudit.errors import without_controls
 from maskaudit.report import words
+from maskaudit.verdict.numerals import duration
 
 if TYPE_CHECKING:
     from maskaudit.settings import AuditEvent
@@ -81,8 +82,6 @@ class ProgressLine:
 
 def time_left(seconds: float) -> str:
     """An estimate in words: `7 s`, `70 min`."""
-    from maskaudit.auditing.budget_limit import duration  # which knows torch, as this module need not
-
     return duration(round(seconds))
 
 

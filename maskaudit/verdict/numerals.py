@@ -1,4 +1,4 @@
-"""How a number is written for people: three digits, thousands separated, and powers of ten instead of `e-08`."""
+"""How numbers and estimated times are written for people: few digits, and powers of ten instead of `e-08`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 #: Digits and the minus sign as exponents.
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: Beyond this many seconds a duration is given in minutes, beyond as many minutes in hours.
+_UNIT_LIMIT = 100
 
 
 def number(value: float) -> str:
@@ -31,6 +33,15 @@ def power(decades: float) -> str:
         front, exponent = "1", exponent + 1
     shown = f"10{str(exponent).translate(SUPERSCRIPT)}"
     return shown if front == "1" else f"{front} × {shown}"
+
+
+def duration(seconds: float) -> str:
+    """In words of two digits: `40 s`, `12 min`, `3.5 h`."""
+    for unit in ("s", "min"):
+        if seconds < _UNIT_LIMIT:
+            return f"{seconds:.2g} {unit}" if seconds < 10 else f"{seconds:.0f} {unit}"
+        seconds /= 60
+    return f"{seconds:.3g} h"
 
 
 def _signed(text: str) -> str:

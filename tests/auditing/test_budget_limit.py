@@ -8,11 +8,12 @@ from torch import nn
 
 from maskaudit import api
 from maskaudit.auditing import budget_limit
-from maskaudit.auditing.budget_limit import BudgetSpent, Spending, duration, expected_passes, prices
+from maskaudit.auditing.budget_limit import BudgetSpent, Spending, expected_passes, prices
 from maskaudit.errors import UsageError
 from maskaudit.results import AuditReport
 from maskaudit.settings import BUDGETS, Allowance, AuditEvent, AuditSettings, allowance
 from maskaudit.target import PassLedger
+from maskaudit.verdict.numerals import duration
 
 from .linear_audits import linear
 
