@@ -64,7 +64,9 @@ class Attacker:
     ) -> None:  # fmt: skip
         self.target, self.ledger, self.threat, self.settings = target, ledger, threat, settings
         self.engine = engine_for(settings)
-        self.pool = pool[: POOL_POINTS if settings.queries is None else settings.queries // POOL_SHARE]
+        self.pool = pool[:POOL_POINTS]
+        if settings.queries is not None:
+            self.pool = self.pool[: settings.queries // POOL_SHARE]
         self.user_surrogates = surrogates
         self.surrogates: list[Target] = []
         self.journal, self.tell = journal, on_event

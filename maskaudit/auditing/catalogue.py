@@ -196,7 +196,8 @@ def too_dear(known: Catalogue, settings: AuditSettings) -> tuple[str, ...]:
     """Attacks that a black box with this few queries is not asked for, though they could be."""
     if settings.queries is None or settings.effort.queries >= FEW_QUERIES:
         return ()
-    return tuple(spec.name for spec in known.attacks if spec.kind in ASKING and not spec.frugal)
+    dear = (spec.name for spec in known.attacks if spec.kind in ASKING and not spec.frugal)
+    return tuple(name for name in dear if wanted(settings, name))
 
 
 def wanted(settings: AuditSettings, name: str) -> bool:
